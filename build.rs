@@ -1,0 +1,15 @@
+//! Compiles `proto/` with protox, so that building needs no protoc.
+
+use prost::Message as _;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let descriptors = protox::compile(["rpc.proto", "log.proto", "peer.proto"], ["proto"])?;
+    let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure()
+        .bytes(".")
+        .extern_path(".mvccpb.KeyValue", "crate::pb::KeyValue")
+        .compile_fds(descriptors)?;
+    Ok(())
+}

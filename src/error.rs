@@ -1,0 +1,166 @@
+//! What a client request can fail with, and the one place that gives each failure its text, its gRPC code and its number
+//! between members.
+//!
+//! Texts and codes are the etcd v3 API's: clients match on them. Absent: failures inside a module (each has its own error
+//! type) and deterministic-apply faults, which stop the node.
+
+use tonic::{Code, Status};
+
+/// A request that failed, in the etcd v3 API's terms.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error("etcdserver: key is not provided")]
+    EmptyKey,
+    #[error("etcdserver: key not found")]
+    KeyNotFound,
+    #[error("etcdserver: value is provided")]
+    ValueProvided,
+    #[error("etcdserver: lease is provided")]
+    LeaseProvided,
+    #[error("etcdserver: request is too large")]
+    RequestTooLarge,
+    #[error("etcdserver: too many operations in txn request")]
+    TooManyOps,
+    #[error("etcdserver: duplicate key given in txn request")]
+    DuplicateKey,
+    #[error("etcdserver: invalid sort option")]
+    InvalidSortOption,
+    #[error("etcdserver: mvcc: required revision has been compacted")]
+    Compacted,
+    #[error("etcdserver: mvcc: required revision is a future revision")]
+    FutureRevision,
+    #[error("etcdserver: mvcc: database space exceeded")]
+    NoSpace,
+    #[error("etcdserver: requested lease not found")]
+    LeaseNotFound,
+    #[error("etcdserver: too many requests")]
+    TooManyRequests,
+    #[error("etcdserver: no leader")]
+    NoLeader,
+    #[error("etcdserver: leader changed")]
+    LeaderChanged,
+    #[error("etcdserver: not leader")]
+    NotLeader,
+    #[error("etcdserver: request timed out")]
+    Timeout,
+    #[error("etcdserver: request timed out, possibly due to previous leader failure")]
+    TimeoutLeaderFailure,
+    #[error("etcdserver: request timed out, possibly due to connection lost")]
+    TimeoutConnectionLost,
+    #[error("etcdserver: server stopped")]
+    Stopped,
+    #[error("etcdserver: rpc not supported for learner")]
+    NotSupportedForLearner,
+    #[error("etcdserver: member not found")]
+    MemberNotFound,
+    #[error("etcdserver: bad leader transferee")]
+    BadLeaderTransferee,
+    #[error("etcdserver: corrupt cluster")]
+    Corrupt,
+    /// Something that etcd has no text for; the text is whole, and says what to do.
+    #[error("quorate: {0}")]
+    Unsupported(String),
+}
+
+impl Error {
+    /// The gRPC code that the etcd API gives this failure.
+    pub fn code(&self) -> Code {
+        use Error::*;
+        match self {
+            EmptyKey | KeyNotFound | ValueProvided | LeaseProvided | RequestTooLarge | TooManyOps | DuplicateKey
+            | InvalidSortOption => Code::InvalidArgument,
+            Compacted | FutureRevision => Code::OutOfRange,
+            NoSpace | TooManyRequests => Code::ResourceExhausted,
+            LeaseNotFound | MemberNotFound => Code::NotFound,
+            NoLeader | LeaderChanged | Timeout | TimeoutLeaderFailure | TimeoutConnectionLost | Stopped => {
+                Code::Unavailable
+            }
+            NotLeader | NotSupportedForLearner | BadLeaderTransferee => Code::FailedPrecondition,
+            Corrupt => Code::DataLoss,
+            Unsupported(_) => Code::Unimplemented,
+        }
+    }
+
+    /// The stable number that stands for this failure between members; never reused.
+    pub fn number(&self) -> u32 {
+        use Error::*;
+        match self {
+            EmptyKey => 1,
+            KeyNotFound => 2,
+            ValueProvided => 3,
+            LeaseProvided => 4,
+            RequestTooLarge => 5,
+            TooManyOps => 6,
+            DuplicateKey => 7,
+            InvalidSortOption => 8,
+            Compacted => 9,
+            FutureRevision => 10,
+            NoSpace => 11,
+            LeaseNotFound => 12,
+            TooManyRequests => 13,
+            NoLeader => 14,
+            LeaderChanged => 15,
+            NotLeader => 16,
+            Timeout => 17,
+            TimeoutLeaderFailure => 18,
+            TimeoutConnectionLost => 19,
+            Stopped => 20,
+            NotSupportedForLearner => 21,
+            MemberNotFound => 22,
+            BadLeaderTransferee => 23,
+            Corrupt => 24,
+            Unsupported(_) => 25,
+        }
+    }
+
+    /// The failure that `number` stands for; a number from a newer member is an [`Error::Unsupported`].
+    pub fn from_number(number: u32, detail: String) -> Self {
+        use Error::*;
+        const PLAIN: [Error; 24] = [
+            EmptyKey,
+            KeyNotFound,
+            ValueProvided,
+            LeaseProvided,
+            RequestTooLarge,
+            TooManyOps,
+            DuplicateKey,
+            InvalidSortOption,
+            Compacted,
+            FutureRevision,
+            NoSpace,
+            LeaseNotFound,
+            TooManyRequests,
+            NoLeader,
+            LeaderChanged,
+            NotLeader,
+            Timeout,
+            TimeoutLeaderFailure,
+            TimeoutConnectionLost,
+            Stopped,
+            NotSupportedForLearner,
+            MemberNotFound,
+            BadLeaderTransferee,
+            Corrupt,
+        ];
+        PLAIN.into_iter().find(|e| e.number() == number).unwrap_or(Unsupported(detail))
+    }
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        Status::new(error.code(), error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_stands_for_one_failure() {
+        for number in 1..=24 {
+            assert_eq!(Error::from_number(number, String::new()).number(), number);
+        }
+        assert_eq!(Error::from_number(99, "x".into()), Error::Unsupported("x".into()));
+    }
+}

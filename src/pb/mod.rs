@@ -1,0 +1,38 @@
+//! The wire and log messages, generated from `proto/`, and the one that is written by hand.
+//!
+//! Owns no rule: validation is in `kv`, mapping to and from Raft's types in `raft`.
+//! Every `bytes` field is a `Bytes` that shares the buffer it was decoded from: whoever keeps one for long copies it.
+
+mod key_value;
+
+pub use key_value::KeyValue;
+
+// The module tree has the shape of the proto packages, which the generated code expects.
+#[allow(clippy::all, clippy::unwrap_used, missing_docs, rustdoc::all)]
+pub mod etcdserverpb {
+    tonic::include_proto!("etcdserverpb");
+}
+
+#[allow(clippy::all, clippy::unwrap_used, missing_docs, rustdoc::all)]
+pub mod quorate {
+    pub mod log {
+        pub mod v1 {
+            tonic::include_proto!("quorate.log.v1");
+        }
+    }
+    pub mod peer {
+        pub mod v1 {
+            tonic::include_proto!("quorate.peer.v1");
+        }
+    }
+}
+
+/// The etcd v3 API (`proto/rpc.proto`).
+pub use etcdserverpb as etcd;
+/// What is replicated and stored (`proto/log.proto`).
+pub use quorate::log::v1 as log;
+/// Between members (`proto/peer.proto`).
+pub use quorate::peer::v1 as peer;
+
+/// Compiled descriptors of all of `proto/`, for server reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
