@@ -1,1 +1,6 @@
-//! Integration tests.
+//! Integration tests: one binary, a module a subject, shared helpers in `support`.
+
+mod docker;
+mod helm;
+mod support;
+mod tidy;

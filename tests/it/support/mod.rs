@@ -1,0 +1,3 @@
+//! What the integration tests share. Absent: assertions about Quorate; those stand in the tests.
+
+pub mod tools;

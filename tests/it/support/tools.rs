@@ -1,0 +1,77 @@
+//! Programs that some tests need beside cargo.
+//!
+//! Owns the rule for a program that is missing: the test says `SKIPPED` and why, and passes; with
+//! `QUORATE_REQUIRE_TOOLS=1`, which `.ci/run` sets, it fails. Absent: installing anything.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// A program, and how a person gets it.
+pub struct Tool {
+    pub name: &'static str,
+    pub install: &'static str,
+}
+
+pub const HELM: Tool = Tool { name: "helm", install: "`go install helm.sh/helm/v3/cmd/helm@v3.21.4`" };
+pub const DEBOOTSTRAP: Tool = Tool { name: "debootstrap", install: "`apt-get install debootstrap`" };
+
+/// The program on PATH; where it is missing, `None` with a line that says so, or a failed test (see the head of this file).
+#[track_caller]
+pub fn require(tool: &Tool) -> Option<PathBuf> {
+    let found = find(tool.name);
+    if found.is_none() {
+        skip(
+            &format!("{} is not on PATH; install it with {}", tool.name, tool.install),
+            is_set("QUORATE_REQUIRE_TOOLS"),
+        );
+    }
+    found
+}
+
+/// Says that this test is skipped and why; fails it instead when what is missing was required.
+#[track_caller]
+pub fn skip(reason: &str, required: bool) {
+    let here = std::panic::Location::caller();
+    let thread = std::thread::current();
+    // With one test thread the harness runs tests on `main`: the place in the source says which test it is.
+    let test = match thread.name() {
+        Some(name) if name != "main" => name.to_owned(),
+        _ => here.to_string(),
+    };
+    assert!(!required, "{test}: {reason}");
+    // Not `eprintln!`: the harness keeps that to itself when a test passes.
+    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {reason}");
+}
+
+/// Whether an environment variable is on.
+pub fn is_set(variable: &str) -> bool {
+    std::env::var(variable).is_ok_and(|value| !value.is_empty() && value != "0")
+}
+
+/// Runs a command to its end and returns its standard output; fails the test with all that it printed if it failed.
+#[track_caller]
+pub fn run(command: &mut Command) -> String {
+    let Output { status, stdout, stderr } =
+        command.output().unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"));
+    let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    assert!(status.success(), "{command:?} failed ({status})\n{stdout}\n{stderr}");
+    stdout.into_owned()
+}
+
+fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| is_program(file))
+}
+
+fn is_program(file: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+#[test]
+fn missing_tool_fails_where_it_is_required() {
+    assert!(find("sh").is_some());
+    assert_eq!(find("no-such-program-anywhere"), None);
+    assert!(std::panic::catch_unwind(|| skip("not there", true)).is_err());
+}

@@ -1,0 +1,262 @@
+//! The house rules that a machine can check: which module may import which, where a crate or a part of the outside world may
+//! be named, and how large files and functions grow.
+//!
+//! Invariant: every rule has a fixture below that breaks it, so that a check that finds nothing is known to look.
+//! Absent: formatting (rustfmt) and idioms (clippy).
+
+mod source;
+
+use std::path::Path;
+
+use source::{Token, UsedPath};
+
+/// Modules by height: a module imports only what stands on a lower line.
+const LAYERS: &[&[&str]] = &[
+    &["pb", "error", "env"],
+    &["config", "identity", "telemetry"],
+    &["storage"],
+    &["kv"],
+    &["raft"],
+    &["node"],
+    &["watch", "lease"],
+    &["cluster", "api", "http"],
+    &["server"],
+    &["cli"],
+];
+
+/// Imports within one line of [`LAYERS`]: importer, imported.
+const SIBLINGS: &[(&str, &str)] = &[("telemetry", "config"), ("identity", "config")];
+
+/// Where a crate, or a path below one, may be named: path prefix, homes. A home ending in `*` is any path that begins so; another
+/// is the module of that name.
+const HOMES: &[(&str, &[&str])] = &[
+    ("sled", &["src/storage/state"]),
+    ("openraft", &["src/raft", "src/node*"]),
+    ("tonic", GRPC),
+    ("tonic_health", GRPC),
+    ("tonic_prost", GRPC),
+    ("tonic_reflection", GRPC),
+    ("kube", &["src/cluster/kubernetes"]),
+    ("k8s_openapi", &["src/cluster/kubernetes"]),
+    ("std::fs", WORLD),
+    ("tokio::fs", WORLD),
+    ("std::time::Instant", WORLD),
+    ("std::time::SystemTime", WORLD),
+    ("tokio::time", WORLD),
+    ("tokio::spawn", WORLD),
+    ("tokio::task::spawn", WORLD),
+    ("tokio::task::spawn_blocking", WORLD),
+    ("tokio::task::spawn_local", WORLD),
+    ("std::thread::spawn", WORLD),
+    ("std::thread::sleep", WORLD),
+    ("std::thread::Builder", WORLD),
+    ("rand", &["src/env"]),
+    ("fastrand", &["src/env"]),
+    // A queue without a bound is memory without a bound: no home at all.
+    ("std::sync::mpsc::channel", &[]),
+    ("tokio::sync::mpsc::unbounded_channel", &[]),
+];
+const GRPC: &[&str] = &["src/api", "src/raft", "src/pb", "src/error", "src/server", "src/cli"];
+/// `cli/dev` runs processes and makes their directories; it is no part of a member.
+const WORLD: &[&str] = &["src/env", "src/cli/dev*"];
+
+const FILE_LINES_MAX: usize = 800;
+const FUNCTION_LINES_MAX: usize = 80;
+const UNFINISHED: [&str; 3] = ["todo", "unimplemented", "dbg"];
+
+#[test]
+fn the_project_is_tidy() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut findings = Vec::new();
+    let mut sources = 0;
+    for file in files(root) {
+        let path = file.strip_prefix(root).expect("files are below the root").to_str().expect("names are UTF-8");
+        // What is not text has nothing to check.
+        let Ok(text) = std::fs::read_to_string(&file) else { continue };
+        findings.extend(check_text(path, &text));
+        if path.ends_with(".rs") {
+            sources += 1;
+            findings.extend(check_source(path, &text));
+        }
+    }
+    assert!(sources > 10, "only {sources} source files were found below {}", root.display());
+    assert!(findings.is_empty(), "{} findings:\n{}", findings.len(), findings.join("\n"));
+}
+
+/// Rules for every file.
+fn check_text(path: &str, text: &str) -> Vec<String> {
+    // Put together here, so that this file does not break the rule itself.
+    let outside = concat!("../", "shared");
+    let lines = text.lines().enumerate().filter(|(_, line)| line.contains(outside));
+    lines.map(|(i, _)| format!("{path}:{}: names {outside}; the project must stand on its own", i + 1)).collect()
+}
+
+/// Rules for Rust files.
+fn check_source(path: &str, text: &str) -> Vec<String> {
+    let all = source::tokens(text);
+    let mut findings = Vec::new();
+    if !text.starts_with("//!") && path != "build.rs" {
+        findings.push(format!("{path}:1: opens without a `//!` that says what it owns"));
+    }
+    let lines = text.lines().count();
+    if lines > FILE_LINES_MAX {
+        findings.push(format!("{path}:1: {lines} lines, at most {FILE_LINES_MAX}"));
+    }
+    for (name, line, length) in source::functions(&all) {
+        if length > FUNCTION_LINES_MAX {
+            findings.push(format!("{path}:{line}: `{name}` has {length} lines, at most {FUNCTION_LINES_MAX}"));
+        }
+    }
+    for pair in all.windows(2) {
+        if UNFINISHED.contains(&pair[0].text) && pair[1].text == "!" {
+            findings.push(format!("{path}:{}: `{}!` is left in", pair[0].line, pair[0].text));
+        }
+    }
+    if path.starts_with("src/") && !path.ends_with("/tests.rs") {
+        findings.extend(check_imports(path, &source::without_tests(&all)));
+    }
+    findings
+}
+
+/// Rules for what is shipped: direction of imports, and homes.
+fn check_imports(path: &str, tokens: &[Token]) -> Vec<String> {
+    let mut findings = Vec::new();
+    let here = module_path(path);
+    for used in source::paths(tokens) {
+        for (what, homes) in HOMES {
+            if used.starts_with(what) && !homes.iter().any(|home| is_in(path, home)) {
+                findings.push(format!("{path}:{}: `{what}` may be named only in {homes:?}", used.line));
+            }
+        }
+        let (Some(importer), Some(imported)) = (here.first(), from_root(&here, &used)) else { continue };
+        if let Err(reason) = may_import(importer, imported) {
+            findings.push(format!("{path}:{}: {reason}", used.line));
+        }
+    }
+    // One import may name the same thing more than once.
+    findings.dedup();
+    findings
+}
+
+fn may_import(importer: &str, imported: &str) -> Result<(), String> {
+    let height = |module: &str| {
+        let found = LAYERS.iter().position(|layer| layer.contains(&module));
+        found.ok_or_else(|| format!("module `{module}` has no layer; give it one in tests/it/tidy.rs"))
+    };
+    let (above, below) = (height(importer)?, height(imported)?);
+    if importer == imported || below < above || SIBLINGS.contains(&(importer, imported)) {
+        return Ok(());
+    }
+    Err(format!("`{importer}` may not import `{imported}`, which stands no lower"))
+}
+
+/// The module of the crate's root that a path leads into, if it leads there.
+fn from_root<'a>(here: &[&str], used: &'a UsedPath) -> Option<&'a str> {
+    let climbs = used.segments.iter().take_while(|segment| *segment == "super").count();
+    let at = match used.segments[0].as_str() {
+        "crate" => 1,
+        _ if climbs > 0 && climbs == here.len() => climbs,
+        _ => return None,
+    };
+    used.segments.get(at).map(String::as_str)
+}
+
+/// `src/a/b.rs` and `src/a/b/mod.rs` are `[a, b]`; the crate's root files are `[]`, and above all layers.
+fn module_path(path: &str) -> Vec<&str> {
+    let inner = path.trim_start_matches("src/").trim_end_matches(".rs");
+    let inner = inner.strip_suffix("/mod").unwrap_or(inner);
+    if matches!(inner, "lib" | "main") { Vec::new() } else { inner.split('/').collect() }
+}
+
+fn is_in(path: &str, home: &str) -> bool {
+    match home.strip_suffix('*') {
+        Some(start) => path.starts_with(start),
+        None => path.strip_prefix(home).is_some_and(|rest| rest == ".rs" || rest.starts_with('/')),
+    }
+}
+
+/// The project's files, without what is built or git's own.
+fn files(dir: &Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).expect("the directory can be read") {
+        let entry = entry.expect("the entry can be read");
+        let kind = entry.file_type().expect("the entry has a type");
+        if kind.is_dir() && !matches!(entry.file_name().to_str(), Some(".git" | "target")) {
+            found.extend(files(&entry.path()));
+        } else if kind.is_file() {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    found
+}
+
+/// A path, a source that breaks one rule there, and what the finding must say.
+const BROKEN: &[(&str, &str, &str)] = &[
+    ("src/kv/store.rs", "//! x\nuse crate::raft::Log;", "src/kv/store.rs:2: `kv` may not import `raft`"),
+    ("src/kv/store.rs", "//! x\nuse crate::{pb, api::{self, v3}};", "`kv` may not import `api`"),
+    ("src/kv/store.rs", "//! x\nfn f() { crate::server::run() }", "`kv` may not import `server`"),
+    ("src/kv/store.rs", "//! x\nuse super::super::node;", "`kv` may not import `node`"),
+    ("src/error.rs", "//! x\nuse super::env::Env;", "`error` may not import `env`"),
+    ("src/cluster/mod.rs", "//! x\nuse crate::api::Kv;", "`cluster` may not import `api`"),
+    ("src/magic.rs", "//! x\nuse crate::pb;", "module `magic` has no layer"),
+    ("src/kv/mod.rs", "//! x\nuse sled::Tree;", "`sled` may be named only in"),
+    ("src/storage/log.rs", "//! x\nfn f() { ::sled::open(\"x\"); }", "`sled` may be named only in"),
+    ("src/api/kv.rs", "//! x\nuse openraft as r;", "`openraft` may be named only in"),
+    ("src/kv/mod.rs", "//! x\nuse tonic::Status;", "`tonic` may be named only in"),
+    ("src/cluster/plan.rs", "//! x\nuse kube::Client;", "`kube` may be named only in"),
+    ("src/storage/log.rs", "//! x\nfn f() { std::fs::read(\"x\"); }", "`std::fs` may be named only in"),
+    ("src/storage/log.rs", "//! x\nuse std::{fs, io};", "`std::fs` may be named only in"),
+    ("src/storage/log.rs", "//! x\nuse std as s;\nfn f() { s::fs::read(\"x\"); }", "log.rs:3: `std::fs` may be named"),
+    ("src/node.rs", "//! x\nuse std::time::{Duration, Instant};", "`std::time::Instant` may be named only in"),
+    ("src/node.rs", "//! x\nuse std::time;\nfn f() { time::Instant::now(); }", "node.rs:3: `std::time::Instant`"),
+    ("src/node.rs", "//! x\nfn f() { tokio::spawn(async {}); }", "`tokio::spawn` may be named only in"),
+    ("src/node.rs", "//! x\nuse std::thread;\nfn f() { thread::spawn(|| ()); }", "`std::thread::spawn` may be named"),
+    ("src/cli/dev.rs", "//! x\nfn f() { fastrand::u8(..); }", "`fastrand` may be named only in"),
+    ("src/node.rs", "//! x\nuse rand::Rng;", "`rand` may be named only in"),
+    ("src/node.rs", "//! x\nuse tokio::sync::mpsc;\nfn f() { mpsc::unbounded_channel(); }", "unbounded_channel"),
+    ("src/node.rs", "use crate::pb;", "opens without a `//!`"),
+    ("tests/it/x.rs", "//! x\nfn f() { todo!() }", "tests/it/x.rs:2: `todo!` is left in"),
+    ("src/node.rs", "//! x\n#[cfg(test)]\nmod tests { fn f() { dbg!(1) } }", "`dbg!` is left in"),
+];
+
+/// Sources in which nothing is wrong, though it looks so.
+const SOUND: &[(&str, &str)] = &[
+    ("src/kv/store.rs", "//! std::fs, crate::raft\nuse super::plan;\nuse crate::pb;\n/* sled::open todo!() */"),
+    (
+        "src/kv/store.rs",
+        "//! x\nconst A: &str = r#\"use crate::api; \"todo!()\"#; const B: char = '\"'; fn f<'a>(x: &'a u8) {}",
+    ),
+    ("src/storage/state/mod.rs", "//! x\nuse sled::Tree;"),
+    ("src/node_loop.rs", "//! x"),
+    ("src/node.rs", "//! x\nuse crate::env::Instant;\nfn f() { Instant::now(); }"),
+    ("src/node.rs", "//! x\nuse std::time::Duration;\n#[cfg(test)]\nmod tests {\n fn f() { std::fs::read(\"x\"); }\n}"),
+    ("src/cli/dev.rs", "//! x\nuse std::fs;"),
+    ("src/telemetry.rs", "//! x\nuse crate::config::Log;"),
+    ("src/main.rs", "//! x\nuse quorate::cli;"),
+];
+
+#[test]
+fn every_rule_finds_what_breaks_it() {
+    for (path, source, want) in BROKEN {
+        let findings = check_source(path, source);
+        assert_eq!(findings.len(), 1, "{path} {source:?}: {findings:?}");
+        assert!(findings[0].contains(want), "{source:?}: {findings:?} does not say {want:?}");
+    }
+    for (path, source) in SOUND {
+        assert_eq!(check_source(path, source), Vec::<String>::new(), "{source:?}");
+    }
+    assert_eq!(check_text("README.md", &format!("a\nsee {}/x", concat!("../", "shared"))).len(), 1);
+}
+
+#[test]
+fn size_limits_are_exact() {
+    let function = |body: usize| format!("//! x\nfn long() {{\n{}}}\n", "    a();\n".repeat(body));
+    assert!(check_source("src/kv/x.rs", &function(FUNCTION_LINES_MAX - 2)).is_empty());
+    let findings = check_source("src/kv/x.rs", &function(FUNCTION_LINES_MAX - 1));
+    assert_eq!(findings, ["src/kv/x.rs:2: `long` has 81 lines, at most 80"]);
+
+    let file = |lines: usize| format!("//! x\n{}", "\n".repeat(lines - 1));
+    assert!(check_source("src/kv/x.rs", &file(FILE_LINES_MAX)).is_empty());
+    assert_eq!(check_source("src/kv/x.rs", &file(FILE_LINES_MAX + 1)).len(), 1);
+}
