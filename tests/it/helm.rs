@@ -1,6 +1,6 @@
 //! The chart, as Helm renders it.
 //!
-//! Absent: a Kubernetes cluster. That the settings are valid ones is the configuration's test; here they are only TOML.
+//! Absent: a Kubernetes cluster, and whether the settings' values are valid ones.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::support::tools::{HELM, require, run};
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/helm/quorate");
+const MANUAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/quorate.toml");
 /// The oldest Kubernetes that the chart promises to work on. A helm built by `go install` would assume one far older.
 const KUBERNETES: &str = "1.30.0";
 
@@ -24,7 +25,7 @@ imagePullSecrets: [{name: pull}]
 config:
   raft: {heartbeat_interval: 200ms}
   limits: {request_bytes_max: 1048576, ratio: 0.25}
-  log: {json: true, tags: [a, "b\"<c>"]}
+  telemetry: {extra: true, tags: [a, "b\"<c>"]}
   server: {listen_client: null}
 resources: {limits: {memory: 8Gi}}
 persistence: {size: 100Gi, storageClass: fast}
@@ -149,6 +150,19 @@ fn members_find_each_other_before_they_are_ready() {
 }
 
 #[test]
+fn chart_sets_only_settings_that_exist() {
+    let Some(helm) = require(&HELM) else { return };
+    let manual = std::fs::read_to_string(MANUAL).expect("config/quorate.toml can be read");
+    let known: toml::Table = manual.parse().expect("config/quorate.toml is TOML");
+    for (section, settings) in Rendered::new(&helm, "").settings() {
+        for key in settings.as_table().expect("a section is a table").keys() {
+            let exists = known.get(&section).is_some_and(|section| section.get(key).is_some());
+            assert!(exists, "{section}.{key} is not in config/quorate.toml");
+        }
+    }
+}
+
+#[test]
 fn data_and_settings_are_mounted_where_the_server_looks() {
     let Some(helm) = require(&HELM) else { return };
     let rendered = Rendered::new(&helm, "");
@@ -198,7 +212,9 @@ fn probes_ask_the_health_service() {
     assert_eq!(probe("startupProbe"), &json!({"port": 2379, "service": "liveness"}));
     assert_eq!(probe("livenessProbe"), &json!({"port": 2379, "service": "liveness"}));
     assert_eq!(probe("readinessProbe"), &json!({"port": 2379, "service": "readiness"}));
+    // The server ends by itself before Kubernetes kills it.
     assert_eq!(rendered.pod()["spec"]["terminationGracePeriodSeconds"], 120);
+    assert_eq!(rendered.settings()["server"]["grace_period"].as_str(), Some("115s"));
 }
 
 #[test]
@@ -232,8 +248,8 @@ fn every_value_reaches_its_place() {
     assert_eq!(settings["raft"]["heartbeat_interval"].as_str(), Some("200ms"));
     assert_eq!(settings["limits"]["request_bytes_max"].as_integer(), Some(1_048_576), "whole numbers stay whole");
     assert_eq!(settings["limits"]["ratio"].as_float(), Some(0.25));
-    assert_eq!(settings["log"]["json"].as_bool(), Some(true));
-    assert_eq!(settings["log"]["tags"][1].as_str(), Some("b\"<c>"));
+    assert_eq!(settings["telemetry"]["extra"].as_bool(), Some(true));
+    assert_eq!(settings["telemetry"]["tags"][1].as_str(), Some("b\"<c>"));
     let server = settings["server"].as_table().expect("a section is a table");
     assert!(!server.contains_key("listen_client"), "null takes a setting away");
     assert!(server.contains_key("listen_peer"), "the rest of its section stays");

@@ -25,7 +25,7 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Imports within one line of [`LAYERS`]: importer, imported.
-const SIBLINGS: &[(&str, &str)] = &[("telemetry", "config"), ("identity", "config")];
+const SIBLINGS: &[(&str, &str)] = &[("config", "identity"), ("telemetry", "config")];
 
 /// Where a crate, or a path below one, may be named: path prefix, homes. A home ending in `*` is any path that begins so; another
 /// is the module of that name.

@@ -39,9 +39,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 
 {{/* The settings as TOML. JSON's scalars and arrays are TOML's too, and keep whole numbers whole. */}}
 {{- define "quorate.toml" -}}
+{{- $server := dict
+      "data_dir" "/var/lib/quorate/data"
+      "listen_client" "0.0.0.0:2379"
+      "listen_peer" "0.0.0.0:2380"
+      "grace_period" (printf "%ds" (sub .Values.terminationGracePeriodSeconds 5)) -}}
 {{- $defaults := dict
-      "server" (dict "data_dir" "/var/lib/quorate/data" "listen_client" "0.0.0.0:2379" "listen_peer" "0.0.0.0:2380")
-      "cluster" (dict "peers" (include "quorate.peers" .)) -}}
+      "server" $server
+      "cluster" (dict "peers" (include "quorate.peers" .))
+      "telemetry" (dict "format" "json") -}}
 {{- if hasKey (default dict .Values.config.cluster) "size" -}}
 {{- fail "config.cluster.size is not for values: set replicaCount" -}}
 {{- end -}}
