@@ -1,1 +1,317 @@
-//! identity
+//! Who a node is: its name, its slot, the addresses of all slots, and member ids.
+//!
+//! Owns the rules by which text becomes an identity; it reads no configuration, environment or disk but the host name.
+//! Invariants: a slot is at most [`SLOT_MAX`]; a [`PeerPattern`] expands to `host:port` for every slot it was checked with.
+//! Absent: what is stored about a member (`storage`), and who belongs to the cluster (`cluster`).
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::str::FromStr;
+
+use crate::env::{Disk, OpenMode};
+
+/// The slot field of a member id that belongs to a reader: a member without a slot, which never votes.
+pub const READER_SLOT: u16 = u16::MAX;
+/// The greatest slot.
+pub const SLOT_MAX: u16 = READER_SLOT - 1;
+
+/// Bits of a member id that hold the slot.
+const SLOT_BITS: u32 = 16;
+
+/// Text that gives no identity. Every message says what was read, what was expected, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error(
+        "this node has no name: identity.name, POD_NAME and the host name are all empty; expected one of them; set --name"
+    )]
+    NoName,
+    #[error(
+        "node name {name:?} (from {origin}) ends in no slot: expected digits after the last '-', as in kv-0; \
+         set --slot, or --name to a name that ends so"
+    )]
+    NoOrdinal { name: String, origin: &'static str },
+    #[error(
+        "slot {slot} (from {origin}) is too large: expected at most {SLOT_MAX}; number the nodes from 0 or set --slot"
+    )]
+    SlotTooLarge { slot: String, origin: &'static str },
+    #[error(
+        "peer pattern {pattern:?}: {fault}; expected host:port with %d in the slot's place, as in \
+         kv-%d.kv-headless:2380 or 127.0.0.1:2380%d; correct cluster.peers (--peers)"
+    )]
+    Pattern { pattern: String, fault: String },
+    #[error(
+        "peer pattern {pattern:?} gives slot {slot} the address {address:?}, but this node's name is {name:?}: expected \
+         the address to begin with the name; correct cluster.peers (--peers), or set --slot if they are meant to differ"
+    )]
+    OtherName { pattern: String, slot: u16, address: String, name: String },
+}
+
+/// A node's name and where it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeName {
+    pub text: String,
+    /// For messages: `identity.name`, `POD_NAME` or `the host name`.
+    pub origin: &'static str,
+}
+
+impl NodeName {
+    /// The configured name, else the pod's, else the host's without its domain. Empty ones do not count.
+    pub fn choose(configured: &str, pod_name: Option<&str>, host_name: &str) -> Result<Self, Error> {
+        let host_label = host_name.split('.').next().unwrap_or_default();
+        let candidates =
+            [(configured, "identity.name"), (pod_name.unwrap_or_default(), "POD_NAME"), (host_label, "the host name")];
+        candidates
+            .into_iter()
+            .map(|(text, origin)| Self { text: text.trim().to_owned(), origin })
+            .find(|name| !name.text.is_empty())
+            .ok_or(Error::NoName)
+    }
+
+    /// The digits after the last `-`.
+    pub fn ordinal(&self) -> Result<u16, Error> {
+        let digits = self.text.rsplit_once('-').map(|(_, digits)| digits).unwrap_or_default();
+        if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(Error::NoOrdinal { name: self.text.clone(), origin: self.origin });
+        }
+        match digits.parse() {
+            Ok(slot) if slot <= SLOT_MAX => Ok(slot),
+            _ => Err(Error::SlotTooLarge { slot: digits.to_owned(), origin: self.origin }),
+        }
+    }
+}
+
+/// The machine's host name, or nothing if it cannot be read.
+pub fn host_name(disk: &dyn Disk) -> String {
+    let name = read_small(disk, Path::new("/proc/sys/kernel/hostname")).unwrap_or_default();
+    String::from_utf8_lossy(&name).trim().to_owned()
+}
+
+/// A file of less than 64 KiB, read until its end: those that the kernel makes up say that their length is 0.
+pub fn read_small(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
+    const BYTES_MAX: usize = 64 << 10;
+    let file = disk.open(path, OpenMode::Read)?;
+    let mut bytes = vec![0; BYTES_MAX];
+    let mut filled = 0;
+    loop {
+        match file.read_at(&mut bytes[filled..], filled as u64)? {
+            0 if filled == BYTES_MAX => return Err(io::Error::new(io::ErrorKind::FileTooLarge, "64 KiB or more")),
+            0 => break,
+            read => filled += read,
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes)
+}
+
+/// Splits `host:port`; the host keeps an IPv6 address's brackets. None if either is missing or not of that form.
+pub fn host_port(address: &str) -> Option<(&str, u16)> {
+    let (host, port) = address.rsplit_once(':')?;
+    let port: u16 = port.bytes().all(|b| b.is_ascii_digit()).then(|| port.parse().ok())??;
+    let bracketed = host.len() > 2 && host.starts_with('[') && host.ends_with(']');
+    let plain = !host.is_empty() && !host.contains([':', '[', ']']);
+    let clean = !host.contains(|c: char| c.is_whitespace() || matches!(c, '/' | '%' | ',' | '@'));
+    ((bracketed || plain) && clean && port != 0).then_some((host, port))
+}
+
+/// The address of every slot: `host:port` in which each `%d` stands for the slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerPattern(String);
+
+impl FromStr for PeerPattern {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let fault = |fault: &str| Error::Pattern { pattern: text.to_owned(), fault: fault.to_owned() };
+        if text.contains("://") {
+            return Err(fault("it has a scheme"));
+        }
+        if !text.contains("%d") {
+            return Err(fault("it has no %d, so all slots would share one address"));
+        }
+        if text.replace("%d", "").contains('%') {
+            return Err(fault("it has a % that is not part of %d"));
+        }
+        let pattern = Self(text.to_owned());
+        // Slot 1, for slot 0 may be the port 0 of a pattern such as `host:%d`.
+        pattern.check(1)?;
+        Ok(pattern)
+    }
+}
+
+impl fmt::Display for PeerPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl PeerPattern {
+    /// The address of `slot`.
+    pub fn expand(&self, slot: u16) -> String {
+        self.0.replace("%d", &slot.to_string())
+    }
+
+    /// Refuses a slot whose address is not `host:port`; a `%d` in the port can make it too large.
+    pub fn check(&self, slot: u16) -> Result<(), Error> {
+        let address = self.expand(slot);
+        match host_port(&address) {
+            Some(_) => Ok(()),
+            None => {
+                let fault = format!("slot {slot} becomes {address:?}, which has no host or no valid port");
+                Err(Error::Pattern { pattern: self.0.clone(), fault })
+            }
+        }
+    }
+
+    /// The address under which the name service lists all slots at once: `kv-%d.kv-headless:2380` has
+    /// `kv-headless:2380`. None unless the slot is in the first label and nowhere else.
+    pub fn headless(&self) -> Option<&str> {
+        let (label, rest) = self.0.split_once('.')?;
+        (label.contains("%d") && !rest.contains("%d") && host_port(rest).is_some()).then_some(rest)
+    }
+
+    /// Compares the own entry with the own name, as text, where the pattern gives slots names.
+    pub fn check_own(&self, slot: u16, name: &str) -> Result<(), Error> {
+        let first_label = self.0.split(['.', ':']).next().unwrap_or_default();
+        let address = self.expand(slot);
+        let host = host_port(&address).map_or("", |(host, _)| host);
+        let same = host == name || host.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'));
+        if same || !first_label.contains("%d") || host.starts_with('[') {
+            return Ok(());
+        }
+        Err(Error::OtherName { pattern: self.0.clone(), slot, address, name: name.to_owned() })
+    }
+}
+
+/// Makes a member id from 48 bits of `random`; never 0, which Raft keeps for nobody.
+pub fn mint(random: u64, slot: u16) -> u64 {
+    // A shift drops the upper bits; the lowest random bit stands in if all that are left are zero.
+    (random << SLOT_BITS).max(1 << SLOT_BITS) | u64::from(slot)
+}
+
+/// The slot of a member; [`READER_SLOT`] for a reader.
+pub fn slot_of(member_id: u64) -> u16 {
+    member_id as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> NodeName {
+        NodeName::choose(text, None, "").unwrap()
+    }
+
+    #[test]
+    fn name_comes_from_setting_then_pod_then_host() {
+        let cases = [
+            (("kv-1", Some("kv-2"), "kv-3"), ("kv-1", "identity.name")),
+            (("", Some("kv-2"), "kv-3"), ("kv-2", "POD_NAME")),
+            (("", Some(""), "kv-3.example.org"), ("kv-3", "the host name")),
+            (("", None, "kv-3"), ("kv-3", "the host name")),
+        ];
+        for ((configured, pod, host), (text, origin)) in cases {
+            assert_eq!(NodeName::choose(configured, pod, host), Ok(NodeName { text: text.to_owned(), origin }));
+        }
+        assert_eq!(NodeName::choose("", None, " "), Err(Error::NoName));
+    }
+
+    #[test]
+    fn slot_is_digits_after_last_dash() {
+        for (text, slot) in [("kv-0", 0), ("my-kv-12", 12), ("kv-65534", 65534), ("kv-007", 7)] {
+            assert_eq!(name(text).ordinal(), Ok(slot), "{text}");
+        }
+        for text in ["kv", "kv0", "kv-", "kv-a", "kv-0a", "7", "kv-+1"] {
+            let message = name(text).ordinal().unwrap_err().to_string();
+            assert!(message.contains(text) && message.contains("as in kv-0"), "{message}");
+            assert!(message.contains("--slot"), "{message}");
+        }
+        for text in ["kv-65535", "kv-99999999999999999999"] {
+            assert!(matches!(name(text).ordinal(), Err(Error::SlotTooLarge { .. })), "{text}");
+        }
+    }
+
+    #[test]
+    fn pattern_expands_everywhere() {
+        let cases = [
+            ("kv-%d.kv-headless.ns:2380", 2, "kv-2.kv-headless.ns:2380", Some("kv-headless.ns:2380")),
+            ("127.0.0.1:2380%d", 3, "127.0.0.1:23803", None),
+            ("%d.node-%d.example:2380", 1, "1.node-1.example:2380", None),
+            ("node%d:2380", 0, "node0:2380", None),
+            ("10.0.0.%d:2380", 4, "10.0.0.4:2380", None),
+            ("kv-%d.kv:238%d", 1, "kv-1.kv:2381", None),
+            ("[fd00::%d]:2380", 7, "[fd00::7]:2380", None),
+        ];
+        for (text, slot, address, headless) in cases {
+            let pattern: PeerPattern = text.parse().unwrap();
+            assert_eq!(pattern.expand(slot), address);
+            assert_eq!(pattern.headless(), headless, "{text}");
+            assert_eq!(pattern.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn bad_pattern_says_why() {
+        let cases = [
+            ("kv:2380", "no %d"),
+            ("", "no %d"),
+            ("http://kv-%d:2380", "scheme"),
+            ("kv-%d-%s:2380", "not part of %d"),
+            ("kv-%d:2380%", "not part of %d"),
+            ("kv-%%d:2380", "not part of %d"),
+            ("kv-%d", "no host or no valid port"),
+            ("kv-%d:", "no host or no valid port"),
+            (":238%d", "no host or no valid port"),
+            ("kv-%d:client", "no host or no valid port"),
+            ("kv:9999%d", "no host or no valid port"),
+            ("fd00::%d:2380", "no host or no valid port"),
+            ("kv-%d:2380/x", "no host or no valid port"),
+        ];
+        for (text, why) in cases {
+            let message = text.parse::<PeerPattern>().unwrap_err().to_string();
+            assert!(message.contains(why) && message.contains("cluster.peers"), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn port_that_overflows_is_refused_for_that_slot_only() {
+        let pattern: PeerPattern = "127.0.0.1:2380%d".parse().unwrap();
+        assert_eq!(pattern.check(9), Ok(()));
+        assert!(pattern.check(10).is_err());
+    }
+
+    #[test]
+    fn own_entry_is_compared_where_names_exist() {
+        let cases = [
+            ("kv-%d.kv-headless:2380", "kv-2", true),
+            ("kv-%d:2380", "kv-2", true),
+            ("kv-%d.a.b:2380", "kv-2.a", true),
+            ("kv-%d.kv-headless:2380", "db-2", false),
+            ("kv-%d.kv-headless:2380", "kv-22", false),
+            ("kv-%d.kv-headless:2380", "kv", false),
+            ("127.0.0.1:238%d", "db-2", true),
+            ("10.0.0.%d:2380", "db-2", true),
+            ("[fd00::%d]:2380", "db-2", true),
+        ];
+        for (text, own, fits) in cases {
+            assert_eq!(text.parse::<PeerPattern>().unwrap().check_own(2, own).is_ok(), fits, "{text} {own}");
+        }
+    }
+
+    #[test]
+    fn member_id_holds_slot_and_is_never_zero() {
+        for random in [0, 1, u64::MAX, 0xffff_0000_0000_0000, 0x1234_5678_9abc_def0] {
+            for slot in [0, 1, SLOT_MAX, READER_SLOT] {
+                let id = mint(random, slot);
+                assert_eq!(slot_of(id), slot);
+                assert_ne!(id >> SLOT_BITS, 0, "random part of {random:x}");
+            }
+        }
+        assert_eq!(mint(0x1234_5678_9abc_def0, 5), 0x5678_9abc_def0_0005);
+    }
+
+    #[test]
+    fn host_name_of_this_machine_can_be_read() {
+        assert_ne!(host_name(&crate::env::disk::RealDisk), "");
+    }
+}

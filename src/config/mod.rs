@@ -1,0 +1,87 @@
+//! Settings: what they are, where they come from, and which of them fit together.
+//!
+//! Sources, each over the one before: defaults, the file, `QUORATE_<SECTION>__<KEY>` in the environment, flags.
+//! Invariants: no key is ignored in silence, a [`Config`] that [`load`] returns is valid, and every message says what was
+//! got, from where, what was expected and what to do. Absent: globals; a section is passed down to the module it is for.
+
+mod load;
+mod memory;
+mod node;
+mod sections;
+pub mod units;
+mod validate;
+
+use serde::{Deserialize, Serialize};
+
+pub use load::{DEFAULT_FILE, Flag, Loaded, Sources, load};
+pub use memory::{cgroup_memory_limit, effective_quota};
+pub use node::Node;
+pub use sections::{
+    Cluster, Compaction, CompactionMode, Identity, Limits, Log, LogFormat, Raft, Server, State, Storage, Telemetry,
+};
+pub use units::Bytes;
+pub use validate::MESSAGE_BYTES_MAX;
+
+/// Every setting with its default and its reason: the file that operators start from, and the manual.
+pub const MANUAL: &str = include_str!("../../config/quorate.toml");
+
+/// All settings.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    pub server: Server,
+    pub identity: Identity,
+    pub cluster: Cluster,
+    pub raft: Raft,
+    pub log: Log,
+    pub state: State,
+    pub storage: Storage,
+    pub limits: Limits,
+    pub telemetry: Telemetry,
+}
+
+impl Config {
+    /// The quota in force, in bytes: `storage.quota_bytes`, bounded by 40 % of the memory limit (see
+    /// [`cgroup_memory_limit`]). None: no quota.
+    pub fn effective_quota(&self, cgroup_limit: Option<u64>) -> Option<u64> {
+        effective_quota(self.storage.quota_bytes, cgroup_limit)
+    }
+
+    /// gRPC's message limit between members: above the largest append, with room for its framing and one entry that is
+    /// larger than `append_bytes_max` allows.
+    pub fn peer_message_bytes_max(&self) -> usize {
+        let most = self.raft.append_bytes_max.max(self.limits.request_bytes_max).max(self.raft.snapshot_chunk_bytes);
+        most.as_usize() + self.raft.batch_bytes_max.as_usize() + MESSAGE_OVERHEAD_BYTES
+    }
+
+    /// gRPC's message limit for clients' requests: above `limits.request_bytes_max`, so that a request that is too large
+    /// is refused by our own check with etcd's text.
+    pub fn client_message_bytes_max(&self) -> usize {
+        self.limits.request_bytes_max.as_usize() + MESSAGE_OVERHEAD_BYTES
+    }
+}
+
+/// What a message holds beside its payload.
+const MESSAGE_OVERHEAD_BYTES: usize = 512 << 10;
+
+/// Settings that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot read {path}: {fault}; expected a readable file; correct --config, or leave it out")]
+    File { path: String, fault: std::io::Error },
+    #[error("{origin} is not valid TOML: {detail}; correct it (`quorate config --manual` prints a complete file)")]
+    Syntax { origin: String, detail: String },
+    #[error("unknown key {key} (from {origin}){}; correct or remove it", nearest.as_ref().map(|key| format!(", expected perhaps {key}")).unwrap_or_default())]
+    UnknownKey { key: String, origin: String, nearest: Option<String> },
+    #[error("{key} (from {origin}): {detail}")]
+    Value { key: String, origin: String, detail: String },
+    #[error("{flag} {text}: expected section.key=value, such as raft.heartbeat_interval=200ms")]
+    Flag { flag: String, text: String },
+    #[error("{}", .0.join(" | "))]
+    Invalid(Vec<String>),
+    #[error(transparent)]
+    Identity(#[from] crate::identity::Error),
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,81 @@
+//! From settings to a node: its name, slot and addresses.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::{Config, Error};
+use crate::env::Disk;
+use crate::identity::{self, NodeName, PeerPattern};
+
+/// Who this node is and how others reach it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub name: String,
+    pub slot: u16,
+    /// None: a cluster of one.
+    pub pattern: Option<PeerPattern>,
+    /// `host:port`.
+    pub advertise_peer: String,
+    /// URLs.
+    pub advertise_client: Vec<String>,
+}
+
+impl Config {
+    /// [`Config::node`] with this process's `POD_NAME` and this machine's host name.
+    pub fn node_here(&self, disk: &dyn Disk) -> Result<Node, Error> {
+        self.node(std::env::var("POD_NAME").ok().as_deref(), &identity::host_name(disk))
+    }
+
+    /// Decides the node's identity (membership rules 1-3).
+    ///
+    /// Without a peer pattern the name need hold no slot: a cluster of one runs anywhere. A slot that was read from the name
+    /// must give the name back through the pattern; with an explicit slot the two may differ. Listen ports of 0 are advertised
+    /// as they are: put the bound addresses into `server.listen_*` first.
+    pub fn node(&self, pod_name: Option<&str>, host_name: &str) -> Result<Node, Error> {
+        let name = NodeName::choose(&self.identity.name, pod_name, host_name)?;
+        let pattern = match self.cluster.peers.as_str() {
+            "" => None,
+            text => Some(text.parse::<PeerPattern>()?),
+        };
+        let slot = match (self.identity.slot, &pattern) {
+            (Some(slot), _) => slot,
+            (None, None) => self.cluster.first_slot,
+            (None, Some(pattern)) => {
+                let slot = name.ordinal()?;
+                pattern.check_own(slot, &name.text)?;
+                slot
+            }
+        };
+        if let Some(pattern) = &pattern {
+            pattern.check(slot)?;
+        }
+        let advertise_peer = match (self.server.advertise_peer.as_str(), &pattern) {
+            ("", Some(pattern)) => pattern.expand(slot),
+            ("", None) => reachable(self.server.listen_peer).to_string(),
+            (address, _) => address.to_owned(),
+        };
+        let advertise_client = match self.server.advertise_client.as_slice() {
+            [] => vec![self.derived_client_url(&advertise_peer, pattern.is_some())],
+            urls => urls.to_vec(),
+        };
+        Ok(Node { name: name.text, slot, pattern, advertise_peer, advertise_client })
+    }
+
+    /// The client URL that follows from the peer address, or, where that follows from nothing, from the listen address.
+    fn derived_client_url(&self, advertise_peer: &str, has_pattern: bool) -> String {
+        let listen = self.server.listen_client;
+        match identity::host_port(advertise_peer) {
+            Some((host, _)) if has_pattern || !self.server.advertise_peer.is_empty() => {
+                format!("http://{host}:{}", listen.port())
+            }
+            _ => format!("http://{}", reachable(listen)),
+        }
+    }
+}
+
+/// "All interfaces" is no address to dial: the loopback one stands in.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    match listen.ip() {
+        ip if !ip.is_unspecified() => listen,
+        _ => SocketAddr::new(IpAddr::from([127, 0, 0, 1]), listen.port()),
+    }
+}

@@ -1,0 +1,357 @@
+//! The settings, their defaults, and why those.
+//!
+//! `config/quorate.toml` says the same to operators; a test holds the two together.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::units::{self, Bytes};
+
+/// `[server]`: addresses, the data directory, and patience.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Server {
+    /// Where all state lives. The mount point of the chart's volume.
+    pub data_dir: PathBuf,
+    /// Where clients connect: all interfaces, for a pod's address is not known beforehand.
+    #[serde(with = "listen")]
+    pub listen_client: SocketAddr,
+    /// Where members connect.
+    #[serde(with = "listen")]
+    pub listen_peer: SocketAddr,
+    /// URLs that clients are told; empty: the host of the own peer address and the port of `listen_client`.
+    #[serde(with = "units::list")]
+    pub advertise_client: Vec<String>,
+    /// `host:port` that members are told; empty: the peer pattern's address of the own slot.
+    pub advertise_peer: String,
+    /// Longest stay after SIGTERM: the chart's 120 s less 5, so that the kubelet never cuts it short.
+    #[serde(with = "units::duration")]
+    pub grace_period: Duration,
+    /// Longest wait of one request, an election included.
+    #[serde(with = "units::duration")]
+    pub request_timeout: Duration,
+    /// Threads of the event loop; 0: one a core.
+    pub worker_threads: usize,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            data_dir: "/var/lib/quorate".into(),
+            listen_client: SocketAddr::from(([0, 0, 0, 0], 2379)),
+            listen_peer: SocketAddr::from(([0, 0, 0, 0], 2380)),
+            advertise_client: Vec::new(),
+            advertise_peer: String::new(),
+            grace_period: Duration::from_secs(115),
+            request_timeout: Duration::from_secs(5),
+            worker_threads: 0,
+        }
+    }
+}
+
+/// A socket address, with a message that shows the form.
+mod listen {
+    use super::*;
+
+    pub fn serialize<S: serde::Serializer>(value: &SocketAddr, serializer: S) -> Result<S::Ok, S::Error> {
+        units::text::serialize(value, serializer)
+    }
+
+    pub fn deserialize<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(|_| {
+            serde::de::Error::custom(format!("got {text:?}, expected address:port, such as \"0.0.0.0:2379\""))
+        })
+    }
+}
+
+/// `[identity]`: which node this is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Identity {
+    /// Empty: `POD_NAME`, else the host name.
+    pub name: String,
+    /// None: the digits after the name's last `-`.
+    pub slot: Option<u16>,
+}
+
+/// `[cluster]`: who the others are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Cluster {
+    /// The address of every slot, `%d` standing for it; empty: a cluster of one.
+    pub peers: String,
+    /// Members that the first formation waits for; later the cluster itself knows.
+    pub size: u16,
+    /// The lowest slot (`ordinals.start` of a StatefulSet).
+    pub first_slot: u16,
+    /// Most members that vote: 5 survive two failures, and each more slows every write.
+    pub max_voters: u16,
+    /// Silence after which the holder of a slot counts as lost. Far above an election; below a human's reaction.
+    #[serde(with = "units::duration")]
+    pub failure_timeout: Duration,
+    /// How long a learner must have been caught up before it votes.
+    #[serde(with = "units::duration")]
+    pub promote_after: Duration,
+    /// Directories of former selves that are kept: one, for whoever wants to look at what was replaced.
+    pub kept_former_selves: u32,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self {
+            peers: String::new(),
+            size: 1,
+            first_slot: 0,
+            max_voters: 5,
+            failure_timeout: Duration::from_secs(10),
+            promote_after: Duration::from_secs(1),
+            kept_former_selves: 1,
+        }
+    }
+}
+
+/// `[raft]`: timing, batches, and bounds of what waits.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Raft {
+    /// Also the deadline of an append: at least ten times fsync plus a round trip.
+    #[serde(with = "units::duration")]
+    pub heartbeat_interval: Duration,
+    /// Shortest wait for a leader before an election: four lost heartbeats.
+    #[serde(with = "units::duration")]
+    pub election_timeout_min: Duration,
+    /// Longest wait; the spread keeps members from standing at once.
+    #[serde(with = "units::duration")]
+    pub election_timeout_max: Duration,
+    /// Most bytes of one append: it must arrive and be on disk within a heartbeat.
+    pub append_bytes_max: Bytes,
+    /// Most bytes of requests in one log entry, unless one request alone is larger.
+    pub batch_bytes_max: Bytes,
+    /// Batches proposed and not yet applied: one on its way to disk while the next is replicated.
+    pub proposals_in_flight_max: usize,
+    /// Most bytes of requests that wait to be proposed; beyond it clients are told `too many requests`.
+    pub queue_bytes_max: Bytes,
+    /// Most requests that wait to be proposed.
+    pub queue_requests_max: usize,
+    /// Answer linearizable reads without a round to the quorum. Relies on bounded clock drift, so it is off.
+    pub lease_reads: bool,
+    /// Bytes of one message of a snapshot transfer.
+    pub snapshot_chunk_bytes: Bytes,
+    /// Most bytes a second that a snapshot transfer sends: heartbeats share the wire.
+    pub snapshot_rate: Bytes,
+}
+
+impl Default for Raft {
+    fn default() -> Self {
+        Self {
+            heartbeat_interval: Duration::from_millis(100),
+            election_timeout_min: Duration::from_millis(400),
+            election_timeout_max: Duration::from_millis(700),
+            append_bytes_max: Bytes::mib(1),
+            batch_bytes_max: Bytes::kib(256),
+            proposals_in_flight_max: 2,
+            queue_bytes_max: Bytes::mib(64),
+            queue_requests_max: 10_000,
+            lease_reads: false,
+            snapshot_chunk_bytes: Bytes::kib(256),
+            snapshot_rate: Bytes::mib(64),
+        }
+    }
+}
+
+/// `[log]`: the Raft log on disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Log {
+    /// Size of a preallocated segment file.
+    pub segment_bytes: Bytes,
+    /// Newest entries kept in memory, for followers that are nearly up to date.
+    pub cache_bytes: Bytes,
+    /// A log beyond max(this, state size) is purged behind a snapshot.
+    pub bytes_max: Bytes,
+    /// So is one with more entries: replaying them takes time, however small they are.
+    pub entries_max: u64,
+    /// Entries kept behind a snapshot, so that a member that was away for a moment needs none.
+    pub entries_kept: u64,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            segment_bytes: Bytes::mib(64),
+            cache_bytes: Bytes::mib(8),
+            bytes_max: Bytes::mib(256),
+            entries_max: 500_000,
+            entries_kept: 5_000,
+        }
+    }
+}
+
+/// `[state]`: the state store on disk, which makes a restart short.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct State {
+    /// sled's page cache. Little is read back, so little is enough.
+    pub cache_bytes: Bytes,
+    /// Between checkpoints; what came after the last one is replayed from the log.
+    #[serde(with = "units::duration")]
+    pub checkpoint_interval: Duration,
+    /// Bytes of changes packed into one record: larger is cheaper to write and holds more memory.
+    pub chunk_bytes: Bytes,
+    /// Changes in memory that wait for the store; beyond it the next checkpoint writes all state anew.
+    pub journal_bytes_max: Bytes,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            cache_bytes: Bytes::mib(16),
+            checkpoint_interval: Duration::from_secs(1),
+            chunk_bytes: Bytes::kib(16),
+            journal_bytes_max: Bytes::mib(64),
+        }
+    }
+}
+
+/// `[storage]`: how much data, and for how long.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Storage {
+    /// Most bytes of data; 0: no quota. The memory limit bounds it, see [`super::Config::effective_quota`].
+    pub quota_bytes: Bytes,
+    /// Percent of the quota from which on it is warned of.
+    pub quota_warn_percent: u8,
+    /// Disk space that only deletes, compaction and membership changes may use.
+    pub disk_reserve: Bytes,
+    /// What automatic compaction goes by.
+    #[serde(with = "units::text")]
+    pub compaction_mode: CompactionMode,
+    /// How much history it keeps: a duration (`periodic`) or a count of revisions (`revision`).
+    pub compaction_retention: String,
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self {
+            quota_bytes: Bytes::gib(2),
+            quota_warn_percent: 80,
+            disk_reserve: Bytes::mib(64),
+            compaction_mode: CompactionMode::Off,
+            compaction_retention: String::new(),
+        }
+    }
+}
+
+/// What automatic compaction goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CompactionMode {
+    Off,
+    Periodic,
+    Revision,
+}
+
+/// Automatic compaction: mode and retention, read together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compaction {
+    Off,
+    /// Revisions older than this may go.
+    Periodic(Duration),
+    /// All but this many of the newest revisions may go.
+    Revision(u64),
+}
+
+impl Storage {
+    /// Mode and retention as one value; the text says what is wrong with them.
+    pub fn compaction(&self) -> Result<Compaction, String> {
+        let retention = self.compaction_retention.trim();
+        match self.compaction_mode {
+            CompactionMode::Off => Ok(Compaction::Off),
+            CompactionMode::Periodic => match units::duration::parse(retention)? {
+                Duration::ZERO => Err(format!("got {retention:?}, expected more than nothing; or set the mode to off")),
+                age => Ok(Compaction::Periodic(age)),
+            },
+            CompactionMode::Revision => match retention.parse() {
+                Ok(count) if count > 0 => Ok(Compaction::Revision(count)),
+                _ => Err(format!("got {retention:?}, expected a count of revisions, such as \"10000\"")),
+            },
+        }
+    }
+}
+
+/// `[limits]`: what one client may ask for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// Largest request. As etcd's.
+    pub request_bytes_max: Bytes,
+    /// Most operations in one branch of a transaction. As etcd's.
+    pub txn_ops_max: usize,
+    /// Most concurrent streams of one connection.
+    pub concurrent_streams_max: u32,
+    /// Most connections of clients.
+    pub connections_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            request_bytes_max: Bytes(3 << 19),
+            txn_ops_max: 128,
+            concurrent_streams_max: 10_000,
+            connections_max: 20_000,
+        }
+    }
+}
+
+/// `[telemetry]`: log lines.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Telemetry {
+    /// A level, or levels by module: `info,quorate::raft=debug`.
+    pub level: String,
+    #[serde(with = "units::text")]
+    pub format: LogFormat,
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+/// Form of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// An enum whose values are words: both directions and the message from one list.
+macro_rules! words {
+    ($type:ident { $($variant:ident = $word:literal),+ }) => {
+        impl FromStr for $type {
+            type Err = String;
+
+            fn from_str(text: &str) -> Result<Self, String> {
+                match text {
+                    $($word => Ok(Self::$variant),)+
+                    _ => Err(format!("got {text:?}, expected one of: {}", [$($word),+].join(", "))),
+                }
+            }
+        }
+
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(match self { $(Self::$variant => $word),+ })
+            }
+        }
+    };
+}
+
+words!(CompactionMode { Off = "off", Periodic = "periodic", Revision = "revision" });
+words!(LogFormat { Text = "text", Json = "json" });

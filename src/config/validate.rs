@@ -1,0 +1,268 @@
+//! Relations between settings, and bounds of each.
+//!
+//! Every violation is collected, so that one start shows all of them; each says what was got, what was expected and what
+//! to do. Absent: what only the machine can tell (measured fsync times, memory), which the server checks later.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use super::{Bytes, CompactionMode, Config, Error};
+use crate::identity::{self, PeerPattern, SLOT_MAX};
+
+/// The largest append and request; gRPC's message limits are set above it ([`Config::peer_message_bytes_max`]).
+pub const MESSAGE_BYTES_MAX: Bytes = Bytes::mib(16);
+
+struct Faults(Vec<String>);
+
+impl Faults {
+    fn check(&mut self, holds: bool, key: &str, got: impl Display, expected: impl Display, action: &str) {
+        if !holds {
+            self.0.push(format!("{key}: got {got}, expected {expected}; {action}"));
+        }
+    }
+
+    /// `got >= least`, where `least` comes from another setting.
+    fn at_least(&mut self, key: &str, got: Bytes, least: Bytes, why: &str) {
+        let expected = format!("at least {least} ({why})");
+        self.check(got >= least, key, got, expected, "raise it, or lower the other");
+    }
+
+    fn positive(&mut self, key: &str, got: u64) {
+        self.check(got > 0, key, got, "at least 1", "raise it");
+    }
+}
+
+impl Config {
+    /// Checks what no single field can: bounds, and relations between fields.
+    pub fn validate(&self) -> Result<(), Error> {
+        let mut faults = Faults(Vec::new());
+        self.check_server(&mut faults);
+        self.check_cluster(&mut faults);
+        self.check_timing(&mut faults);
+        self.check_sizes(&mut faults);
+        self.check_storage(&mut faults);
+        if faults.0.is_empty() { Ok(()) } else { Err(Error::Invalid(faults.0)) }
+    }
+
+    fn check_server(&self, faults: &mut Faults) {
+        let server = &self.server;
+        let shared = server.listen_client == server.listen_peer && server.listen_client.port() != 0;
+        faults.check(
+            !shared,
+            "server.listen_peer",
+            server.listen_peer,
+            "another address than server.listen_client",
+            "give it a port of its own",
+        );
+        for url in &server.advertise_client {
+            let address = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+            let valid = address.and_then(|address| identity::host_port(address.trim_end_matches('/'))).is_some();
+            faults.check(valid, "server.advertise_client", format!("{url:?}"), "http://host:port", "correct it");
+        }
+        let peer = &server.advertise_peer;
+        let valid = peer.is_empty() || identity::host_port(peer).is_some();
+        faults.check(valid, "server.advertise_peer", format!("{peer:?}"), "host:port", "correct it");
+        let data_dir = server.data_dir.as_os_str();
+        faults.check(!data_dir.is_empty(), "server.data_dir", "nothing", "a directory", "name one");
+        let level = &self.telemetry.level;
+        let valid = tracing_subscriber::EnvFilter::try_new(level).is_ok();
+        let expected = "a level (off, error, warn, info, debug, trace) or module=level, with commas";
+        faults.check(valid, "telemetry.level", format!("{level:?}"), expected, "correct it");
+        faults.positive("limits.txn_ops_max", self.limits.txn_ops_max as u64);
+        faults.positive("limits.concurrent_streams_max", u64::from(self.limits.concurrent_streams_max));
+        faults.positive("limits.connections_max", self.limits.connections_max as u64);
+    }
+
+    fn check_cluster(&self, faults: &mut Faults) {
+        let cluster = &self.cluster;
+        faults.positive("cluster.size", u64::from(cluster.size));
+        let odd = cluster.max_voters % 2 == 1;
+        let action = "take the next smaller or greater one: an even number of voters survives no more failures";
+        faults.check(odd, "cluster.max_voters", cluster.max_voters, "an odd number", action);
+        let last_slot = u32::from(cluster.first_slot) + u32::from(cluster.size.max(1)) - 1;
+        let expected = format!("the last slot (first_slot + size - 1) to be at most {SLOT_MAX}");
+        faults.check(last_slot <= u32::from(SLOT_MAX), "cluster.size", cluster.size, expected, "lower it");
+        let slot = self.identity.slot.unwrap_or_default();
+        faults.check(slot <= SLOT_MAX, "identity.slot", slot, format!("at most {SLOT_MAX}"), "lower it");
+        if cluster.peers.is_empty() {
+            let action = "set cluster.peers (--peers) to the address of every slot, such as kv-%d.kv-headless:2380";
+            faults.check(cluster.size <= 1, "cluster.size", cluster.size, "1, for cluster.peers is empty", action);
+            return;
+        }
+        let last_slot = last_slot.min(u32::from(SLOT_MAX)) as u16;
+        let pattern = cluster.peers.parse::<PeerPattern>();
+        let both = pattern.and_then(|pattern| pattern.check(cluster.first_slot).and(pattern.check(last_slot)));
+        if let Err(fault) = both {
+            faults.0.push(fault.to_string());
+        }
+    }
+
+    fn check_timing(&self, faults: &mut Faults) {
+        let raft = &self.raft;
+        let (min, max) = (raft.election_timeout_min, raft.election_timeout_max);
+        let mut at_least = |key: &str, got: Duration, least: Duration, why: &str| {
+            let (got_text, least_text) = (humantime::format_duration(got), humantime::format_duration(least));
+            let expected = format!("at least {least_text} ({why})");
+            faults.check(got >= least, key, got_text, expected, "raise it, or lower the other");
+        };
+        let millis = Duration::from_millis;
+        at_least("raft.heartbeat_interval", raft.heartbeat_interval, millis(10), "an append must finish within it");
+        at_least("raft.election_timeout_min", min, raft.heartbeat_interval * 3, "3 x raft.heartbeat_interval");
+        at_least("raft.election_timeout_max", max, min + millis(1), "more than raft.election_timeout_min");
+        at_least("cluster.failure_timeout", self.cluster.failure_timeout, max * 2, "2 x raft.election_timeout_max");
+        at_least("server.request_timeout", self.server.request_timeout, max, "raft.election_timeout_max");
+        at_least("server.grace_period", self.server.grace_period, max, "raft.election_timeout_max");
+        at_least(
+            "state.checkpoint_interval",
+            self.state.checkpoint_interval,
+            millis(10),
+            "each one waits for the disk",
+        );
+    }
+
+    fn check_sizes(&self, faults: &mut Faults) {
+        let (raft, request) = (&self.raft, self.limits.request_bytes_max);
+        let most = [("raft.append_bytes_max", raft.append_bytes_max), ("limits.request_bytes_max", request)];
+        for (key, got) in most {
+            let expected = format!("at most {MESSAGE_BYTES_MAX} (what one message between members can hold)");
+            faults.check(got <= MESSAGE_BYTES_MAX, key, got, expected, "lower it");
+            faults.at_least(key, got, Bytes(1), "nothing would fit");
+        }
+        faults.at_least("raft.append_bytes_max", raft.append_bytes_max, raft.batch_bytes_max, "raft.batch_bytes_max");
+        faults.at_least("raft.batch_bytes_max", raft.batch_bytes_max, Bytes(1), "nothing would fit");
+        let largest = request.max(raft.batch_bytes_max);
+        let why = "the larger of limits.request_bytes_max and raft.batch_bytes_max";
+        faults.at_least("raft.queue_bytes_max", raft.queue_bytes_max, largest, why);
+        let why =
+            "2 x the largest of limits.request_bytes_max and raft.append_bytes_max: a record never spans segments";
+        let segment_least = Bytes(2 * request.max(raft.append_bytes_max).0.min(u64::MAX / 2));
+        faults.at_least("log.segment_bytes", self.log.segment_bytes, segment_least, why);
+        let two_segments = Bytes(self.log.segment_bytes.0.saturating_mul(2));
+        faults.at_least("log.bytes_max", self.log.bytes_max, two_segments, "2 x log.segment_bytes");
+        let kept = self.log.entries_kept;
+        let expected = format!("less than log.entries_max ({})", self.log.entries_max);
+        faults.check(kept < self.log.entries_max, "log.entries_kept", kept, expected, "lower it, or raise the other");
+        faults.positive("raft.proposals_in_flight_max", raft.proposals_in_flight_max as u64);
+        faults.positive("raft.queue_requests_max", raft.queue_requests_max as u64);
+        let chunk = raft.snapshot_chunk_bytes;
+        faults.at_least("raft.snapshot_chunk_bytes", chunk, Bytes::kib(4), "each chunk costs a message");
+        let expected = format!("at most {MESSAGE_BYTES_MAX} (what one message between members can hold)");
+        faults.check(chunk <= MESSAGE_BYTES_MAX, "raft.snapshot_chunk_bytes", chunk, expected, "lower it");
+        faults.at_least("raft.snapshot_rate", raft.snapshot_rate, chunk, "raft.snapshot_chunk_bytes");
+    }
+
+    fn check_storage(&self, faults: &mut Faults) {
+        let (state, storage) = (&self.state, &self.storage);
+        let chunk = state.chunk_bytes;
+        let fits = (Bytes::kib(1)..=Bytes::mib(1)).contains(&chunk);
+        faults.check(fits, "state.chunk_bytes", chunk, "1KiB to 1MiB", "4KiB to 16KiB serve best");
+        faults.at_least("state.journal_bytes_max", state.journal_bytes_max, chunk, "state.chunk_bytes");
+        let percent = storage.quota_warn_percent;
+        faults.check((1..=100).contains(&percent), "storage.quota_warn_percent", percent, "1 to 100", "correct it");
+        if let Err(fault) = storage.compaction() {
+            let mode = storage.compaction_mode;
+            faults.0.push(format!("storage.compaction_retention: {fault} (storage.compaction_mode is {mode})"));
+        }
+        let idle = storage.compaction_mode == CompactionMode::Off && !storage.compaction_retention.is_empty();
+        let action = "set storage.compaction_mode to periodic or revision, or leave the retention out";
+        let retention = format!("{:?}", storage.compaction_retention);
+        faults.check(!idle, "storage.compaction_retention", retention, "none, for compaction_mode is off", action);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fault(change: impl FnOnce(&mut Config)) -> String {
+        let mut config = Config::default();
+        change(&mut config);
+        config.validate().map(|()| "valid".to_owned()).unwrap_or_else(|error| error.to_string())
+    }
+
+    #[test]
+    fn default_is_valid() {
+        assert_eq!(fault(|_| ()), "valid");
+    }
+
+    #[test]
+    fn every_relation_is_checked_and_named() {
+        type Change = fn(&mut Config);
+        let cases: &[(&str, Change)] = &[
+            ("server.listen_peer", |c| c.server.listen_peer = c.server.listen_client),
+            ("server.advertise_client", |c| c.server.advertise_client = vec!["kv-0:2379".into()]),
+            ("server.advertise_peer", |c| c.server.advertise_peer = "http://kv-0:2380".into()),
+            ("server.data_dir", |c| c.server.data_dir = "".into()),
+            ("server.request_timeout", |c| c.server.request_timeout = Duration::from_millis(699)),
+            ("server.grace_period", |c| c.server.grace_period = Duration::ZERO),
+            ("identity.slot", |c| c.identity.slot = Some(u16::MAX)),
+            ("cluster.peers", |c| c.cluster.peers = "kv:2380".into()),
+            ("cluster.peers", |c| (c.cluster.peers, c.cluster.size) = ("127.0.0.1:2380%d".into(), 11)),
+            ("cluster.size: got 0", |c| c.cluster.size = 0),
+            ("cluster.size: got 3, expected 1", |c| c.cluster.size = 3),
+            ("cluster.size: got 2", |c| (c.cluster.size, c.cluster.first_slot) = (2, SLOT_MAX)),
+            ("cluster.max_voters", |c| c.cluster.max_voters = 4),
+            ("cluster.failure_timeout", |c| c.cluster.failure_timeout = Duration::from_secs(1)),
+            ("raft.heartbeat_interval", |c| c.raft.heartbeat_interval = Duration::ZERO),
+            ("raft.election_timeout_min", |c| c.raft.heartbeat_interval = Duration::from_millis(134)),
+            ("raft.election_timeout_max", |c| c.raft.election_timeout_max = c.raft.election_timeout_min),
+            ("raft.append_bytes_max", |c| c.raft.append_bytes_max = Bytes::mib(17)),
+            ("raft.append_bytes_max", |c| c.raft.batch_bytes_max = Bytes::mib(2)),
+            ("raft.batch_bytes_max", |c| c.raft.batch_bytes_max = Bytes(0)),
+            ("raft.proposals_in_flight_max", |c| c.raft.proposals_in_flight_max = 0),
+            ("raft.queue_bytes_max", |c| c.raft.queue_bytes_max = Bytes::mib(1)),
+            ("raft.queue_requests_max", |c| c.raft.queue_requests_max = 0),
+            ("raft.snapshot_chunk_bytes", |c| c.raft.snapshot_chunk_bytes = Bytes(1)),
+            ("raft.snapshot_chunk_bytes", |c| c.raft.snapshot_chunk_bytes = Bytes::mib(17)),
+            ("raft.snapshot_rate", |c| c.raft.snapshot_rate = Bytes::kib(1)),
+            ("log.segment_bytes", |c| c.log.segment_bytes = Bytes::mib(2)),
+            ("log.bytes_max", |c| c.log.bytes_max = Bytes::mib(127)),
+            ("log.entries_kept", |c| c.log.entries_kept = c.log.entries_max),
+            ("state.checkpoint_interval", |c| c.state.checkpoint_interval = Duration::ZERO),
+            ("state.chunk_bytes", |c| c.state.chunk_bytes = Bytes::mib(2)),
+            ("state.journal_bytes_max", |c| c.state.journal_bytes_max = Bytes(0)),
+            ("storage.quota_warn_percent", |c| c.storage.quota_warn_percent = 101),
+            ("storage.compaction_retention", |c| c.storage.compaction_mode = CompactionMode::Periodic),
+            ("storage.compaction_retention", |c| c.storage.compaction_retention = "1h".into()),
+            ("limits.request_bytes_max", |c| c.limits.request_bytes_max = Bytes::mib(17)),
+            ("limits.txn_ops_max", |c| c.limits.txn_ops_max = 0),
+            ("limits.concurrent_streams_max", |c| c.limits.concurrent_streams_max = 0),
+            ("limits.connections_max", |c| c.limits.connections_max = 0),
+            ("telemetry.level", |c| c.telemetry.level = "quorate=loud".into()),
+        ];
+        for (key, change) in cases {
+            let message = fault(change);
+            assert!(message.contains(key), "{key}: {message}");
+            assert!(message.contains("got") || message.contains("peer pattern"), "{key}: {message}");
+            assert!(message.contains("expected"), "{key}: {message}");
+        }
+    }
+
+    #[test]
+    fn all_faults_are_shown_at_once() {
+        let message = fault(|c| (c.limits.txn_ops_max, c.limits.connections_max) = (0, 0));
+        assert!(message.contains("limits.txn_ops_max") && message.contains("limits.connections_max"), "{message}");
+        assert!(!message.contains('\n'), "one line: {message}");
+    }
+
+    #[test]
+    fn compaction_reads_mode_and_retention_together() {
+        use super::super::{Compaction, Storage};
+        let read = |mode, retention: &str| {
+            let storage =
+                Storage { compaction_mode: mode, compaction_retention: retention.into(), ..Storage::default() };
+            storage.compaction()
+        };
+        assert_eq!(read(CompactionMode::Off, ""), Ok(Compaction::Off));
+        assert_eq!(read(CompactionMode::Periodic, "1h"), Ok(Compaction::Periodic(Duration::from_secs(3600))));
+        assert_eq!(read(CompactionMode::Revision, "1000"), Ok(Compaction::Revision(1000)));
+        for (mode, retention) in [
+            (CompactionMode::Periodic, "1"),
+            (CompactionMode::Periodic, "0s"),
+            (CompactionMode::Revision, "1h"),
+            (CompactionMode::Revision, "0"),
+        ] {
+            assert!(read(mode, retention).unwrap_err().contains("expected"), "{mode} {retention}");
+        }
+    }
+}
