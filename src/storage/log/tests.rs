@@ -126,6 +126,23 @@ async fn an_append_is_readable_before_it_is_durable() {
 }
 
 #[tokio::test]
+async fn a_full_cache_keeps_what_is_not_durable() {
+    let disk = SimDisk::new(1);
+    let log = create(&disk);
+    let (done, seen) = oneshot::channel();
+    let reader = log.clone();
+    // Two frames, as both do not fit in one segment; the first answers before the second is written.
+    let answer = move |_| {
+        let (_, cached) = reader.shared().inner.lock().plan(25..50, u64::MAX, Path::new(DIR));
+        done.send(cached).unwrap();
+    };
+    log.append(records(1, 0..25), answer).unwrap();
+    append(&log, records(1, 25..50)).await.unwrap();
+    assert_eq!(seen.await.unwrap(), records(1, 25..50));
+    assert_eq!(all(&log).await, records(1, 0..50));
+}
+
+#[tokio::test]
 async fn a_read_stops_at_its_limit_but_gives_one_entry() {
     let disk = SimDisk::new(1);
     let log = create(&disk);
@@ -290,6 +307,24 @@ async fn a_tail_torn_at_any_byte_is_dropped_and_stays_away() {
             log.close().await;
         }
     }
+}
+
+#[tokio::test]
+async fn a_dropped_frame_cannot_lend_its_rest_to_the_next() {
+    let disk = SimDisk::new(1);
+    let log = create(&disk);
+    append(&log, records(1, 0..4)).await.unwrap();
+    append(&log, records(1, 4..7)).await.unwrap();
+    log.close().await;
+    let start = newest_frame(&disk).start;
+    let path = segment::path(Path::new(DIR), 1);
+    let whole = disk.read(&path).unwrap();
+    disk.flip(&path, start, 1);
+    open(&disk).unwrap().close().await;
+    // The next frame has the same number and begins alike; it is torn after its first record.
+    let first = &whole[start..start + record(1, 4).disk_bytes() as usize];
+    disk.open(&path, OpenMode::ReadWrite).unwrap().write_at(first, start as u64).unwrap();
+    assert_eq!(all(&open(&disk).unwrap()).await, records(1, 0..4));
 }
 
 #[tokio::test]
