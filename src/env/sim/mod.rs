@@ -1,0 +1,27 @@
+//! A seeded world for tests.
+
+mod disk;
+
+pub use disk::SimDisk;
+
+use std::io;
+use std::sync::Arc;
+
+use super::net::{BoxFuture, Net, Stream};
+use super::{Disk, Env};
+
+impl Env {
+    /// A simulated world: tasks for threads, and every random choice from `seed`.
+    pub fn sim(seed: u64, disk: Arc<dyn Disk>, net: Arc<dyn Net>) -> Self {
+        Self::new(disk, net, fastrand::Rng::with_seed(seed), true)
+    }
+}
+
+/// A network without a peer.
+pub struct NoNet;
+
+impl Net for NoNet {
+    fn connect(&self, _: String) -> BoxFuture<io::Result<Box<dyn Stream>>> {
+        Box::pin(async { Err(io::ErrorKind::NetworkUnreachable.into()) })
+    }
+}
