@@ -58,6 +58,9 @@ impl Default for Pass {
     }
 }
 
+/// The keys and the bytes of a unit, as they are stored.
+type Stored = (Vec<Key>, Vec<Vec<u8>>);
+
 /// A record, or all the records of one large change.
 struct Unit {
     keys: Vec<Key>,
@@ -107,8 +110,7 @@ impl Store {
     }
 
     /// The next units of the pass, encoded; true if they reach the end of the view.
-    #[allow(clippy::type_complexity)]
-    fn read_units(&self, view: &View<'_>, budget: usize) -> Result<(Vec<(Vec<Key>, Vec<Vec<u8>>)>, bool), Error> {
+    fn read_units(&self, view: &View<'_>, budget: usize) -> Result<(Vec<Stored>, bool), Error> {
         let mut units = Vec::new();
         let (mut keys, mut records, mut read) = (Vec::new(), Vec::new(), 0);
         let mut finished = true;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Error, Key, Options, Records, Store};
+use super::{Each, Error, Key, Options, Records, Store};
 
 /// A disk for one state store.
 #[derive(Clone, Default)]
@@ -125,7 +125,7 @@ impl Handle {
 }
 
 impl Records for Handle {
-    fn scan(&self, from: Key, each: &mut dyn FnMut(Key, &[u8]) -> Result<bool, Error>) -> Result<(), Error> {
+    fn scan(&self, from: Key, each: Each<'_>) -> Result<(), Error> {
         let records: Vec<_> = self.with(|inner| inner.visible.range(from..).map(|(k, v)| (*k, v.clone())).collect())?;
         for (key, record) in records {
             if !each(key, &record)? {

@@ -55,21 +55,25 @@ impl From<io::Error> for Error {
 pub struct Options {
     /// Memory that sled may use for pages, in bytes. Records are read once, at start, and again only by cleaning.
     pub cache_bytes: u64,
-    /// Size that records are packed to, in bytes; at most 64 KiB. Larger costs memory, smaller costs CPU.
+    /// Size that records are packed to, in bytes; at most 64 KiB. Larger costs memory (sled keeps 256 leaves of 8 to 16
+    /// records), smaller costs CPU.
     pub record_bytes: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { cache_bytes: 16 << 20, record_bytes: 16 << 10 }
+        Self { cache_bytes: 16 << 20, record_bytes: 8 << 10 }
     }
 }
+
+/// Takes a record; `false` ends the scan.
+pub type Each<'a> = &'a mut dyn FnMut(Key, &[u8]) -> Result<bool, Error>;
 
 /// What a record store must give: ordered records with atomic small writes. Another engine takes sled's place by
 /// implementing this.
 pub trait Records: Send {
     /// Calls `each` with every record from `from` on, in key order, while it answers `true`.
-    fn scan(&self, from: Key, each: &mut dyn FnMut(Key, &[u8]) -> Result<bool, Error>) -> Result<(), Error>;
+    fn scan(&self, from: Key, each: Each<'_>) -> Result<(), Error>;
     /// The last record before `end`.
     fn before(&self, end: Key) -> Result<Option<(Key, Vec<u8>)>, Error>;
     /// Puts one record and removes others: after a crash all of it is there, or nothing.

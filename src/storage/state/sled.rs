@@ -18,7 +18,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Error, Key, Options, Records};
+use super::{Each, Error, Key, Options, Records};
 use crate::env::{Env, File, OpenMode};
 
 const SEGMENT_BYTES: usize = 8 << 20;
@@ -26,6 +26,10 @@ const DAMAGED_KEPT: usize = 2;
 /// sled lets go of its file lock in a background thread, after its handle is dropped.
 const LOCK_TRIES: u32 = 100;
 const LOCK_WAIT: Duration = Duration::from_millis(20);
+/// sled looks at a shard of its cache only when 64 accesses have come to it, and there are 256 shards: pages of our size,
+/// each seen a few times, would all stay in memory. So each record read or written is looked up this often besides, which
+/// makes sled evict after about one page a shard (loading 400 MB: 15 MB resident instead of 375, and no slower).
+const TOUCHES: usize = 8;
 
 /// The records of one store.
 pub(super) struct Sled {
@@ -182,19 +186,27 @@ impl OpenStore {
     }
 
     fn put(&self, key: Key, record: Vec<u8>) -> Result<(), Error> {
-        guarded("insert", || self.db.insert(key.to_bytes(), record)).map(drop)
+        guarded("insert", || self.db.insert(key.to_bytes(), record))?;
+        self.touch(key)
+    }
+
+    /// Makes sled keep to its cache's bound; see [`TOUCHES`].
+    fn touch(&self, key: Key) -> Result<(), Error> {
+        guarded("touch", || (0..TOUCHES).try_for_each(|_| self.db.contains_key(key.to_bytes()).map(drop)))
     }
 }
 
 impl Records for Sled {
-    fn scan(&self, from: Key, each: &mut dyn FnMut(Key, &[u8]) -> Result<bool, Error>) -> Result<(), Error> {
+    fn scan(&self, from: Key, each: Each<'_>) -> Result<(), Error> {
         let store = self.open_one()?;
         let mut iter = guarded("scan", || Ok(store.db.range(from.to_bytes()..)))?;
         // Only sled's own work is guarded: a panic in `each` is not its damage.
         while let Some((key, record)) = guarded("scan", || iter.next().transpose())? {
-            if !each(key_of(&key)?, &record)? {
+            let key = key_of(&key)?;
+            if !each(key, &record)? {
                 break;
             }
+            store.touch(key)?;
         }
         Ok(())
     }
