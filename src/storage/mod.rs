@@ -1,3 +1,8 @@
-//! What a member keeps on disk. The storage engines are used here and nowhere else.
+//! What a member keeps on its disk.
+//!
+//! Owns the bytes: the Raft log, the snapshot files, the state store, and the identity that they belong to. What entries
+//! and changes mean is said further up.
 
 pub mod log;
+pub mod snapshot;
+pub mod state;
