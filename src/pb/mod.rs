@@ -5,7 +5,7 @@
 
 mod key_value;
 
-pub use key_value::KeyValue;
+pub use key_value::{Fields, KeyValue};
 
 // The module tree has the shape of the proto packages, which the generated code expects.
 #[allow(clippy::all, clippy::unwrap_used, missing_docs, rustdoc::all)]
