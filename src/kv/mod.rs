@@ -1,1 +1,43 @@
-//! kv
+//! The replicated key-value state: multi-version, synchronous, deterministic.
+//!
+//! Owns the rules of the etcd v3 KV API: puts, deletes, ranges, transactions, compaction, the hash that members compare,
+//! and how the state is written as [`log::Change`](crate::pb::log::Change)s and loaded again.
+//!
+//! Invariants: the same commands in the same order give the same answers and the same state on every member; a command
+//! that fails changes nothing; what a read returns does not depend on how far a sweep has got.
+//! Absent: clocks, randomness, I/O, tasks. Whoever applies commands holds the lock and calls [`State::sweep`].
+
+mod compact;
+mod hash;
+mod history;
+mod journal;
+mod range;
+mod snapshot;
+mod state;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod txn;
+pub mod validate;
+
+pub use hash::HashKv;
+pub use journal::Journal;
+pub use snapshot::{LoadError, Loader};
+pub use state::State;
+pub use txn::is_read_only;
+pub use validate::Limits;
+
+/// The greatest `Command.needs` that this build can apply.
+pub const APPLY_VERSION: u32 = 1;
+
+/// The cluster version of a new cluster: every build can apply what it allows.
+pub const CLUSTER_VERSION_MIN: u32 = 1;
+
+/// A command that this member cannot apply. Going on would let it diverge from the others, so it has to stop.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    #[error("the log holds a command of apply version {needs}; this build knows {APPLY_VERSION}: run a newer one")]
+    Unsupported { needs: u32 },
+    #[error("the log holds a command without a request that this build knows")]
+    UnknownCommand,
+}

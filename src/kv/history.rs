@@ -1,0 +1,138 @@
+//! The events of every uncompacted revision, in order.
+//!
+//! Invariant: revisions are consecutive, and each has at least one event. Cloning is cheap; the versions are shared with
+//! the index.
+
+use std::sync::Arc;
+
+use imbl::Vector;
+
+use crate::pb::KeyValue;
+
+/// What one revision changed. Most revisions are one put.
+#[derive(Clone)]
+pub(super) enum Events {
+    One(KeyValue),
+    Many(Arc<[KeyValue]>),
+}
+
+impl Events {
+    pub(super) fn as_slice(&self) -> &[KeyValue] {
+        match self {
+            Events::One(event) => std::slice::from_ref(event),
+            Events::Many(events) => events,
+        }
+    }
+
+    fn overhead_bytes(&self) -> u64 {
+        let list = match self {
+            Events::One(_) => 0,
+            Events::Many(events) => 16 + size_of_val(&events[..]),
+        };
+        (size_of::<Self>() + list) as u64
+    }
+}
+
+impl From<Vec<KeyValue>> for Events {
+    fn from(mut events: Vec<KeyValue>) -> Self {
+        assert!(!events.is_empty(), "a revision has at least one event");
+        if events.len() > 1 { Events::Many(events.into()) } else { Events::One(events.remove(0)) }
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct History {
+    first: i64,
+    revisions: Vector<Events>,
+    /// What the lists take beside the versions, which are counted where the index holds them.
+    overhead_bytes: u64,
+}
+
+impl History {
+    /// Expects `first` as the next revision.
+    pub(super) fn new(first: i64) -> Self {
+        Self { first, revisions: Vector::new(), overhead_bytes: 0 }
+    }
+
+    /// The oldest revision held, or if there is none, the next one.
+    pub(super) fn first(&self) -> i64 {
+        self.first
+    }
+
+    pub(super) fn next(&self) -> i64 {
+        self.first + self.revisions.len() as i64
+    }
+
+    pub(super) fn overhead_bytes(&self) -> u64 {
+        self.overhead_bytes
+    }
+
+    /// Adds the events of revision [`Self::next`].
+    pub(super) fn push(&mut self, events: Events) {
+        self.overhead_bytes += events.overhead_bytes();
+        self.revisions.push_back(events);
+    }
+
+    pub(super) fn get(&self, revision: i64) -> Option<&Events> {
+        self.revisions.get(usize::try_from(revision - self.first).ok()?)
+    }
+
+    /// Every revision from `revision` on that is held, with its events.
+    pub(super) fn iter_from(&self, revision: i64) -> impl Iterator<Item = (i64, &[KeyValue])> {
+        let first = revision.clamp(self.first, self.next());
+        let held = self.revisions.focus().narrow((first - self.first) as usize..);
+        (first..).zip(held).map(|(revision, events)| (revision, events.as_slice()))
+    }
+
+    pub(super) fn pop_first(&mut self) {
+        if let Some(events) = self.revisions.pop_front() {
+            self.overhead_bytes -= events.overhead_bytes();
+            self.first += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    #[test]
+    fn it_is_a_queue_that_can_be_read_anywhere() {
+        let mut random = fastrand::Rng::with_seed(3);
+        let (mut history, mut queue) = (History::new(2), VecDeque::new());
+        let mut view = (history.clone(), queue.clone());
+        for step in 0..100_000 {
+            // Grows, then shrinks, three times.
+            if random.u8(..3) != 0 || step / 16_384 % 2 == 0 {
+                let revision = history.next();
+                let kv = KeyValue::tombstone(b"k", revision);
+                history.push(vec![kv.clone(); if revision % 7 == 0 { 2 } else { 1 }].into());
+                queue.push_back(revision);
+            } else if queue.pop_front().is_some() {
+                history.pop_first();
+                if random.bool() && queue.pop_front().is_some() {
+                    history.pop_first();
+                }
+            }
+            if step % 64 == 0 {
+                let from = random.usize(..=queue.len());
+                let seen = history.iter_from(history.first() + from as i64).take(100).map(|(revision, events)| {
+                    assert_eq!(events.len(), if revision % 7 == 0 { 2 } else { 1 });
+                    assert_eq!(events[0].mod_revision(), revision);
+                    revision
+                });
+                assert!(seen.eq(queue.range(from..).copied().take(100)));
+            }
+            if step % 4096 == 0 {
+                assert!(view.0.iter_from(0).map(|x| x.0).eq(view.1.iter().copied()), "a clone changed");
+                view = (history.clone(), queue.clone());
+            }
+        }
+        while queue.pop_front().is_some() {
+            history.pop_first();
+        }
+        assert_eq!((history.overhead_bytes(), history.first()), (0, history.next()));
+    }
+}

@@ -1,0 +1,52 @@
+//! What applying has changed since somebody last asked, for the state store to write.
+//!
+//! Bounded by bytes: a journal that would grow past its bound is dropped and marked overflowed, and its reader writes the
+//! whole state instead.
+
+use crate::pb::KeyValue;
+use crate::pb::log::{Change, change};
+
+/// The changes since the last [`State::take_journal`](super::State::take_journal), in order.
+#[derive(Debug, Default, PartialEq)]
+pub struct Journal {
+    pub changes: Vec<Change>,
+    /// True if changes were lost to the bound: `changes` is then empty, and only the whole state is complete.
+    pub overflowed: bool,
+}
+
+/// Fills a [`Journal`]; off until it has a bound.
+#[derive(Default)]
+pub(super) struct Recorder {
+    bytes_max: usize,
+    bytes: usize,
+    journal: Journal,
+}
+
+impl Recorder {
+    pub(super) fn new(bytes_max: usize) -> Self {
+        Self { bytes_max, ..Self::default() }
+    }
+
+    pub(super) fn versions(&mut self, versions: &[KeyValue]) {
+        for version in versions {
+            self.record(change::Change::Version(version.clone()), version.as_encoded().len());
+        }
+    }
+
+    pub(super) fn record(&mut self, change: change::Change, payload_bytes: usize) {
+        if self.bytes_max == 0 || self.journal.overflowed {
+            return;
+        }
+        self.bytes += payload_bytes + size_of::<Change>();
+        if self.bytes > self.bytes_max {
+            self.journal = Journal { changes: Vec::new(), overflowed: true };
+        } else {
+            self.journal.changes.push(Change { change: Some(change) });
+        }
+    }
+
+    pub(super) fn take(&mut self) -> Journal {
+        self.bytes = 0;
+        std::mem::take(&mut self.journal)
+    }
+}

@@ -1,0 +1,154 @@
+//! The state as a sequence of changes, and back.
+//!
+//! A snapshot is [`State::changes`]; the state store keeps what [`State::take_journal`] gave it, and may drop versions for
+//! which [`State::is_live`] no longer holds. [`Loader`] takes either.
+
+use super::State;
+use super::history::History;
+use super::range::Interval;
+use crate::pb::KeyValue;
+use crate::pb::log::{Change, change};
+
+/// Changes that do not make a state: they are damaged or incomplete.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LoadError {
+    #[error("a change without a content that this build knows")]
+    UnknownChange,
+    #[error("a version of no key, or of revision {0}")]
+    BadVersion(i64),
+    #[error("versions of one key out of order: {later} before {earlier}")]
+    OutOfOrder { later: i64, earlier: i64 },
+    #[error("versions are missing at or below revision {missing}, but only {compacted} is compacted")]
+    Gap { missing: i64, compacted: i64 },
+    #[error("versions up to revision {loaded}, of a state that ends at {revision}")]
+    BeyondEnd { loaded: i64, revision: i64 },
+}
+
+impl State {
+    /// Changes that make this state from nothing: what was visible at the compacted revision in key order, then every
+    /// later event in revision order, then the rest. The same on every member, whatever the sweep's progress.
+    pub fn changes(&self) -> impl Iterator<Item = Change> {
+        let base = self.visible_at(Interval::all(), self.compacted);
+        let events = self.history.iter_from(self.compacted + 1).flat_map(|x| x.1);
+        let rest = [change::Change::Compacted(self.compacted), change::Change::ClusterVersion(self.cluster_version)];
+        base.chain(events)
+            .map(|kv| change::Change::Version(kv.clone()))
+            .chain(rest)
+            .map(|change| Change { change: Some(change) })
+    }
+
+    /// True if a swept store would still hold this version.
+    ///
+    /// Who drops the others from storage must first have stored the compaction itself, and must drop a tombstone only
+    /// when no earlier version of its key is stored any more: else that one would come back to life.
+    pub fn is_live(&self, kv: &KeyValue) -> bool {
+        let x = kv.fields();
+        x.mod_revision > self.compacted
+            || self.version_at(x.key, self.compacted).is_some_and(|held| held.mod_revision() == x.mod_revision)
+    }
+}
+
+/// Builds a [`State`] from changes.
+///
+/// Versions of one key come in revision order; above the compacted revision, all versions do, and none is missing. At or
+/// below it there may be gaps, and dead versions.
+pub struct Loader {
+    state: State,
+    /// The events of the greatest revision so far; not yet in the history.
+    newest: Vec<KeyValue>,
+    newest_revision: i64,
+    /// Versions at or below this revision are missing or in another order: it must turn out to be compacted.
+    incomplete: i64,
+}
+
+impl Default for Loader {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loader {
+    pub fn new() -> Self {
+        Self { state: State::new(), newest: Vec::new(), newest_revision: 1, incomplete: 0 }
+    }
+
+    pub fn load(&mut self, change: Change) -> Result<(), LoadError> {
+        match change.change.ok_or(LoadError::UnknownChange)? {
+            change::Change::Version(kv) => self.version(kv)?,
+            change::Change::Compacted(revision) => self.state.compacted = self.state.compacted.max(revision),
+            change::Change::ClusterVersion(version) => {
+                self.state.cluster_version = self.state.cluster_version.max(version);
+            }
+        }
+        Ok(())
+    }
+
+    fn version(&mut self, kv: KeyValue) -> Result<(), LoadError> {
+        let x = kv.fields();
+        let revision = x.mod_revision;
+        if x.key.is_empty() || revision <= 1 {
+            return Err(LoadError::BadVersion(revision));
+        }
+        let later = self.state.newest_revision_of(x.key).filter(|&later| later > revision);
+        if let Some(later) = later {
+            return Err(LoadError::OutOfOrder { later, earlier: revision });
+        }
+        if kv.is_tombstone() {
+            self.state.insert_tombstone(kv.clone());
+        } else {
+            self.state.insert_live(kv.clone());
+        }
+        if revision < self.newest_revision {
+            self.incomplete = self.incomplete.max(revision);
+            return Ok(());
+        }
+        if revision > self.newest_revision {
+            self.end_revision(revision);
+        }
+        self.newest.push(kv);
+        Ok(())
+    }
+
+    /// Puts the newest revision into the history and goes on to `next`; over a gap, the history starts anew.
+    fn end_revision(&mut self, next: i64) {
+        let history = &mut self.state.history;
+        if !self.newest.is_empty() {
+            history.push(std::mem::take(&mut self.newest).into());
+        }
+        if history.next() != next {
+            *history = History::new(next);
+            self.incomplete = self.incomplete.max(next - 1);
+        }
+        self.newest_revision = next;
+    }
+
+    /// The state as of `revision`, which is stored beside the changes: the last events may be dead, and dropped.
+    pub fn finish(mut self, revision: i64) -> Result<State, LoadError> {
+        let (loaded, compacted) = (self.newest_revision, self.state.compacted);
+        if loaded.max(compacted) > revision {
+            return Err(LoadError::BeyondEnd { loaded: loaded.max(compacted), revision });
+        }
+        self.end_revision(revision + 1);
+        if self.incomplete > compacted {
+            return Err(LoadError::Gap { missing: self.incomplete, compacted });
+        }
+        let mut state = self.state;
+        state.revision = revision;
+        state.remove_dead();
+        while state.history.first() < compacted && state.history.first() < state.history.next() {
+            state.history.pop_first();
+        }
+        state.swept = compacted.max(1);
+        Ok(state)
+    }
+}
+
+impl State {
+    /// What a complete sweep does, without the history to lead it.
+    fn remove_dead(&mut self) {
+        let dead: Vec<KeyValue> = self.old.iter_at(0).filter(|kv| !self.is_live(kv)).cloned().collect();
+        for kv in dead {
+            self.remove_old(kv.key(), kv.mod_revision());
+        }
+    }
+}

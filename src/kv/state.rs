@@ -1,0 +1,318 @@
+//! The state machine: the index of versions, and the commands that change it.
+//!
+//! Two trees hold every version. `live` holds the newest version of each key that exists, so a read of the present never
+//! meets a deleted key. `old` holds the rest that compaction has not removed: superseded versions and tombstones.
+//!
+//! Invariant: a version superseded in its own revision was never visible, and is only in the history.
+
+use std::cmp::Ordering;
+
+use super::history::{Events, History};
+use super::journal::{Journal, Recorder};
+use super::range::Interval;
+use super::tree::Tree;
+use super::{APPLY_VERSION, CLUSTER_VERSION_MIN, Fault};
+use crate::error::Error;
+use crate::pb::etcd::{
+    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
+    ResponseHeader,
+};
+use crate::pb::log::{Answer, Command, SetClusterVersion, answer, change, command};
+use crate::pb::{Fields, KeyValue};
+
+/// What a version takes beside its encoding: the allocation's header (16), and its slot in a tree three quarters full.
+const VERSION_OVERHEAD_BYTES: usize = 16 + 24;
+
+/// The whole replicated state. A clone is O(1) and a consistent view that later commands do not change; it keeps no
+/// journal.
+pub struct State {
+    pub(super) revision: i64,
+    pub(super) compacted: i64,
+    /// Every event up to this revision was swept, and `swept_events` of the next one.
+    pub(super) swept: i64,
+    pub(super) swept_events: usize,
+    pub(super) cluster_version: u32,
+    /// Ordered by key.
+    pub(super) live: Tree,
+    /// Ordered by key, then by mod revision.
+    pub(super) old: Tree,
+    pub(super) history: History,
+    pub(super) live_bytes: u64,
+    pub(super) old_bytes: u64,
+    journal: Recorder,
+}
+
+impl Clone for State {
+    fn clone(&self) -> Self {
+        Self {
+            revision: self.revision,
+            compacted: self.compacted,
+            swept: self.swept,
+            swept_events: self.swept_events,
+            cluster_version: self.cluster_version,
+            live: self.live.clone(),
+            old: self.old.clone(),
+            history: self.history.clone(),
+            live_bytes: self.live_bytes,
+            old_bytes: self.old_bytes,
+            journal: Recorder::default(),
+        }
+    }
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl State {
+    /// An empty store: revision 1, as in etcd; the first write makes 2. It keeps no journal.
+    pub fn new() -> Self {
+        Self {
+            revision: 1,
+            compacted: 0,
+            swept: 1,
+            swept_events: 0,
+            cluster_version: CLUSTER_VERSION_MIN,
+            live: Tree::new(),
+            old: Tree::new(),
+            history: History::new(2),
+            live_bytes: 0,
+            old_bytes: 0,
+            journal: Recorder::default(),
+        }
+    }
+
+    /// The revision of the last write.
+    pub fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    /// Reads below this revision are refused; 0 before the first compaction.
+    pub fn compacted(&self) -> i64 {
+        self.compacted
+    }
+
+    /// The greatest `Command.needs` that the leader may propose.
+    pub fn cluster_version(&self) -> u32 {
+        self.cluster_version
+    }
+
+    /// Keys that exist.
+    pub fn key_count(&self) -> usize {
+        self.live.len()
+    }
+
+    /// Bytes that the state takes in memory: payload, and an estimate of the index. Depends on how far sweeping has got.
+    pub fn bytes(&self) -> u64 {
+        self.live_bytes + self.old_bytes + self.history.overhead_bytes()
+    }
+
+    /// Bytes that the newest versions of the keys that exist take: what [`Self::bytes`] would be after compacting all.
+    pub fn bytes_in_use(&self) -> u64 {
+        self.live_bytes
+    }
+
+    /// Starts an empty journal that is dropped when it holds more than `bytes_max`; 0 keeps none.
+    pub fn keep_journal(&mut self, bytes_max: usize) {
+        self.journal = Recorder::new(bytes_max);
+    }
+
+    /// What commands changed since the last call.
+    pub fn take_journal(&mut self) -> Journal {
+        self.journal.take()
+    }
+
+    /// The events of every revision from `revision` on, tombstones included, each revision's in their order.
+    ///
+    /// From the compacted revision itself is allowed, as in etcd: a watcher that was told of a compaction starts there. It
+    /// gets those events of that revision that are still held.
+    pub fn events_from(&self, revision: i64) -> Result<impl Iterator<Item = (i64, &[KeyValue])>, Error> {
+        if revision < self.compacted {
+            return Err(Error::Compacted);
+        }
+        Ok(self.history.iter_from(revision))
+    }
+
+    /// Applies one command of the log. The outer error stops the member; the inner one is the command's answer, the same
+    /// on every member, and then nothing has changed. Without `answer` (nobody here waits for it) the response is not made.
+    ///
+    /// Headers carry the revision only.
+    pub fn apply(&mut self, command: &Command, answer: bool) -> Result<Result<Answer, Error>, Fault> {
+        if command.needs > APPLY_VERSION {
+            return Err(Fault::Unsupported { needs: command.needs });
+        }
+        use {answer::Response, command::Request};
+        let response = match command.request.as_ref().ok_or(Fault::UnknownCommand)? {
+            Request::Put(r) => self.put(r, answer).map(Response::Put),
+            Request::DeleteRange(r) => Ok(Response::DeleteRange(self.delete_range(r, answer))),
+            Request::Txn(r) => self.txn(r, answer).map(Response::Txn),
+            Request::Compact(r) => self.compact(r).map(Response::Compact),
+            Request::SetClusterVersion(r) => self.set_cluster_version(r).map(Response::SetClusterVersion).map(Ok)?,
+        };
+        Ok(response.map(|r| Answer { response: answer.then_some(r) }))
+    }
+
+    fn put(&mut self, r: &PutRequest, answer: bool) -> Result<PutResponse, Error> {
+        self.check_put(r)?;
+        let mut events = Vec::with_capacity(1);
+        let response = self.write_put(r, &mut events, answer);
+        self.commit(events);
+        Ok(response)
+    }
+
+    fn delete_range(&mut self, r: &DeleteRangeRequest, answer: bool) -> DeleteRangeResponse {
+        let mut events = Vec::new();
+        let response = self.write_delete_range(r, &mut events, answer);
+        self.commit(events);
+        response
+    }
+
+    fn compact(&mut self, r: &CompactionRequest) -> Result<CompactionResponse, Error> {
+        if r.revision <= self.compacted {
+            return Err(Error::Compacted);
+        }
+        if r.revision > self.revision {
+            return Err(Error::FutureRevision);
+        }
+        self.compacted = r.revision;
+        self.journal.record(change::Change::Compacted(r.revision), size_of::<i64>());
+        Ok(CompactionResponse { header: header(self.revision) })
+    }
+
+    /// Never goes down. A version that this build does not know stops it before it meets commands that need it.
+    fn set_cluster_version(&mut self, r: &SetClusterVersion) -> Result<SetClusterVersion, Fault> {
+        if r.version > APPLY_VERSION {
+            return Err(Fault::Unsupported { needs: r.version });
+        }
+        if r.version > self.cluster_version {
+            self.cluster_version = r.version;
+            self.journal.record(change::Change::ClusterVersion(r.version), size_of::<u32>());
+        }
+        Ok(SetClusterVersion { version: self.cluster_version })
+    }
+
+    /// Whatever can make a put fail; so that a transaction fails before it writes.
+    pub(super) fn check_put(&self, r: &PutRequest) -> Result<(), Error> {
+        // No lease exists yet; the check is where `kv::lease` will have its own.
+        if r.lease != 0 {
+            return Err(Error::LeaseNotFound);
+        }
+        if (r.ignore_value || r.ignore_lease) && self.live.get(by_key(&r.key)).is_none() {
+            return Err(Error::KeyNotFound);
+        }
+        Ok(())
+    }
+
+    /// The revision that a write is about to make.
+    fn next_revision(&self) -> i64 {
+        self.revision + 1
+    }
+
+    /// Writes a put that [`Self::check_put`] allowed, as part of the next revision.
+    pub(super) fn write_put(&mut self, r: &PutRequest, events: &mut Vec<KeyValue>, answer: bool) -> PutResponse {
+        let revision = self.next_revision();
+        let prev = self.live.get(by_key(&r.key)).cloned();
+        let was = prev.as_ref().map(KeyValue::fields).unwrap_or_default();
+        let kv = KeyValue::new(Fields {
+            key: &r.key,
+            create_revision: if prev.is_some() { was.create_revision } else { revision },
+            mod_revision: revision,
+            version: was.version + 1,
+            value: if r.ignore_value { was.value } else { &r.value },
+            lease: if r.ignore_lease { was.lease } else { r.lease },
+        });
+        self.insert_live(kv.clone());
+        events.push(kv);
+        PutResponse { header: header(revision), prev_kv: prev.filter(|_| answer && r.prev_kv) }
+    }
+
+    /// Writes a delete as part of the next revision; of no key, it writes nothing.
+    pub(super) fn write_delete_range(
+        &mut self,
+        r: &DeleteRangeRequest,
+        events: &mut Vec<KeyValue>,
+        answer: bool,
+    ) -> DeleteRangeResponse {
+        let revision = self.next_revision();
+        let doomed: Vec<KeyValue> = self.live_in(Interval::new(&r.key, &r.range_end)).cloned().collect();
+        for kv in &doomed {
+            let tombstone = KeyValue::tombstone(kv.key(), revision);
+            self.insert_tombstone(tombstone.clone());
+            events.push(tombstone);
+        }
+        DeleteRangeResponse {
+            header: header(if events.is_empty() { self.revision } else { revision }),
+            deleted: doomed.len() as i64,
+            prev_kvs: if answer && r.prev_kv { doomed } else { Vec::new() },
+        }
+    }
+
+    /// Makes the next revision of what was written; nothing written makes none.
+    pub(super) fn commit(&mut self, events: Vec<KeyValue>) {
+        if events.is_empty() {
+            return;
+        }
+        self.revision += 1;
+        assert_eq!(self.history.next(), self.revision, "the history has a gap");
+        self.journal.versions(&events);
+        self.history.push(Events::from(events));
+    }
+
+    /// Makes `kv` its key's newest version.
+    pub(super) fn insert_live(&mut self, kv: KeyValue) {
+        let revision = kv.mod_revision();
+        self.live_bytes += cost_bytes(&kv);
+        let key = kv.clone();
+        if let Some(prev) = self.live.insert(kv, by_key(key.key())) {
+            self.live_bytes -= cost_bytes(&prev);
+            self.supersede(prev, revision);
+        }
+    }
+
+    /// Ends the life of a key.
+    pub(super) fn insert_tombstone(&mut self, tombstone: KeyValue) {
+        if let Some(prev) = self.live.remove(by_key(tombstone.key())) {
+            self.live_bytes -= cost_bytes(&prev);
+            self.supersede(prev, tombstone.mod_revision());
+        }
+        self.insert_old(tombstone);
+    }
+
+    fn supersede(&mut self, prev: KeyValue, revision: i64) {
+        if prev.mod_revision() != revision {
+            self.insert_old(prev);
+        }
+    }
+
+    fn insert_old(&mut self, kv: KeyValue) {
+        self.old_bytes += cost_bytes(&kv);
+        let place = kv.clone();
+        let replaced = self.old.insert(kv, by_version(place.key(), place.mod_revision()));
+        self.old_bytes -= replaced.as_ref().map_or(0, cost_bytes);
+    }
+
+    pub(super) fn remove_old(&mut self, key: &[u8], mod_revision: i64) {
+        let removed = self.old.remove(by_version(key, mod_revision));
+        self.old_bytes -= removed.as_ref().map_or(0, cost_bytes);
+    }
+}
+
+pub(super) fn header(revision: i64) -> Option<ResponseHeader> {
+    Some(ResponseHeader { revision, ..ResponseHeader::default() })
+}
+
+/// The order of `live`: an item against a key.
+pub(super) fn by_key(key: &[u8]) -> impl Fn(&KeyValue) -> Ordering {
+    move |x| x.key().cmp(key)
+}
+
+/// The order of `old`: an item against a key and a mod revision.
+pub(super) fn by_version(key: &[u8], mod_revision: i64) -> impl Fn(&KeyValue) -> Ordering {
+    move |x| x.key().cmp(key).then_with(|| x.mod_revision().cmp(&mod_revision))
+}
+
+fn cost_bytes(kv: &KeyValue) -> u64 {
+    (kv.as_encoded().len() + VERSION_OVERHEAD_BYTES) as u64
+}

@@ -1,0 +1,419 @@
+//! Random commands against a model that keeps every version in a plain map and looks at all of them each time.
+//!
+//! `QUORATE_PROPTEST_CASES` sets how many cases run.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::kv::Loader;
+use crate::pb::Fields;
+use crate::pb::etcd::compare::TargetUnion;
+use crate::pb::etcd::response_op::Response as OpResponse;
+use crate::pb::log::change;
+
+/// Everything that ever happened; nothing is ever removed.
+#[derive(Clone)]
+struct Model {
+    revision: i64,
+    compacted: i64,
+    /// The versions of each key with the revision that wrote them; `None` is a deletion.
+    keys: BTreeMap<Bytes, Vec<(i64, Option<KeyValue>)>>,
+    events: Vec<(i64, KeyValue)>,
+    /// True inside a command that has written.
+    wrote: bool,
+}
+
+impl Model {
+    fn new() -> Self {
+        Self { revision: 1, compacted: 0, keys: BTreeMap::new(), events: Vec::new(), wrote: false }
+    }
+
+    fn present(&self) -> i64 {
+        self.revision + i64::from(self.wrote)
+    }
+
+    fn header(&self) -> Option<ResponseHeader> {
+        Some(ResponseHeader { revision: self.present(), ..ResponseHeader::default() })
+    }
+
+    fn within(key: &[u8], from: &[u8], range_end: &[u8]) -> bool {
+        match range_end {
+            [] => key == from,
+            [0] => key >= from,
+            end => key >= from && key < end,
+        }
+    }
+
+    fn at(&self, from: &[u8], range_end: &[u8], revision: i64) -> Vec<KeyValue> {
+        let last = |versions: &Vec<(i64, Option<KeyValue>)>| {
+            versions.iter().rev().find(|v| v.0 <= revision).and_then(|v| v.1.clone())
+        };
+        self.keys.iter().filter(|(k, _)| Self::within(k, from, range_end)).filter_map(|(_, v)| last(v)).collect()
+    }
+
+    fn now(&self, from: &[u8], range_end: &[u8]) -> Vec<KeyValue> {
+        self.at(from, range_end, i64::MAX)
+    }
+
+    fn write(&mut self, key: &Bytes, kv: Option<KeyValue>) {
+        let revision = self.revision + 1;
+        self.wrote = true;
+        self.events.push((revision, kv.clone().unwrap_or_else(|| KeyValue::tombstone(key, revision))));
+        self.keys.entry(key.clone()).or_default().push((revision, kv));
+    }
+
+    fn range(&self, r: &RangeRequest) -> Result<RangeResponse, Error> {
+        if r.revision > self.revision {
+            return Err(Error::FutureRevision);
+        }
+        if r.revision > 0 && r.revision < self.compacted {
+            return Err(Error::Compacted);
+        }
+        let revision = if r.revision > 0 { r.revision } else { i64::MAX };
+        let mut kvs = self.at(&r.key, &r.range_end, revision);
+        let count = kvs.len() as i64;
+        if r.count_only {
+            return Ok(RangeResponse { header: self.header(), count, ..RangeResponse::default() });
+        }
+        kvs.retain(|kv| {
+            (r.min_mod_revision == 0 || kv.mod_revision() >= r.min_mod_revision)
+                && (r.max_mod_revision == 0 || kv.mod_revision() <= r.max_mod_revision)
+                && (r.min_create_revision == 0 || kv.create_revision() >= r.min_create_revision)
+                && (r.max_create_revision == 0 || kv.create_revision() <= r.max_create_revision)
+        });
+        let order = |a: &KeyValue, b: &KeyValue| match r.sort_target {
+            0 => a.key().cmp(b.key()),
+            1 => a.version().cmp(&b.version()),
+            2 => a.create_revision().cmp(&b.create_revision()),
+            3 => a.mod_revision().cmp(&b.mod_revision()),
+            _ => a.value().cmp(b.value()),
+        };
+        kvs.sort_by(|a, b| if r.sort_order == 2 { order(b, a) } else { order(a, b) });
+        let more = r.limit > 0 && kvs.len() as i64 > r.limit;
+        if more {
+            kvs.truncate(r.limit as usize);
+        }
+        if r.keys_only {
+            for kv in &mut kvs {
+                *kv = KeyValue::new(Fields { value: &[], ..kv.fields() });
+            }
+        }
+        Ok(RangeResponse { header: self.header(), kvs, more, count })
+    }
+
+    /// `before` is the state that decides what a put may ignore: in a transaction, the one before it.
+    fn put(&mut self, before: &Model, r: &PutRequest) -> Result<PutResponse, Error> {
+        if (r.ignore_value || r.ignore_lease) && before.now(&r.key, b"").is_empty() {
+            return Err(Error::KeyNotFound);
+        }
+        let prev = self.now(&r.key, b"").pop();
+        let revision = self.revision + 1;
+        let kv = KeyValue::new(Fields {
+            key: &r.key,
+            create_revision: prev.as_ref().map_or(revision, KeyValue::create_revision),
+            mod_revision: revision,
+            version: prev.as_ref().map_or(0, KeyValue::version) + 1,
+            value: if r.ignore_value { prev.as_ref().map_or(b"", KeyValue::value) } else { &r.value },
+            lease: 0,
+        });
+        self.write(&r.key, Some(kv));
+        Ok(PutResponse { header: self.header(), prev_kv: prev.filter(|_| r.prev_kv) })
+    }
+
+    fn delete(&mut self, r: &DeleteRangeRequest) -> DeleteRangeResponse {
+        let gone = self.now(&r.key, &r.range_end);
+        for kv in &gone {
+            self.write(&Bytes::copy_from_slice(kv.key()), None);
+        }
+        DeleteRangeResponse {
+            header: self.header(),
+            deleted: gone.len() as i64,
+            prev_kvs: if r.prev_kv { gone } else { Vec::new() },
+        }
+    }
+
+    fn holds(&self, c: &Compare) -> bool {
+        let found = self.now(&c.key, &c.range_end);
+        let one = |x: Fields<'_>| {
+            let order = match c.target_union.as_ref().unwrap() {
+                TargetUnion::Version(v) => x.version.cmp(v),
+                TargetUnion::CreateRevision(v) => x.create_revision.cmp(v),
+                TargetUnion::ModRevision(v) => x.mod_revision.cmp(v),
+                TargetUnion::Value(v) => x.value.cmp(v),
+                TargetUnion::Lease(v) => x.lease.cmp(v),
+            };
+            match c.result {
+                0 => order == Ordering::Equal,
+                1 => order == Ordering::Greater,
+                2 => order == Ordering::Less,
+                _ => order != Ordering::Equal,
+            }
+        };
+        match &found[..] {
+            [] => c.target != 3 && one(Fields::default()),
+            all => all.iter().all(|kv| one(kv.fields())),
+        }
+    }
+
+    /// `before` is the state that comparisons see.
+    fn txn(&mut self, before: &Model, r: &TxnRequest) -> Result<TxnResponse, Error> {
+        let succeeded = r.compare.iter().all(|c| before.holds(c));
+        let mut responses = Vec::new();
+        for op in if succeeded { &r.success } else { &r.failure } {
+            let response = match op.request.as_ref().unwrap() {
+                Op::RequestRange(r) => OpResponse::ResponseRange(self.range(r)?),
+                Op::RequestPut(r) => OpResponse::ResponsePut(self.put(before, r)?),
+                Op::RequestDeleteRange(r) => OpResponse::ResponseDeleteRange(self.delete(r)),
+                Op::RequestTxn(r) => OpResponse::ResponseTxn(self.txn(before, r)?),
+            };
+            responses.push(ResponseOp { response: Some(response) });
+        }
+        Ok(TxnResponse { header: self.header(), succeeded, responses })
+    }
+
+    fn apply(&mut self, request: &Request) -> Result<Response, Error> {
+        let before = self.clone();
+        let answer = match request {
+            Request::Put(r) => self.put(&before, r).map(Response::Put),
+            Request::DeleteRange(r) => Ok(Response::DeleteRange(self.delete(r))),
+            Request::Txn(r) => self.txn(&before, r).map(Response::Txn),
+            Request::Compact(r) if r.revision <= self.compacted => Err(Error::Compacted),
+            Request::Compact(r) if r.revision > self.revision => Err(Error::FutureRevision),
+            Request::Compact(r) => {
+                self.compacted = r.revision;
+                Ok(Response::Compact(CompactionResponse { header: self.header() }))
+            }
+            Request::SetClusterVersion(_) => unreachable!("not among the random commands"),
+        };
+        match answer {
+            Err(_) => *self = before,
+            Ok(_) => (self.revision, self.wrote) = (self.present(), false),
+        }
+        answer
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Apply(Request),
+    Range(RangeRequest),
+    Sweep(usize),
+    /// Goes on with what was saved and loaded.
+    Reload,
+}
+
+fn key() -> impl Strategy<Value = Bytes> {
+    prop::sample::select(vec!["a", "aa", "b", "c", "d", "e"]).prop_map(b)
+}
+
+fn range_end() -> impl Strategy<Value = Bytes> {
+    prop_oneof![3 => Just(b("")), 1 => Just(b("\0")), 3 => key()]
+}
+
+fn put_request() -> impl Strategy<Value = PutRequest> {
+    let value = prop::sample::select(vec!["", "1", "2", "a longer one"]).prop_map(b);
+    (key(), value, any::<bool>(), prop::bool::weighted(0.1), prop::bool::weighted(0.1)).prop_map(
+        |(key, value, prev_kv, ignore_value, ignore_lease)| PutRequest {
+            key,
+            value,
+            prev_kv,
+            ignore_value,
+            ignore_lease,
+            lease: 0,
+        },
+    )
+}
+
+fn delete_request() -> impl Strategy<Value = DeleteRangeRequest> {
+    (key(), range_end(), any::<bool>()).prop_map(|(key, range_end, prev_kv)| DeleteRangeRequest {
+        key,
+        range_end,
+        prev_kv,
+    })
+}
+
+fn range_request() -> impl Strategy<Value = RangeRequest> {
+    let bound = || prop_oneof![4 => Just(0_i64), 1 => 1..40_i64];
+    let filters = (bound(), bound(), bound(), bound());
+    let flags = (prop::bool::weighted(0.2), prop::bool::weighted(0.1));
+    let shape = (key(), range_end(), 0..4_i64, prop_oneof![2 => Just(0), 1 => -1..60_i64], 0..3, 0..5, flags);
+    (shape, prop_oneof![2 => Just((0, 0, 0, 0)), 1 => filters]).prop_map(|(shape, filters)| {
+        let (key, range_end, limit, revision, sort_order, sort_target, (keys_only, count_only)) = shape;
+        RangeRequest {
+            key,
+            range_end,
+            limit,
+            revision,
+            sort_order,
+            sort_target,
+            keys_only,
+            count_only,
+            min_mod_revision: filters.0,
+            max_mod_revision: filters.1,
+            min_create_revision: filters.2,
+            max_create_revision: filters.3,
+            serializable: false,
+        }
+    })
+}
+
+fn compare() -> impl Strategy<Value = Compare> {
+    (key(), range_end(), 0..4, 0..5, 0..20_i64).prop_map(|(key, range_end, result, target, n)| Compare {
+        key,
+        range_end,
+        result,
+        target,
+        target_union: Some(match target {
+            0 => TargetUnion::Version(n % 3),
+            1 => TargetUnion::CreateRevision(n),
+            2 => TargetUnion::ModRevision(n),
+            3 => TargetUnion::Value(b(["", "1", "2"][n as usize % 3])),
+            _ => TargetUnion::Lease(n % 2),
+        }),
+    })
+}
+
+/// Not only valid ones: what slips through validation must still mean the same on every member.
+fn txn_request() -> impl Strategy<Value = TxnRequest> {
+    let leaf = prop_oneof![
+        3 => put_request().prop_map(Op::RequestPut),
+        2 => delete_request().prop_map(Op::RequestDeleteRange),
+        2 => range_request().prop_map(Op::RequestRange),
+    ];
+    let txn = |ops: BoxedStrategy<Op>| {
+        let branch = move || prop::collection::vec(ops.clone().prop_map(op), 0..4);
+        (prop::collection::vec(compare(), 0..2), branch(), branch())
+            .prop_map(|(compare, success, failure)| TxnRequest { compare, success, failure })
+    };
+    let ops = leaf.prop_recursive(2, 8, 4, move |inner| txn(inner).prop_map(Op::RequestTxn));
+    txn(ops.boxed())
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => put_request().prop_map(|r| Step::Apply(Request::Put(r))),
+        3 => delete_request().prop_map(|r| Step::Apply(Request::DeleteRange(r))),
+        3 => txn_request().prop_map(|r| Step::Apply(Request::Txn(r))),
+        1 => (0..60_i64).prop_map(|revision| Step::Apply(Request::Compact(CompactionRequest { revision, physical: false }))),
+        4 => range_request().prop_map(Step::Range),
+        2 => (0..6_usize).prop_map(Step::Sweep),
+        1 => Just(Step::Reload),
+    ]
+}
+
+/// What holds of any state: reads at every revision, events, and the accounts.
+fn check(state: &State, model: &Model) {
+    assert_eq!((state.revision(), state.compacted()), (model.revision, model.compacted));
+    for revision in model.compacted.max(1)..=model.revision {
+        let all = state.range(&RangeRequest { revision, ..get("\0", "\0") }).unwrap().kvs;
+        assert_eq!(all, model.at(b"\0", b"\0", revision), "at revision {revision}");
+        for (key, _) in &model.keys {
+            let one = RangeRequest { revision, key: key.clone(), ..RangeRequest::default() };
+            assert_eq!(state.range(&one).unwrap().kvs, model.at(key, b"", revision), "{key:?} at {revision}");
+        }
+    }
+    assert_eq!(state.key_count(), model.now(b"\0", b"\0").len());
+    let events: Vec<(i64, KeyValue)> = state
+        .events_from(model.compacted + 1)
+        .unwrap()
+        .flat_map(|(revision, events)| events.iter().map(move |kv| (revision, kv.clone())))
+        .collect();
+    let expected: Vec<_> = model.events.iter().filter(|e| e.0 > model.compacted).cloned().collect();
+    assert_eq!(events, expected);
+    let bytes =
+        |tree: &crate::kv::tree::Tree| -> u64 { tree.iter_at(0).map(|kv| kv.as_encoded().len() as u64 + 40).sum() };
+    assert_eq!((state.live_bytes, state.old_bytes), (bytes(&state.live), bytes(&state.old)));
+}
+
+fn assert_same(one: &State, other: &State) {
+    assert!(one.changes().eq(other.changes()), "the states differ");
+    for revision in one.compacted().max(1)..=one.revision() {
+        assert_eq!(one.hash_kv(revision), other.hash_kv(revision));
+    }
+}
+
+/// What the state store keeps after cleaning, where `drops` says which of the dead versions it has dropped already. A
+/// dead tombstone stays as long as an earlier version of its key does.
+fn cleaned(state: &State, journal: &[Change], mut drops: impl FnMut() -> bool) -> Vec<Change> {
+    let mut stored = Vec::new();
+    let mut held: Vec<Bytes> = Vec::new();
+    for change in journal {
+        if let Some(change::Change::Version(kv)) = &change.change {
+            let key = Bytes::copy_from_slice(kv.key());
+            let needed = kv.is_tombstone() && held.contains(&key);
+            if !state.is_live(kv) && !needed && drops() {
+                continue;
+            }
+            held.push(key);
+        }
+        stored.push(change.clone());
+    }
+    stored
+}
+
+fn run(steps: Vec<Step>, seed: u64) {
+    let mut model = Model::new();
+    let mut state = State::new();
+    // Applies without answering and never sweeps: a follower that is busy.
+    let mut follower = State::new();
+    let mut journal = Vec::new();
+    state.keep_journal(1 << 20);
+    for step in steps {
+        match step {
+            Step::Apply(request) => {
+                let command = Command { needs: 1, request: Some(request.clone()) };
+                let answer = apply(&mut state, request.clone());
+                assert_eq!(answer, model.apply(&request), "{request:?}");
+                assert_eq!(follower.apply(&command, false).unwrap().err(), answer.err());
+                journal.extend(state.take_journal().changes);
+            }
+            Step::Range(r) => assert_eq!(state.range(&r), model.range(&r), "{r:?}"),
+            Step::Sweep(steps) => drop(state.sweep(steps)),
+            Step::Reload => {
+                state = load(state.changes(), state.revision());
+                state.keep_journal(1 << 20);
+                check(&state, &model);
+            }
+        }
+    }
+    check(&state, &model);
+    check(&follower, &model);
+    assert_same(&state, &follower);
+    sweep_all(&mut state);
+    check(&state, &model);
+    assert_same(&state, &follower);
+    let swept: Vec<&KeyValue> = state.old.iter_at(0).collect();
+    assert!(swept.iter().all(|kv| state.is_live(kv)), "a complete sweep left {swept:?}");
+
+    let mut random = fastrand::Rng::with_seed(seed);
+    for stored in [
+        journal.clone(),
+        cleaned(&state, &journal, || true),
+        cleaned(&state, &journal, || random.bool()),
+        follower.changes().collect(),
+    ] {
+        let mut loader = Loader::new();
+        stored.into_iter().for_each(|change| loader.load(change).unwrap());
+        let mut loaded = loader.finish(state.revision()).unwrap();
+        check(&loaded, &model);
+        assert_same(&loaded, &state);
+        assert!(loaded.sweep(0), "loading leaves nothing to sweep");
+        assert!(loaded.old.iter_at(0).eq(state.old.iter_at(0)), "loading leaves what a sweep does");
+    }
+}
+
+fn cases() -> u32 {
+    std::env::var("QUORATE_PROPTEST_CASES").map_or(300, |n| n.parse().expect("a number of cases"))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_state_does_what_the_model_does(steps in prop::collection::vec(step(), 0..60), seed: u64) {
+        run(steps, seed);
+    }
+}
