@@ -31,6 +31,13 @@ pub trait Disk: Send + Sync + 'static {
     /// Bytes that the file system has left for us.
     fn free_bytes(&self, path: &Path) -> io::Result<u64>;
 
+    /// Makes `path` and holds it for this process alone until the guard is dropped; `WouldBlock` if another process does.
+    /// A simulated disk has one user, so that the file alone will do.
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send>> {
+        self.open(path, OpenMode::CreateTruncate)?;
+        Ok(Box::new(()))
+    }
+
     /// Replaces `path` with `bytes`, durably and atomically: a reader sees the old or the new content.
     fn write_atomic(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let temporary = path.with_extension("tmp");
@@ -133,6 +140,12 @@ impl Disk for RealDisk {
     fn free_bytes(&self, path: &Path) -> io::Result<u64> {
         let stat = rustix::fs::statvfs(path)?;
         Ok(stat.f_bavail * stat.f_frsize)
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send>> {
+        let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
+        Ok(Box::new(file))
     }
 }
 

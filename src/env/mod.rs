@@ -5,6 +5,7 @@
 //! a simulation pauses and advances.
 
 pub mod disk;
+pub mod fail;
 pub mod net;
 #[cfg(any(test, feature = "testing"))]
 pub mod sim;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use disk::{Disk, File, OpenMode};
+pub use fail::fail_point;
 pub use net::Net;
 /// tokio's clock: real, or a simulation's.
 pub use tokio::time::{Instant, interval, sleep, sleep_until, timeout, timeout_at};

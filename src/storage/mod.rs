@@ -4,5 +4,6 @@
 //! and changes mean is said further up.
 
 pub mod log;
+pub mod member_dir;
 pub mod snapshot;
 pub mod state;

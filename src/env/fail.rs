@@ -1,0 +1,46 @@
+//! Named places at which a crash test kills the process: between two steps that must each be safe to stop at.
+//!
+//! Compiled in with the feature `testing` only; else [`fail_point`] is nothing. A test sets `QUORATE_FAIL_POINT` to one of
+//! [`FAIL_POINTS`] in the environment of the process that it starts, and restarts it without.
+
+/// The environment variable that names the place to die at.
+pub const VARIABLE: &str = "QUORATE_FAIL_POINT";
+
+/// Every place, so that a test can go through all of them.
+pub const FAIL_POINTS: &[&str] = &[
+    // A new self: nothing of it, its directory, its directory but `current` names the old one, `current` names it.
+    "identity.before_mint",
+    "identity.minted",
+    "identity.before_switch",
+    "identity.switched",
+    // A formation in this member: proposed but not accepted, accepted (fsynced), sent to the others, about to be handed to
+    // Raft, the log exists, Raft has been initialized.
+    "formation.before_accept",
+    "formation.accepted",
+    "formation.after_propose",
+    "formation.before_initialize",
+    "log.before_started",
+    "log.started",
+    "formation.initialized",
+    // A formation that is given up.
+    "formation.before_abandon",
+    "formation.abandoned",
+    // A joiner: told that it was added, and its cluster id fsynced.
+    "join.added",
+    "join.before_cluster",
+    "join.cluster_set",
+];
+
+/// Dies here, without cleaning up, if the environment says so.
+#[cfg(feature = "testing")]
+pub fn fail_point(name: &str) {
+    debug_assert!(FAIL_POINTS.contains(&name), "{name} is not in FAIL_POINTS");
+    if std::env::var(VARIABLE).is_ok_and(|wanted| wanted == name) {
+        eprintln!("fail point {name}: aborting");
+        std::process::abort();
+    }
+}
+
+#[cfg(not(feature = "testing"))]
+#[inline(always)]
+pub fn fail_point(_name: &str) {}
