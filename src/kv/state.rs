@@ -20,8 +20,9 @@ use crate::pb::etcd::{
 use crate::pb::log::{Answer, Command, SetClusterVersion, answer, change, command};
 use crate::pb::{Fields, KeyValue};
 
-/// What a version takes beside its encoding: the allocation's header (16), and its slot in a tree three quarters full.
-const VERSION_OVERHEAD_BYTES: usize = 16 + 24;
+/// What a version takes beside its encoding: the reference counts, the allocator's rounding, and its slot in a tree two
+/// thirds full. Measured: a million keys of 256 bytes take 1.40 times their payload, history included.
+const VERSION_OVERHEAD_BYTES: usize = 16 + 16 + 24;
 
 /// The whole replicated state. A clone is O(1) and a consistent view that later commands do not change; it keeps no
 /// journal.

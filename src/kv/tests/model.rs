@@ -310,7 +310,7 @@ fn check(state: &State, model: &Model) {
     for revision in model.compacted.max(1)..=model.revision {
         let all = state.range(&RangeRequest { revision, ..get("\0", "\0") }).unwrap().kvs;
         assert_eq!(all, model.at(b"\0", b"\0", revision), "at revision {revision}");
-        for (key, _) in &model.keys {
+        for key in model.keys.keys() {
             let one = RangeRequest { revision, key: key.clone(), ..RangeRequest::default() };
             assert_eq!(state.range(&one).unwrap().kvs, model.at(key, b"", revision), "{key:?} at {revision}");
         }
@@ -324,7 +324,7 @@ fn check(state: &State, model: &Model) {
     let expected: Vec<_> = model.events.iter().filter(|e| e.0 > model.compacted).cloned().collect();
     assert_eq!(events, expected);
     let bytes =
-        |tree: &crate::kv::tree::Tree| -> u64 { tree.iter_at(0).map(|kv| kv.as_encoded().len() as u64 + 40).sum() };
+        |tree: &crate::kv::tree::Tree| -> u64 { tree.iter_at(0).map(|kv| kv.as_encoded().len() as u64 + 56).sum() };
     assert_eq!((state.live_bytes, state.old_bytes), (bytes(&state.live), bytes(&state.old)));
 }
 
