@@ -1,1 +1,51 @@
-//! cluster
+//! How members find one another: forming a cluster, joining one, and what the leader changes in the membership.
+//!
+//! ```text
+//! peers      asking another node who it is (the trait that the transport implements)
+//! bootstrap  what this node answers, durably, until and while Raft runs
+//! decide     what to do next while there is no Raft: a pure function of what was answered
+//! formation  the driver that asks, decides and acts, until Raft can start
+//! join       what the leader answers to those who ask to join
+//! plan       the next change of the membership: a pure function of what the leader observes
+//! ```
+//!
+//! How server code uses it: open the `storage::member_dir`, make a [`Bootstrap`] from it, serve the peer service from that, and
+//! await [`formation::run`]. Its [`Outcome`] says how to start Raft. On the leader, gather [`plan::Observed`] at every tick,
+//! call [`plan::plan`], and carry out the one change that it names.
+//!
+//! Invariant: Raft's membership is the only membership; nothing here stores a second one.
+//! Absent: openraft and tonic; the rules for pods that end (`kubernetes`, `node`).
+
+pub mod bootstrap;
+pub mod decide;
+pub mod formation;
+pub mod join;
+pub mod peers;
+pub mod plan;
+
+pub use bootstrap::{Bootstrap, RaftFacts};
+pub use formation::{Outcome, Places};
+pub use peers::{Peers, Unreachable};
+
+/// The slot that a member id carries: `random 48 bits << 16 | slot`.
+pub fn slot_of(member_id: u64) -> u64 {
+    member_id & 0xffff
+}
+
+/// How many of `eligible` members vote: at most `max_voters`, and no even number above two, because the even one adds a
+/// vote that is needed but none that may be lost (membership rule 11).
+pub fn voter_target(eligible: usize, max_voters: usize) -> usize {
+    let most = eligible.min(max_voters);
+    if most > 2 && most.is_multiple_of(2) { most - 1 } else { most }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn voters_are_odd_above_two_and_bounded() {
+        let targets: Vec<usize> = (0..=8).map(|eligible| voter_target(eligible, 5)).collect();
+        assert_eq!(targets, [0, 1, 2, 3, 3, 5, 5, 5, 5]);
+    }
+}

@@ -1,0 +1,213 @@
+//! The desk at which nodes ask to join: it answers them, and dials them back for the plan (membership rule 10).
+//!
+//! How server code uses it: the handler of `Join` returns [`Desk::answer`]; the leader's reconciler is woken by [`Desk::asked`],
+//! calls [`Desk::dial`], and gives [`Desk::joiners`] to the plan. A joiner asks again until it finds itself in the membership.
+//!
+//! Invariant: a joiner counts only by what answers at the pattern's address of its slot, never by what it claims.
+//! Absent: anything durable. A new leader starts with an empty desk; joiners ask again.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::formation::Expand;
+use super::peers::{self, Peers};
+use super::plan::{Dialled, Joiner, Members};
+use super::slot_of;
+use crate::env::{Env, Instant};
+use crate::pb::log::node::Kind;
+use crate::pb::peer::join_response::Outcome;
+use crate::pb::peer::{JoinRequest, JoinResponse};
+
+/// More than these at once are told to wait.
+const WAITING_MAX: usize = 64;
+/// Who has not asked for so long is forgotten: twice the longest delay between a joiner's requests, jitter included.
+const FORGET_AFTER: Duration = Duration::from_secs(45);
+
+/// What the asked member knows when a join arrives.
+pub struct Standing<'a> {
+    pub cluster_id: u64,
+    /// This member leads.
+    pub leads: bool,
+    /// Where the leader is; empty if unknown.
+    pub leader_address: String,
+    /// The *committed* membership.
+    pub members: &'a Members,
+    /// Why the last plan changed nothing, for the joiner's log.
+    pub blocked: Option<String>,
+}
+
+struct Waiting {
+    request: JoinRequest,
+    asked_at: Instant,
+    dialled: Dialled,
+}
+
+/// See the module's head.
+#[derive(Default)]
+pub struct Desk {
+    waiting: Mutex<BTreeMap<u64, Waiting>>,
+    asked: Notify,
+}
+
+impl Desk {
+    /// Handler of `Join`.
+    pub fn answer(&self, request: JoinRequest, standing: &Standing<'_>) -> JoinResponse {
+        let respond = |outcome: Outcome, reason: &str| JoinResponse {
+            outcome: outcome.into(),
+            reason: reason.to_owned(),
+            leader_address: standing.leader_address.clone(),
+            cluster_id: standing.cluster_id,
+        };
+        if !standing.leads {
+            return respond(Outcome::NotLeader, "not the leader");
+        }
+        let member = request.member_id;
+        if standing.members.nodes.contains_key(&member) {
+            self.waiting.lock().remove(&member);
+            return respond(Outcome::Added, "");
+        }
+        if member == 0 || request.slot != slot_of(member) || request.node.is_none() {
+            return respond(
+                Outcome::Wait,
+                "the request names no member, no address, or another slot than its member id",
+            );
+        }
+        if !self.note(request) {
+            return respond(Outcome::Wait, "too many nodes ask to join at once");
+        }
+        respond(Outcome::Wait, standing.blocked.as_deref().unwrap_or("not added yet"))
+    }
+
+    /// False if there is no room.
+    fn note(&self, request: JoinRequest) -> bool {
+        let mut waiting = self.waiting.lock();
+        waiting.retain(|_, waiting| waiting.asked_at.elapsed() < FORGET_AFTER);
+        let known = waiting.get(&request.member_id);
+        if known.is_none() && waiting.len() >= WAITING_MAX {
+            return false;
+        }
+        // Another process with the same disk must be dialled anew.
+        let same = known.filter(|known| known.request.process_nonce == request.process_nonce);
+        let dialled = same.map_or_else(|| Dialled::Unreachable("not dialled yet".into()), |same| same.dialled.clone());
+        waiting.insert(request.member_id, Waiting { request, asked_at: Instant::now(), dialled });
+        self.asked.notify_one();
+        true
+    }
+
+    /// Wakes when somebody asks.
+    pub fn asked(&self) -> &Notify {
+        &self.asked
+    }
+
+    /// Dials everyone who waits: slots at the pattern's address, others at the address that they gave.
+    pub async fn dial(&self, env: &Env, peers: &dyn Peers, expand: &Expand, patience: Duration) {
+        let requests: Vec<JoinRequest> = self.waiting.lock().values().map(|waiting| waiting.request.clone()).collect();
+        let dials = requests.into_iter().map(|request| async move {
+            let dialled = dial_one(env, peers, expand, patience, &request).await;
+            (request, dialled)
+        });
+        for (request, dialled) in join_all(dials).await {
+            let mut waiting = self.waiting.lock();
+            let current = waiting.get_mut(&request.member_id);
+            if let Some(current) = current.filter(|current| current.request.process_nonce == request.process_nonce) {
+                current.dialled = dialled;
+            }
+        }
+    }
+
+    /// Who asks to join, as last dialled.
+    pub fn joiners(&self) -> Vec<Joiner> {
+        let mut waiting = self.waiting.lock();
+        waiting.retain(|_, waiting| waiting.asked_at.elapsed() < FORGET_AFTER);
+        waiting
+            .values()
+            .map(|waiting| Joiner {
+                member_id: waiting.request.member_id,
+                node: waiting.request.node.clone().unwrap_or_default(),
+                dialled: waiting.dialled.clone(),
+            })
+            .collect()
+    }
+}
+
+async fn dial_one(env: &Env, peers: &dyn Peers, expand: &Expand, patience: Duration, request: &JoinRequest) -> Dialled {
+    let node = request.node.clone().unwrap_or_default();
+    let address = if node.kind() == Kind::Slot { expand(request.slot) } else { node.peer_address };
+    match peers::who(env, peers, &address, patience).await {
+        Ok(who) if who.member_id == request.member_id && who.process_nonce == request.process_nonce => Dialled::Joiner,
+        Ok(who) => Dialled::Other(who.member_id),
+        Err(error) => Dialled::Unreachable(format!("{address}: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::formation::tests::Town;
+    use super::*;
+    use crate::pb::log::Node;
+
+    fn request(member_id: u64, process_nonce: u64) -> JoinRequest {
+        JoinRequest { member_id, slot: slot_of(member_id), node: Some(Node::default()), process_nonce }
+    }
+
+    fn standing(members: &Members, leads: bool) -> Standing<'_> {
+        Standing { cluster_id: 7, leads, leader_address: "kv-0:2380".into(), members, blocked: None }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_the_leader_takes_requests() {
+        let desk = Desk::default();
+        let answer = desk.answer(request(0x10001, 5), &standing(&Members::default(), false));
+        assert_eq!((answer.outcome(), answer.leader_address.as_str()), (Outcome::NotLeader, "kv-0:2380"));
+        assert!(desk.joiners().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn member_is_told_that_it_was_added() {
+        let desk = Desk::default();
+        let mut members = Members::default();
+        assert_eq!(desk.answer(request(0x10001, 5), &standing(&members, true)).outcome(), Outcome::Wait);
+        assert_eq!(desk.joiners().len(), 1);
+        members.nodes.insert(0x10001, Node::default());
+        let answer = desk.answer(request(0x10001, 5), &standing(&members, true));
+        assert_eq!((answer.outcome(), answer.cluster_id), (Outcome::Added, 7));
+        assert!(desk.joiners().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn claim_counts_only_if_the_slot_answers_the_same() {
+        let town = Town::new(2);
+        let node = town.start(1);
+        let peers: Arc<dyn Peers> = Arc::new(town.clone());
+        let expand: Expand = Arc::new(|slot| format!("kv-{slot}"));
+        let (member, nonce) = (node.identity().member_id, node.process_nonce());
+        for (request, expected) in [
+            (request(member, nonce), Dialled::Joiner),
+            (request(member, nonce ^ 1), Dialled::Other(member)),
+            (request(member ^ (1 << 20), nonce), Dialled::Other(member)),
+            (request(0x990000, nonce), Dialled::Unreachable("kv-0: connection refused".into())),
+        ] {
+            let desk = Desk::default();
+            desk.answer(request, &standing(&Members::default(), true));
+            desk.dial(node.env(), &*peers, &expand, Duration::from_secs(1)).await;
+            assert_eq!(desk.joiners()[0].dialled, expected);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_stops_asking_is_forgotten_and_the_desk_is_bounded() {
+        let desk = Desk::default();
+        for life in 1..=WAITING_MAX as u64 + 1 {
+            desk.answer(request(life << 16, 5), &standing(&Members::default(), true));
+        }
+        assert_eq!(desk.joiners().len(), WAITING_MAX);
+        crate::env::sleep(FORGET_AFTER).await;
+        assert!(desk.joiners().is_empty());
+    }
+}
