@@ -26,7 +26,8 @@ pub trait RaftFacts: Send + Sync + 'static {
     fn fill(&self, answer: &mut WhoResponse);
 }
 
-const SENTENCE_BYTES_MAX: usize = 1024;
+/// A peer's reason is part of the sentence, and peers may be anyone.
+const SENTENCE_CHARS_MAX: usize = 1024;
 
 /// What can be told without touching the disk; it follows the disk.
 #[derive(Clone)]
@@ -117,10 +118,7 @@ impl Bootstrap {
 
     /// Says what the node waits for; logged when it changes.
     pub fn set_waits(&self, sentence: Option<String>) {
-        let sentence = sentence.map(|mut text| {
-            text.truncate(text.floor_char_boundary(SENTENCE_BYTES_MAX));
-            text
-        });
+        let sentence = sentence.map(|text| text.chars().take(SENTENCE_CHARS_MAX).collect::<String>());
         let mut waits = self.waits.lock();
         if *waits != sentence {
             if let Some(text) = &sentence {

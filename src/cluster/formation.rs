@@ -106,7 +106,12 @@ impl Backoff {
 /// # Errors
 /// A failed write to the data directory, after which the node must stop.
 pub async fn run(bootstrap: &Arc<Bootstrap>, peers: &Arc<dyn Peers>, places: &Places) -> Result<Outcome, Error> {
-    let identity = bootstrap.identity();
+    let mut identity = bootstrap.identity();
+    if identity.log_started && identity.abandoned {
+        // A crash in the middle of `leave_dead_formation`.
+        bootstrap.mint_anew().await?;
+        identity = bootstrap.identity();
+    }
     if identity.log_started {
         return Ok(Outcome::Resume { cluster_id: identity.cluster_id, formation: identity.formation });
     }

@@ -137,7 +137,7 @@ pub struct Observed {
     pub leader: u64,
     /// It has committed an entry in its term: it knows the newest membership.
     pub committed_in_term: bool,
-    /// A change, or the last membership entry, is not committed yet.
+    /// A change is being carried out (both steps of a joint one), or the last membership entry is not committed yet.
     pub in_flight: bool,
     pub membership: Members,
     pub health: BTreeMap<u64, Health>,
@@ -429,10 +429,8 @@ fn remove_condemned(observed: &Observed) -> Wish {
     let staying = &observed.membership.voters() - &condemned;
     let fit = staying.into_iter().filter(|id| observed.is_fit(*id));
     let successor = fit.min_by_key(|id| (observed.health_of(*id).lag_entries, *id));
-    Some(gate(observed, change).and_then(|_| match successor {
-        Some(to) => Ok(Change::TransferLeader { to }),
-        None => Err(Reason::NoSuccessor),
-    }))
+    let handover = successor.map(|to| Change::TransferLeader { to }).ok_or(Reason::NoSuccessor);
+    Some(gate(observed, change).and(handover))
 }
 
 /// Learners that nobody needs: condemned ones, those whose slot has another member now, and readers gone for long.

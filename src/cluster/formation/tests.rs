@@ -394,3 +394,34 @@ async fn promise_and_abandonment_exclude_each_other() {
     assert!(node.abandon(7).await.unwrap().abandoned, "the new self remembers");
     assert_eq!(node.who(5).abandoned_cluster_ids, [7]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn crash_while_leaving_a_dead_formation_never_resumes_it() {
+    for change in 0.. {
+        let town = Town::new(1);
+        let node = town.start(0);
+        let member = membership::Member { id: node.identity().member_id, node: Some(Node::default()) };
+        node.accept(Formation { cluster_id: 7, members: vec![member] }).await.unwrap();
+        node.begin().await.unwrap().unwrap();
+        make_log(&town.disk(0), &node.with_dir(MemberDir::log_path)).unwrap();
+        node.mark_log_started().await.unwrap();
+        town.disk(0).die_at(change);
+        let left = node.leave_dead_formation().await.is_ok();
+        town.disk(0).crash();
+
+        let node = town.start(0);
+        let given_up = node.who(1).abandoned_cluster_ids.contains(&7);
+        assert!(given_up || !left, "what was left is remembered");
+        let peers: Arc<dyn Peers> = Arc::new(town.clone());
+        let resumed = match run(&node, &peers, &town.places()).await.unwrap() {
+            Outcome::Resume { cluster_id, .. } => cluster_id == 7,
+            Outcome::Initialize(formation) => formation.cluster_id == 7,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(resumed, !given_up, "change {change}");
+        if left {
+            assert!(change > 5, "leaving changes the disk");
+            return;
+        }
+    }
+}
