@@ -6,7 +6,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(["rpc.proto", "log.proto", "peer.proto"], ["proto"])?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
-    std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    // Server reflection shows clients their API, not the members'.
+    let public = protox::compile(["rpc.proto"], ["proto"])?;
+    std::fs::write(out.join("public.bin"), public.encode_to_vec())?;
     tonic_prost_build::configure()
         .bytes(".")
         .extern_path(".mvccpb.KeyValue", "crate::pb::KeyValue")

@@ -13,6 +13,7 @@ pub mod telemetry;
 pub mod api;
 pub mod cli;
 pub mod cluster;
+pub mod http;
 pub mod kv;
 pub mod node;
 pub mod raft;

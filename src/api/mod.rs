@@ -1,1 +1,219 @@
-//! api
+//! The etcd v3 gRPC API and the peer API, as adapters of a few lines.
+//!
+//! Owns what a request needs before and after the store: the stateless checks, the read index, headers, the mapping of
+//! errors. Absent: semantics (`kv`), transport security, the HTTP gateway.
+
+mod cluster;
+mod kv;
+mod maintenance;
+mod peer;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::RwLock;
+use tonic::{Request, Status};
+
+use crate::error::Error;
+use crate::kv::validate::Limits;
+use crate::node::Node;
+use crate::pb::etcd;
+
+pub use peer::{PeerApi, Running};
+
+/// The level of the etcd API that is spoken: clients switch features by it (Kubernetes: progress requests).
+pub const ETCD_VERSION: &str = "3.6.6";
+/// Our own version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What the client services share. The node is absent until this member belongs to a cluster.
+#[derive(Clone)]
+pub struct Api {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    node: RwLock<Option<Node>>,
+    limits: Limits,
+    quota_bytes: u64,
+    /// Set when this member was ready once: from then on a learner serves every client.
+    was_ready: AtomicBool,
+    facts: RwLock<Facts>,
+}
+
+/// What `status` shows beside Raft's state.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    pub name: String,
+    pub slot: Option<u64>,
+    pub disk_free_bytes: u64,
+    /// What this member waits for or warns of, one sentence each.
+    pub notes: Vec<String>,
+}
+
+impl Api {
+    pub fn new(limits: Limits, quota_bytes: u64) -> Self {
+        let shared = Shared {
+            node: RwLock::new(None),
+            limits,
+            quota_bytes,
+            was_ready: AtomicBool::new(false),
+            facts: RwLock::default(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// From now on requests go to `node`; `None` while this member belongs to no cluster.
+    pub fn set_node(&self, node: Option<Node>) {
+        *self.shared.node.write() = node;
+    }
+
+    pub fn set_ready(&self) {
+        self.shared.was_ready.store(true, Ordering::Release);
+    }
+
+    pub fn set_facts(&self, facts: Facts) {
+        *self.shared.facts.write() = facts;
+    }
+
+    fn facts(&self) -> Facts {
+        self.shared.facts.read().clone()
+    }
+
+    /// The running node, whatever its state.
+    fn any_node(&self) -> Result<Node, Error> {
+        self.shared.node.read().clone().ok_or(Error::NoLeader)
+    }
+
+    /// The node, if it may serve this request.
+    fn node<T>(&self, request: &Request<T>) -> Result<Node, Error> {
+        let node = self.any_node()?;
+        if !self.shared.was_ready.load(Ordering::Acquire) && node.status().is_learner {
+            return Err(Error::NotSupportedForLearner);
+        }
+        let needs_leader = request.metadata().get("hasleader").is_some_and(|v| v.as_bytes() == b"true");
+        if needs_leader && node.status().leader.is_none() {
+            return Err(Error::NoLeader);
+        }
+        Ok(node)
+    }
+}
+
+/// What the status page shows.
+pub struct Overview {
+    pub title: String,
+    pub facts: Vec<(&'static str, String)>,
+    /// Name, member id, slot, role, peer address, lag.
+    pub members: Vec<[String; 6]>,
+    pub notes: Vec<String>,
+}
+
+impl Api {
+    /// Why this member is not ready (membership rule 28); `None` if it is.
+    pub fn not_ready(&self) -> Option<String> {
+        let facts = self.facts();
+        let Ok(node) = self.any_node() else {
+            return Some(facts.notes.first().cloned().unwrap_or_else(|| "belongs to no cluster yet".into()));
+        };
+        if node.status().leader.is_none() {
+            return Some("knows no leader".into());
+        }
+        if !self.shared.was_ready.load(Ordering::Acquire) {
+            return Some("has not applied yet what was committed when it started".into());
+        }
+        None
+    }
+
+    /// As etcd's `/health`: unhealthy without a leader or with an alarm on.
+    pub fn not_healthy(&self) -> Option<String> {
+        let Ok(node) = self.any_node() else {
+            return Some("RAFT NO LEADER".into());
+        };
+        if node.status().leader.is_none() {
+            return Some("RAFT NO LEADER".into());
+        }
+        node.space().exceeded.load(Ordering::Relaxed).then(|| "ALARM NOSPACE".into())
+    }
+
+    /// Everything the status page shows.
+    pub fn overview(&self) -> Overview {
+        let facts = self.facts();
+        let Ok(node) = self.any_node() else {
+            return Overview {
+                title: facts.name.clone(),
+                facts: vec![("state", "belongs to no cluster yet".into()), ("version", VERSION.into())],
+                members: Vec::new(),
+                notes: facts.notes,
+            };
+        };
+        let raft = node.status();
+        let (revision, compacted, keys, bytes) =
+            node.store().read(|s| (s.kv.revision(), s.kv.compacted(), s.kv.key_count(), s.kv.bytes()));
+        let voters: std::collections::BTreeSet<u64> = raft.membership.voter_ids().collect();
+        let matched: std::collections::BTreeMap<_, _> = raft.matched.iter().copied().collect();
+        let members = raft
+            .membership
+            .nodes()
+            .map(|(id, member)| {
+                let role = if raft.leader == Some(*id) {
+                    "leader"
+                } else if voters.contains(id) {
+                    "voter"
+                } else {
+                    "learner"
+                };
+                let lag = matched.get(id).map(|at| raft.last_log_index.saturating_sub(at.unwrap_or(0)).to_string());
+                [
+                    member.name.clone(),
+                    format!("{id:x}"),
+                    crate::identity::slot_of(*id).to_string(),
+                    role.into(),
+                    member.peer_address.clone(),
+                    lag.unwrap_or_else(|| "-".into()),
+                ]
+            })
+            .collect();
+        Overview {
+            title: facts.name.clone(),
+            facts: vec![
+                ("cluster", format!("{:x}", node.member().cluster_id)),
+                ("member", format!("{:x}", node.member().member_id)),
+                ("term", raft.term.to_string()),
+                ("committed / applied index", format!("{} / {}", raft.committed_index, raft.applied_index)),
+                ("revision / compacted", format!("{revision} / {compacted}")),
+                ("keys", keys.to_string()),
+                ("data", format!("{:.1} MiB", bytes as f64 / 1048576.0)),
+                ("disk free", format!("{:.1} GiB", facts.disk_free_bytes as f64 / 1073741824.0)),
+                ("version", VERSION.into()),
+            ],
+            members,
+            notes: facts.notes,
+        }
+    }
+}
+
+/// The header of an answer that was made at `revision`.
+fn header(node: &Node, revision: i64) -> Option<etcd::ResponseHeader> {
+    let member = node.member();
+    Some(etcd::ResponseHeader {
+        cluster_id: member.cluster_id,
+        member_id: member.member_id,
+        revision,
+        raft_term: node.term(),
+    })
+}
+
+/// As [`header`], at the newest revision.
+fn header_now(node: &Node) -> Option<etcd::ResponseHeader> {
+    header(node, node.store().read(|s| s.kv.revision()))
+}
+
+/// Completes a header of which apply knew only the revision.
+fn complete(node: &Node, made: &Option<etcd::ResponseHeader>) -> Option<etcd::ResponseHeader> {
+    header(node, made.as_ref().map_or(0, |h| h.revision))
+}
+
+/// An answer of a kind that the command cannot have.
+fn mismatched() -> Status {
+    Status::internal("quorate: the answer does not fit the request; this is a bug")
+}

@@ -1,26 +1,274 @@
-//! A whole cluster on this machine.
+//! `quorate dev`: a cluster of real server processes on this machine, for trying things out.
+//!
+//! Owns the processes: each pod is this same binary with `serve`, its own data directory and log file, found through the same
+//! pattern and formation code as on Kubernetes. A pod that dies is started again on its disk.
+//! Absent: anything that `serve` does not do itself.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
-/// Arguments of `quorate dev`.
-#[derive(Clone, Debug, clap::Args)]
+use anyhow::{Context as _, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::units;
+use crate::env::{Env, Instant, interval, sleep, timeout};
+use crate::pb::etcd::StatusRequest;
+use crate::pb::etcd::maintenance_client::MaintenanceClient;
+
+/// The first client port; pod N serves clients on this plus N x 10000 below 6 pods (etcd's custom), else plus N.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+const RESTART_AFTER: Duration = Duration::from_secs(1);
+
+/// Start a cluster on this machine to try things out.
+#[derive(clap::Args, Debug)]
 pub struct Args {
-    /// How many members
-    #[arg(long, default_value_t = 3)]
-    pub replicas: u16,
-    /// Where their state lives [default: a directory that goes when the cluster stops]
-    #[arg(long, value_name = "DIR")]
-    pub data_dir: Option<PathBuf>,
-    /// Kill a member, and start it again, at this interval
-    #[arg(long, value_name = "DURATION", value_parser = crate::config::units::duration::parse)]
-    pub kill_one_every: Option<Duration>,
-    /// Client ports of the members; more follow 10000 apart
-    #[arg(long, value_name = "PORTS", value_delimiter = ',', default_value = "2379,22379,32379")]
-    pub base: Vec<u16>,
+    /// Pods to start; 1 to 9
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
+    replicas: u16,
+    /// Keep the data here; without it, a temporary directory that is removed at the end
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    /// Kill a random pod with SIGKILL this often, to watch the cluster survive it (such as 5s)
+    #[arg(long, value_parser = units::duration::parse)]
+    kill_one_every: Option<Duration>,
+    /// Client port of pod 0; the others follow in steps of --port-step
+    #[arg(long, default_value_t = 2379)]
+    client_port: u16,
+    /// Distance between the client ports of two pods; the default gives 2379, 22379, 32379 as etcd's own examples do
+    #[arg(long)]
+    port_step: Option<u16>,
+    /// Peer addresses; %d is the pod's ordinal
+    #[arg(long, default_value = "127.0.0.1:2380%d")]
+    peers: String,
 }
 
-/// Runs the cluster until it is told to stop.
-pub async fn run(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+impl Args {
+    fn client_port(&self, pod: u16) -> Result<u16, anyhow::Error> {
+        let offset = match (self.port_step, pod) {
+            (_, 0) => 0,
+            (Some(step), pod) => u32::from(step) * u32::from(pod),
+            // 2379, 22379, 32379, 42379, 52379; a sixth pod would not fit and follows in between.
+            (None, pod) if pod < 5 => 10_000 * (u32::from(pod) + 1),
+            (None, pod) => 100 * u32::from(pod),
+        };
+        u16::try_from(u32::from(self.client_port) + offset).map_err(|_| {
+            anyhow::anyhow!(
+                "client port of pod {pod}: {} is over 65535; choose a smaller --port-step",
+                self.client_port
+            )
+        })
+    }
+}
+
+struct Pod {
+    name: String,
+    slot: u16,
+    client_port: u16,
+    log: PathBuf,
+    child: Option<Child>,
+    down_since: Option<Instant>,
+}
+
+struct Dev {
+    args: Args,
+    root: PathBuf,
+    pods: Vec<Pod>,
+}
+
+/// Runs until Ctrl-C or SIGTERM.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let temporary = match &args.data_dir {
+        Some(_) => None,
+        None => Some(tempfile::Builder::new().prefix("quorate-dev-").tempdir().context("temporary data directory")?),
+    };
+    let root = match (&args.data_dir, &temporary) {
+        (Some(dir), _) => dir.clone(),
+        (None, Some(temporary)) => temporary.path().to_owned(),
+        (None, None) => unreachable!("one of both is given"),
+    };
+    let env = Env::real();
+    env.disk.create_dir_all(&root).with_context(|| format!("data directory {}", root.display()))?;
+    let mut dev = Dev { pods: Vec::new(), root, args };
+    for slot in 0..dev.args.replicas {
+        let name = format!("quorate-{slot}");
+        let client_port = dev.args.client_port(slot)?;
+        let log = dev.root.join(format!("{name}.log"));
+        dev.pods.push(Pod { name, slot, client_port, log, child: None, down_since: None });
+    }
+    for pod in 0..dev.pods.len() {
+        dev.start(pod)?;
+    }
+    dev.greet();
+    let result = dev.watch(&env).await;
+    println!("stopping all pods ...");
+    dev.stop().await;
+    match temporary {
+        Some(temporary) => temporary.close().context("remove the temporary data directory")?,
+        None => println!("the data stays in {}", dev.root.display()),
+    }
+    result
+}
+
+impl Dev {
+    fn endpoints(&self) -> String {
+        let all: Vec<String> = self.pods.iter().map(|p| format!("127.0.0.1:{}", p.client_port)).collect();
+        all.join(",")
+    }
+
+    fn greet(&self) {
+        let first = self.pods[0].client_port;
+        println!("data and logs:  {}", self.root.display());
+        println!("endpoints:      {}", self.endpoints());
+        println!("status page:    http://127.0.0.1:{first}/");
+        println!("try:            quorate put greeting hello && quorate get greeting");
+        println!("                etcdctl --endpoints={} endpoint status -w table", self.endpoints());
+        println!("(quorate is {}; Ctrl-C stops everything)", own_binary(Path::new("quorate")).display());
+    }
+
+    fn start(&mut self, pod: usize) -> anyhow::Result<()> {
+        let pod = &mut self.pods[pod];
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&pod.log)
+            .with_context(|| format!("log file {}", pod.log.display()))?;
+        let address = self.args.peers.replace("%d", &pod.slot.to_string());
+        let mut command = Command::new(own_binary(Path::new("/proc/self/exe")));
+        command
+            .arg("serve")
+            .args(["--name", &pod.name])
+            .args(["--peers", &self.args.peers])
+            .args(["--size", &self.args.replicas.to_string()])
+            .args(["--listen-peer", &address])
+            .args(["--listen-client", &format!("127.0.0.1:{}", pod.client_port)])
+            .args(["--advertise-client", &format!("http://127.0.0.1:{}", pod.client_port)])
+            .arg("--data-dir")
+            .arg(self.root.join(&pod.name))
+            // A dev that is itself killed leaves no pods behind.
+            .env(super::DIE_WITH_PARENT, "1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .kill_on_drop(true)
+            // Ctrl-C in a terminal goes to the whole group; pods are stopped by us, in order.
+            .process_group(0);
+        pod.child = Some(command.spawn().with_context(|| format!("start {}", pod.name))?);
+        pod.down_since = None;
+        Ok(())
+    }
+
+    /// Watches the pods until a signal: says who leads, restarts who died.
+    async fn watch(&mut self, env: &Env) -> anyhow::Result<()> {
+        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let mut look = interval(Duration::from_millis(500));
+        let mut leader = None;
+        let mut next_kill = self.args.kill_one_every.map(|every| Instant::now() + every);
+        let started = Instant::now();
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => return Ok(()),
+                _ = terminate.recv() => return Ok(()),
+                _ = look.tick() => {}
+            }
+            self.revive(started)?;
+            if next_kill.is_some_and(|at| Instant::now() >= at) {
+                self.kill_one(env);
+                next_kill = self.args.kill_one_every.map(|every| Instant::now() + every);
+            }
+            let now = self.leader().await;
+            if now != leader && now.is_some() {
+                let (name, term) = now.clone().unwrap_or_default();
+                println!("{name} leads (term {term})");
+            }
+            if now.is_some() {
+                leader = now;
+            }
+        }
+    }
+
+    /// Starts pods again that have died; fails if one cannot even start.
+    fn revive(&mut self, started: Instant) -> anyhow::Result<()> {
+        for i in 0..self.pods.len() {
+            let pod = &mut self.pods[i];
+            if let Some(child) = &mut pod.child
+                && let Some(status) = child.try_wait()?
+            {
+                pod.child = None;
+                pod.down_since = Some(Instant::now());
+                if status.code().is_some() && started.elapsed() < Duration::from_secs(2) {
+                    let log = std::fs::read_to_string(&pod.log).unwrap_or_default();
+                    let last: Vec<&str> = log.lines().rev().take(3).collect();
+                    bail!(
+                        "{} did not start ({status}): {}",
+                        pod.name,
+                        last.into_iter().rev().collect::<Vec<_>>().join(" / ")
+                    );
+                }
+                println!("{} has died ({status}); starting it again on its disk", pod.name);
+            }
+            if self.pods[i].down_since.is_some_and(|since| since.elapsed() >= RESTART_AFTER) {
+                self.start(i)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn kill_one(&mut self, env: &Env) {
+        let alive: Vec<usize> = (0..self.pods.len()).filter(|i| self.pods[*i].child.is_some()).collect();
+        if alive.is_empty() {
+            return;
+        }
+        let victim = alive[(env.random_u64() % alive.len() as u64) as usize];
+        let pod = &mut self.pods[victim];
+        println!("killing {} with SIGKILL", pod.name);
+        if let Some(child) = &mut pod.child {
+            // It may have died by itself just now; then `revive` says so.
+            let _ = child.start_kill();
+        }
+    }
+
+    /// Name and term of the pod that leads, as the first pod that answers knows it.
+    async fn leader(&self) -> Option<(String, u64)> {
+        for pod in &self.pods {
+            let endpoint =
+                tonic::transport::Endpoint::from_shared(format!("http://127.0.0.1:{}", pod.client_port)).ok()?;
+            let asking = async {
+                let mut client = MaintenanceClient::connect(endpoint).await.ok()?;
+                Some(client.status(StatusRequest {}).await.ok()?.into_inner())
+            };
+            if let Ok(Some(status)) = timeout(Duration::from_millis(300), asking).await
+                && status.leader != 0
+            {
+                let slot = crate::identity::slot_of(status.leader);
+                return Some((format!("quorate-{slot}"), status.raft_term));
+            }
+        }
+        None
+    }
+
+    async fn stop(&mut self) {
+        for child in self.pods.iter().filter_map(|p| p.child.as_ref()) {
+            if let Some(pid) = child.id().and_then(|id| Pid::from_raw(id as i32)) {
+                // It may have ended meanwhile.
+                let _ = kill_process(pid, Signal::TERM);
+            }
+        }
+        for pod in &mut self.pods {
+            if let Some(mut child) = pod.child.take()
+                && timeout(STOP_PATIENCE, child.wait()).await.is_err()
+            {
+                println!("{} did not stop within {STOP_PATIENCE:?}; killing it", pod.name);
+                let _ = child.kill().await;
+            }
+        }
+        sleep(Duration::ZERO).await;
+    }
+}
+
+/// The path of the running binary.
+fn own_binary(otherwise: &Path) -> PathBuf {
+    std::env::current_exe().unwrap_or_else(|_| otherwise.to_owned())
 }

@@ -92,7 +92,13 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
+/// Set by `dev` in the environment of its pods: they end when it does, however it ends.
+const DIE_WITH_PARENT: &str = "QUORATE_DIE_WITH_PARENT";
+
 fn serve(args: &SettingsArgs) -> anyhow::Result<()> {
+    if std::env::var_os(DIE_WITH_PARENT).is_some() {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+    }
     let config: Config = args.load(&Env::real())?.config;
     telemetry::init(&config.telemetry)?;
     runtime(config.server.worker_threads)?.block_on(crate::server::run(config))

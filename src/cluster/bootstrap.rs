@@ -129,8 +129,8 @@ impl Bootstrap {
     }
 
     /// From now on `Who` is answered with what Raft knows.
-    pub fn set_raft(&self, facts: Arc<dyn RaftFacts>) {
-        *self.raft.lock() = Some(facts);
+    pub fn set_raft(&self, facts: Option<Arc<dyn RaftFacts>>) {
+        *self.raft.lock() = facts;
     }
 
     /// Handler of `Who`.

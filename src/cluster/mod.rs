@@ -6,6 +6,7 @@
 //! decide     what to do next while there is no Raft: a pure function of what was answered
 //! formation  the driver that asks, decides and acts, until Raft can start
 //! join       what the leader answers to those who ask to join
+//! reconcile  the leader's loop: observe, plan, carry out
 //! plan       the next change of the membership: a pure function of what the leader observes
 //! ```
 //!
@@ -22,14 +23,16 @@ pub mod formation;
 pub mod join;
 pub mod peers;
 pub mod plan;
+pub mod reconcile;
 
 pub use bootstrap::{Bootstrap, RaftFacts};
 pub use formation::{Outcome, Places};
 pub use peers::{Peers, Unreachable};
+pub use reconcile::Reconciler;
 
-/// The slot that a member id carries: `random 48 bits << 16 | slot`.
+/// The slot that a member id carries, in the width that membership counts in.
 pub fn slot_of(member_id: u64) -> u64 {
-    member_id & 0xffff
+    u64::from(crate::identity::slot_of(member_id))
 }
 
 /// How many of `eligible` members vote: at most `max_voters`, and no even number above two, because the even one adds a

@@ -2,12 +2,14 @@
 //!
 //! Absent: the connection itself (the transport implements [`Peers`]) and retries (the driver asks again anyway).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::env::net::BoxFuture;
 use crate::env::{self, Env};
 use crate::pb::log::Formation;
 use crate::pb::peer::{AbandonResponse, AcceptResponse, JoinRequest, JoinResponse, WhoResponse};
+use crate::raft;
 
 /// Why a node gave no usable answer: a short text for people, such as `connection refused`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,6 +22,28 @@ pub trait Peers: Send + Sync + 'static {
     fn accept(&self, address: String, formation: Formation) -> BoxFuture<Result<AcceptResponse, Unreachable>>;
     fn abandon(&self, address: String, cluster_id: u64) -> BoxFuture<Result<AbandonResponse, Unreachable>>;
     fn join(&self, address: String, request: JoinRequest) -> BoxFuture<Result<JoinResponse, Unreachable>>;
+}
+
+impl Peers for Arc<raft::Peers> {
+    fn who(&self, address: String, nonce: u64) -> BoxFuture<Result<WhoResponse, Unreachable>> {
+        let peers = self.clone();
+        Box::pin(async move { raft::Peers::who(&peers, &address, nonce).await.map_err(Unreachable) })
+    }
+
+    fn accept(&self, address: String, formation: Formation) -> BoxFuture<Result<AcceptResponse, Unreachable>> {
+        let peers = self.clone();
+        Box::pin(async move { raft::Peers::accept(&peers, &address, formation).await.map_err(Unreachable) })
+    }
+
+    fn abandon(&self, address: String, cluster_id: u64) -> BoxFuture<Result<AbandonResponse, Unreachable>> {
+        let peers = self.clone();
+        Box::pin(async move { raft::Peers::abandon(&peers, &address, cluster_id).await.map_err(Unreachable) })
+    }
+
+    fn join(&self, address: String, request: JoinRequest) -> BoxFuture<Result<JoinResponse, Unreachable>> {
+        let peers = self.clone();
+        Box::pin(async move { raft::Peers::join(&peers, &address, request).await.map_err(Unreachable) })
+    }
 }
 
 /// Asks the node at `address` who it is. The answer is fresh: it echoes a new nonce.

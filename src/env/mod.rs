@@ -53,6 +53,11 @@ impl Env {
         }
     }
 
+    /// An environment whose tasks can be ended without ending this one's; ending this one's ends them too.
+    pub fn child(&self) -> Self {
+        Self { tracker: TaskTracker::new(), shutdown: self.shutdown.child_token(), ..self.clone() }
+    }
+
     /// A uniformly random number.
     pub fn random_u64(&self) -> u64 {
         self.rng.lock().u64(..)

@@ -11,6 +11,11 @@ use super::state::by_version;
 use crate::pb::KeyValue;
 
 impl State {
+    /// True while compacted versions are still held.
+    pub fn sweep_pending(&self) -> bool {
+        self.swept < self.compacted
+    }
+
     /// Visits at most `steps` events; true once nothing is left to remove. A step takes a few microseconds.
     pub fn sweep(&mut self, steps: usize) -> bool {
         let mut steps = steps;

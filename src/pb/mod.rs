@@ -5,7 +5,7 @@
 
 mod key_value;
 
-pub use key_value::{Fields, KeyValue};
+pub use key_value::{Fields, KeyValue, delimited_len};
 
 // The module tree has the shape of the proto packages, which the generated code expects.
 #[allow(clippy::all, clippy::unwrap_used, missing_docs, rustdoc::all)]
@@ -34,5 +34,5 @@ pub use quorate::log::v1 as log;
 /// Between members (`proto/peer.proto`).
 pub use quorate::peer::v1 as peer;
 
-/// Compiled descriptors of all of `proto/`, for server reflection.
-pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+/// Compiled descriptors of the public API, for server reflection.
+pub const PUBLIC_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/public.bin"));

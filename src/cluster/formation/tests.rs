@@ -130,7 +130,7 @@ impl Town {
             let log = bootstrap.with_dir(MemberDir::log_path);
             make_log(&self.disk(slot), &log).map_err(|source| Error::Io { path: log, source })?;
             bootstrap.mark_log_started().await?;
-            bootstrap.set_raft(Arc::new(Facts { town: self.clone(), cluster_id, slot }));
+            bootstrap.set_raft(Some(Arc::new(Facts { town: self.clone(), cluster_id, slot })));
             let Some(formation) = formation else { return Ok(cluster_id) };
             let member = bootstrap.identity().member_id;
             self.0

@@ -1,13 +1,16 @@
 //! A seeded world for tests.
 
 mod disk;
+mod net;
 
 pub use disk::SimDisk;
+pub use net::{Host, SimNet};
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::net::{BoxFuture, Net, Stream};
+use super::net::{BoxFuture, Incoming, Net, Stream};
 use super::{Disk, Env};
 
 impl Env {
@@ -21,6 +24,14 @@ impl Env {
 pub struct NoNet;
 
 impl Net for NoNet {
+    fn listen(&self, _: SocketAddr) -> BoxFuture<io::Result<(SocketAddr, Incoming)>> {
+        Box::pin(async { Err(io::ErrorKind::AddrNotAvailable.into()) })
+    }
+
+    fn resolve(&self, _: String) -> BoxFuture<io::Result<Vec<SocketAddr>>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
     fn connect(&self, _: String) -> BoxFuture<io::Result<Box<dyn Stream>>> {
         Box::pin(async { Err(io::ErrorKind::NetworkUnreachable.into()) })
     }

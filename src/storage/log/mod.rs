@@ -556,6 +556,20 @@ impl Log {
         self.shared().inner.lock().bytes
     }
 
+    /// The smallest index behind which the live entries take at most `bytes` on disk. Looks at those entries one by one.
+    pub fn index_before(&self, bytes: u64) -> u64 {
+        let inner = self.shared().inner.lock();
+        let live = inner.state.first_index()..inner.state.next_index();
+        let mut left = bytes;
+        for index in live.clone().rev() {
+            match left.checked_sub(inner.disk_bytes_of(index)) {
+                Some(rest) => left = rest,
+                None => return index,
+            }
+        }
+        live.start.saturating_sub(1)
+    }
+
     /// Live entries.
     pub fn entries(&self) -> u64 {
         let state = self.state();

@@ -1,0 +1,130 @@
+//! `etcdserverpb.KV`.
+
+use tonic::{Request, Response, Status};
+
+use super::{Api, complete, header, mismatched};
+use crate::env::{Instant, sleep};
+use crate::error::Error;
+use crate::kv::{self, validate};
+use crate::node::Node;
+use crate::pb::etcd::kv_server::Kv;
+use crate::pb::etcd::{
+    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
+    RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse, request_op,
+};
+use crate::pb::log::{Answer, Command, answer, command};
+
+impl Api {
+    /// Carries a request that passes the stateless checks through Raft.
+    async fn propose(&self, node: &Node, request: command::Request) -> Result<Answer, Error> {
+        let command = Command { needs: kv::CLUSTER_VERSION_MIN, request: Some(request) };
+        validate::command(&command, &self.shared.limits)?;
+        node.propose(command).await
+    }
+}
+
+#[tonic::async_trait]
+impl Kv for Api {
+    async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
+        let node = self.node(&request)?;
+        let range = request.into_inner();
+        validate::range(&range)?;
+        if !range.serializable {
+            node.read_index().await?;
+        }
+        let mut answer = if range.range_end.is_empty() {
+            node.store().read(|s| s.kv.range(&range))?
+        } else {
+            // A view, so that no write waits for a long scan.
+            node.store().view().kv.range(&range)?
+        };
+        answer.header = complete(&node, &answer.header);
+        Ok(Response::new(answer))
+    }
+
+    async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        let node = self.node(&request)?;
+        let put = request.into_inner();
+        match self.propose(&node, command::Request::Put(put)).await?.response {
+            Some(answer::Response::Put(mut answer)) => {
+                answer.header = complete(&node, &answer.header);
+                Ok(Response::new(answer))
+            }
+            _ => Err(mismatched()),
+        }
+    }
+
+    async fn delete_range(
+        &self,
+        request: Request<DeleteRangeRequest>,
+    ) -> Result<Response<DeleteRangeResponse>, Status> {
+        let node = self.node(&request)?;
+        let delete = request.into_inner();
+        match self.propose(&node, command::Request::DeleteRange(delete)).await?.response {
+            Some(answer::Response::DeleteRange(mut answer)) => {
+                answer.header = complete(&node, &answer.header);
+                Ok(Response::new(answer))
+            }
+            _ => Err(mismatched()),
+        }
+    }
+
+    async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        let node = self.node(&request)?;
+        let txn = request.into_inner();
+        let mut answer = if kv::is_read_only(&txn) {
+            validate::txn(&txn, &self.shared.limits)?;
+            if !is_serializable(&txn) {
+                node.read_index().await?;
+            }
+            node.store().view().kv.read_txn(&txn)?
+        } else {
+            match self.propose(&node, command::Request::Txn(txn)).await?.response {
+                Some(answer::Response::Txn(answer)) => answer,
+                _ => return Err(mismatched()),
+            }
+        };
+        answer.header = complete(&node, &answer.header);
+        Ok(Response::new(answer))
+    }
+
+    async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
+        let node = self.node(&request)?;
+        let compact = request.into_inner();
+        let (revision, physical) = (compact.revision, compact.physical);
+        match self.propose(&node, command::Request::Compact(compact)).await?.response {
+            Some(answer::Response::Compact(_)) => {
+                if physical {
+                    swept(&node, revision).await?;
+                }
+                let now = node.store().read(|s| s.kv.revision());
+                Ok(Response::new(CompactionResponse { header: header(&node, now) }))
+            }
+            _ => Err(mismatched()),
+        }
+    }
+}
+
+/// Waits until this member has freed what the compaction gave up.
+async fn swept(node: &Node, revision: i64) -> Result<(), Error> {
+    let deadline = Instant::now() + node.options().request_timeout;
+    while node.store().read(|s| s.kv.compacted() < revision || s.kv.sweep_pending()) {
+        if Instant::now() >= deadline {
+            return Err(Error::Timeout);
+        }
+        sleep(std::time::Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+/// True if every read of the transaction asks for this member's own state.
+fn is_serializable(txn: &TxnRequest) -> bool {
+    let of = |ops: &[RequestOp]| {
+        ops.iter().all(|op| match &op.request {
+            Some(request_op::Request::RequestRange(range)) => range.serializable,
+            Some(request_op::Request::RequestTxn(inner)) => is_serializable(inner),
+            _ => true,
+        })
+    };
+    of(&txn.success) && of(&txn.failure)
+}

@@ -1,0 +1,131 @@
+//! `quorate.peer.v1.Peer`: what members ask of one another.
+//!
+//! `Who`, `Accept`, `Abandon` and `Join` are answered in every state; Raft's calls only while Raft runs, and only to callers of
+//! the same cluster that mean this very member.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::{Stream, StreamExt as _, stream};
+use parking_lot::RwLock;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::cluster::{Bootstrap, Reconciler};
+use crate::node::Node;
+use crate::pb::peer::peer_server::Peer;
+use crate::pb::peer::{
+    AbandonRequest, AbandonResponse, AcceptRequest, AcceptResponse, AppendRequest, AppendResponse, ForwardRequest,
+    ForwardResponse, JoinRequest, JoinResponse, SnapshotChunk, SnapshotHead, SnapshotOffsetResponse, SnapshotResponse,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse, WhoRequest, WhoResponse,
+};
+use crate::raft::Rpc;
+
+/// A running member, as its peers reach it.
+#[derive(Clone)]
+pub struct Running {
+    pub rpc: Rpc,
+    pub node: Node,
+    pub reconciler: Arc<Reconciler>,
+}
+
+/// The peer service of one process.
+#[derive(Clone)]
+pub struct PeerApi {
+    bootstrap: Arc<Bootstrap>,
+    running: Arc<RwLock<Option<Running>>>,
+}
+
+impl PeerApi {
+    pub fn new(bootstrap: Arc<Bootstrap>) -> Self {
+        Self { bootstrap, running: Arc::default() }
+    }
+
+    /// From now on Raft's calls go to `running`.
+    pub fn set_running(&self, running: Option<Running>) {
+        *self.running.write() = running;
+    }
+
+    /// Why a wanted membership change is not made, if this member leads.
+    pub fn blocked(&self) -> Option<String> {
+        self.running.read().as_ref()?.reconciler.blocked()
+    }
+
+    fn running(&self) -> Result<Running, Status> {
+        self.running.read().clone().ok_or_else(|| Status::unavailable("this node does not run Raft yet"))
+    }
+}
+
+fn disk(error: impl std::fmt::Display) -> Status {
+    Status::internal(format!("the promise could not be made durable: {error}"))
+}
+
+#[tonic::async_trait]
+impl Peer for PeerApi {
+    async fn who(&self, request: Request<WhoRequest>) -> Result<Response<WhoResponse>, Status> {
+        Ok(Response::new(self.bootstrap.who(request.into_inner().nonce)))
+    }
+
+    async fn accept(&self, request: Request<AcceptRequest>) -> Result<Response<AcceptResponse>, Status> {
+        let formation =
+            request.into_inner().formation.ok_or_else(|| Status::invalid_argument("accept without a formation"))?;
+        Ok(Response::new(self.bootstrap.accept(formation).await.map_err(disk)?))
+    }
+
+    async fn abandon(&self, request: Request<AbandonRequest>) -> Result<Response<AbandonResponse>, Status> {
+        Ok(Response::new(self.bootstrap.abandon(request.into_inner().cluster_id).await.map_err(disk)?))
+    }
+
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        let running = self.running()?;
+        Ok(Response::new(running.reconciler.join(request.into_inner())))
+    }
+
+    async fn append(&self, request: Request<AppendRequest>) -> Result<Response<AppendResponse>, Status> {
+        Ok(Response::new(self.running()?.rpc.append(request.into_inner()).await?))
+    }
+
+    async fn vote(&self, request: Request<VoteRequest>) -> Result<Response<VoteResponse>, Status> {
+        Ok(Response::new(self.running()?.rpc.vote(request.into_inner(), false).await?))
+    }
+
+    async fn pre_vote(&self, request: Request<VoteRequest>) -> Result<Response<VoteResponse>, Status> {
+        Ok(Response::new(self.running()?.rpc.vote(request.into_inner(), true).await?))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<TransferLeaderRequest>,
+    ) -> Result<Response<TransferLeaderResponse>, Status> {
+        Ok(Response::new(self.running()?.rpc.transfer_leader(request.into_inner()).await?))
+    }
+
+    async fn snapshot_offset(
+        &self,
+        request: Request<SnapshotHead>,
+    ) -> Result<Response<SnapshotOffsetResponse>, Status> {
+        let offset = self.running()?.rpc.snapshot_offset(request.into_inner()).await?;
+        Ok(Response::new(SnapshotOffsetResponse { offset }))
+    }
+
+    async fn snapshot(&self, request: Request<Streaming<SnapshotChunk>>) -> Result<Response<SnapshotResponse>, Status> {
+        Ok(Response::new(self.running()?.rpc.snapshot(request.into_inner()).await?))
+    }
+
+    type ForwardStream = Pin<Box<dyn Stream<Item = Result<ForwardResponse, Status>> + Send>>;
+
+    async fn forward(
+        &self,
+        request: Request<Streaming<ForwardRequest>>,
+    ) -> Result<Response<Self::ForwardStream>, Status> {
+        let running = self.running()?;
+        let mut requests = request.into_inner();
+        let first = requests.next().await.ok_or_else(|| Status::invalid_argument("an empty forward stream"))??;
+        running.rpc.check(first.envelope.as_ref())?;
+        let serving = running.node.serve_forward(requests);
+        let answers = stream::unfold(serving, |mut serving| async move {
+            let message = serving.next().await?;
+            Some((Ok(message), serving))
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+}

@@ -1,0 +1,74 @@
+//! HTTP on the client port, beside gRPC: health, version and the status page.
+//!
+//! Absent: the JSON gateway and metrics.
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{Html, IntoResponse};
+use axum::routing::get;
+use serde_json::json;
+
+use crate::api::{Api, ETCD_VERSION};
+
+/// The routes; merged with the gRPC services.
+pub fn router(api: Api) -> Router {
+    Router::new()
+        .route("/", get(page))
+        .route("/health", get(health))
+        .route("/livez", get(|| async { "ok" }))
+        .route("/readyz", get(readyz))
+        .route("/version", get(version))
+        .with_state(api)
+}
+
+async fn health(State(api): State<Api>) -> impl IntoResponse {
+    let reason = api.not_healthy();
+    let code = if reason.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = json!({ "health": reason.is_none().to_string(), "reason": reason.unwrap_or_default() });
+    (code, [(header::CONTENT_TYPE, "application/json")], body.to_string())
+}
+
+async fn readyz(State(api): State<Api>) -> impl IntoResponse {
+    match api.not_ready() {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+    }
+}
+
+async fn version() -> impl IntoResponse {
+    let body = json!({ "etcdserver": ETCD_VERSION, "etcdcluster": "3.6.0" });
+    ([(header::CONTENT_TYPE, "application/json")], body.to_string())
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+/// One page, no script: it reloads itself every two seconds.
+async fn page(State(api): State<Api>) -> impl IntoResponse {
+    let overview = api.overview();
+    let facts = overview
+        .facts
+        .iter()
+        .map(|(name, value)| format!("<tr><th>{}</th><td>{}</td></tr>", escape(name), escape(value)))
+        .collect::<String>();
+    let members = overview
+        .members
+        .iter()
+        .map(|row| row.iter().map(|cell| format!("<td>{}</td>", escape(cell))).collect::<String>())
+        .map(|row| format!("<tr>{row}</tr>"))
+        .collect::<String>();
+    let notes = overview.notes.iter().map(|note| format!("<p class=note>{}</p>", escape(note))).collect::<String>();
+    Html(format!(
+        "<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=2>\
+         <title>{title} - Quorate</title><style>\
+         body{{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c2833}}\
+         table{{border-collapse:collapse;width:100%;margin:1rem 0}}th,td{{text-align:left;padding:.35rem .8rem;\
+         border-bottom:1px solid #d5d8dc;font-variant-numeric:tabular-nums}}\
+         .note{{background:#fef5e7;border-left:4px solid #f39c12;padding:.5rem 1rem}}</style>\
+         <h1>{title}</h1>{notes}<table>{facts}</table><h2>Members</h2><table>\
+         <tr><th>name</th><th>member</th><th>slot</th><th>role</th><th>peer address</th><th>lag</th></tr>{members}</table>",
+        title = escape(&overview.title),
+    ))
+}

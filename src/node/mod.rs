@@ -1,0 +1,439 @@
+//! One running member: takes commands and reads from the layers above and carries them through Raft.
+//!
+//! Owns the way of a request: on the leader to the proposer, on any other member over one stream to the leader. Invariants:
+//! a command is answered only after a quorum has it on disk and it was applied; a command whose fate is unknown is never
+//! proposed again in silence (only its client knows whether that is safe), one that certainly was not proposed is tried
+//! until the request's time is over; every queue is bounded and says `too many requests`.
+//! Absent: what a request means (`kv`, `api`), and who should be a member (`cluster`).
+
+mod forward;
+pub mod housekeeping;
+mod propose;
+mod read;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::Instant as _;
+use openraft::async_runtime::WatchReceiver as _;
+use openraft::{ChangeMembers, ServerState};
+use parking_lot::RwLock;
+use prost::Message as _;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::env::{Env, Instant, timeout_at};
+use crate::error::Error;
+use crate::pb;
+use crate::raft::{self, Member, Peers, Raft, Store};
+
+pub use forward::Serving;
+use forward::{Link, Outgoing};
+use propose::{Proposal, Proposer, Reply};
+use read::{Reader, Waiter};
+
+/// Settings of the request path; see `config/quorate.toml` for each.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Longest that a client's request waits.
+    pub request_timeout: Duration,
+    pub batch_bytes_max: usize,
+    /// Batches between proposal and answer at once.
+    pub batches_in_flight_max: usize,
+    pub queue_requests_max: usize,
+    pub queue_bytes_max: u64,
+    /// Answer linearizable reads from the leader's lease, without a round: needs clocks that run at the same rate.
+    pub lease_reads: bool,
+    /// A new leader is waited for this long before a request is tried again.
+    pub retry_interval: Duration,
+}
+
+/// Where requests go at the moment.
+#[derive(Clone)]
+enum Route {
+    Leader,
+    Follower(Arc<Link>),
+    Unknown,
+}
+
+/// A handle to the running member; cloning shares it.
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    env: Env,
+    options: Options,
+    this: Member,
+    raft: Raft,
+    store: Arc<Store>,
+    peers: Arc<Peers>,
+    proposals: mpsc::Sender<Proposal>,
+    reads: mpsc::Sender<Waiter>,
+    route: RwLock<Route>,
+    route_changed: watch::Sender<u64>,
+    queued_bytes: Arc<AtomicU64>,
+    space: Space,
+    term: AtomicU64,
+}
+
+/// Whether puts are taken; kept by the space watch, read by the proposer.
+#[derive(Default)]
+pub struct Space {
+    /// The data is over its quota, or a quorum has no disk left.
+    pub exceeded: AtomicBool,
+    /// This member's disk is below its reserve.
+    pub low_disk: AtomicBool,
+    /// On the leader: the voters with disk left are no quorum.
+    pub quorum_low_disk: AtomicBool,
+    pub disk_free_bytes: AtomicU64,
+}
+
+/// What the layers above show of Raft's state.
+#[derive(Clone, Debug)]
+pub struct Status {
+    pub term: u64,
+    pub leader: Option<u64>,
+    pub is_leader: bool,
+    pub is_learner: bool,
+    pub last_log_index: u64,
+    pub committed_index: u64,
+    pub applied_index: u64,
+    /// On the leader: how long ago a quorum last answered.
+    pub quorum_ack_age: Option<Duration>,
+    pub membership: raft::StoredMembership,
+    /// The term of the newest committed entry.
+    pub committed_term: u64,
+    /// On the leader: how long ago each member acknowledged a heartbeat or an append.
+    pub acked: std::collections::BTreeMap<u64, Option<Duration>>,
+    /// True when the newest membership is committed.
+    pub membership_committed: bool,
+    /// On the leader: matched log index of each member.
+    pub matched: Vec<(u64, Option<u64>)>,
+}
+
+impl Node {
+    /// Starts the request path on a running Raft.
+    pub fn start(env: Env, options: Options, this: Member, raft: Raft, store: Arc<Store>, peers: Arc<Peers>) -> Self {
+        let (proposals, proposals_rx) = mpsc::channel(options.queue_requests_max);
+        let (reads, reads_rx) = mpsc::channel(options.queue_requests_max);
+        let inner = Arc::new(Inner {
+            env: env.clone(),
+            options,
+            this,
+            raft,
+            store,
+            peers,
+            proposals,
+            reads,
+            route: RwLock::new(Route::Unknown),
+            route_changed: watch::Sender::new(0),
+            queued_bytes: Arc::default(),
+            space: Space::default(),
+            term: AtomicU64::new(0),
+        });
+        let node = Self { inner };
+        env.spawn(Proposer::new(node.clone(), proposals_rx).run());
+        env.spawn(Reader::new(node.clone(), reads_rx).run());
+        env.spawn(node.clone().follow_leader());
+        node
+    }
+
+    pub fn member(&self) -> Member {
+        self.inner.this
+    }
+
+    pub fn env(&self) -> &Env {
+        &self.inner.env
+    }
+
+    pub fn raft(&self) -> &Raft {
+        &self.inner.raft
+    }
+
+    pub fn store(&self) -> &Arc<Store> {
+        &self.inner.store
+    }
+
+    /// The newest term that this member has seen.
+    pub fn term(&self) -> u64 {
+        self.inner.term.load(Ordering::Relaxed)
+    }
+
+    pub fn space(&self) -> &Space {
+        &self.inner.space
+    }
+
+    pub fn options(&self) -> &Options {
+        &self.inner.options
+    }
+
+    /// Keeps the route in step with Raft's view of the leader.
+    async fn follow_leader(self) {
+        let mut metrics = self.inner.raft.server_metrics();
+        let mut known = None;
+        let shutdown = self.inner.env.shutdown.clone();
+        loop {
+            let (leader, address) = {
+                let m = metrics.borrow_watched();
+                self.inner.term.store(m.vote.leader_id.term, Ordering::Relaxed);
+                let leading = m.state == ServerState::Leader;
+                let leader = m.current_leader.filter(|id| *id != self.inner.this.member_id || leading);
+                let address =
+                    leader.and_then(|id| m.membership_config.get_node(&id).map(|node| node.peer_address.clone()));
+                (leader, address)
+            };
+            if known != Some((leader, address.clone())) {
+                let route = match (leader, &address) {
+                    (Some(id), _) if id == self.inner.this.member_id => Route::Leader,
+                    (Some(id), Some(address)) => Route::Follower(Link::open(&self, id, address.clone())),
+                    _ => Route::Unknown,
+                };
+                *self.inner.route.write() = route;
+                self.inner.route_changed.send_modify(|n| *n += 1);
+                known = Some((leader, address));
+            }
+            tokio::select! {
+                changed = metrics.changed() => if changed.is_err() { return },
+                () = shutdown.cancelled() => return,
+            }
+        }
+    }
+
+    fn route(&self) -> Route {
+        let route = self.inner.route.read().clone();
+        match route {
+            Route::Follower(link) if link.is_closed() => self.reopen(&link),
+            other => other,
+        }
+    }
+
+    /// A broken stream to a leader that is still the leader is opened again.
+    fn reopen(&self, closed: &Arc<Link>) -> Route {
+        let mut route = self.inner.route.write();
+        if let Route::Follower(current) = &*route
+            && Arc::ptr_eq(current, closed)
+            && closed.may_reopen()
+        {
+            *route = Route::Follower(Link::open(self, closed.leader, closed.address.clone()));
+        }
+        route.clone()
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.inner.options.request_timeout
+    }
+
+    /// Waits for another route, at most `retry_interval` and not past `deadline`; false when the time is over.
+    async fn wait_route(&self, seen: u64, deadline: Instant) -> bool {
+        let until = (Instant::now() + self.inner.options.retry_interval).min(deadline);
+        let mut changed = self.inner.route_changed.subscribe();
+        let _ = timeout_at(until, changed.wait_for(|n| *n != seen)).await;
+        Instant::now() < deadline
+    }
+
+    /// Carries one command through Raft and returns what applying it answered.
+    pub async fn propose(&self, command: pb::log::Command) -> Result<pb::log::Answer, Error> {
+        let command = Bytes::from(command.encode_to_vec());
+        let deadline = self.deadline();
+        let _queued = self.reserve(command.len() as u64)?;
+        loop {
+            let seen = *self.inner.route_changed.borrow();
+            let (tx, rx) = oneshot::channel();
+            let proposal = Proposal { command: command.clone(), reply: Reply::Local(tx) };
+            let taken = match self.route() {
+                Route::Leader => self.inner.proposals.try_send(proposal).map_err(|_| Error::TooManyRequests),
+                Route::Follower(link) => link.send(Outgoing::Proposal(proposal)),
+                Route::Unknown => Err(Error::NotLeader),
+            };
+            let outcome = match taken {
+                Ok(()) => match timeout_at(deadline, rx).await {
+                    Ok(Ok(outcome)) => outcome,
+                    Ok(Err(_)) => Err(Error::TimeoutLeaderFailure),
+                    Err(_) => return Err(Error::Timeout),
+                },
+                Err(error) => Err(error),
+            };
+            match outcome {
+                // Certainly not proposed: safe to try again.
+                Err(Error::NotLeader) if self.wait_route(seen, deadline).await => {}
+                Err(Error::NotLeader) => return Err(Error::Timeout),
+                decided => return decided,
+            }
+        }
+    }
+
+    fn reserve(&self, bytes: u64) -> Result<Reserved, Error> {
+        let queued = self.inner.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let reserved = Reserved { queued: self.inner.queued_bytes.clone(), bytes };
+        if queued + bytes > self.inner.options.queue_bytes_max {
+            return Err(Error::TooManyRequests);
+        }
+        Ok(reserved)
+    }
+
+    /// Returns once the local state holds everything that was acknowledged before this call (Raft dissertation, 6.4).
+    pub async fn read_index(&self) -> Result<(), Error> {
+        let deadline = self.deadline();
+        loop {
+            let seen = *self.inner.route_changed.borrow();
+            let (tx, rx) = oneshot::channel();
+            let taken = match self.route() {
+                Route::Leader => self.inner.reads.try_send(Waiter::Local(tx)).map_err(|_| Error::TooManyRequests),
+                Route::Follower(link) => link.send(Outgoing::Read(tx)),
+                Route::Unknown => Err(Error::NotLeader),
+            };
+            let outcome = match taken {
+                Ok(()) => match timeout_at(deadline, rx).await {
+                    Ok(Ok(outcome)) => outcome,
+                    Ok(Err(_)) => Err(Error::NotLeader),
+                    Err(_) => return Err(Error::Timeout),
+                },
+                Err(error) => Err(error),
+            };
+            match outcome {
+                Ok(index) if self.inner.store.wait_applied(index, deadline).await => return Ok(()),
+                Ok(_) => return Err(Error::Timeout),
+                Err(Error::TooManyRequests) => return Err(Error::TooManyRequests),
+                // Reads change nothing: any failure may be tried again.
+                Err(_) if self.wait_route(seen, deadline).await => {}
+                Err(_) => return Err(Error::Timeout),
+            }
+        }
+    }
+
+    /// The log index that a state must have applied to be as new as this moment; `None` if nobody can say now.
+    pub async fn confirmed_index(&self) -> Option<u64> {
+        let (tx, rx) = oneshot::channel();
+        match self.route() {
+            Route::Leader => self.inner.reads.try_send(Waiter::Local(tx)).ok()?,
+            Route::Follower(link) => link.send(Outgoing::Read(tx)).ok()?,
+            Route::Unknown => return None,
+        }
+        timeout_at(self.deadline(), rx).await.ok()?.ok()?.ok()
+    }
+
+    /// Raft's state, as this member sees it.
+    pub fn status(&self) -> Status {
+        let metrics = self.inner.raft.metrics();
+        let m = metrics.borrow_watched();
+        let this = self.inner.this.member_id;
+        let index = |id: &Option<raft::LogId>| id.as_ref().map_or(0, |l| l.index());
+        Status {
+            term: m.current_term,
+            leader: m.current_leader.filter(|id| *id != this || m.state == ServerState::Leader),
+            is_leader: m.state == ServerState::Leader,
+            is_learner: !m.membership_config.voter_ids().any(|id| id == this),
+            last_log_index: m.last_log_index.unwrap_or(0),
+            committed_index: index(&m.local_committed),
+            applied_index: self.inner.store.applied_index().unwrap_or(0),
+            quorum_ack_age: m.last_quorum_acked.as_ref().map(|at| at.elapsed()),
+            committed_term: m.local_committed.as_ref().map_or(0, |l| **l.committed_leader_id()),
+            acked: m.heartbeat.iter().flatten().map(|(id, at)| (*id, at.as_ref().map(|at| at.elapsed()))).collect(),
+            membership: (*m.membership_config).clone(),
+            membership_committed: m.membership_config.log_id() == m.committed_membership_config.log_id(),
+            matched: m
+                .replication
+                .iter()
+                .flatten()
+                .map(|(id, log_id)| (*id, log_id.as_ref().map(|l| l.index())))
+                .collect(),
+        }
+    }
+
+    /// Resolves when Raft has failed for good; the process must stop then (openraft #2116).
+    pub async fn failed(&self) -> String {
+        let mut metrics = self.inner.raft.metrics();
+        loop {
+            if let Err(fatal) = &metrics.borrow_watched().running_state {
+                return fatal.to_string();
+            }
+            if metrics.changed().await.is_err() {
+                return "raft stopped".into();
+            }
+        }
+    }
+
+    /// Hands leadership to `target`; returns when it leads, or fails at the request's deadline.
+    pub async fn transfer_leader(&self, target: u64) -> Result<(), Error> {
+        let status = self.status();
+        if !status.is_leader {
+            return Err(Error::NotLeader);
+        }
+        if !status.membership.voter_ids().any(|id| id == target) {
+            return Err(Error::BadLeaderTransferee);
+        }
+        if target == self.inner.this.member_id {
+            return Ok(());
+        }
+        let deadline = self.deadline();
+        self.inner.raft.trigger().transfer_leader(target).await.map_err(|_| Error::Stopped)?;
+        let mut metrics = self.inner.raft.server_metrics();
+        loop {
+            if metrics.borrow_watched().current_leader == Some(target) {
+                return Ok(());
+            }
+            match timeout_at(deadline, metrics.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(Error::Stopped),
+                Err(_) => return Err(Error::TimeoutLeaderFailure),
+            }
+        }
+    }
+
+    /// One membership change, if the membership is still the one that `expected` names. The voters become `voters`; `add`
+    /// brings in nodes first; who is left out of `voters` stays a learner if it is in `keep`. Returns when committed.
+    pub async fn change_membership(&self, change: MembershipChange) -> Result<(), String> {
+        let precondition =
+            openraft::raft::Precondition::LastMembershipLogId { last_membership_log_id: change.expected };
+        let mut steps = Vec::new();
+        if !change.set_nodes.is_empty() {
+            steps.push(ChangeMembers::SetNodes(change.set_nodes.into_iter().collect()));
+        }
+        if !change.add_learners.is_empty() {
+            steps.push(ChangeMembers::AddNodes(change.add_learners.into_iter().collect()));
+        }
+        if let Some(voters) = change.voters {
+            steps.push(ChangeMembers::ReplaceAllVoters(voters));
+        }
+        if !change.remove_learners.is_empty() {
+            steps.push(ChangeMembers::RemoveNodes(change.remove_learners));
+        }
+        let changes = if steps.len() == 1 { steps.remove(0) } else { ChangeMembers::Batch(steps) };
+        let changing = self.inner.raft.change_membership_if(changes, change.retain, [precondition]);
+        match timeout_at(Instant::now() + change.patience, changing).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("not committed within {:?}", change.patience)),
+        }
+    }
+}
+
+/// What [`Node::change_membership`] does.
+#[derive(Clone, Debug, Default)]
+pub struct MembershipChange {
+    /// Log id of the membership that this change was planned on.
+    pub expected: Option<raft::LogId>,
+    pub add_learners: Vec<(u64, pb::log::Node)>,
+    pub set_nodes: Vec<(u64, pb::log::Node)>,
+    pub voters: Option<BTreeSet<u64>>,
+    pub remove_learners: BTreeSet<u64>,
+    /// Voters that are left out stay as learners.
+    pub retain: bool,
+    pub patience: Duration,
+}
+
+/// Bytes of a request that wait somewhere on the way.
+struct Reserved {
+    queued: Arc<AtomicU64>,
+    bytes: u64,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.queued.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,122 @@
+//! The state store's writer: what apply changed goes to disk in spans of the log, behind apply's back.
+//!
+//! Owns the store on disk. Once an interval it takes the journal and the log id that it leads to under one lock, and appends
+//! them as one span; so the applied index cannot part from the data. After the state was replaced (a snapshot was installed)
+//! or the journal overflowed, it writes everything afresh. An error pauses it; the store is opened anew later and written
+//! afresh: the log and the snapshot file keep the data safe meanwhile.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::convert::log_id_to_pb;
+use super::state_machine::{Applied, Store};
+use crate::env::{Env, sleep};
+use crate::pb::log::LogId;
+use crate::storage::state;
+
+/// After an error the store is left alone this long.
+const REOPEN_AFTER: Duration = Duration::from_secs(30);
+/// Records looked at in one go by cleaning; the rest waits for the next interval.
+const CLEAN_BUDGET: usize = 64;
+
+pub struct Checkpointer {
+    pub env: Env,
+    pub dir: PathBuf,
+    pub options: state::Options,
+    pub interval: Duration,
+    pub store: Arc<Store>,
+    pub disk: state::Store,
+    /// Where the chain on disk ends.
+    pub from: Option<LogId>,
+    /// The view that the cleaning pass under way goes by.
+    pub cleaning: Option<Applied>,
+    /// The compacted revision that the last whole pass went by.
+    pub cleaned: i64,
+}
+
+impl Checkpointer {
+    /// Runs until shutdown; the last span is written then, so that a restart is short. Blocks: give it a thread.
+    pub async fn run(mut self) {
+        let shutdown = self.env.shutdown.clone();
+        while !shutdown.is_cancelled() {
+            tokio::select! {
+                () = sleep(self.interval) => {}
+                () = shutdown.cancelled() => {}
+            }
+            if let Err(error) = self.step() {
+                tracing::error!(%error, "state store failed; it is written afresh later, the log keeps the data safe");
+                tokio::select! {
+                    () = sleep(REOPEN_AFTER) => self.reopen(),
+                    () = shutdown.cancelled() => return,
+                }
+            }
+        }
+    }
+
+    fn reopen(&mut self) {
+        self.store.set_replaced();
+        match state::Store::open(&self.env, &self.dir, &self.options) {
+            Ok(opened) => self.disk = opened.store,
+            Err(error) => tracing::error!(%error, "state store cannot be opened"),
+        }
+    }
+
+    /// Writes what changed since the last step.
+    fn step(&mut self) -> Result<(), state::Error> {
+        let (journal, meta) = self.store.write(|s| (s.kv.take_journal(), s.meta()));
+        if self.store.take_replaced() || journal.overflowed {
+            return self.rewrite();
+        }
+        if meta.applied != self.from {
+            self.disk.append(self.from, &meta, &journal.changes)?;
+            self.disk.checkpoint()?;
+            self.from = meta.applied;
+        }
+        self.clean()
+    }
+
+    /// Frees what compaction has put out of reach, a bounded piece at a time.
+    fn clean(&mut self) -> Result<(), state::Error> {
+        let view = match self.cleaning.take() {
+            Some(view) => view,
+            None => {
+                let now = self.store.view();
+                // A view ahead of the chain would drop what only a later span makes dead.
+                if now.kv.compacted() <= self.cleaned || now.log_id.as_ref().map(log_id_to_pb) != self.disk.durable() {
+                    return Ok(());
+                }
+                now
+            }
+        };
+        let applied = view.log_id.as_ref().map(log_id_to_pb).expect("a compacted state has applied something");
+        let is_live = |version: &crate::pb::KeyValue| view.kv.is_live(version);
+        let by = state::View { applied, compacted: view.kv.compacted(), is_live: &is_live };
+        let stats = self.disk.clean(&by, CLEAN_BUDGET)?;
+        if stats.records_removed > 0 || stats.records_written > 0 {
+            self.disk.checkpoint()?;
+        }
+        if stats.finished {
+            self.cleaned = view.kv.compacted();
+        } else {
+            self.cleaning = Some(view);
+        }
+        Ok(())
+    }
+
+    fn rewrite(&mut self) -> Result<(), state::Error> {
+        // The journal restarts at the very state that is written.
+        let view = self.store.write(|s| {
+            s.kv.take_journal();
+            s.clone()
+        });
+        if view.log_id.is_none() {
+            return Ok(());
+        }
+        self.disk.rewrite(&view.meta(), &mut view.kv.changes().map(Ok))?;
+        (self.cleaning, self.cleaned) = (None, view.kv.compacted());
+        self.from = view.log_id.as_ref().map(log_id_to_pb);
+        tracing::info!(applied = self.from.map(|l| l.index), "state store written afresh");
+        Ok(())
+    }
+}

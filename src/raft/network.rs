@@ -1,0 +1,374 @@
+//! The way to the peers: one lazily connected channel an address, and openraft's network on it.
+//!
+//! Every call carries the cluster id, the sender and the member it is meant for, and has a deadline. Names are resolved anew
+//! at every reconnect. Snapshots use a channel of their own, in rate-limited chunks, so that heartbeats are never behind them.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use hyper_util::rt::TokioIo;
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
+use openraft::network::v2::RaftNetworkV2;
+use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
+    VoteRequest, VoteResponse,
+};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Status, Streaming};
+
+use super::convert::{entry_to_pb, log_id_from_pb, log_id_to_pb, vote_from_pb, vote_to_pb};
+use super::{TypeConfig, Vote};
+use crate::env::{Env, timeout};
+use crate::pb::log::{Formation, Node};
+use crate::pb::peer::peer_client::PeerClient;
+use crate::pb::peer::{self, Envelope};
+use crate::storage::snapshot::SnapshotFile;
+
+/// Bytes of one message between members; an append is bounded far below, a single large request is not.
+pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const SNAPSHOT_CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The answers of a forward stream.
+pub type ForwardStream = Streaming<peer::ForwardResponse>;
+
+/// Channels to peers, by address and purpose.
+pub struct Peers {
+    env: Env,
+    channels: Mutex<HashMap<(String, Purpose), Channel>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Purpose {
+    Raft,
+    Heartbeat,
+    Snapshot,
+    Forward,
+    Ask,
+}
+
+/// Channels kept; a cluster has a few members, but addresses come and go over the years.
+const CHANNELS_MAX: usize = 1024;
+
+impl Peers {
+    pub fn new(env: Env) -> Arc<Self> {
+        Arc::new(Self { env, channels: Mutex::new(HashMap::new()) })
+    }
+
+    fn client(&self, address: &str, purpose: Purpose) -> Result<PeerClient<Channel>, Status> {
+        let mut channels = self.channels.lock();
+        if let Some(channel) = channels.get(&(address.to_owned(), purpose)) {
+            return Ok(with_limits(channel.clone()));
+        }
+        if channels.len() >= CHANNELS_MAX {
+            channels.clear();
+        }
+        let channel = self.channel(address)?;
+        channels.insert((address.to_owned(), purpose), channel.clone());
+        Ok(with_limits(channel))
+    }
+
+    fn channel(&self, address: &str) -> Result<Channel, Status> {
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|e| Status::invalid_argument(format!("peer address {address:?}: {e}; expected host:port")))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(Duration::from_secs(5))
+            .keep_alive_timeout(Duration::from_secs(5))
+            .initial_stream_window_size(8 << 20)
+            .initial_connection_window_size(16 << 20);
+        let (env, address) = (self.env.clone(), address.to_owned());
+        let connector = tower::service_fn(move |_: Uri| {
+            let connecting = env.net.connect(address.clone());
+            async move { connecting.await.map(TokioIo::new) }
+        });
+        Ok(endpoint.connect_with_connector_lazy(connector))
+    }
+
+    /// Asks whoever listens at `address` who it is. This and the next three fail with a short text for people.
+    pub async fn who(&self, address: &str, nonce: u64) -> Result<peer::WhoResponse, String> {
+        let mut client = self.client(address, Purpose::Ask).map_err(reason)?;
+        limited(client.who(peer::WhoRequest { nonce })).await.map_err(reason)
+    }
+
+    pub async fn accept(&self, address: &str, formation: Formation) -> Result<peer::AcceptResponse, String> {
+        let mut client = self.client(address, Purpose::Ask).map_err(reason)?;
+        limited(client.accept(peer::AcceptRequest { formation: Some(formation) })).await.map_err(reason)
+    }
+
+    pub async fn abandon(&self, address: &str, cluster_id: u64) -> Result<peer::AbandonResponse, String> {
+        let mut client = self.client(address, Purpose::Ask).map_err(reason)?;
+        limited(client.abandon(peer::AbandonRequest { cluster_id })).await.map_err(reason)
+    }
+
+    pub async fn join(&self, address: &str, request: peer::JoinRequest) -> Result<peer::JoinResponse, String> {
+        let mut client = self.client(address, Purpose::Ask).map_err(reason)?;
+        limited(client.join(request)).await.map_err(reason)
+    }
+
+    /// Opens a forward stream to the leader; returns when the leader has taken it, so that what is sent on `requests`
+    /// later was certainly not sent if this fails.
+    pub async fn forward(
+        &self,
+        address: &str,
+        requests: mpsc::Receiver<peer::ForwardRequest>,
+    ) -> Result<ForwardStream, Status> {
+        let mut client = self.client(address, Purpose::Forward)?;
+        limited(client.forward(ReceiverStream::new(requests))).await
+    }
+}
+
+fn with_limits(channel: Channel) -> PeerClient<Channel> {
+    PeerClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// The innermost cause, which is the one that helps: `connection refused` rather than `transport error`.
+fn reason(status: Status) -> String {
+    let mut cause: &dyn std::error::Error = &status;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    if std::ptr::addr_eq(cause, &status) { status.message().to_owned() } else { cause.to_string() }
+}
+
+async fn limited<T>(call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Status> {
+    match timeout(2 * CONNECT_TIMEOUT, call).await {
+        Ok(answer) => answer.map(tonic::Response::into_inner),
+        Err(_) => Err(Status::deadline_exceeded("no answer in 2 s")),
+    }
+}
+
+/// openraft's factory of connections.
+#[derive(Clone)]
+pub struct Network {
+    pub env: Env,
+    pub peers: Arc<Peers>,
+    pub cluster_id: u64,
+    pub member_id: u64,
+    pub snapshot_chunk_bytes: u64,
+    /// Bytes a second that a snapshot transfer takes at most.
+    pub snapshot_rate: u64,
+}
+
+impl Network {
+    fn connection(&self, target: u64, node: &Node, purpose: Purpose) -> Connection {
+        Connection {
+            network: self.clone(),
+            client: self.peers.client(&node.peer_address, purpose),
+            envelope: Envelope { cluster_id: self.cluster_id, from: self.member_id, to: target },
+        }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Connection;
+
+    async fn new_client(&mut self, target: u64, node: &Node) -> Connection {
+        self.connection(target, node, Purpose::Raft)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &Node) -> Connection {
+        self.connection(target, node, Purpose::Heartbeat)
+    }
+
+    async fn new_snapshot_client(&mut self, target: u64, node: &Node) -> Connection {
+        self.connection(target, node, Purpose::Snapshot)
+    }
+}
+
+/// One member's way to one peer.
+pub struct Connection {
+    network: Network,
+    client: Result<PeerClient<Channel>, Status>,
+    envelope: Envelope,
+}
+
+type Rpc<T> = Result<T, RPCError<TypeConfig>>;
+
+impl Connection {
+    fn client(&self) -> Rpc<PeerClient<Channel>> {
+        self.client.clone().map_err(failed)
+    }
+
+    async fn call<T>(
+        &self,
+        action: RPCTypes,
+        option: &RPCOption,
+        call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+    ) -> Rpc<T> {
+        let deadline = option.hard_ttl();
+        match timeout(deadline, call).await {
+            Ok(answer) => answer.map(tonic::Response::into_inner).map_err(failed),
+            Err(_) => {
+                Err(Timeout { action, id: self.envelope.from, target: self.envelope.to, timeout: deadline }.into())
+            }
+        }
+    }
+}
+
+/// A peer that is not there is retried with a back-off; any other failure at once.
+fn failed(status: Status) -> RPCError<TypeConfig> {
+    match status.code() {
+        Code::Unavailable | Code::InvalidArgument | Code::FailedPrecondition | Code::Unimplemented => {
+            RPCError::Unreachable(Unreachable::new(&status))
+        }
+        _ => RPCError::Network(NetworkError::new(&status)),
+    }
+}
+
+fn malformed(what: &str) -> RPCError<TypeConfig> {
+    RPCError::Network(NetworkError::from_string(format!("the peer's answer has no {what}")))
+}
+
+impl RaftNetworkV2<TypeConfig> for Connection {
+    type SnapshotData = SnapshotFile;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Rpc<AppendEntriesResponse<TypeConfig>> {
+        let request = peer::AppendRequest {
+            envelope: Some(self.envelope),
+            vote: Some(vote_to_pb(&rpc.vote)),
+            prev: rpc.prev_log_id.as_ref().map(log_id_to_pb),
+            entries: rpc.entries.into_iter().map(entry_to_pb).collect(),
+            leader_commit: rpc.leader_commit.as_ref().map(log_id_to_pb),
+        };
+        let mut client = self.client()?;
+        let answer = self.call(RPCTypes::AppendEntries, &option, client.append(request)).await?;
+        use peer::append_response::Outcome;
+        Ok(match answer.outcome() {
+            Outcome::Success => AppendEntriesResponse::Success,
+            Outcome::Partial => AppendEntriesResponse::PartialSuccess(answer.matched.map(log_id_from_pb)),
+            Outcome::Conflict => AppendEntriesResponse::Conflict,
+            Outcome::HigherVote => {
+                AppendEntriesResponse::HigherVote(vote_from_pb(answer.vote.ok_or_else(|| malformed("vote"))?))
+            }
+        })
+    }
+
+    async fn vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Rpc<VoteResponse<TypeConfig>> {
+        let mut client = self.client()?;
+        let request = vote_request(self.envelope, &rpc);
+        vote_response(self.call(RPCTypes::Vote, &option, client.vote(request)).await?)
+    }
+
+    async fn pre_vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Rpc<VoteResponse<TypeConfig>> {
+        let mut client = self.client()?;
+        let request = vote_request(self.envelope, &rpc);
+        vote_response(self.call(RPCTypes::Vote, &option, client.pre_vote(request)).await?)
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotFile>,
+        cancel: impl Future<Output = ReplicationClosed> + openraft::OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let head = peer::SnapshotHead {
+            envelope: Some(self.envelope),
+            vote: Some(vote_to_pb(&vote)),
+            meta: Some(snapshot.snapshot.meta().clone()),
+            snapshot_id: snapshot.snapshot.id.clone(),
+            file_bytes: snapshot.snapshot.bytes,
+        };
+        let mut client = self.client()?;
+        tokio::select! {
+            closed = cancel => Err(closed.into()),
+            sent = send_snapshot(&self.network, &mut client, head, &snapshot.snapshot) => {
+                let answer = sent.map_err(failed)?;
+                let vote = answer.vote.ok_or_else(|| malformed("vote"))?;
+                Ok(SnapshotResponse::new(vote_from_pb(vote)))
+            }
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Rpc<TransferLeaderResponse<TypeConfig>> {
+        let mut client = self.client()?;
+        let request = peer::TransferLeaderRequest {
+            envelope: Some(self.envelope),
+            from: Some(vote_to_pb(req.from_leader())),
+            to: *req.to_node_id(),
+            last_log: req.last_log_id().map(log_id_to_pb),
+        };
+        let answer = self.call(RPCTypes::TransferLeader, &option, client.transfer_leader(request)).await?;
+        if answer.accepted {
+            return Ok(Ok(()));
+        }
+        Ok(Err(openraft::raft::TransferLeaderError::LogNotFlushed {
+            expected: req.last_log_id().cloned(),
+            actual: answer.last_log.map(log_id_from_pb),
+        }))
+    }
+}
+
+fn vote_request(envelope: Envelope, rpc: &VoteRequest<TypeConfig>) -> peer::VoteRequest {
+    peer::VoteRequest {
+        envelope: Some(envelope),
+        vote: Some(vote_to_pb(&rpc.vote)),
+        last_log: rpc.last_log_id.as_ref().map(log_id_to_pb),
+        leadership_transfer: rpc.leadership_transfer,
+    }
+}
+
+fn vote_response(answer: peer::VoteResponse) -> Rpc<VoteResponse<TypeConfig>> {
+    let vote = vote_from_pb(answer.vote.ok_or_else(|| malformed("vote"))?);
+    Ok(VoteResponse::new(vote, answer.last_log.map(log_id_from_pb), answer.granted))
+}
+
+/// Streams the file from where the receiver left off; at most a few chunks are in memory.
+async fn send_snapshot(
+    network: &Network,
+    client: &mut PeerClient<Channel>,
+    head: peer::SnapshotHead,
+    file: &SnapshotFile,
+) -> Result<peer::SnapshotResponse, Status> {
+    let offset = limited(client.snapshot_offset(head.clone())).await?.offset;
+    let (chunks, receiver) = mpsc::channel(4);
+    let source = file.clone();
+    let (total, piece, rate) = (file.bytes, network.snapshot_chunk_bytes, network.snapshot_rate.max(1));
+    let reading = async move {
+        let mut head = Some(head);
+        let mut offset = offset.min(total);
+        while offset < total || head.is_some() {
+            let data = source.read_raw(offset, piece as usize).map_err(unreadable)?;
+            let bytes = data.len() as u64;
+            let chunk =
+                peer::SnapshotChunk { head: head.take(), offset, crc: crc32c::crc32c(&data), data: data.into() };
+            match timeout(SNAPSHOT_CHUNK_TIMEOUT, chunks.send(chunk)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Ok(()),
+                Err(_) => return Err(Status::deadline_exceeded("the receiver took no snapshot chunk for 30 s")),
+            }
+            offset += bytes;
+            crate::env::sleep(Duration::from_secs_f64(bytes as f64 / rate as f64)).await;
+        }
+        Ok(())
+    };
+    let sending = client.snapshot(ReceiverStream::new(receiver));
+    let (read, answer) = futures_util::future::join(reading, sending).await;
+    read?;
+    Ok(answer?.into_inner())
+}
+
+fn unreadable(error: io::Error) -> Status {
+    Status::internal(format!("snapshot file: {error}"))
+}
+
+/// Takes the next answer of a forward stream; `None` when the stream is over.
+pub async fn next_forwarded(stream: &mut ForwardStream) -> Option<peer::ForwardResponse> {
+    stream.next().await?.ok()
+}

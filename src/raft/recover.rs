@@ -1,0 +1,97 @@
+//! What a member finds on its disk when it starts: the log, and the state that the log continues.
+//!
+//! Recovery order: the state store, else the snapshot file (whichever leads further), then the log's tail. If neither reaches
+//! back to where the log was purged, the member is a lost disk, and Raft is not started on it: openraft would refuse to start,
+//! or start empty and might win an election.
+
+use std::sync::Arc;
+
+use super::convert::log_id_to_pb;
+use super::state_machine::{Applied, Store, load_snapshot};
+use crate::env::Env;
+use crate::kv;
+use crate::pb::log::LogId;
+use crate::storage::log::Log;
+use crate::storage::{snapshot, state};
+
+/// A member's disk, read.
+pub struct Recovered {
+    pub store: Arc<Store>,
+    pub disk: state::Store,
+    /// Where the state store's chain ends; it is written afresh if the state came from the snapshot file.
+    pub from: Option<LogId>,
+}
+
+/// Why a member's disk cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("state store: {0}")]
+    State(#[from] state::Error),
+    #[error("snapshot: {0}")]
+    Snapshot(#[from] snapshot::Error),
+    /// The disk has lost what the log says was there; this member can only go on under a new id.
+    #[error("the log begins after index {purged}, but the newest state that is left ends at {applied:?}")]
+    LostState { purged: u64, applied: Option<u64> },
+}
+
+/// Reads the state that `log` continues.
+pub fn recover(
+    env: &Env,
+    log: &Log,
+    snapshots: &snapshot::Dir,
+    state_dir: &std::path::Path,
+    options: &state::Options,
+    journal_bytes_max: usize,
+) -> Result<Recovered, Error> {
+    let opened = state::Store::open(env, state_dir, options)?;
+    if let Some(reason) = &opened.damaged {
+        tracing::error!(reason, "the state store was damaged and is set aside; it is rebuilt");
+    }
+    let mut disk = opened.store;
+    let stored = load_store(&mut disk)?;
+    let mut from = stored.as_ref().and_then(|s| s.log_id.as_ref()).map(log_id_to_pb);
+    let applied = |state: &Option<Applied>| state.as_ref().and_then(|s| s.log_id).map(|l| l.index());
+    let mut state = stored;
+    let mut replaced = opened.damaged.is_some();
+    if let Some(file) = snapshots.latest()
+        && file.meta().applied.map(|l| l.index) > applied(&state)
+    {
+        match load_snapshot(&file) {
+            Ok(loaded) => {
+                tracing::info!(snapshot = %file.id, "state taken from the snapshot file");
+                (state, from, replaced) = (Some(loaded), None, true);
+            }
+            Err(error) => {
+                tracing::error!(snapshot = %file.id, %error, "the snapshot file is damaged; set aside");
+                snapshots.set_aside(&file, &error.to_string())?;
+            }
+        }
+    }
+    if let Some(purged) = log.state().purged
+        && applied(&state) < Some(purged.index)
+    {
+        return Err(Error::LostState { purged: purged.index, applied: applied(&state) });
+    }
+    Ok(Recovered { store: Store::new(state.unwrap_or_default(), replaced, journal_bytes_max), disk, from })
+}
+
+/// The state that the store holds; a damaged one is reported, set aside, and counts as empty.
+fn load_store(disk: &mut state::Store) -> Result<Option<Applied>, state::Error> {
+    let mut loader = kv::Loader::new();
+    let loaded = disk.load(&mut |change| loader.load(change).map_err(|e| e.to_string()));
+    match loaded {
+        Ok(None) => Ok(None),
+        Ok(Some(meta)) => match Applied::loaded(loader, &meta) {
+            Ok(state) => Ok(Some(state)),
+            Err(error) => {
+                tracing::error!(%error, "the state store does not add up; it is rebuilt");
+                Ok(None)
+            }
+        },
+        Err(state::Error::Damaged(reason)) => {
+            tracing::error!(reason, "the state store was damaged and is set aside; it is rebuilt");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}

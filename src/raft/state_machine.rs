@@ -1,0 +1,271 @@
+//! The replicated state machine: the key-value state, the applied log id and the membership, changed together.
+//!
+//! Owns the one lock that apply takes: once an entry, however many commands it holds. Readers share the lock for point
+//! reads and clone the state (O(1)) for anything long. Invariants: entries are applied in order, exactly once; the applied
+//! log id changes under the same lock as the data; a command that this version does not know stops the member.
+//! Absent: the disk. Snapshots and the state store are written from clones and journals (`checkpoint`).
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_util::{Stream, StreamExt as _};
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
+use openraft::{EntryPayload, OptionalSend};
+use parking_lot::RwLock;
+use prost::Message as _;
+use tokio::sync::watch;
+
+use super::convert::{log_id_from_pb, log_id_to_pb, stored_membership_from_pb, stored_membership_to_pb};
+use super::{Answers, Batch, Entry, LogId, Member, SnapshotMeta, StoredMembership, TypeConfig};
+use crate::env::{Env, Instant};
+use crate::kv;
+use crate::pb;
+use crate::storage::snapshot::{self, Head, SnapshotFile};
+
+/// The state after some log entry. A clone is a consistent view.
+#[derive(Clone, Default)]
+pub struct Applied {
+    pub kv: kv::State,
+    pub log_id: Option<LogId>,
+    pub membership: StoredMembership,
+}
+
+impl Applied {
+    /// What snapshots and chunks say of themselves.
+    pub fn meta(&self) -> pb::log::StateMeta {
+        pb::log::StateMeta {
+            applied: self.log_id.as_ref().map(log_id_to_pb),
+            membership: Some(stored_membership_to_pb(&self.membership)),
+            revision: self.kv.revision(),
+        }
+    }
+
+    /// The state whose changes `loader` has taken, as `meta` describes it.
+    pub fn loaded(loader: kv::Loader, meta: &pb::log::StateMeta) -> io::Result<Self> {
+        Ok(Self {
+            kv: loader.finish(meta.revision).map_err(invalid)?,
+            log_id: meta.applied.map(log_id_from_pb),
+            membership: stored_membership_from_pb(meta.membership.as_ref()).map_err(invalid)?,
+        })
+    }
+
+    fn apply(&mut self, entry: Entry, answer: bool) -> io::Result<Answers> {
+        let expected = self.log_id.as_ref().map_or(0, |l| l.index() + 1);
+        assert_eq!(entry.log_id.index(), expected, "entries are applied in order");
+        let answers = match entry.payload {
+            EntryPayload::Blank => Vec::new(),
+            EntryPayload::Normal(batch) => self.apply_batch(batch, answer)?,
+            EntryPayload::Membership(membership) => {
+                self.membership = StoredMembership::new(Some(entry.log_id), membership);
+                Vec::new()
+            }
+        };
+        self.log_id = Some(entry.log_id);
+        Ok(answers)
+    }
+
+    fn apply_batch(&mut self, batch: Batch, answer: bool) -> io::Result<Answers> {
+        let batch = pb::log::Batch::decode(batch.0).map_err(invalid)?;
+        let mut answers = Vec::with_capacity(if answer { batch.commands.len() } else { 0 });
+        for command in &batch.commands {
+            let outcome = self.kv.apply(command, answer).map_err(invalid)?;
+            if answer {
+                answers.push(outcome);
+            }
+        }
+        Ok(answers)
+    }
+}
+
+fn invalid(error: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+}
+
+/// The state machine's state, shared by apply, readers and the background writers.
+pub struct Store {
+    state: RwLock<Applied>,
+    journal_bytes_max: usize,
+    applied_index: watch::Sender<Option<u64>>,
+    /// The state was replaced as a whole: the state store must be rewritten from it.
+    replaced: AtomicBool,
+}
+
+impl Store {
+    /// `journal_bytes_max`: changes that may wait for the state store before it is written afresh. `replaced`: the state does
+    /// not come from the state store.
+    pub fn new(mut state: Applied, replaced: bool, journal_bytes_max: usize) -> Arc<Self> {
+        state.kv.keep_journal(journal_bytes_max);
+        let index = state.log_id.as_ref().map(|l| l.index());
+        Arc::new(Self {
+            state: RwLock::new(state),
+            journal_bytes_max,
+            applied_index: watch::Sender::new(index),
+            replaced: AtomicBool::new(replaced),
+        })
+    }
+
+    /// Looks at the state as it is; apply waits as long as `look` takes, so it must be short.
+    pub fn read<T>(&self, look: impl FnOnce(&Applied) -> T) -> T {
+        look(&self.state.read())
+    }
+
+    /// Changes what is not replicated (sweeps, journal hand-over).
+    pub fn write<T>(&self, change: impl FnOnce(&mut Applied) -> T) -> T {
+        change(&mut self.state.write())
+    }
+
+    /// A consistent view that later writes do not touch.
+    pub fn view(&self) -> Applied {
+        self.state.read().clone()
+    }
+
+    /// The index of the newest applied entry.
+    pub fn applied_index(&self) -> Option<u64> {
+        *self.applied_index.borrow()
+    }
+
+    /// Waits until the entry at `index` is applied; false if that did not happen before `deadline`.
+    pub async fn wait_applied(&self, index: u64, deadline: Instant) -> bool {
+        if self.applied_index() >= Some(index) {
+            return true;
+        }
+        let mut applied = self.applied_index.subscribe();
+        let reached = applied.wait_for(|at| *at >= Some(index));
+        matches!(crate::env::timeout_at(deadline, reached).await, Ok(Ok(_)))
+    }
+
+    /// True once after the state was replaced as a whole.
+    pub fn take_replaced(&self) -> bool {
+        self.replaced.swap(false, Ordering::AcqRel)
+    }
+
+    /// Has the state store written afresh.
+    pub fn set_replaced(&self) {
+        self.replaced.store(true, Ordering::Release);
+    }
+
+    fn apply(&self, entry: Entry, answer: bool) -> io::Result<Answers> {
+        let index = entry.log_id.index();
+        let answers = self.state.write().apply(entry, answer)?;
+        self.applied_index.send_replace(Some(index));
+        Ok(answers)
+    }
+
+    fn replace(&self, mut state: Applied) {
+        state.kv.keep_journal(self.journal_bytes_max);
+        let index = state.log_id.as_ref().map(|l| l.index());
+        let old = std::mem::replace(&mut *self.state.write(), state);
+        self.replaced.store(true, Ordering::Release);
+        self.applied_index.send_replace(index);
+        drop(old);
+    }
+}
+
+/// openraft's handle to the [`Store`].
+pub struct StateMachine {
+    env: Env,
+    store: Arc<Store>,
+    snapshots: snapshot::Dir,
+    this: Member,
+}
+
+impl StateMachine {
+    pub fn new(env: Env, store: Arc<Store>, snapshots: snapshot::Dir, this: Member) -> Self {
+        Self { env, store, snapshots, this }
+    }
+}
+
+pub(super) fn snapshot_meta(meta: &pb::log::StateMeta) -> io::Result<SnapshotMeta> {
+    Ok(SnapshotMeta {
+        last_log_id: meta.applied.map(log_id_from_pb),
+        last_membership: stored_membership_from_pb(meta.membership.as_ref()).map_err(invalid)?,
+    })
+}
+
+type SnapshotOf = openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotFile>;
+
+fn snapshot_of(file: SnapshotFile) -> io::Result<SnapshotOf> {
+    Ok(Snapshot { meta: snapshot_meta(file.meta())?, snapshot: file })
+}
+
+/// Writes one snapshot file of the state as it was when the builder was made.
+pub struct SnapshotBuilder {
+    env: Env,
+    snapshots: snapshot::Dir,
+    this: Member,
+    view: Applied,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
+    type SnapshotData = SnapshotFile;
+
+    async fn build_snapshot(&mut self) -> Result<SnapshotOf, io::Error> {
+        let (snapshots, this, view) = (self.snapshots.clone(), self.this, std::mem::take(&mut self.view));
+        let write = move || {
+            let head = Head { cluster_id: this.cluster_id, member_id: this.member_id, meta: view.meta() };
+            let mut writer = snapshots.create(head)?;
+            for change in view.kv.changes() {
+                writer.push(&change)?;
+            }
+            writer.finish()
+        };
+        let file = self.env.blocking(write).await.map_err(io::Error::other)?;
+        tracing::info!(snapshot = %file.id, bytes = file.bytes, "snapshot written");
+        snapshot_of(file)
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotFile;
+    type SnapshotBuilder = SnapshotBuilder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        Ok(self.store.read(|s| (s.log_id, s.membership.clone())))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        while let Some(item) = entries.next().await {
+            let (entry, responder) = item?;
+            let answers = self.store.apply(entry, responder.is_some())?;
+            if let Some(responder) = responder {
+                responder.send(answers);
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
+        SnapshotBuilder {
+            env: self.env.clone(),
+            snapshots: self.snapshots.clone(),
+            this: self.this,
+            view: self.store.view(),
+        }
+    }
+
+    async fn install_snapshot(&mut self, _meta: &SnapshotMeta, file: SnapshotFile) -> Result<(), io::Error> {
+        let id = file.id.clone();
+        let state = self.env.blocking(move || load_snapshot(&file)).await?;
+        let revision = state.kv.revision();
+        self.store.replace(state);
+        tracing::info!(snapshot = %id, revision, "snapshot installed");
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf>, io::Error> {
+        self.snapshots.latest().map(snapshot_of).transpose()
+    }
+}
+
+/// The state that a snapshot file holds.
+pub fn load_snapshot(file: &SnapshotFile) -> io::Result<Applied> {
+    let mut loader = kv::Loader::new();
+    for change in file.read().map_err(io::Error::other)? {
+        loader.load(change.map_err(io::Error::other)?).map_err(invalid)?;
+    }
+    Applied::loaded(loader, file.meta())
+}

@@ -1,0 +1,393 @@
+//! One member's life: from its disk to a running Raft, and down again.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use tonic_health::ServingStatus;
+
+use super::{Ended, Server};
+use crate::api::Running;
+use crate::cluster::{Outcome, RaftFacts, Reconciler, formation, reconcile};
+use crate::env::{Env, Instant, fail_point, interval, timeout};
+use crate::node::housekeeping::{Housekeeping, Settings};
+use crate::node::{self, Node};
+use crate::pb::log::Formation;
+use crate::pb::peer::WhoResponse;
+use crate::raft::{self, Checkpointer, LogStore, Member, Network, Rpc, StateMachine, recover};
+use crate::storage::log::{self, Log, Owner};
+use crate::storage::{snapshot, state};
+
+/// Time that a handover at shutdown may take.
+const HANDOVER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The parts of a running member.
+struct Life {
+    env: Env,
+    node: Node,
+    log: Log,
+}
+
+/// Paths of the self in use.
+struct Paths {
+    log: PathBuf,
+    snapshot: PathBuf,
+    state: PathBuf,
+}
+
+/// The disk holds a self that can only go on under a new id.
+#[derive(Debug)]
+struct LostDisk(String);
+
+impl Server {
+    /// Lives as the member that `outcome` says, until shutdown, failure, or the end of this identity.
+    pub(super) async fn member(self: &Arc<Self>, outcome: Outcome) -> anyhow::Result<Ended> {
+        let (fresh, formation) = match &outcome {
+            Outcome::Resume { formation, .. } => (false, formation.clone()),
+            Outcome::Initialize(formation) => (true, Some(formation.clone())),
+            Outcome::Joined { .. } => (true, None),
+            Outcome::Shutdown => return Ok(Ended::Shutdown),
+        };
+        let env = self.env.child();
+        let life = match self.begin(&env, fresh, formation.as_ref()).await? {
+            Ok(life) => life,
+            Err(LostDisk(reason)) => {
+                tracing::error!(reason, "this member's disk is lost; it goes on as a new member");
+                self.bootstrap.mint_anew().await?;
+                return Ok(Ended::Again);
+            }
+        };
+        let ended = self.watch(&life, formation.as_ref()).await;
+        self.end(life).await;
+        let ended = ended?;
+        if matches!(ended, Ended::Again) {
+            self.bootstrap.leave_dead_formation().await?;
+        }
+        Ok(ended)
+    }
+
+    fn paths(&self) -> Paths {
+        self.bootstrap.with_dir(|dir| Paths {
+            log: dir.log_path(),
+            snapshot: dir.snapshot_path(),
+            state: dir.state_path(),
+        })
+    }
+
+    fn log_options(&self) -> log::Options {
+        let settings = &self.config.log;
+        log::Options {
+            segment_bytes: settings.segment_bytes.0,
+            cache_bytes: settings.cache_bytes.as_usize(),
+            ..log::Options::default()
+        }
+    }
+
+    /// Opens or makes the log. A log of another member is a lost disk; a damaged one is refused, with what to do.
+    async fn open_log(
+        &self,
+        env: &Env,
+        fresh: bool,
+        paths: &Paths,
+        this: Member,
+    ) -> anyhow::Result<Result<Log, LostDisk>> {
+        let owner = Owner { cluster_id: this.cluster_id, member_id: this.member_id };
+        if fresh {
+            // A crash between making the log and noting that it was made leaves one in which nothing was promised.
+            if env.disk.exists(&paths.log) {
+                env.disk.remove_dir_all(&paths.log)?;
+            }
+            let log = Log::create(env, &paths.log, owner, self.log_options())?;
+            self.bootstrap.mark_log_started().await?;
+            return Ok(Ok(log));
+        }
+        match Log::open(env, &paths.log, owner, self.log_options()) {
+            Ok(log) => Ok(Ok(log)),
+            Err(error @ log::Error::Foreign { .. }) => Ok(Err(LostDisk(error.to_string()))),
+            Err(error) => Err(anyhow!(error).context(
+                "the log cannot be used; if a quorum of the other members lives, delete this member's data directory and \
+                 it comes back as a new member",
+            )),
+        }
+    }
+
+    async fn begin(
+        self: &Arc<Self>,
+        env: &Env,
+        fresh: bool,
+        formation: Option<&Formation>,
+    ) -> anyhow::Result<Result<Life, LostDisk>> {
+        let identity = self.bootstrap.identity();
+        let this = Member { cluster_id: identity.cluster_id, member_id: identity.member_id };
+        let paths = self.paths();
+        let log = match self.open_log(env, fresh, &paths, this).await? {
+            Ok(log) => log,
+            Err(lost) => return Ok(Err(lost)),
+        };
+        let snapshots = snapshot::Dir::open(env, &paths.snapshot, this.cluster_id).context("snapshot files")?;
+        let options = state::Options {
+            cache_bytes: self.config.state.cache_bytes.0,
+            record_bytes: self.config.state.chunk_bytes.as_usize(),
+        };
+        let started = Instant::now();
+        let recovered = {
+            let (env, log, snapshots, dir, options) =
+                (env.clone(), log.clone(), snapshots.clone(), paths.state.clone(), options.clone());
+            let journal = self.config.state.journal_bytes_max.as_usize();
+            self.env.blocking(move || recover::recover(&env, &log, &snapshots, &dir, &options, journal)).await
+        };
+        let recovered = match recovered {
+            Ok(recovered) => recovered,
+            Err(error @ recover::Error::LostState { .. }) => return Ok(Err(LostDisk(error.to_string()))),
+            Err(error) => return Err(error.into()),
+        };
+        tracing::info!(
+            member = format!("{:x}", this.member_id),
+            cluster = format!("{:x}", this.cluster_id),
+            slot = self.this.slot,
+            address = %self.this.advertise_peer,
+            formation = if formation.is_some() { "formed" } else { "joined" },
+            applied = recovered.store.applied_index(),
+            last = log.state().last.map(|l| l.index),
+            took = ?started.elapsed(),
+            "member starts"
+        );
+        let raft = self.start_raft(env, this, &log, &recovered.store, snapshots.clone()).await?;
+        let node = Node::start(
+            env.clone(),
+            self.node_options(),
+            this,
+            raft.clone(),
+            recovered.store.clone(),
+            self.peers.clone(),
+        );
+        let checkpointer = Checkpointer {
+            env: env.clone(),
+            dir: paths.state,
+            options,
+            interval: self.config.state.checkpoint_interval,
+            store: recovered.store,
+            disk: recovered.disk,
+            from: recovered.from,
+            cleaning: None,
+            cleaned: 0,
+        };
+        env.spawn_thread("checkpoint", checkpointer.run());
+        let housekeeping = Housekeeping::new(node.clone(), log.clone(), self.housekeeping()?);
+        env.spawn(housekeeping.run());
+        self.connect(env, &node, this, raft, snapshots);
+        if let Some(formation) = formation {
+            self.initialize(&node, formation).await?;
+        }
+        Ok(Ok(Life { env: env.clone(), node, log }))
+    }
+
+    async fn start_raft(
+        &self,
+        env: &Env,
+        this: Member,
+        log: &Log,
+        store: &Arc<raft::Store>,
+        snapshots: snapshot::Dir,
+    ) -> anyhow::Result<raft::Raft> {
+        let network = Network {
+            env: env.clone(),
+            peers: self.peers.clone(),
+            cluster_id: this.cluster_id,
+            member_id: this.member_id,
+            snapshot_chunk_bytes: self.config.raft.snapshot_chunk_bytes.0,
+            snapshot_rate: self.config.raft.snapshot_rate.0,
+        };
+        let options = raft::options(&self.config.raft, &self.config.log)?;
+        let log_store = LogStore::new(log.clone(), self.config.raft.append_bytes_max.0);
+        let state_machine = StateMachine::new(env.clone(), store.clone(), snapshots, this);
+        Ok(raft::start(this.member_id, options, network, log_store, state_machine).await?)
+    }
+
+    /// Makes the member reachable: for peers, for clients, and in the answer to `Who`.
+    fn connect(self: &Arc<Self>, env: &Env, node: &Node, this: Member, raft: raft::Raft, snapshots: snapshot::Dir) {
+        let reconciler = Reconciler::new(
+            node.clone(),
+            self.peers.clone(),
+            reconcile::Settings {
+                expand: self.places.expand.clone(),
+                max_voters: usize::from(self.config.cluster.max_voters),
+                failure_timeout: self.config.cluster.failure_timeout,
+                promote_after: self.config.cluster.promote_after,
+            },
+        );
+        env.spawn(reconciler.clone().run());
+        self.bootstrap
+            .set_raft(Some(Arc::new(Facts { node: node.clone(), lease: self.config.raft.election_timeout_max })));
+        let rpc = Rpc::new(env.clone(), raft, this, snapshots);
+        self.peer_api.set_running(Some(Running { rpc, node: node.clone(), reconciler }));
+        self.api.set_node(Some(node.clone()));
+        env.spawn(self.clone().watch_readiness(env.clone(), node.clone()));
+    }
+
+    /// All acceptors initialize with the same bytes; who is already initialized goes on.
+    async fn initialize(&self, node: &Node, formation: &Formation) -> anyhow::Result<()> {
+        if node.raft().is_initialized().await? {
+            return Ok(());
+        }
+        if let Err(error) = node.raft().initialize(raft::initial_members(formation)).await {
+            // A peer's vote request may have come first: then there is a vote, and the leader sends the rest.
+            tracing::info!(%error, "not initialized here; waiting for the leader");
+        }
+        fail_point("formation.initialized");
+        Ok(())
+    }
+
+    fn node_options(&self) -> node::Options {
+        let raft = &self.config.raft;
+        node::Options {
+            request_timeout: self.config.server.request_timeout,
+            batch_bytes_max: raft.batch_bytes_max.as_usize(),
+            batches_in_flight_max: raft.proposals_in_flight_max,
+            queue_requests_max: raft.queue_requests_max,
+            queue_bytes_max: raft.queue_bytes_max.0,
+            lease_reads: raft.lease_reads,
+            retry_interval: Duration::from_millis(50),
+        }
+    }
+
+    fn housekeeping(&self) -> anyhow::Result<Settings> {
+        Ok(Settings {
+            data_dir: self.config.server.data_dir.clone(),
+            log_bytes_max: self.config.log.bytes_max.0,
+            log_entries_max: self.config.log.entries_max,
+            log_entries_kept: self.config.log.entries_kept,
+            quota_bytes: self.quota_bytes,
+            quota_warn_percent: u64::from(self.config.storage.quota_warn_percent),
+            disk_reserve_bytes: self.config.storage.disk_reserve.0,
+            compaction: self.config.storage.compaction().map_err(anyhow::Error::msg)?,
+        })
+    }
+
+    /// Until shutdown, a failure of Raft, or the proof that the formation is dead.
+    async fn watch(self: &Arc<Self>, life: &Life, formation: Option<&Formation>) -> anyhow::Result<Ended> {
+        let asker: Arc<dyn crate::cluster::Peers> = Arc::new(self.peers.clone());
+        let dead = async {
+            let Some(formation) = formation else {
+                return std::future::pending().await;
+            };
+            let node = &life.node;
+            let formed = || {
+                let status = node.status();
+                status.leader.is_some() || status.last_log_index > 0
+            };
+            match formation::watch(&self.bootstrap, &asker, &self.places, formation, formed).await {
+                formation::Watched::Dead => {}
+                formation::Watched::Formed | formation::Watched::Shutdown => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.env.shutdown.cancelled() => Ok(Ended::Shutdown),
+            reason = life.node.failed() => Err(anyhow!("raft has failed: {reason}")),
+            () = dead => Ok(Ended::Again),
+        }
+    }
+
+    /// Ready once a leader is known and what was committed at the start is applied (membership rule 28).
+    async fn watch_readiness(self: Arc<Self>, env: Env, node: Node) {
+        let mut tick = interval(Duration::from_millis(50));
+        let mut target = None;
+        let mut was = false;
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                () = env.shutdown.cancelled() => break,
+            }
+            let status = node.status();
+            if target.is_none() && status.leader.is_some() {
+                target = node.confirmed_index().await;
+            }
+            let ready = status.leader.is_some() && target.is_some_and(|index| status.applied_index >= index);
+            if ready != was {
+                was = ready;
+                tracing::info!(
+                    ready,
+                    leader = status.leader.map(|id| format!("{id:x}")),
+                    term = status.term,
+                    "readiness"
+                );
+                if ready {
+                    self.api.set_ready();
+                }
+                self.set_health(ready).await;
+            }
+        }
+        self.set_health(false).await;
+    }
+
+    async fn set_health(&self, ready: bool) {
+        let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+        self.health.set_service_status("", status).await;
+        self.health.set_service_status("readiness", status).await;
+    }
+
+    /// Hands leadership over if there is someone to take it, and stops everything in order.
+    async fn end(&self, life: Life) {
+        self.set_health(false).await;
+        if let Some(successor) = successor(&life.node) {
+            let handover = timeout(HANDOVER_PATIENCE, life.node.transfer_leader(successor)).await;
+            tracing::info!(
+                peer = format!("{successor:x}"),
+                ok = matches!(handover, Ok(Ok(()))),
+                "handed leadership over"
+            );
+        }
+        self.api.set_node(None);
+        self.peer_api.set_running(None);
+        self.bootstrap.set_raft(None);
+        if let Err(error) = life.node.raft().shutdown().await {
+            tracing::error!(%error, "raft did not stop cleanly");
+        }
+        life.env.stop(Duration::from_secs(10)).await;
+        life.log.close().await;
+    }
+}
+
+/// The voter that has most of the leader's log, if this member leads and is not alone.
+fn successor(node: &Node) -> Option<u64> {
+    let status = node.status();
+    let voters: std::collections::BTreeSet<u64> = status.membership.voter_ids().collect();
+    let matched: BTreeMap<u64, Option<u64>> = status.matched.iter().copied().collect();
+    status
+        .is_leader
+        .then(|| {
+            let others = voters.iter().filter(|id| **id != node.member().member_id);
+            others.copied().max_by_key(|id| matched.get(id).copied().flatten())
+        })
+        .flatten()
+}
+
+/// What Raft adds to the answer to `Who`.
+struct Facts {
+    node: Node,
+    /// A quorum that answered within this still counts.
+    lease: Duration,
+}
+
+impl RaftFacts for Facts {
+    fn fill(&self, answer: &mut WhoResponse) {
+        let status = self.node.status();
+        answer.leader_id = status.leader.unwrap_or(0);
+        answer.leader_address = status
+            .leader
+            .and_then(|id| status.membership.get_node(&id).map(|n| n.peer_address.clone()))
+            .unwrap_or_default();
+        answer.quorum = status.is_leader && status.quorum_ack_age.is_some_and(|age| age <= self.lease);
+        answer.last_log_index = status.last_log_index;
+        answer.applied_index = status.applied_index;
+        answer.term = status.term;
+        answer.membership_index = status.membership.log_id().map_or(0, |l| l.index());
+        answer.membership = Some(raft::membership_to_pb(status.membership.membership()));
+        answer.low_space = self.node.space().low_disk.load(Ordering::Relaxed);
+        answer.disk_free_bytes = self.node.space().disk_free_bytes.load(Ordering::Relaxed);
+        answer.db_bytes = self.node.store().read(|s| s.kv.bytes()) as i64;
+    }
+}

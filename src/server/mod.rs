@@ -1,0 +1,185 @@
+//! The composition root: owns every long-lived object of a process and the order in which they start and stop.
+//!
+//! Start: identity and data directory, listeners, formation or join, log and state, Raft, the request path. Stop: unready, hand
+//! over leadership, drain clients, stop Raft, flush. A part that fails for good stops the process: half a member is worse than
+//! a restart.
+
+mod listen;
+mod member;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::api::{Api, Facts, PeerApi, VERSION};
+use crate::cluster::decide::Expected;
+use crate::cluster::{Bootstrap, Outcome, Places, formation};
+use crate::config::{self, Config};
+use crate::env::Env;
+use crate::identity;
+use crate::kv;
+use crate::kv::validate::Limits;
+use crate::pb::log::{Node, node};
+use crate::raft::Peers;
+use crate::storage::member_dir::MemberDir;
+
+/// Time that a peer has to say who it is.
+const WHO_PATIENCE: Duration = Duration::from_secs(1);
+
+/// One process, whatever member it is at the moment.
+struct Server {
+    env: Env,
+    config: Config,
+    this: config::Node,
+    quota_bytes: Option<u64>,
+    bootstrap: Arc<Bootstrap>,
+    peers: Arc<Peers>,
+    places: Places,
+    api: Api,
+    peer_api: PeerApi,
+    health: tonic_health::server::HealthReporter,
+}
+
+/// How a member's life ended.
+enum Ended {
+    Shutdown,
+    /// This process goes on under another identity.
+    Again,
+}
+
+/// Runs a server until SIGTERM or SIGINT.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let env = Env::real();
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let shutdown = env.shutdown.clone();
+    env.spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = shutdown.cancelled() => {}
+        }
+        tracing::info!("shutting down");
+        shutdown.cancel();
+    });
+    serve(env, config).await
+}
+
+/// Runs a server until `env` is shut down.
+async fn serve(env: Env, config: Config) -> anyhow::Result<()> {
+    let this = config.node_here(&*env.disk)?;
+    let quota_bytes = config.effective_quota(config::cgroup_memory_limit(&*env.disk));
+    let (mint_env, slot) = (env.clone(), this.slot);
+    let mint = Arc::new(move || identity::mint(mint_env.random_u64(), slot));
+    let opened = {
+        let mint = mint.clone();
+        MemberDir::open(env.disk.clone(), &config.server.data_dir, u64::from(slot), &this.name, || mint())?
+    };
+    let bootstrap = Bootstrap::new(env.clone(), opened.dir, node_record(&this), mint);
+    if opened.lost_log {
+        tracing::error!("this member's log is gone: a lost disk; it goes on as a new member");
+        bootstrap.mint_anew().await?;
+    }
+    let limits = Limits {
+        request_bytes_max: config.limits.request_bytes_max.as_usize(),
+        txn_ops_max: config.limits.txn_ops_max,
+    };
+    let peers = Peers::new(env.clone());
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let server = Arc::new(Server {
+        places: places(&env, &config, &this),
+        api: Api::new(limits, quota_bytes.unwrap_or(0)),
+        peer_api: PeerApi::new(bootstrap.clone()),
+        quota_bytes,
+        bootstrap,
+        peers,
+        health,
+        this,
+        config,
+        env: env.clone(),
+    });
+    tracing::info!(version = VERSION, name = server.this.name, slot, "quorate");
+    server.show_facts();
+    server.listen(health_service).await?;
+    let ended = server.live().await;
+    env.stop(Duration::from_secs(5)).await;
+    ended
+}
+
+/// What the membership says of this node.
+fn node_record(this: &config::Node) -> Node {
+    Node {
+        name: this.name.clone(),
+        peer_address: this.advertise_peer.clone(),
+        client_urls: this.advertise_client.clone(),
+        kind: node::Kind::Slot.into(),
+        apply_version: kv::APPLY_VERSION,
+    }
+}
+
+fn places(env: &Env, config: &Config, this: &config::Node) -> Places {
+    let (first, size) = (u64::from(config.cluster.first_slot), u64::from(config.cluster.size));
+    let expand = this.pattern.clone().map(|pattern| {
+        Arc::new(move |slot: u64| pattern.expand(u16::try_from(slot).unwrap_or(u16::MAX)))
+            as crate::cluster::formation::Expand
+    });
+    let slots = if expand.is_some() { first..first + size } else { u64::from(this.slot)..u64::from(this.slot) + 1 };
+    let headless = this.pattern.as_ref().and_then(|p| p.headless()).map(str::to_owned);
+    Places {
+        expand,
+        expected: Arc::new(move || Expected { slots: slots.clone(), unknown: None }),
+        resolve: headless.map(|name| {
+            let env = env.clone();
+            Arc::new(move || {
+                let resolving = env.net.resolve(name.clone());
+                // A headless name without pods does not resolve; then nobody is there.
+                Box::pin(
+                    async move { resolving.await.unwrap_or_default().into_iter().map(|a| a.to_string()).collect() },
+                ) as crate::env::net::BoxFuture<Vec<String>>
+            }) as Arc<dyn Fn() -> crate::env::net::BoxFuture<Vec<String>> + Send + Sync>
+        }),
+        max_voters: usize::from(config.cluster.max_voters),
+        patience: WHO_PATIENCE,
+    }
+}
+
+impl Server {
+    /// One member's life after another, until shutdown.
+    async fn live(self: &Arc<Self>) -> anyhow::Result<()> {
+        let asker: Arc<dyn crate::cluster::Peers> = Arc::new(self.peers.clone());
+        loop {
+            let outcome = formation::run(&self.bootstrap, &asker, &self.places).await?;
+            if outcome == Outcome::Shutdown {
+                return Ok(());
+            }
+            match self.member(outcome).await.context("this member cannot go on")? {
+                Ended::Shutdown => return Ok(()),
+                Ended::Again => {}
+            }
+        }
+    }
+
+    /// Keeps what `status` and the status page show up to date, also before there is a cluster.
+    fn show_facts(self: &Arc<Self>) {
+        let server = self.clone();
+        self.env.spawn(async move {
+            let mut tick = crate::env::interval(Duration::from_millis(500));
+            loop {
+                tokio::select! {
+                    _ = tick.tick() => {}
+                    () = server.env.shutdown.cancelled() => return,
+                }
+                let dir = &server.config.server.data_dir;
+                let mut notes: Vec<String> = server.bootstrap.waits().into_iter().collect();
+                notes.extend(server.peer_api.blocked());
+                server.api.set_facts(Facts {
+                    name: server.this.name.clone(),
+                    slot: Some(u64::from(server.this.slot)),
+                    disk_free_bytes: server.env.disk.free_bytes(dir).unwrap_or(0),
+                    notes,
+                });
+            }
+        });
+    }
+}
