@@ -1,3 +1,4 @@
 //! What the integration tests share. Absent: assertions about Quorate; those stand in the tests.
 
+pub mod cluster;
 pub mod tools;

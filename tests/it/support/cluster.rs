@@ -1,0 +1,320 @@
+//! A cluster of real server processes with real disks, for one test.
+//!
+//! Owns the processes and their directories: they are killed and removed at the end of the test. Each cluster has loopback
+//! addresses of its own (`127.A.<slot>.B`), so that tests run side by side on the usual ports. A test that fails prints the
+//! end of each pod's log. Absent: sleeping; tests wait for conditions with [`wait_for`].
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use quorate::pb::etcd::cluster_client::ClusterClient;
+use quorate::pb::etcd::kv_client::KvClient;
+use quorate::pb::etcd::maintenance_client::MaintenanceClient;
+use quorate::pb::etcd::{
+    HashKvRequest, HashKvResponse, Member, MemberListRequest, PutRequest, RangeRequest, StatusRequest, StatusResponse,
+};
+use rustix::process::{Pid, Signal, kill_process};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+/// Time in which anything that a test waits for must have happened, on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The pods of one test.
+pub struct Cluster {
+    root: tempfile::TempDir,
+    host: (u8, u8),
+    size: u64,
+    settings: Vec<(String, String)>,
+    pods: BTreeMap<u64, Child>,
+}
+
+impl Cluster {
+    /// A cluster of `size` pods, none of which runs yet.
+    pub fn new(size: u64) -> Self {
+        let root = tempfile::Builder::new().prefix("quorate-it-").tempdir().unwrap();
+        let settings = Vec::new();
+        let mut cluster = Self { root, host: free_host(), size, settings, pods: BTreeMap::new() };
+        // Small segments: a test needs no 64 MiB files.
+        cluster.set("log.segment_bytes", "8MiB");
+        cluster
+    }
+
+    /// A running cluster of `size` pods that has a leader.
+    pub async fn start(size: u64) -> Self {
+        let mut cluster = Self::new(size);
+        for slot in 0..size {
+            cluster.start_pod(slot);
+        }
+        cluster.wait_formed().await;
+        cluster
+    }
+
+    /// A setting for pods that are started from now on.
+    pub fn set(&mut self, key: &str, value: &str) -> &mut Self {
+        self.settings.retain(|(k, _)| k != key);
+        self.settings.push((key.into(), value.into()));
+        self
+    }
+
+    /// The size that pods started from now on expect at the first formation.
+    pub fn set_size(&mut self, size: u64) {
+        self.size = size;
+    }
+
+    pub fn pattern(&self) -> String {
+        format!("127.{}.%d.{}:2380", self.host.0, self.host.1)
+    }
+
+    pub fn peer_address(&self, slot: u64) -> String {
+        self.pattern().replace("%d", &slot.to_string())
+    }
+
+    /// `host:port` for clients.
+    pub fn endpoint(&self, slot: u64) -> String {
+        format!("127.{}.{slot}.{}:2379", self.host.0, self.host.1)
+    }
+
+    /// Endpoints of slots `0..size`, comma-separated.
+    pub fn endpoints(&self) -> String {
+        (0..self.size).map(|slot| self.endpoint(slot)).collect::<Vec<_>>().join(",")
+    }
+
+    pub fn data_dir(&self, slot: u64) -> PathBuf {
+        self.root.path().join(format!("kv-{slot}"))
+    }
+
+    pub fn log_path(&self, slot: u64) -> PathBuf {
+        self.root.path().join(format!("kv-{slot}.log"))
+    }
+
+    /// What the pod has logged in all its lives.
+    pub fn log_text(&self, slot: u64) -> String {
+        std::fs::read_to_string(self.log_path(slot)).unwrap_or_default()
+    }
+
+    pub fn start_pod(&mut self, slot: u64) {
+        self.start_pod_with(slot, &[]);
+    }
+
+    /// Starts a pod with further environment variables (fail points).
+    pub fn start_pod_with(&mut self, slot: u64, env: &[(&str, &str)]) {
+        assert!(!self.is_running(slot), "kv-{slot} runs already");
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path(slot)).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
+        command
+            .arg("serve")
+            .args(["--name", &format!("kv-{slot}")])
+            .args(["--peers", &self.pattern(), "--size", &self.size.to_string()])
+            .args(["--listen-peer", &self.peer_address(slot), "--listen-client", &self.endpoint(slot)])
+            .args(["--advertise-client", &format!("http://{}", self.endpoint(slot))])
+            .arg("--data-dir")
+            .arg(self.data_dir(slot))
+            .envs(env.iter().copied())
+            .env("QUORATE_DIE_WITH_PARENT", "1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        for (key, value) in &self.settings {
+            command.args(["--set", &format!("{key}={value}")]);
+        }
+        self.pods.insert(slot, command.spawn().unwrap());
+    }
+
+    pub fn is_running(&mut self, slot: u64) -> bool {
+        self.pods.get_mut(&slot).is_some_and(|child| child.try_wait().unwrap().is_none())
+    }
+
+    /// SIGKILL, and waits until the process is gone.
+    pub fn kill(&mut self, slot: u64) {
+        if let Some(mut child) = self.pods.remove(&slot) {
+            let _ = child.kill();
+            child.wait().unwrap();
+        }
+    }
+
+    /// SIGKILL to all at once.
+    pub fn kill_all(&mut self) {
+        for child in self.pods.values_mut() {
+            let _ = child.kill();
+        }
+        for (_, mut child) in std::mem::take(&mut self.pods) {
+            child.wait().unwrap();
+        }
+    }
+
+    /// Sends a signal, such as `Signal::STOP`.
+    pub fn signal(&self, slot: u64, signal: Signal) {
+        let pid = Pid::from_raw(self.pods[&slot].id() as i32).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// SIGTERM; fails if the process has not ended after `PATIENCE`, or not well.
+    pub async fn terminate(&mut self, slot: u64) {
+        self.signal(slot, Signal::TERM);
+        let status = self.wait_exit(slot).await;
+        assert!(status.success(), "kv-{slot} ended with {status}: {}", self.log_end(slot));
+    }
+
+    /// Waits until the process has ended by itself.
+    pub async fn wait_exit(&mut self, slot: u64) -> std::process::ExitStatus {
+        let mut child = self.pods.remove(&slot).expect("the pod runs");
+        wait_for(&format!("kv-{slot} to end"), async || child.try_wait().unwrap().ok_or("it runs")).await
+    }
+
+    /// Deletes the pod's disk. The pod must not run.
+    pub fn wipe(&mut self, slot: u64) {
+        assert!(!self.is_running(slot), "kv-{slot} still runs");
+        std::fs::remove_dir_all(self.data_dir(slot)).unwrap();
+    }
+
+    fn channel(&self, slot: u64) -> Channel {
+        Endpoint::from_shared(format!("http://{}", self.endpoint(slot)))
+            .unwrap()
+            .connect_timeout(Duration::from_secs(1))
+            .connect_lazy()
+    }
+
+    pub fn kv(&self, slot: u64) -> KvClient<Channel> {
+        KvClient::new(self.channel(slot)).max_decoding_message_size(usize::MAX)
+    }
+
+    pub fn maintenance(&self, slot: u64) -> MaintenanceClient<Channel> {
+        MaintenanceClient::new(self.channel(slot))
+    }
+
+    pub async fn status(&self, slot: u64) -> Result<StatusResponse, Status> {
+        Ok(self.maintenance(slot).status(StatusRequest {}).await?.into_inner())
+    }
+
+    pub async fn members(&self, slot: u64) -> Result<Vec<Member>, Status> {
+        let request = MemberListRequest { linearizable: false };
+        Ok(ClusterClient::new(self.channel(slot)).member_list(request).await?.into_inner().members)
+    }
+
+    pub async fn hash_kv(&self, slot: u64, revision: i64) -> Result<HashKvResponse, Status> {
+        Ok(self.maintenance(slot).hash_kv(HashKvRequest { revision }).await?.into_inner())
+    }
+
+    /// The slot that leads, as a running pod in `slots` knows it; `None` if none of them knows one.
+    pub async fn leader(&self, slots: impl IntoIterator<Item = u64>) -> Option<u64> {
+        for slot in slots {
+            if let Ok(status) = self.status(slot).await
+                && status.leader != 0
+            {
+                return Some(status.leader & 0xffff);
+            }
+        }
+        None
+    }
+
+    /// Waits until every pod of `0..size` runs in one cluster, knows the leader and votes. Returns the leader's slot.
+    pub async fn wait_formed(&self) -> u64 {
+        self.wait_voters(0..self.size).await
+    }
+
+    /// Waits until exactly the pods of `slots` are voters and every one of them says so. Returns the leader's slot.
+    pub async fn wait_voters(&self, slots: impl IntoIterator<Item = u64>) -> u64 {
+        let slots: Vec<u64> = slots.into_iter().collect();
+        wait_for(&format!("pods {slots:?} to be the voters of one cluster"), async || {
+            let mut leaders = Vec::new();
+            let mut clusters = Vec::new();
+            for slot in &slots {
+                let status = self.status(*slot).await.map_err(|e| format!("kv-{slot}: {}", e.message()))?;
+                let members = self.members(*slot).await.map_err(|e| format!("kv-{slot}: {}", e.message()))?;
+                let mut voters: Vec<u64> = members.iter().filter(|m| !m.is_learner).map(|m| m.id & 0xffff).collect();
+                voters.sort_unstable();
+                if voters != slots {
+                    return Err(format!("kv-{slot} sees the voters {voters:?}"));
+                }
+                leaders.push(status.leader);
+                clusters.push(status.header.unwrap_or_default().cluster_id);
+            }
+            leaders.dedup();
+            clusters.dedup();
+            match (&leaders[..], &clusters[..]) {
+                ([leader], [_]) if *leader != 0 => Ok(leader & 0xffff),
+                _ => Err(format!("leaders {leaders:x?}, clusters {clusters:x?}")),
+            }
+        })
+        .await
+    }
+
+    /// Puts, again and again until it is acknowledged.
+    pub async fn put(&self, slot: u64, key: &str, value: &str) -> i64 {
+        let mut kv = self.kv(slot);
+        wait_for(&format!("put {key} through kv-{slot}"), async || {
+            let put = PutRequest { key: key.to_owned().into(), value: value.to_owned().into(), ..Default::default() };
+            match kv.put(put).await {
+                Ok(answer) => Ok(answer.into_inner().header.unwrap().revision),
+                Err(status) => Err(status.message().to_owned()),
+            }
+        })
+        .await
+    }
+
+    /// The value, read linearizably; tried again while the cluster has no leader.
+    pub async fn get(&self, slot: u64, key: &str) -> Option<String> {
+        let mut kv = self.kv(slot);
+        wait_for(&format!("get {key} through kv-{slot}"), async || {
+            let range = RangeRequest { key: key.to_owned().into(), ..Default::default() };
+            match kv.range(range).await {
+                Ok(answer) => {
+                    let kvs = answer.into_inner().kvs;
+                    Ok(kvs.first().map(|kv| String::from_utf8_lossy(kv.value()).into_owned()))
+                }
+                Err(status) if status.code() == Code::Unavailable => Err(status.message().to_owned()),
+                Err(status) => panic!("get {key} through kv-{slot}: {status}"),
+            }
+        })
+        .await
+    }
+
+    fn log_end(&self, slot: u64) -> String {
+        let text = self.log_text(slot);
+        let lines: Vec<&str> = text.lines().filter(|line| !line.contains("openraft")).collect();
+        lines[lines.len().saturating_sub(25)..].join("\n")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for slot in 0..32 {
+                if Path::new(&self.log_path(slot)).exists() {
+                    println!("--- kv-{slot}\n{}", self.log_end(slot));
+                }
+            }
+        }
+        self.kill_all();
+    }
+}
+
+/// Tries until `look` answers `Ok`, at most for [`PATIENCE`]; then fails with the last observation.
+pub async fn wait_for<T, E: std::fmt::Display>(what: &str, mut look: impl AsyncFnMut() -> Result<T, E>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match look().await {
+            Ok(done) => return done,
+            Err(seen) => assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}; last seen: {seen}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Two bytes of a loopback address that no other test uses now.
+fn free_host() -> (u8, u8) {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let start = std::process::id().wrapping_mul(2_654_435_761) >> 8;
+    loop {
+        let n = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % (250 * 250);
+        let host = ((1 + n / 250) as u8, (1 + n % 250) as u8);
+        if TcpListener::bind((format!("127.{}.0.{}", host.0, host.1), 2380)).is_ok() {
+            return host;
+        }
+    }
+}
