@@ -131,6 +131,7 @@ impl Server {
         let options = state::Options {
             cache_bytes: self.config.state.cache_bytes.0,
             record_bytes: self.config.state.chunk_bytes.as_usize(),
+            engine: self.state_engine.clone(),
         };
         let started = Instant::now();
         let recovered = {

@@ -6,6 +6,8 @@
 
 mod listen;
 mod member;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +26,7 @@ use crate::kv::validate::Limits;
 use crate::pb::log::{Node, node};
 use crate::raft::Peers;
 use crate::storage::member_dir::MemberDir;
+use crate::storage::state;
 
 /// Time that a peer has to say who it is.
 const WHO_PATIENCE: Duration = Duration::from_secs(1);
@@ -33,6 +36,7 @@ struct Server {
     env: Env,
     config: Config,
     this: config::Node,
+    state_engine: state::Engine,
     quota_bytes: Option<u64>,
     bootstrap: Arc<Bootstrap>,
     peers: Arc<Peers>,
@@ -63,11 +67,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tracing::info!("shutting down");
         shutdown.cancel();
     });
-    serve(env, config).await
+    serve(env, config, state::Engine::Sled).await
 }
 
 /// Runs a server until `env` is shut down.
-async fn serve(env: Env, config: Config) -> anyhow::Result<()> {
+async fn serve(env: Env, config: Config, state_engine: state::Engine) -> anyhow::Result<()> {
     let this = config.node_here(&*env.disk)?;
     let quota_bytes = config.effective_quota(config::cgroup_memory_limit(&*env.disk));
     let (mint_env, slot) = (env.clone(), this.slot);
@@ -96,6 +100,7 @@ async fn serve(env: Env, config: Config) -> anyhow::Result<()> {
         peers,
         health,
         this,
+        state_engine,
         config,
         env: env.clone(),
     });
