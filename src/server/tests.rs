@@ -91,3 +91,18 @@ fn all_members_losing_power_at_once_keep_what_was_acknowledged() {
         });
     }
 }
+
+#[test]
+fn sigterm_ends_a_member_soon_and_fails_no_request_of_others() {
+    simulate(2000, async |world| {
+        world.start_all().await;
+        world.start_writers();
+        for member in 0..3 {
+            world.sleep_up_to(Duration::from_secs(1)).await;
+            let began = crate::env::Instant::now();
+            world.suffer(Fault::Restart { member }).await;
+            println!("took {:?}", began.elapsed());
+        }
+        world.stop_writers().await;
+    });
+}
