@@ -57,7 +57,7 @@ pub struct Housekeeping {
 
 impl Housekeeping {
     pub fn new(node: Node, log: Log, settings: Settings) -> Self {
-        let auto = AutoCompaction::new(settings.compaction.clone());
+        let auto = AutoCompaction::new(settings.compaction);
         Self {
             node,
             log,
@@ -138,7 +138,11 @@ impl Housekeeping {
         let state_bytes = self.node.store().read(|s| s.kv.bytes());
         let long = bytes > 3 * self.settings.log_bytes_max.max(state_bytes);
         if long != std::mem::replace(&mut self.warned_log, long) && long {
-            tracing::warn!(bytes, bound = self.settings.log_bytes_max, "the log is three times as long as it should be");
+            tracing::warn!(
+                bytes,
+                bound = self.settings.log_bytes_max,
+                "the log is three times as long as it should be"
+            );
         }
     }
 
