@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use futures_util::StreamExt as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server as Grpc;
 use tonic::transport::server::Connected;
@@ -88,7 +89,7 @@ fn bounded(incoming: Incoming, max: usize) -> impl futures_util::Stream<Item = i
 }
 
 impl Server {
-    /// Opens both ports; both drain after shutdown.
+    /// Opens both ports. The client's drains first, while Raft still runs; the peers' ends with the process.
     pub(super) async fn listen(
         self: &Arc<Self>,
         health: tonic_health::pb::health_server::HealthServer<impl tonic_health::pb::health_server::Health>,
@@ -124,26 +125,29 @@ impl Server {
             .add_routes(self.client_routes(health)?)
             .serve_with_incoming_shutdown(
                 bounded(clients, self.config.limits.connections_max),
-                self.env.shutdown.clone().cancelled_owned(),
+                self.drain.clone().cancelled_owned(),
             );
-        self.guard("peer", peer_server);
-        self.guard("client", client_server);
+        self.guard("peer", peer_server, self.env.shutdown.clone(), CancellationToken::new());
+        self.guard("client", client_server, self.drain.clone(), self.drained.clone());
         Ok(())
     }
 
-    /// Runs a listener; one that ends before shutdown takes the process with it.
+    /// Runs a listener; one that ends before it is told to takes the process with it.
     fn guard(
         &self,
         name: &'static str,
         serving: impl Future<Output = Result<(), tonic::transport::Error>> + Send + 'static,
+        end: CancellationToken,
+        ended: CancellationToken,
     ) {
-        let shutdown = self.env.shutdown.clone();
+        let failed = self.env.failed.clone();
         self.env.spawn(async move {
             let result = serving.await;
-            if !shutdown.is_cancelled() {
+            if !end.is_cancelled() {
                 tracing::error!(listener = name, ?result, "listener failed");
-                shutdown.cancel();
+                failed.cancel();
             }
+            ended.cancel();
         });
     }
 

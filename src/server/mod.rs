@@ -12,8 +12,9 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use crate::api::{Api, Facts, PeerApi, VERSION};
 use crate::cluster::decide::Expected;
@@ -44,6 +45,10 @@ struct Server {
     api: Api,
     peer_api: PeerApi,
     health: tonic_health::server::HealthReporter,
+    /// The client listener takes no more requests and ends with the last one.
+    drain: CancellationToken,
+    /// It has ended.
+    drained: CancellationToken,
 }
 
 /// How a member's life ended.
@@ -57,20 +62,20 @@ enum Ended {
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let env = Env::real();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let shutdown = env.shutdown.clone();
+    let stopping = env.stopping.clone();
     env.spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
-            () = shutdown.cancelled() => {}
+            () = stopping.cancelled() => {}
         }
         tracing::info!("shutting down");
-        shutdown.cancel();
+        stopping.cancel();
     });
     serve(env, config, state::Engine::Sled).await
 }
 
-/// Runs a server until `env` is shut down.
+/// Runs a server until `env` is asked to stop.
 async fn serve(env: Env, config: Config, state_engine: state::Engine) -> anyhow::Result<()> {
     let this = config.node_here(&*env.disk)?;
     let quota_bytes = config.effective_quota(config::cgroup_memory_limit(&*env.disk));
@@ -99,6 +104,8 @@ async fn serve(env: Env, config: Config, state_engine: state::Engine) -> anyhow:
         bootstrap,
         peers,
         health,
+        drain: env.shutdown.child_token(),
+        drained: CancellationToken::new(),
         this,
         state_engine,
         config,
@@ -107,7 +114,10 @@ async fn serve(env: Env, config: Config, state_engine: state::Engine) -> anyhow:
     tracing::info!(version = VERSION, name = server.this.name, slot, "quorate");
     server.show_facts();
     server.listen(health_service).await?;
-    let ended = server.live().await;
+    let ended = tokio::select! {
+        ended = server.live() => ended,
+        () = env.failed.cancelled() => Err(anyhow!("a part of this process has failed, see above; it must be restarted")),
+    };
     env.stop(Duration::from_secs(5)).await;
     ended
 }

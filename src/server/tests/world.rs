@@ -231,7 +231,7 @@ impl World {
 
     async fn stop(&mut self, member: usize) {
         let running = self.machines[member].running.take().expect("it runs");
-        running.env.shutdown.cancel();
+        running.env.stopping.cancel();
         let ended = timeout(Duration::from_secs(20), running.serving).await.expect("SIGTERM ends a member");
         ended.expect("no panic").expect("a shutdown is no failure");
         self.net.power_off(ip(member));
