@@ -136,7 +136,7 @@ impl World {
         self.wait_healed().await;
     }
 
-    fn start(&mut self, member: usize) {
+    pub fn start(&mut self, member: usize) {
         let machine = &mut self.machines[member];
         let env = Env::sim(self.env.random_u64(), Arc::new(machine.disk.clone()), self.net.host(ip(member)));
         let engine = Engine::Memory(machine.stores.clone());
@@ -229,12 +229,22 @@ impl World {
         self.expect_alive();
     }
 
-    async fn stop(&mut self, member: usize) {
+    /// SIGTERM; how long the member took to end.
+    pub async fn stop(&mut self, member: usize) -> Duration {
+        let began = Instant::now();
         let running = self.machines[member].running.take().expect("it runs");
         running.env.stopping.cancel();
         let ended = timeout(Duration::from_secs(20), running.serving).await.expect("SIGTERM ends a member");
         ended.expect("no panic").expect("a shutdown is no failure");
         self.net.power_off(ip(member));
+        began.elapsed()
+    }
+
+    /// One put, which must be acknowledged.
+    pub async fn put_through(&self, member: usize) {
+        let key = format!("once-{}", self.env.random_u64());
+        let revision = self.clients.put(member, &key, "x").await.expect("a member that is up writes");
+        self.record.lock().insert(key, Told { value: "x".into(), revision: Some(revision) });
     }
 
     /// No member has ended that nothing was done to.
@@ -278,7 +288,7 @@ impl World {
     }
 
     /// Waits until all members follow one leader in one term and have applied the same.
-    async fn wait_healed(&self) {
+    pub async fn wait_healed(&self) {
         let deadline = Instant::now() + HEAL_TIME;
         loop {
             let statuses = self.statuses().await;
@@ -350,7 +360,7 @@ struct Writer {
 impl Writer {
     async fn run(self, stop: CancellationToken) {
         for n in 0.. {
-            sleep(self.env.jitter(Duration::from_millis(20))).await;
+            sleep(self.env.jitter(Duration::from_millis(30))).await;
             if stop.is_cancelled() {
                 return;
             }
