@@ -4,6 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::StreamExt as _;
@@ -22,9 +23,11 @@ use crate::pb::etcd::cluster_server::ClusterServer;
 use crate::pb::etcd::kv_server::KvServer;
 use crate::pb::etcd::maintenance_server::MaintenanceServer;
 use crate::pb::peer::peer_server::PeerServer;
+use crate::raft;
 
 /// Connections of peers; a cluster has a few members with a few connections each.
 const PEER_CONNECTIONS_MAX: usize = 1000;
+const PEER_KEEPALIVE: Duration = Duration::from_secs(5);
 const WINDOW_BYTES: u32 = 4 << 20;
 
 /// An accepted connection and its place among the allowed ones.
@@ -106,8 +109,11 @@ impl Server {
         let message_bytes_max = self.config.peer_message_bytes_max();
         let peer_service = PeerServer::new(self.peer_api.clone())
             .max_decoding_message_size(message_bytes_max)
-            .max_encoding_message_size(message_bytes_max);
+            .max_encoding_message_size(raft::MESSAGE_BYTES_MAX);
         let peer_server = Grpc::builder()
+            // A member that lost its power says nothing; its streams must not be served for ever.
+            .http2_keepalive_interval(Some(PEER_KEEPALIVE))
+            .http2_keepalive_timeout(Some(PEER_KEEPALIVE))
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(4 * WINDOW_BYTES)
             .trace_fn(|request| tracing::debug_span!("peer", path = request.uri().path()))

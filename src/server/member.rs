@@ -138,7 +138,7 @@ impl Server {
             let (env, log, snapshots, dir, options) =
                 (env.clone(), log.clone(), snapshots.clone(), paths.state.clone(), options.clone());
             let journal = self.config.state.journal_bytes_max.as_usize();
-            self.env.blocking(move || recover::recover(&env, &log, &snapshots, &dir, &options, journal)).await
+            self.env.blocking(move || recover::recover(&env, this, &log, &snapshots, &dir, &options, journal)).await
         };
         let recovered = match recovered {
             Ok(recovered) => recovered,

@@ -214,7 +214,11 @@ impl World {
                 self.start(member);
             }
             Fault::Cut { pair: (a, b), silent, millis } => {
-                if silent { self.net.hold(ip(a), ip(b)) } else { self.net.cut(ip(a), ip(b)) }
+                if silent {
+                    self.net.hold(ip(a), ip(b))
+                } else {
+                    self.net.cut(ip(a), ip(b))
+                }
                 sleep(Duration::from_millis(millis)).await;
                 self.net.mend();
             }
@@ -330,7 +334,10 @@ impl World {
                     assert_eq!((value, *version), (&told.value, 1), "{key} was applied once");
                     assert!(told.revision.is_none_or(|at| at == *revision), "{key} moved from {told:?} to {revision}");
                 }
-                assert!(found.is_some() || told.revision.is_none(), "member {member} lost {key}, acknowledged {told:?}");
+                assert!(
+                    found.is_some() || told.revision.is_none(),
+                    "member {member} lost {key}, acknowledged {told:?}"
+                );
             }
         }
         for machine in &self.machines {
@@ -405,9 +412,7 @@ impl Clients {
         Self { channels: channels.collect() }
     }
 
-    async fn call<T>(
-        answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
-    ) -> Result<T, String> {
+    async fn call<T>(answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> Result<T, String> {
         match timeout(Duration::from_secs(5), answer).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             Ok(Err(status)) => Err(status.to_string()),
@@ -440,12 +445,8 @@ impl Clients {
 
     /// The cluster id, and of every key the value, revision and version.
     async fn everything(&self, member: usize, serializable: bool) -> (u64, BTreeMap<String, (String, i64, i64)>) {
-        let request = RangeRequest {
-            key: vec![0].into(),
-            range_end: vec![0].into(),
-            serializable,
-            ..RangeRequest::default()
-        };
+        let request =
+            RangeRequest { key: vec![0].into(), range_end: vec![0].into(), serializable, ..RangeRequest::default() };
         let mut client = KvClient::new(self.channels[member].clone()).max_decoding_message_size(usize::MAX);
         let answer = Self::call(client.range(request)).await.expect("a member that is up reads");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
