@@ -1,9 +1,13 @@
 //! openraft's own storage suite, on our log store and state machine.
 //!
-//! Two of our invariants are stricter than what the suite feeds a store: a log has no hole (it begins at index 0 or behind what
-//! was purged), and entries are applied without a gap. Raft keeps both; the suite's short cuts do not (it appends from index 1,
-//! applies index 3 and then 5). [`Filled`] fills such a gap with blank entries, and nothing else, so that every test of the suite
-//! runs. And a snapshot reaches the receiver's directory by a transfer, as the transport does it, before it is installed.
+//! Some of our invariants are stricter than what the suite feeds a store. Raft keeps them; the suite's short cuts do not, so
+//! [`Filled`] stands between, and every test of the suite runs:
+//! - A log has no hole (it begins at index 0 or behind what was purged), and entries are applied without a gap. The suite appends
+//!   from index 1, applies index 3 and then 5: gaps are filled with blank entries.
+//! - There is no snapshot of nothing. `get_initial_state_log_ids` purges what was never applied, which `recover` calls a lost disk,
+//!   and has a snapshot built: one blank entry is applied before.
+//! - A snapshot file lies in its owner's directory. `transfer_snapshot` installs another member's: it is transferred first, in the
+//!   way of the transport.
 
 use std::io;
 use std::path::Path;
@@ -102,6 +106,10 @@ impl RaftStateMachine<TypeConfig> for Filled<StateMachine> {
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
+        if self.inner.applied_state().await.is_ok_and(|(applied, _)| applied.is_none()) {
+            let blank = blanks(0, &LogId::new_term_index(0, 1)).remove(0);
+            self.inner.apply(stream::iter([Ok((blank, None))])).await.expect("a blank entry can be applied");
+        }
         self.inner.get_snapshot_builder().await
     }
 
