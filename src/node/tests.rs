@@ -164,6 +164,12 @@ fn net() -> SimNet {
     SimNet::new(1, Duration::from_millis(1))
 }
 
+/// The next message that the leader is sent.
+async fn sent(leader: &mut mpsc::Receiver<(ForwardRequest, Answers)>) -> (ForwardRequest, Answers) {
+    let message = timeout_at(Instant::now() + Duration::from_secs(10), leader.recv()).await;
+    message.expect("a message within 10 s").expect("the leader listens")
+}
+
 fn command(bytes: usize) -> Command {
     put("k", &vec![7; bytes])
 }
@@ -187,7 +193,7 @@ async fn request_whose_answer_was_lost_is_told_so_and_never_sent_again() {
         let node = node.clone();
         async move { node.propose(command(10)).await }
     });
-    let (message, _) = leader.recv().await.unwrap();
+    let (message, _) = sent(&mut leader).await;
     assert_eq!(message.proposals.len(), 1);
     net.power_off(ip(2));
     assert_eq!(proposing.await.unwrap(), Err(Error::TimeoutConnectionLost));
@@ -207,16 +213,16 @@ async fn request_that_was_not_sent_waits_for_a_leader() {
     crate::env::sleep(Duration::from_millis(500)).await;
     assert!(!proposing.is_finished(), "nobody listens, so nothing was sent: it is tried again");
     let mut leader = lead(&net).await;
-    let (message, answers) = leader.recv().await.unwrap();
+    let (message, answers) = sent(&mut leader).await;
     // Whoever was asked did not lead any more, and did not propose: that too is tried again.
     answers.send(Ok(answer(message.proposals[0].id, Err(Error::NotLeader)))).await.unwrap();
-    let (message, answers) = leader.recv().await.unwrap();
+    let (message, answers) = sent(&mut leader).await;
     answers.send(Ok(answer(message.proposals[0].id, Ok(())))).await.unwrap();
     proposing.await.unwrap().expect("it was applied");
 
     // An unknown fate is final.
     let proposing = tokio::spawn(async move { node.propose(command(10)).await });
-    let (message, answers) = leader.recv().await.unwrap();
+    let (message, answers) = sent(&mut leader).await;
     let unknown = answer(message.proposals[0].id, Err(Error::TimeoutLeaderFailure));
     answers.send(Ok(unknown)).await.unwrap();
     assert_eq!(proposing.await.unwrap(), Err(Error::TimeoutLeaderFailure));
@@ -245,7 +251,7 @@ async fn many_large_requests_go_in_messages_of_bounded_size() {
         .collect();
     let mut answered = 0;
     while answered < proposals.len() {
-        let (message, answers) = leader.recv().await.unwrap();
+        let (message, answers) = sent(&mut leader).await;
         let bytes: usize = message.proposals.iter().map(|proposal| proposal.command.len()).sum();
         assert!(bytes <= 256 << 10 || message.proposals.len() == 1, "{bytes} bytes in a message");
         for proposal in message.proposals {
@@ -274,22 +280,22 @@ async fn queues_are_bounded_and_say_so() {
     }
     // Eight are under way and eight wait; the others were told at once.
     assert_eq!(*told.lock(), vec![Err(Error::TooManyRequests); 14]);
-    let mut sent = Vec::new();
+    let mut messages = Vec::new();
     while let Ok(message) = leader.try_recv() {
-        sent.push(message);
+        messages.push(message);
     }
-    assert_eq!(sent.iter().map(|(message, _)| message.proposals.len()).sum::<usize>(), 8);
+    assert_eq!(messages.iter().map(|(message, _)| message.proposals.len()).sum::<usize>(), 8);
     assert_eq!(node.read_index().await, Err(Error::TooManyRequests));
     let large = node.propose(command(2 << 20)).await;
     assert_eq!(large.map(|_| ()), Err(Error::TooManyRequests), "bytes are bounded too");
 
     // Answers make room.
-    for (message, answers) in sent {
+    for (message, answers) in messages {
         for proposal in message.proposals {
             answers.send(Ok(answer(proposal.id, Ok(())))).await.unwrap();
         }
     }
-    let (message, _) = leader.recv().await.unwrap();
+    let (message, _) = sent(&mut leader).await;
     assert!(!message.proposals.is_empty());
     assert_eq!(told.lock().iter().filter(|outcome| outcome.is_ok()).count(), 8);
 }
@@ -304,7 +310,7 @@ async fn reads_that_come_during_a_round_share_the_next() {
         tokio::spawn(async move { node.read_index().await })
     };
     let first = read();
-    let (message, answers) = leader.recv().await.unwrap();
+    let (message, answers) = sent(&mut leader).await;
     let id = message.read_index_id;
     assert_ne!(id, 0);
     let later: Vec<_> = (0..10).map(|_| read()).collect();
@@ -314,14 +320,14 @@ async fn reads_that_come_during_a_round_share_the_next() {
     let failed =
         ForwardResponse { read_index_id: id, read_error: Error::NotLeader.number(), ..ForwardResponse::default() };
     answers.send(Ok(failed)).await.unwrap();
-    let (message, answers) = leader.recv().await.unwrap();
+    let (message, answers) = sent(&mut leader).await;
     node.store().apply(crate::raft::tests::entry(1, 0, vec![command(1)]), false).unwrap();
     let confirmed = ForwardResponse { read_index_id: message.read_index_id, ..ForwardResponse::default() };
     answers.send(Ok(confirmed.clone())).await.unwrap();
     for read in later {
         read.await.unwrap().expect("one answer for all of them");
     }
-    let (message, answers) = leader.recv().await.unwrap();
+    let (message, answers) = sent(&mut leader).await;
     answers.send(Ok(ForwardResponse { read_index_id: message.read_index_id, ..confirmed })).await.unwrap();
     first.await.unwrap().unwrap();
 }

@@ -7,7 +7,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::{Stream, StreamExt as _};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
@@ -86,11 +85,16 @@ fn invalid(error: impl std::fmt::Display) -> io::Error {
 
 /// The state machine's state, shared by apply, readers and the background writers.
 pub struct Store {
-    state: RwLock<Applied>,
+    locked: RwLock<Locked>,
     journal_bytes_max: usize,
     applied_index: watch::Sender<Option<u64>>,
-    /// The state was replaced as a whole: the state store must be rewritten from it. Changes under the lock, with the state.
-    replaced: AtomicBool,
+}
+
+/// What changes together: else a new state's log id could be taken with the old one's changes.
+struct Locked {
+    state: Applied,
+    /// The state was replaced as a whole: the state store must be rewritten from it.
+    replaced: bool,
 }
 
 /// What the state store must write to be where the state is.
@@ -108,26 +112,25 @@ impl Store {
         state.kv.keep_journal(journal_bytes_max);
         let index = state.log_id.as_ref().map(|l| l.index());
         Arc::new(Self {
-            state: RwLock::new(state),
+            locked: RwLock::new(Locked { state, replaced }),
             journal_bytes_max,
             applied_index: watch::Sender::new(index),
-            replaced: AtomicBool::new(replaced),
         })
     }
 
     /// Looks at the state as it is; apply waits as long as `look` takes, so it must be short.
     pub fn read<T>(&self, look: impl FnOnce(&Applied) -> T) -> T {
-        look(&self.state.read())
+        look(&self.locked.read().state)
     }
 
     /// Changes what is not replicated (sweeps, journal hand-over).
     pub fn write<T>(&self, change: impl FnOnce(&mut Applied) -> T) -> T {
-        change(&mut self.state.write())
+        change(&mut self.locked.write().state)
     }
 
     /// A consistent view that later writes do not touch.
     pub fn view(&self) -> Applied {
-        self.state.read().clone()
+        self.locked.read().state.clone()
     }
 
     /// The index of the newest applied entry.
@@ -147,37 +150,31 @@ impl Store {
 
     /// Takes what changed since the last call; whoever takes it must save it, or call [`Store::set_replaced`].
     pub fn take_unsaved(&self) -> Unsaved {
-        self.write(|state| {
-            let journal = state.kv.take_journal();
-            if self.replaced.swap(false, Ordering::AcqRel) || journal.overflowed {
-                Unsaved::Everything
-            } else {
-                Unsaved::Changes(journal.changes, state.meta())
-            }
-        })
+        let mut locked = self.locked.write();
+        let journal = locked.state.kv.take_journal();
+        if std::mem::take(&mut locked.replaced) || journal.overflowed {
+            Unsaved::Everything
+        } else {
+            Unsaved::Changes(journal.changes, locked.state.meta())
+        }
     }
 
     /// Has the state store written afresh.
     pub fn set_replaced(&self) {
-        self.replaced.store(true, Ordering::Release);
+        self.locked.write().replaced = true;
     }
 
     pub(crate) fn apply(&self, entry: Entry, answer: bool) -> io::Result<Answers> {
         let index = entry.log_id.index();
-        let answers = self.state.write().apply(entry, answer)?;
+        let answers = self.locked.write().state.apply(entry, answer)?;
         self.applied_index.send_replace(Some(index));
         Ok(answers)
     }
 
-    pub(super) fn replace(&self, mut state: Applied) {
+    fn replace(&self, mut state: Applied) {
         state.kv.keep_journal(self.journal_bytes_max);
         let index = state.log_id.as_ref().map(|l| l.index());
-        let old = {
-            let mut current = self.state.write();
-            // Under the lock: else the state store could take the new state's log id with the old one's changes.
-            self.replaced.store(true, Ordering::Release);
-            std::mem::replace(&mut *current, state)
-        };
+        let old = std::mem::replace(&mut *self.locked.write(), Locked { state, replaced: true });
         self.applied_index.send_replace(index);
         drop(old);
     }

@@ -17,7 +17,7 @@ use super::*;
 use crate::env::Env;
 use crate::env::sim::{NoNet, SimDisk};
 use crate::kv;
-use crate::pb::log::{Command, StateMeta, command};
+use crate::pb::log::{Command, command};
 use crate::storage::log::{Log, Owner, Record};
 use crate::storage::snapshot;
 
@@ -209,30 +209,4 @@ fn batch_with_a_command_that_is_not_known_changes_nothing() {
     }
     let Unsaved::Changes(changes, meta) = store.take_unsaved() else { panic!("nothing was replaced") };
     assert_eq!((changes.len(), meta.applied.unwrap().index), (1, 0), "the state store gets no half batch");
-}
-
-/// A span that names the new state's log id with the old state's changes would be a hole in the state store.
-#[test]
-fn replaced_state_is_never_taken_for_changes_of_the_old_one() {
-    let store = Store::new(Applied::default(), false, 1 << 20);
-    let done = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            for index in 0..20_000 {
-                store.replace(Applied { log_id: Some(LogId::new_term_index(1, index)), ..Applied::default() });
-            }
-            done.store(true, std::sync::atomic::Ordering::Release);
-        });
-        let mut at: Option<StateMeta> = None;
-        while !done.load(std::sync::atomic::Ordering::Acquire) {
-            match store.take_unsaved() {
-                Unsaved::Everything => at = Some(store.view().meta()),
-                Unsaved::Changes(_, meta) => {
-                    let behind = at.as_ref().map_or(0, |at| at.applied.map_or(0, |id| id.index));
-                    let ahead = meta.applied.map_or(0, |id| id.index);
-                    assert!(ahead <= behind, "changes lead from {behind} to {ahead}, though the state was replaced");
-                }
-            }
-        }
-    });
 }
