@@ -182,7 +182,7 @@ async fn call_for_another_cluster_or_member_is_refused_before_it_is_looked_at() 
         (pb::peer::VoteRequest { envelope: None, ..vote_request(0, 0, 50) }, "must carry an envelope"),
     ] {
         for _ in 0..3 {
-            let status = rpc.vote(request.clone(), false).await.unwrap_err();
+            let status = rpc.vote(request, false).await.unwrap_err();
             assert!(status.message().contains(reason), "{status}");
         }
         let envelope = request.envelope;

@@ -21,7 +21,7 @@ use crate::storage::state::Engine;
 use crate::storage::state::memory::Memories;
 
 const MEMBERS: usize = 3;
-const WRITERS: u64 = 4;
+const WRITERS: u64 = 3;
 /// Simulated time in which a cluster whose members are all up must be whole.
 const HEAL_TIME: Duration = Duration::from_secs(60);
 /// A fault that waits for a disk to be used does not wait longer.
