@@ -6,5 +6,6 @@
 mod docker;
 mod formation;
 mod helm;
+mod import;
 mod support;
 mod tidy;

@@ -105,7 +105,7 @@ impl Cluster {
     pub fn start_pod_with(&mut self, slot: u64, env: &[(&str, &str)]) {
         assert!(!self.is_running(slot), "kv-{slot} runs already");
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path(slot)).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
+        let mut command = Command::new(binary());
         command
             .arg("serve")
             .args(["--name", &format!("kv-{slot}")])
@@ -303,6 +303,19 @@ pub async fn wait_for<T, E: std::fmt::Display>(what: &str, mut look: impl AsyncF
             Err(seen) => assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}; last seen: {seen}"),
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// The server: cargo names it to tests; an example finds it beside its own directory.
+fn binary() -> PathBuf {
+    match option_env!("CARGO_BIN_EXE_quorate") {
+        Some(path) => path.into(),
+        None => {
+            let example = std::env::current_exe().unwrap();
+            let path = example.parent().and_then(Path::parent).unwrap().join("quorate");
+            assert!(path.exists(), "{} is not built; run `cargo build` with the same profile first", path.display());
+            path
+        }
     }
 }
 
