@@ -125,7 +125,9 @@ pub enum Wait {
     #[error("waits for a leader of cluster {cluster_id:016x}: {have} of {needs} needed voters are there; not: {}; start them, or \
         `recover` this member if they are gone for good", .missing.join(", "))]
     NoLeader { cluster_id: u64, have: usize, needs: usize, missing: Vec<String> },
-    #[error("waits: member {member:016x} was removed from cluster {cluster_id:016x}; delete this disk, or bring back the newer one")]
+    #[error(
+        "waits: member {member:016x} was removed from cluster {cluster_id:016x}; delete this disk, or bring back the newer one"
+    )]
     Removed { cluster_id: u64, member: u64 },
     #[error("waits: this disk belongs to cluster {own:016x}, but cluster {found:016x} answers")]
     ForeignCluster { own: u64, found: u64 },

@@ -52,7 +52,8 @@ fn judge(cluster_id: u64, member: u64, members: &Members, others: &[Other]) -> O
         who.is_some_and(|who| who.member_id == other.id && who.cluster_id == cluster_id)
     };
     let lacking = members.configs.iter().find_map(|voters| {
-        let have = voters.iter().filter(|id| **id == member || others.iter().any(|o| o.id == **id && present(o))).count();
+        let have =
+            voters.iter().filter(|id| **id == member || others.iter().any(|o| o.id == **id && present(o))).count();
         let needs = voters.len() / 2 + 1;
         (have < needs).then_some((have, needs))
     });

@@ -240,10 +240,9 @@ impl Server {
 
     /// All acceptors initialize with the same bytes; who is already initialized goes on.
     async fn initialize(&self, node: &Node, formation: &Formation) -> anyhow::Result<()> {
-        if node.raft().is_initialized().await? {
-            return Ok(());
-        }
-        if let Err(error) = node.raft().initialize(raft::initial_members(formation)).await {
+        if !node.raft().is_initialized().await?
+            && let Err(error) = node.raft().initialize(raft::initial_members(formation)).await
+        {
             // A peer's vote request may have come first: then there is a vote, and the leader sends the rest.
             tracing::info!(%error, "not initialized here; waiting for the leader");
         }
