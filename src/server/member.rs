@@ -259,6 +259,7 @@ impl Server {
             queue_requests_max: raft.queue_requests_max,
             queue_bytes_max: raft.queue_bytes_max.0,
             lease_reads: raft.lease_reads,
+            leader_silence_max: 2 * raft.election_timeout_max,
             retry_interval: Duration::from_millis(50),
         }
     }
