@@ -86,7 +86,6 @@ impl Reconciler {
     pub async fn run(self: Arc<Self>) {
         let shutdown = self.node.env().shutdown.clone();
         let mut tick = interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut seen = BTreeMap::new();
         let mut term = None;
         loop {

@@ -22,7 +22,14 @@ pub use disk::{Disk, File, OpenMode};
 pub use fail::fail_point;
 pub use net::Net;
 /// tokio's clock: real, or a simulation's.
-pub use tokio::time::{Instant, interval, sleep, sleep_until, timeout, timeout_at};
+pub use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+
+/// Ticks at once and then every `period`; a tick that comes late delays those after it instead of bunching them.
+pub fn interval(period: Duration) -> tokio::time::Interval {
+    let mut interval = tokio::time::interval(period);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    interval
+}
 
 /// Everything that a node takes from the world around it. Cloning shares it.
 #[derive(Clone)]
@@ -114,6 +121,13 @@ impl Env {
         match self.tracker.spawn_blocking(work).await {
             Ok(done) => done,
             Err(failed) => std::panic::resume_unwind(failed.into_panic()),
+        }
+    }
+
+    /// Blocks this thread, which must not be one that runs tasks; simulated, no time passes.
+    pub fn block_for(&self, duration: Duration) {
+        if !self.simulated {
+            std::thread::sleep(duration);
         }
     }
 

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _};
 use tokio::sync::{mpsc, oneshot};
-use tonic::Status;
 
 use super::Node;
 use super::propose::{Forwarded, Proposal, Reply};
@@ -236,9 +235,10 @@ pub struct Serving {
 
 impl Node {
     /// Serves a forward stream whose first message was checked.
-    pub fn serve_forward<S>(&self, mut requests: S) -> Serving
+    pub fn serve_forward<S, E>(&self, mut requests: S) -> Serving
     where
-        S: Stream<Item = Result<peer::ForwardRequest, Status>> + Send + Unpin + 'static,
+        S: Stream<Item = Result<peer::ForwardRequest, E>> + Send + Unpin + 'static,
+        E: Send,
     {
         // A place for each request that a member may have under way, and its read round.
         let (to, outcomes) = mpsc::channel(2 * self.inner.options.queue_requests_max);

@@ -270,6 +270,7 @@ impl Server {
             log_bytes_max: self.config.log.bytes_max.0,
             log_entries_max: self.config.log.entries_max,
             log_entries_kept: self.config.log.entries_kept,
+            heartbeat_interval: self.config.raft.heartbeat_interval,
             quota_bytes: self.quota_bytes,
             quota_warn_percent: u64::from(self.config.storage.quota_warn_percent),
             disk_reserve_bytes: self.config.storage.disk_reserve.0,

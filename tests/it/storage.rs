@@ -64,11 +64,10 @@ fn state_file(cluster: &Cluster, slot: u64) -> PathBuf {
     state.join(current.split(' ').next().unwrap()).join("db")
 }
 
-/// Inverts a byte in every `step` of the file from `from` on.
-fn damage(file: &Path, from: usize, step: usize) {
+/// Inverts a byte in every 997 of the file, but for its first ones.
+fn damage(file: &Path) {
     let mut bytes = std::fs::read(file).unwrap();
-    assert!(bytes.len() > from, "{} has {} bytes", file.display(), bytes.len());
-    bytes[from..].iter_mut().step_by(step).for_each(|byte| *byte = !*byte);
+    bytes[2000..].iter_mut().step_by(997).for_each(|byte| *byte = !*byte);
     std::fs::write(file, bytes).unwrap();
 }
 
@@ -98,7 +97,7 @@ async fn damaged_state_store_is_rebuilt_from_snapshot_and_log() {
     cluster.kill(1);
     cluster.start_all().await;
     cluster.kill(1);
-    damage(&state_file(&cluster, 1), 0, 97);
+    damage(&state_file(&cluster, 1));
     cluster.start_all().await;
     cluster.wait_logged(1, &["ERROR", "damaged and set aside"]).await;
     cluster.wait_logged(1, &["state taken from the snapshot file"]).await;
