@@ -39,7 +39,10 @@ async fn main() -> anyhow::Result<()> {
         let entries = (rounds * batch) as f64;
         let (cpu, rate) = ((cpu_micros() - cpu) / entries, entries / start.elapsed().as_secs_f64());
         let fsync = log.fsync_stats();
-        println!("batch {batch:>3}: {rate:>9.0} entries/s, {cpu:>5.2} us CPU an entry, fsync p99 {:?}", fsync.recent_p99);
+        println!(
+            "batch {batch:>3}: {rate:>9.0} entries/s, {cpu:>5.2} us CPU an entry, fsync p99 {:?}",
+            fsync.recent_p99
+        );
     }
     log.close().await;
     Ok(())

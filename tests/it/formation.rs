@@ -51,17 +51,19 @@ fn clusters_started(cluster: &Cluster) -> BTreeSet<String> {
     starts.map(|line| line.split(" cluster=").nth(1).unwrap().split(' ').next().unwrap().to_owned()).collect()
 }
 
-/// Each of `victims`, one after the other, dies at `point` of its first start, and is started again.
+/// Each of `victims` dies at `point` of its first start, and is started again.
 async fn form_with_crashes(point: &str, victims: &[u64]) {
     let mut cluster = Cluster::new(3);
     for slot in 0..3 {
         let env = [(VARIABLE, point)];
         cluster.start_pod_with(slot, if victims.contains(&slot) { &env } else { &[] });
     }
-    for slot in victims {
-        let status = cluster.wait_exit(*slot).await;
+    let mut left = victims.to_vec();
+    while !left.is_empty() {
+        let (slot, status) = cluster.wait_any_exit(&left).await;
         assert_eq!(status.signal(), Some(6), "kv-{slot} dies at {point}, not with {status}");
-        cluster.start_pod(*slot);
+        cluster.start_pod(slot);
+        left.retain(|victim| *victim != slot);
     }
     cluster.wait_formed().await;
     cluster.put(1, "k", point).await;

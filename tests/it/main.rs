@@ -1,4 +1,5 @@
 //! Integration tests: one binary, a module a subject, shared helpers in `support`.
+
 // Helpers are test code too: clippy's setting for tests knows only `#[test]` functions.
 #![allow(clippy::unwrap_used)]
 

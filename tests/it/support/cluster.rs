@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -199,9 +199,19 @@ impl Cluster {
     }
 
     /// Waits until the process has ended by itself.
-    pub async fn wait_exit(&mut self, slot: u64) -> std::process::ExitStatus {
-        let mut child = self.pods.remove(&slot).expect("the pod runs");
-        wait_for(&format!("kv-{slot} to end"), async || child.try_wait().unwrap().ok_or("it runs")).await
+    pub async fn wait_exit(&mut self, slot: u64) -> ExitStatus {
+        self.wait_any_exit(&[slot]).await.1
+    }
+
+    /// Waits until one of the processes has ended by itself, and says which.
+    pub async fn wait_any_exit(&mut self, slots: &[u64]) -> (u64, ExitStatus) {
+        let ended = wait_for(&format!("one of {slots:?} to end"), async || {
+            let ended = |slot: &u64| Some((*slot, self.pods.get_mut(slot)?.try_wait().unwrap()?));
+            slots.iter().find_map(ended).ok_or("they run")
+        })
+        .await;
+        self.pods.remove(&ended.0);
+        ended
     }
 
     /// The directory of the member that the pod is. It must be one: former selves were removed or there are none.
