@@ -351,7 +351,6 @@ impl Server {
     async fn watch_leader(self: Arc<Self>, env: Env, node: Node) {
         let patience = 3 * self.config.raft.election_timeout_max;
         let mut tick = interval(Duration::from_millis(500));
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut lost_at = None;
         loop {
             tokio::select! {

@@ -116,6 +116,27 @@ async fn acknowledged_writes_survive_any_kills() {
     cluster.wait_same_hash(0..3).await;
 }
 
+/// A leader that is told to end (SIGTERM) ends well; nothing that was acknowledged is lost, and it comes back as the same member.
+#[tokio::test(flavor = "multi_thread")]
+async fn terminated_leader_loses_nothing() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.wait_formed().await;
+    let before = cluster.membership(leader).await;
+    let load = Load::start(&cluster, 0..3, 2);
+    load.wait_progress(50).await;
+    cluster.terminate(leader).await;
+    load.wait_progress(50).await;
+    cluster.start_all().await;
+    load.wait_progress(50).await;
+    let acknowledged = load.stop().await;
+    for slot in 0..3 {
+        let found = read_load(&cluster, slot).await;
+        assert!(acknowledged.iter().all(|(key, value)| found.get(key) == Some(value)), "through kv-{slot}");
+        assert_eq!(cluster.membership(slot).await, before);
+    }
+    cluster.wait_same_hash(0..3).await;
+}
+
 /// A leader whose process was stopped and goes on after another was elected serves no stale linearizable read: neither one that
 /// was waiting meanwhile nor one that comes after.
 #[tokio::test(flavor = "multi_thread")]

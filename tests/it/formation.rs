@@ -35,7 +35,7 @@ async fn formation_waits_for_a_pending_pod_and_names_it() {
         cluster.wait_logged(slot, &[&missing]).await;
     }
     let text = wait_for("status to show both pods", async || {
-        let text = cluster.client([0, 1], &["status"]).await;
+        let text = cluster.client(&["status"]).await;
         if text.matches(&missing).count() == 2 { Ok(text) } else { Err(text) }
     });
     assert!(text.await.contains("no leader is known"));
