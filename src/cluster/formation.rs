@@ -117,11 +117,11 @@ pub async fn run(bootstrap: &Arc<Bootstrap>, peers: &Arc<dyn Peers>, places: &Pl
     if identity.log_started {
         return Ok(Outcome::Resume { cluster_id: identity.cluster_id, formation: identity.formation });
     }
-    let shutdown = bootstrap.env().shutdown.clone();
+    let stopping = bootstrap.env().stopping.clone();
     let driver = Driver { bootstrap, peers, places };
     let outcome = tokio::select! {
         biased;
-        () = shutdown.cancelled() => Ok(Outcome::Shutdown),
+        () = stopping.cancelled() => Ok(Outcome::Shutdown),
         outcome = driver.drive() => outcome,
     };
     bootstrap.set_waits(None);
@@ -146,7 +146,7 @@ pub async fn watch(
         }
         tokio::select! {
             biased;
-            () = env.shutdown.cancelled() => return Watched::Shutdown,
+            () = env.stopping.cancelled() => return Watched::Shutdown,
             () = backoff.wait(env, FORMING_DELAY_MAX) => {}
         }
         let view = driver.look().await;

@@ -10,6 +10,8 @@ mod forward;
 pub mod housekeeping;
 mod propose;
 mod read;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -251,7 +253,7 @@ impl Node {
             let (tx, rx) = oneshot::channel();
             let proposal = Proposal { command: command.clone(), reply: Reply::Local(tx) };
             let taken = match self.route() {
-                Route::Leader => self.inner.proposals.try_send(proposal).map_err(|_| Error::TooManyRequests),
+                Route::Leader => self.inner.proposals.try_send(proposal).map_err(|e| refused(&e)),
                 Route::Follower(link) => link.send(Outgoing::Proposal(proposal)),
                 Route::Unknown => Err(Error::NotLeader),
             };
@@ -288,7 +290,7 @@ impl Node {
             let seen = *self.inner.route_changed.borrow();
             let (tx, rx) = oneshot::channel();
             let taken = match self.route() {
-                Route::Leader => self.inner.reads.try_send(Waiter::Local(tx)).map_err(|_| Error::TooManyRequests),
+                Route::Leader => self.inner.reads.try_send(Waiter::Local(tx)).map_err(|e| refused(&e)),
                 Route::Follower(link) => link.send(Outgoing::Read(tx)),
                 Route::Unknown => Err(Error::NotLeader),
             };
@@ -303,7 +305,7 @@ impl Node {
             match outcome {
                 Ok(index) if self.inner.store.wait_applied(index, deadline).await => return Ok(()),
                 Ok(_) => return Err(Error::Timeout),
-                Err(Error::TooManyRequests) => return Err(Error::TooManyRequests),
+                Err(error @ (Error::TooManyRequests | Error::Stopped)) => return Err(error),
                 // Reads change nothing: any failure may be tried again.
                 Err(_) if self.wait_route(seen, deadline).await => {}
                 Err(_) => return Err(Error::Timeout),
@@ -425,6 +427,14 @@ impl Node {
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err(format!("not committed within {:?}", change.patience)),
         }
+    }
+}
+
+/// Why a bounded queue of this member did not take a request.
+fn refused<T>(failed: &mpsc::error::TrySendError<T>) -> Error {
+    match failed {
+        mpsc::error::TrySendError::Full(_) => Error::TooManyRequests,
+        mpsc::error::TrySendError::Closed(_) => Error::Stopped,
     }
 }
 

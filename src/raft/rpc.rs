@@ -12,9 +12,10 @@ use parking_lot::Mutex;
 use tonic::{Status, Streaming};
 
 use super::convert::{entry_from_pb, log_id_from_pb, log_id_to_pb, vote_from_pb, vote_to_pb};
+use super::network::SNAPSHOT_CHUNK_TIMEOUT;
 use super::state_machine::snapshot_meta;
 use super::{Raft, TypeConfig};
-use crate::env::Env;
+use crate::env::{Env, timeout};
 use crate::pb::peer;
 use crate::storage::snapshot::{self, Incoming};
 
@@ -70,6 +71,14 @@ fn missing(what: &str) -> Status {
     Status::invalid_argument(format!("peer call without {what}"))
 }
 
+/// A sender that fell silent must not hold the place of one that lives.
+async fn next_chunk(chunks: &mut Streaming<peer::SnapshotChunk>) -> Answer<Option<peer::SnapshotChunk>> {
+    match timeout(SNAPSHOT_CHUNK_TIMEOUT, chunks.next()).await {
+        Ok(next) => next.transpose(),
+        Err(_) => Err(Status::deadline_exceeded("no snapshot chunk came for 30 s")),
+    }
+}
+
 impl Rpc {
     pub fn new(env: Env, raft: Raft, this: Member, snapshots: snapshot::Dir) -> Self {
         Self { env, raft, this, snapshots, receiving: Arc::default(), logged: Arc::default() }
@@ -84,6 +93,12 @@ impl Rpc {
                 tracing::warn!(peer = format!("{:x}", from.1), reason = status.message(), "refused a peer's call");
             }
         })
+    }
+
+    /// How many strangers were logged.
+    #[cfg(test)]
+    pub(super) fn logged(&self) -> usize {
+        self.logged.lock().len()
     }
 
     pub async fn append(&self, request: peer::AppendRequest) -> Answer<peer::AppendResponse> {
@@ -154,7 +169,7 @@ impl Rpc {
     /// Receives a snapshot file, verifies it, and installs it.
     pub async fn snapshot(&self, mut chunks: Streaming<peer::SnapshotChunk>) -> Answer<peer::SnapshotResponse> {
         let _one = self.receiving.lock().await;
-        let mut chunk = chunks.next().await.ok_or_else(|| missing("snapshot chunks"))??;
+        let mut chunk = next_chunk(&mut chunks).await?.ok_or_else(|| missing("snapshot chunks"))?;
         let head = chunk.head.take().ok_or_else(|| missing("snapshot head"))?;
         self.check(head.envelope.as_ref())?;
         let vote = vote_from_pb(head.vote.ok_or_else(|| missing("vote"))?);
@@ -167,8 +182,8 @@ impl Rpc {
                 .await
                 .map_err(|e| Status::data_loss(format!("snapshot chunk at {offset}: {e}")))?;
             incoming = written;
-            match chunks.next().await {
-                Some(next) => chunk = next?,
+            match next_chunk(&mut chunks).await? {
+                Some(next) => chunk = next,
                 None => break,
             }
         }

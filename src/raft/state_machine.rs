@@ -67,6 +67,8 @@ impl Applied {
 
     fn apply_batch(&mut self, batch: Batch, answer: bool) -> io::Result<Answers> {
         let batch = pb::log::Batch::decode(batch.0).map_err(invalid)?;
+        // Before the first change: a batch that stops the member must not leave half of itself in the state store.
+        batch.commands.iter().try_for_each(kv::State::check).map_err(invalid)?;
         let mut answers = Vec::with_capacity(if answer { batch.commands.len() } else { 0 });
         for command in &batch.commands {
             let outcome = self.kv.apply(command, answer).map_err(invalid)?;
@@ -87,8 +89,16 @@ pub struct Store {
     state: RwLock<Applied>,
     journal_bytes_max: usize,
     applied_index: watch::Sender<Option<u64>>,
-    /// The state was replaced as a whole: the state store must be rewritten from it.
+    /// The state was replaced as a whole: the state store must be rewritten from it. Changes under the lock, with the state.
     replaced: AtomicBool,
+}
+
+/// What the state store must write to be where the state is.
+pub enum Unsaved {
+    /// These changes, which lead to this state.
+    Changes(Vec<pb::log::Change>, pb::log::StateMeta),
+    /// All of it: what was saved does not lead here.
+    Everything,
 }
 
 impl Store {
@@ -135,9 +145,16 @@ impl Store {
         matches!(crate::env::timeout_at(deadline, reached).await, Ok(Ok(_)))
     }
 
-    /// True once after the state was replaced as a whole.
-    pub fn take_replaced(&self) -> bool {
-        self.replaced.swap(false, Ordering::AcqRel)
+    /// Takes what changed since the last call; whoever takes it must save it, or call [`Store::set_replaced`].
+    pub fn take_unsaved(&self) -> Unsaved {
+        self.write(|state| {
+            let journal = state.kv.take_journal();
+            if self.replaced.swap(false, Ordering::AcqRel) || journal.overflowed {
+                Unsaved::Everything
+            } else {
+                Unsaved::Changes(journal.changes, state.meta())
+            }
+        })
     }
 
     /// Has the state store written afresh.
@@ -145,18 +162,22 @@ impl Store {
         self.replaced.store(true, Ordering::Release);
     }
 
-    fn apply(&self, entry: Entry, answer: bool) -> io::Result<Answers> {
+    pub(crate) fn apply(&self, entry: Entry, answer: bool) -> io::Result<Answers> {
         let index = entry.log_id.index();
         let answers = self.state.write().apply(entry, answer)?;
         self.applied_index.send_replace(Some(index));
         Ok(answers)
     }
 
-    fn replace(&self, mut state: Applied) {
+    pub(super) fn replace(&self, mut state: Applied) {
         state.kv.keep_journal(self.journal_bytes_max);
         let index = state.log_id.as_ref().map(|l| l.index());
-        let old = std::mem::replace(&mut *self.state.write(), state);
-        self.replaced.store(true, Ordering::Release);
+        let old = {
+            let mut current = self.state.write();
+            // Under the lock: else the state store could take the new state's log id with the old one's changes.
+            self.replaced.store(true, Ordering::Release);
+            std::mem::replace(&mut *current, state)
+        };
         self.applied_index.send_replace(index);
         drop(old);
     }
@@ -202,15 +223,8 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf, io::Error> {
         let (snapshots, this, view) = (self.snapshots.clone(), self.this, std::mem::take(&mut self.view));
-        let write = move || {
-            let head = Head { cluster_id: this.cluster_id, member_id: this.member_id, meta: view.meta() };
-            let mut writer = snapshots.create(head)?;
-            for change in view.kv.changes() {
-                writer.push(&change)?;
-            }
-            writer.finish()
-        };
-        let file = self.env.blocking(write).await.map_err(io::Error::other)?;
+        let file =
+            self.env.blocking(move || write_snapshot(&snapshots, this, &view)).await.map_err(io::Error::other)?;
         tracing::info!(snapshot = %file.id, bytes = file.bytes, "snapshot written");
         snapshot_of(file)
     }
@@ -259,6 +273,20 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf>, io::Error> {
         self.snapshots.latest().map(snapshot_of).transpose()
     }
+}
+
+/// Writes the snapshot file of `view`.
+pub fn write_snapshot(
+    snapshots: &snapshot::Dir,
+    this: Member,
+    view: &Applied,
+) -> Result<SnapshotFile, snapshot::Error> {
+    let head = Head { cluster_id: this.cluster_id, member_id: this.member_id, meta: view.meta() };
+    let mut writer = snapshots.create(head)?;
+    for change in view.kv.changes() {
+        writer.push(&change)?;
+    }
+    writer.finish()
 }
 
 /// The state that a snapshot file holds.

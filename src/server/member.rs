@@ -61,7 +61,7 @@ impl Server {
             }
         };
         let ended = self.watch(&life, formation.as_ref()).await;
-        self.end(life).await;
+        self.end(life, matches!(ended, Ok(Ended::Shutdown))).await;
         let ended = ended?;
         if matches!(ended, Ended::Again) {
             self.bootstrap.leave_dead_formation().await?;
@@ -140,13 +140,14 @@ impl Server {
         let options = state::Options {
             cache_bytes: self.config.state.cache_bytes.0,
             record_bytes: self.config.state.chunk_bytes.as_usize(),
+            engine: self.state_engine.clone(),
         };
         let started = Instant::now();
         let recovered = {
             let (env, log, snapshots, dir, options) =
                 (env.clone(), log.clone(), snapshots.clone(), paths.state.clone(), options.clone());
             let journal = self.config.state.journal_bytes_max.as_usize();
-            self.env.blocking(move || recover::recover(&env, &log, &snapshots, &dir, &options, journal)).await
+            self.env.blocking(move || recover::recover(&env, this, &log, &snapshots, &dir, &options, journal)).await
         };
         let recovered = match recovered {
             Ok(recovered) => recovered,
@@ -296,7 +297,7 @@ impl Server {
             }
         };
         tokio::select! {
-            () = self.env.shutdown.cancelled() => Ok(Ended::Shutdown),
+            () = self.env.stopping.cancelled() => Ok(Ended::Shutdown),
             reason = life.node.failed() => Err(anyhow!("raft has failed: {reason}")),
             () = dead => Ok(Ended::Again),
         }
@@ -311,6 +312,7 @@ impl Server {
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
+                () = env.stopping.cancelled() => break,
                 () = env.shutdown.cancelled() => break,
             }
             let status = node.status();
@@ -377,8 +379,9 @@ impl Server {
         self.health.set_service_status("readiness", status).await;
     }
 
-    /// Hands leadership over if there is someone to take it, and stops everything in order.
-    async fn end(&self, life: Life) {
+    /// Hands leadership over if there is someone to take it, and stops everything in order; with `drain`, requests under
+    /// way are finished first.
+    async fn end(&self, life: Life, drain: bool) {
         self.set_health(false).await;
         if let Some(successor) = successor(&life.node) {
             let handover = timeout(HANDOVER_PATIENCE, life.node.transfer_leader(successor)).await;
@@ -388,14 +391,21 @@ impl Server {
                 "handed leadership over"
             );
         }
+        if drain {
+            self.drain.cancel();
+            if timeout(self.config.server.request_timeout, self.drained.cancelled()).await.is_err() {
+                tracing::warn!("clients did not end their requests in time");
+            }
+        }
         self.api.set_node(None);
         self.peer_api.set_running(None);
         self.bootstrap.set_raft(None);
         if let Err(error) = life.node.raft().shutdown().await {
             tracing::error!(%error, "raft did not stop cleanly");
         }
-        life.env.stop(Duration::from_secs(10)).await;
+        // The last handle to the log ends its threads, which `stop` waits for.
         life.log.close().await;
+        life.env.stop(Duration::from_secs(10)).await;
     }
 }
 

@@ -6,12 +6,15 @@
 
 mod listen;
 mod member;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use crate::api::{Api, Facts, PeerApi, VERSION};
 use crate::cluster::decide::Expected;
@@ -24,6 +27,7 @@ use crate::kv::validate::Limits;
 use crate::pb::log::{Node, node};
 use crate::raft::Peers;
 use crate::storage::member_dir::MemberDir;
+use crate::storage::state;
 
 /// Time that a peer has to say who it is.
 const WHO_PATIENCE: Duration = Duration::from_secs(1);
@@ -33,6 +37,7 @@ struct Server {
     env: Env,
     config: Config,
     this: config::Node,
+    state_engine: state::Engine,
     quota_bytes: Option<u64>,
     bootstrap: Arc<Bootstrap>,
     peers: Arc<Peers>,
@@ -40,6 +45,10 @@ struct Server {
     api: Api,
     peer_api: PeerApi,
     health: tonic_health::server::HealthReporter,
+    /// The client listener takes no more requests and ends with the last one.
+    drain: CancellationToken,
+    /// It has ended.
+    drained: CancellationToken,
 }
 
 /// How a member's life ended.
@@ -53,21 +62,21 @@ enum Ended {
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let env = Env::real();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let shutdown = env.shutdown.clone();
+    let stopping = env.stopping.clone();
     env.spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
-            () = shutdown.cancelled() => {}
+            () = stopping.cancelled() => {}
         }
         tracing::info!("shutting down");
-        shutdown.cancel();
+        stopping.cancel();
     });
-    serve(env, config).await
+    serve(env, config, state::Engine::Sled).await
 }
 
-/// Runs a server until `env` is shut down.
-async fn serve(env: Env, config: Config) -> anyhow::Result<()> {
+/// Runs a server until `env` is asked to stop.
+async fn serve(env: Env, config: Config, state_engine: state::Engine) -> anyhow::Result<()> {
     let this = config.node_here(&*env.disk)?;
     let quota_bytes = config.effective_quota(config::cgroup_memory_limit(&*env.disk));
     let (mint_env, slot) = (env.clone(), this.slot);
@@ -95,14 +104,20 @@ async fn serve(env: Env, config: Config) -> anyhow::Result<()> {
         bootstrap,
         peers,
         health,
+        drain: env.shutdown.child_token(),
+        drained: CancellationToken::new(),
         this,
+        state_engine,
         config,
         env: env.clone(),
     });
     tracing::info!(version = VERSION, name = server.this.name, slot, "quorate");
     server.show_facts();
     server.listen(health_service).await?;
-    let ended = server.live().await;
+    let ended = tokio::select! {
+        ended = server.live() => ended,
+        () = env.failed.cancelled() => Err(anyhow!("a part of this process has failed, see above; it must be restarted")),
+    };
     env.stop(Duration::from_secs(5)).await;
     ended
 }
