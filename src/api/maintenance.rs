@@ -12,7 +12,7 @@ use crate::pb::etcd::alarm_request::AlarmAction;
 use crate::pb::etcd::maintenance_server::Maintenance;
 use crate::pb::etcd::{
     AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DowngradeInfo, HashKvRequest, HashKvResponse,
-    MoveLeaderRequest, MoveLeaderResponse, StatusRequest, StatusResponse,
+    MoveLeaderRequest, MoveLeaderResponse, ResponseHeader, StatusRequest, StatusResponse,
 };
 
 fn alarms(node: &Node) -> Vec<AlarmMember> {
@@ -43,6 +43,11 @@ impl Maintenance for Api {
         let answer = match self.any_node() {
             Ok(node) => node_status(&node, self.shared.quota_bytes, facts.notes.clone()),
             Err(_) => StatusResponse {
+                header: Some(ResponseHeader {
+                    cluster_id: facts.cluster_id,
+                    member_id: facts.member_id,
+                    ..ResponseHeader::default()
+                }),
                 version: ETCD_VERSION.into(),
                 errors: facts.notes.clone(),
                 ..StatusResponse::default()

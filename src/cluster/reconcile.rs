@@ -276,7 +276,7 @@ impl Reconciler {
 }
 
 /// The newest membership that this member knows, in the form that planning wants.
-fn members(status: &Status) -> Members {
+pub fn members(status: &Status) -> Members {
     Members::from(&StoredMembership {
         log_id: status.membership.log_id().as_ref().map(log_id_to_pb),
         membership: Some(membership_to_pb(status.membership.membership())),

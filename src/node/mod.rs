@@ -22,7 +22,7 @@ use bytes::Bytes;
 use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::{ChangeMembers, ServerState};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -48,6 +48,8 @@ pub struct Options {
     pub queue_bytes_max: u64,
     /// Answer linearizable reads from the leader's lease, without a round: needs clocks that run at the same rate.
     pub lease_reads: bool,
+    /// A leader that no quorum answers, or that has not been heard, for this long is not known any more.
+    pub leader_silence_max: Duration,
     /// A new leader is waited for this long before a request is tried again.
     pub retry_interval: Duration,
 }
@@ -80,6 +82,8 @@ struct Inner {
     queued_bytes: Arc<AtomicU64>,
     space: Space,
     term: AtomicU64,
+    /// When a leader of this term was last heard.
+    heard_leader: Mutex<Option<Instant>>,
 }
 
 /// Whether puts are taken; kept by the space watch, read by the proposer.
@@ -98,6 +102,7 @@ pub struct Space {
 #[derive(Clone, Debug)]
 pub struct Status {
     pub term: u64,
+    /// The leader, if it is alive as far as this member can tell: with pre-vote, the vote of a leader long gone stays.
     pub leader: Option<u64>,
     pub is_leader: bool,
     pub is_learner: bool,
@@ -136,6 +141,7 @@ impl Node {
             queued_bytes: Arc::default(),
             space: Space::default(),
             term: AtomicU64::new(0),
+            heard_leader: Mutex::default(),
         });
         let node = Self { inner };
         env.spawn(Proposer::new(node.clone(), proposals_rx).run());
@@ -318,21 +324,31 @@ impl Node {
         timeout_at(self.deadline(), rx).await.ok()?.ok()?.ok()
     }
 
+    /// To be called when a leader's append was taken or answered as its own.
+    pub fn hear_leader(&self) {
+        *self.inner.heard_leader.lock() = Some(Instant::now());
+    }
+
     /// Raft's state, as this member sees it.
     pub fn status(&self) -> Status {
         let metrics = self.inner.raft.metrics();
         let m = metrics.borrow_watched();
         let this = self.inner.this.member_id;
         let index = |id: &Option<raft::LogId>| id.as_ref().map_or(0, |l| l.index());
+        let is_leader = m.state == ServerState::Leader;
+        let quorum_ack_age = m.last_quorum_acked.as_ref().map(|at| at.elapsed());
+        let heard = *self.inner.heard_leader.lock();
+        let silence = if is_leader { quorum_ack_age } else { heard.map(|at| at.elapsed()) };
+        let alive = silence.is_some_and(|silence| silence <= self.inner.options.leader_silence_max);
         Status {
             term: m.current_term,
-            leader: m.current_leader.filter(|id| *id != this || m.state == ServerState::Leader),
-            is_leader: m.state == ServerState::Leader,
+            leader: m.current_leader.filter(|id| alive && (*id == this) == is_leader),
+            is_leader,
             is_learner: !m.membership_config.voter_ids().any(|id| id == this),
             last_log_index: m.last_log_index.unwrap_or(0),
             committed_index: index(&m.local_committed),
             applied_index: self.inner.store.applied_index().unwrap_or(0),
-            quorum_ack_age: m.last_quorum_acked.as_ref().map(|at| at.elapsed()),
+            quorum_ack_age,
             committed_term: m.local_committed.as_ref().map_or(0, |l| **l.committed_leader_id()),
             acked: m.heartbeat.iter().flatten().map(|(id, at)| (*id, at.as_ref().map(|at| at.elapsed()))).collect(),
             membership: (*m.membership_config).clone(),

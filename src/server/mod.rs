@@ -188,9 +188,12 @@ impl Server {
                 let dir = &server.config.server.data_dir;
                 let mut notes: Vec<String> = server.bootstrap.waits().into_iter().collect();
                 notes.extend(server.peer_api.blocked());
+                let identity = server.bootstrap.identity();
                 server.api.set_facts(Facts {
                     name: server.this.name.clone(),
                     slot: Some(u64::from(server.this.slot)),
+                    member_id: identity.member_id,
+                    cluster_id: identity.cluster_id,
                     disk_free_bytes: server.env.disk.free_bytes(dir).unwrap_or(0),
                     notes,
                 });

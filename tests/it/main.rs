@@ -3,8 +3,13 @@
 // Helpers are test code too: clippy's setting for tests knows only `#[test]` functions.
 #![allow(clippy::unwrap_used)]
 
+mod dev;
 mod docker;
+mod faults;
 mod formation;
 mod helm;
+mod import;
+mod membership;
+mod storage;
 mod support;
 mod tidy;
