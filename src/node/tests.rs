@@ -156,6 +156,7 @@ fn options() -> Options {
         queue_requests_max: 1000,
         queue_bytes_max: 64 << 20,
         lease_reads: false,
+        leader_silence_max: Duration::from_secs(2),
         retry_interval: Duration::from_millis(50),
     }
 }
