@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::env::{Env, Instant, timeout_at};
 use crate::error::Error;
 use crate::pb;
-use crate::raft::{self, Member, Peers, Raft, Store};
+use crate::raft::{self, LeaderHeard, Member, Peers, Raft, Store};
 
 pub use forward::Serving;
 use forward::{Link, Outgoing};
@@ -48,6 +48,8 @@ pub struct Options {
     pub lease_reads: bool,
     /// A new leader is waited for this long before a request is tried again.
     pub retry_interval: Duration,
+    /// A follower that has not heard its leader for this long knows none.
+    pub leader_silence_max: Duration,
 }
 
 /// Where requests go at the moment.
@@ -78,6 +80,7 @@ struct Inner {
     queued_bytes: Arc<AtomicU64>,
     space: Space,
     term: AtomicU64,
+    heard: LeaderHeard,
 }
 
 /// Whether puts are taken; kept by the space watch, read by the proposer.
@@ -134,6 +137,7 @@ impl Node {
             queued_bytes: Arc::default(),
             space: Space::default(),
             term: AtomicU64::new(0),
+            heard: LeaderHeard::default(),
         });
         let node = Self { inner };
         env.spawn(Proposer::new(node.clone(), proposals_rx).run());
@@ -165,6 +169,11 @@ impl Node {
 
     pub fn space(&self) -> &Space {
         &self.inner.space
+    }
+
+    /// Where the receiver of Raft's calls notes that it has heard a leader.
+    pub fn leader_heard(&self) -> LeaderHeard {
+        self.inner.heard.clone()
     }
 
     pub fn options(&self) -> &Options {
@@ -321,11 +330,13 @@ impl Node {
         let metrics = self.inner.raft.metrics();
         let m = metrics.borrow_watched();
         let this = self.inner.this.member_id;
+        let is_leader = m.state == ServerState::Leader;
+        let follows = self.inner.heard.within(self.inner.options.leader_silence_max);
         let index = |id: &Option<raft::LogId>| id.as_ref().map_or(0, |l| l.index());
         Status {
             term: m.current_term,
-            leader: m.current_leader.filter(|id| *id != this || m.state == ServerState::Leader),
-            is_leader: m.state == ServerState::Leader,
+            leader: m.current_leader.filter(|id| if *id == this { is_leader } else { follows }),
+            is_leader,
             is_learner: !m.membership_config.voter_ids().any(|id| id == this),
             last_log_index: m.last_log_index.unwrap_or(0),
             committed_index: index(&m.local_committed),

@@ -26,7 +26,7 @@ pub use checkpoint::Checkpointer;
 pub use convert::{log_id_from_pb, log_id_to_pb, membership_from_pb, membership_to_pb, stored_membership_from_pb};
 pub use log_store::LogStore;
 pub use network::{ForwardStream, Network, Peers, next_forwarded};
-pub use rpc::{Member, Rpc};
+pub use rpc::{LeaderHeard, Member, Rpc};
 pub use state_machine::{Applied, StateMachine, Store};
 
 /// The commands of one log entry: an encoded [`pb::log::Batch`].

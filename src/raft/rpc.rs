@@ -4,6 +4,7 @@
 //! before anything of it is looked at (membership rule: a wiped or removed member must not be heard under an old id).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
@@ -14,7 +15,7 @@ use tonic::{Status, Streaming};
 use super::convert::{entry_from_pb, log_id_from_pb, log_id_to_pb, vote_from_pb, vote_to_pb};
 use super::state_machine::snapshot_meta;
 use super::{Raft, TypeConfig};
-use crate::env::Env;
+use crate::env::{Env, Instant};
 use crate::pb::peer;
 use crate::storage::snapshot::{self, Incoming};
 
@@ -45,6 +46,22 @@ impl Member {
     }
 }
 
+/// When a leader was last heard. openraft names the leader of the newest vote for as long as there is no newer one, even
+/// if that leader is long gone.
+#[derive(Clone, Default)]
+pub struct LeaderHeard(Arc<Mutex<Option<Instant>>>);
+
+impl LeaderHeard {
+    fn note(&self) {
+        *self.0.lock() = Some(Instant::now());
+    }
+
+    /// True if a leader was heard in the last `span`.
+    pub fn within(&self, span: Duration) -> bool {
+        self.0.lock().is_some_and(|at| at.elapsed() <= span)
+    }
+}
+
 /// Raft's calls for one member.
 #[derive(Clone)]
 pub struct Rpc {
@@ -52,6 +69,7 @@ pub struct Rpc {
     raft: Raft,
     this: Member,
     snapshots: snapshot::Dir,
+    heard: LeaderHeard,
     /// One snapshot is received at a time.
     receiving: Arc<tokio::sync::Mutex<()>>,
     /// Mismatches that were logged: each once.
@@ -71,8 +89,8 @@ fn missing(what: &str) -> Status {
 }
 
 impl Rpc {
-    pub fn new(env: Env, raft: Raft, this: Member, snapshots: snapshot::Dir) -> Self {
-        Self { env, raft, this, snapshots, receiving: Arc::default(), logged: Arc::default() }
+    pub fn new(env: Env, raft: Raft, this: Member, snapshots: snapshot::Dir, heard: LeaderHeard) -> Self {
+        Self { env, raft, this, snapshots, heard, receiving: Arc::default(), logged: Arc::default() }
     }
 
     /// As [`Member::check`]; logs each stranger once.
@@ -96,6 +114,9 @@ impl Rpc {
             leader_commit: request.leader_commit.map(log_id_from_pb),
         };
         let answer = self.raft.append_entries(rpc).await.map_err(fatal)?;
+        if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
+            self.heard.note();
+        }
         use peer::append_response::Outcome;
         let mut response = peer::AppendResponse::default();
         match answer {

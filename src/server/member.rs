@@ -222,7 +222,7 @@ impl Server {
         env.spawn(reconciler.clone().run());
         self.bootstrap
             .set_raft(Some(Arc::new(Facts { node: node.clone(), lease: self.config.raft.election_timeout_max })));
-        let rpc = Rpc::new(env.clone(), raft, this, snapshots);
+        let rpc = Rpc::new(env.clone(), raft, this, snapshots, node.leader_heard());
         self.peer_api.set_running(Some(Running { rpc, node: node.clone(), reconciler }));
         self.api.set_node(Some(node.clone()));
         env.spawn(self.clone().watch_readiness(env.clone(), node.clone()));
@@ -251,6 +251,8 @@ impl Server {
             queue_bytes_max: raft.queue_bytes_max.0,
             lease_reads: raft.lease_reads,
             retry_interval: Duration::from_millis(50),
+            // As long as a leader without a quorum takes to notice.
+            leader_silence_max: 2 * raft.election_timeout_max,
         }
     }
 
@@ -323,7 +325,7 @@ impl Server {
         self.set_health(false).await;
     }
 
-    async fn set_health(&self, ready: bool) {
+    pub(super) async fn set_health(&self, ready: bool) {
         let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
         self.health.set_service_status("", status).await;
         self.health.set_service_status("readiness", status).await;

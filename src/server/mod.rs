@@ -4,6 +4,7 @@
 //! over leadership, drain clients, stop Raft, flush. A part that fails for good stops the process: half a member is worse than
 //! a restart.
 
+mod authority;
 mod listen;
 mod member;
 
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
+use tonic_health::ServingStatus;
 
 use crate::api::{Api, Facts, PeerApi, VERSION};
 use crate::cluster::decide::Expected;
@@ -101,6 +103,8 @@ async fn serve(env: Env, config: Config) -> anyhow::Result<()> {
     });
     tracing::info!(version = VERSION, name = server.this.name, slot, "quorate");
     server.show_facts();
+    server.set_health(false).await;
+    server.health.set_service_status("liveness", ServingStatus::Serving).await;
     server.listen(health_service).await?;
     let ended = server.live().await;
     env.stop(Duration::from_secs(5)).await;

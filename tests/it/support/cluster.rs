@@ -18,6 +18,7 @@ use quorate::pb::etcd::{
     HashKvRequest, HashKvResponse, Member, MemberListRequest, PutRequest, RangeRequest, StatusRequest, StatusResponse,
 };
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
@@ -172,7 +173,7 @@ impl Cluster {
         std::fs::remove_dir_all(self.data_dir(slot)).unwrap();
     }
 
-    fn channel(&self, slot: u64) -> Channel {
+    pub fn channel(&self, slot: u64) -> Channel {
         Endpoint::from_shared(format!("http://{}", self.endpoint(slot)))
             .unwrap()
             .connect_timeout(Duration::from_secs(1))
@@ -198,6 +199,19 @@ impl Cluster {
 
     pub async fn hash_kv(&self, slot: u64, revision: i64) -> Result<HashKvResponse, Status> {
         Ok(self.maintenance(slot).hash_kv(HashKvRequest { revision }).await?.into_inner())
+    }
+
+    /// Waits until all of `slots` hold the same; returns the hash.
+    pub async fn same_hash(&self, slots: &[u64]) -> u32 {
+        wait_for(&format!("pods {slots:?} to hold the same"), async || {
+            let mut seen = Vec::new();
+            for slot in slots {
+                let hash = self.hash_kv(*slot, 0).await.map_err(|e| format!("kv-{slot}: {}", e.message()))?;
+                seen.push((hash.hash, hash.compact_revision, hash.hash_revision));
+            }
+            if seen.windows(2).all(|pair| pair[0] == pair[1]) { Ok(seen[0].0) } else { Err(format!("{seen:?}")) }
+        })
+        .await
     }
 
     /// The slot that leads, as a running pod in `slots` knows it; `None` if none of them knows one.
@@ -304,6 +318,18 @@ pub async fn wait_for<T, E: std::fmt::Display>(what: &str, mut look: impl AsyncF
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// A GET with HTTP/1.1: code and body.
+pub async fn http_get(endpoint: &str, path: &str) -> std::io::Result<(u16, String)> {
+    let mut stream = tokio::net::TcpStream::connect(endpoint).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {endpoint}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
+    code.zip(body).ok_or_else(|| std::io::Error::other(format!("not HTTP: {answer:?}")))
 }
 
 /// Two bytes of a loopback address that no other test uses now.
