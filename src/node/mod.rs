@@ -48,7 +48,7 @@ pub struct Options {
     pub lease_reads: bool,
     /// A new leader is waited for this long before a request is tried again.
     pub retry_interval: Duration,
-    /// A follower that has not heard its leader for this long knows none.
+    /// A follower that has not heard its leader for this long knows none; nor does a leader without a quorum's answer.
     pub leader_silence_max: Duration,
 }
 
@@ -99,6 +99,7 @@ pub struct Space {
 #[derive(Clone, Debug)]
 pub struct Status {
     pub term: u64,
+    /// Known, and heard of lately: by a follower itself, by the leader from a quorum.
     pub leader: Option<u64>,
     pub is_leader: bool,
     pub is_learner: bool,
@@ -331,17 +332,24 @@ impl Node {
         let m = metrics.borrow_watched();
         let this = self.inner.this.member_id;
         let is_leader = m.state == ServerState::Leader;
-        let follows = self.inner.heard.within(self.inner.options.leader_silence_max);
+        let silence_max = self.inner.options.leader_silence_max;
+        let quorum_ack_age = m.last_quorum_acked.as_ref().map(|at| at.elapsed());
+        // openraft keeps a leader in office that no quorum answers, and a follower faithful to one that is gone.
+        let is_confirmed = if is_leader {
+            m.membership_config.voter_ids().eq([this]) || quorum_ack_age.is_some_and(|age| age <= silence_max)
+        } else {
+            self.inner.heard.within(silence_max)
+        };
         let index = |id: &Option<raft::LogId>| id.as_ref().map_or(0, |l| l.index());
         Status {
             term: m.current_term,
-            leader: m.current_leader.filter(|id| if *id == this { is_leader } else { follows }),
+            leader: m.current_leader.filter(|id| is_confirmed && (*id == this) == is_leader),
             is_leader,
             is_learner: !m.membership_config.voter_ids().any(|id| id == this),
             last_log_index: m.last_log_index.unwrap_or(0),
             committed_index: index(&m.local_committed),
             applied_index: self.inner.store.applied_index().unwrap_or(0),
-            quorum_ack_age: m.last_quorum_acked.as_ref().map(|at| at.elapsed()),
+            quorum_ack_age,
             committed_term: m.local_committed.as_ref().map_or(0, |l| **l.committed_leader_id()),
             acked: m.heartbeat.iter().flatten().map(|(id, at)| (*id, at.as_ref().map(|at| at.elapsed()))).collect(),
             membership: (*m.membership_config).clone(),

@@ -251,7 +251,7 @@ impl Server {
             queue_bytes_max: raft.queue_bytes_max.0,
             lease_reads: raft.lease_reads,
             retry_interval: Duration::from_millis(50),
-            // As long as a leader without a quorum takes to notice.
+            // The others elect within about this time, if they can.
             leader_silence_max: 2 * raft.election_timeout_max,
         }
     }
