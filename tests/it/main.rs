@@ -4,6 +4,7 @@ mod api;
 mod docker;
 mod formation;
 mod helm;
+mod parity;
 mod services;
 mod support;
 mod tidy;
