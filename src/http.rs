@@ -4,8 +4,8 @@
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::{Html, IntoResponse};
+use axum::http::{HeaderMap, HeaderName, StatusCode, Uri, header};
+use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use serde_json::json;
 
@@ -19,7 +19,23 @@ pub fn router(api: Api) -> Router {
         .route("/livez", get(|| async { "ok" }))
         .route("/readyz", get(readyz))
         .route("/version", get(version))
+        .fallback(unknown)
         .with_state(api)
+}
+
+/// A gRPC call of a service that is not served gets gRPC's own answer: not every client makes one of a bare 404.
+async fn unknown(headers: HeaderMap, uri: Uri) -> Response {
+    let content_type = headers.get(header::CONTENT_TYPE);
+    if content_type.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
+        let service = uri.path().split('/').nth(1).unwrap_or_default();
+        let head = [
+            (header::CONTENT_TYPE, "application/grpc".to_owned()),
+            (HeaderName::from_static("grpc-status"), "12".to_owned()),
+            (HeaderName::from_static("grpc-message"), format!("unknown service {service}")),
+        ];
+        return head.into_response();
+    }
+    (StatusCode::NOT_FOUND, "not found\n").into_response()
 }
 
 async fn health(State(api): State<Api>) -> impl IntoResponse {

@@ -165,7 +165,8 @@ impl State {
     }
 
     fn put(&mut self, r: &PutRequest, answer: bool) -> Result<PutResponse, Error> {
-        self.check_put(r)?;
+        self.check_put_lease(r)?;
+        self.check_put_key(r)?;
         let mut events = Vec::with_capacity(1);
         let response = self.write_put(r, &mut events, answer);
         self.commit(events);
@@ -200,16 +201,16 @@ impl State {
         SetClusterVersion { version: self.cluster_version }
     }
 
-    /// Whatever can make a put fail; so that a transaction fails before it writes.
-    pub(super) fn check_put(&self, r: &PutRequest) -> Result<(), Error> {
+    /// Refuses a put to a lease that does not exist.
+    pub(super) fn check_put_lease(&self, r: &PutRequest) -> Result<(), Error> {
         // No lease exists yet; the check is where `kv::lease` will have its own.
-        if r.lease != 0 {
-            return Err(Error::LeaseNotFound);
-        }
-        if (r.ignore_value || r.ignore_lease) && self.live.get(by_key(&r.key)).is_none() {
-            return Err(Error::KeyNotFound);
-        }
-        Ok(())
+        if r.lease != 0 { Err(Error::LeaseNotFound) } else { Ok(()) }
+    }
+
+    /// Refuses a put that keeps something of a key that does not exist.
+    pub(super) fn check_put_key(&self, r: &PutRequest) -> Result<(), Error> {
+        let needs_key = r.ignore_value || r.ignore_lease;
+        if needs_key && self.live.get(by_key(&r.key)).is_none() { Err(Error::KeyNotFound) } else { Ok(()) }
     }
 
     /// The revision that a write is about to make.
@@ -217,7 +218,7 @@ impl State {
         self.revision + 1
     }
 
-    /// Writes a put that [`Self::check_put`] allowed, as part of the next revision.
+    /// Writes a put that was checked, as part of the next revision.
     pub(super) fn write_put(&mut self, r: &PutRequest, events: &mut Vec<KeyValue>, answer: bool) -> PutResponse {
         let revision = self.next_revision();
         let prev = self.live.get(by_key(&r.key)).cloned();

@@ -23,6 +23,13 @@ pub fn is_read_only(r: &TxnRequest) -> bool {
     })
 }
 
+/// What one pass of checks looks at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Check {
+    Puts,
+    Ranges,
+}
+
 /// Which branch each transaction of a nest takes, in the order in which they are met.
 type Path = Vec<bool>;
 
@@ -40,7 +47,9 @@ impl State {
     pub(super) fn txn(&mut self, r: &TxnRequest, answer: bool) -> Result<TxnResponse, Error> {
         let mut path = Path::new();
         self.decide(r, &mut path);
-        self.check_txn(r, &mut path.iter().copied())?;
+        // The order decides what the client is told when several things are wrong; it is etcd's.
+        self.check_txn(r, &mut path.iter().copied(), Check::Puts)?;
+        self.check_txn(r, &mut path.iter().copied(), Check::Ranges)?;
         let mut events = Vec::new();
         let response = self.write_txn(r, &mut path.into_iter(), &mut events, answer);
         self.commit(events);
@@ -73,13 +82,16 @@ impl State {
         items.all(|kv| compare(c, &kv.fields()))
     }
 
-    fn check_txn(&self, r: &TxnRequest, path: &mut impl Iterator<Item = bool>) -> Result<(), Error> {
+    fn check_txn(&self, r: &TxnRequest, path: &mut impl Iterator<Item = bool>, what: Check) -> Result<(), Error> {
         for op in branch(r, next(path)) {
             match &op.request {
-                Some(Request::RequestRange(r)) => self.check_readable(r.revision)?,
-                Some(Request::RequestPut(r)) => self.check_put(r)?,
-                Some(Request::RequestDeleteRange(_)) => {}
-                Some(Request::RequestTxn(r)) => self.check_txn(r, path)?,
+                Some(Request::RequestRange(r)) if what == Check::Ranges => self.check_readable(r.revision)?,
+                Some(Request::RequestPut(r)) if what == Check::Puts => {
+                    self.check_put_key(r)?;
+                    self.check_put_lease(r)?;
+                }
+                Some(Request::RequestRange(_) | Request::RequestPut(_) | Request::RequestDeleteRange(_)) => {}
+                Some(Request::RequestTxn(r)) => self.check_txn(r, path, what)?,
                 None => return Err(Error::KeyNotFound),
             }
         }

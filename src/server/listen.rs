@@ -1,12 +1,14 @@
 //! The two listeners: clients (gRPC and HTTP on one port) and peers.
 
+use std::borrow::Cow;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -16,6 +18,7 @@ use tonic::transport::Server as Grpc;
 use tonic::transport::server::Connected;
 
 use super::Server;
+use super::authority::Filter;
 use crate::env::net::{Incoming, Stream};
 use crate::http;
 use crate::pb;
@@ -33,6 +36,9 @@ const WINDOW_BYTES: u32 = 4 << 20;
 /// An accepted connection and its place among the allowed ones.
 struct Connection {
     io: Box<dyn Stream>,
+    filter: Filter,
+    /// Filtered, and not taken yet.
+    ready: Bytes,
     _place: OwnedSemaphorePermit,
 }
 
@@ -43,7 +49,25 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, into)
+        let this = &mut *self;
+        loop {
+            if !this.ready.is_empty() {
+                let part = this.ready.split_to(this.ready.len().min(into.remaining()));
+                into.put_slice(&part);
+                return Poll::Ready(Ok(()));
+            }
+            let begin = into.filled().len();
+            ready!(Pin::new(&mut this.io).poll_read(cx, into))?;
+            let arrived = &into.filled()[begin..];
+            if arrived.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            match this.filter.pass(arrived) {
+                Cow::Borrowed(same) if same.len() == arrived.len() => return Poll::Ready(Ok(())),
+                other => this.ready = Bytes::from(other.into_owned()),
+            }
+            into.set_filled(begin);
+        }
     }
 }
 
@@ -80,7 +104,9 @@ fn bounded(incoming: Incoming, max: usize) -> impl futures_util::Stream<Item = i
         let place = places.clone().try_acquire_owned();
         async move {
             match (accepted, place) {
-                (Ok(io), Ok(place)) => Some(Ok(Connection { io, _place: place })),
+                (Ok(io), Ok(place)) => {
+                    Some(Ok(Connection { io, filter: Filter::default(), ready: Bytes::new(), _place: place }))
+                }
                 (Ok(_), Err(_)) => {
                     tracing::warn!(max, "connection refused: too many are open");
                     None

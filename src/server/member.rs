@@ -373,7 +373,7 @@ impl Server {
         self.bootstrap.set_waits(None);
     }
 
-    async fn set_health(&self, ready: bool) {
+    pub(super) async fn set_health(&self, ready: bool) {
         let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
         self.health.set_service_status("", status).await;
         self.health.set_service_status("readiness", status).await;

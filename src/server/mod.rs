@@ -4,6 +4,7 @@
 //! over leadership, drain clients, stop Raft, flush. A part that fails for good stops the process: half a member is worse than
 //! a restart.
 
+mod authority;
 mod listen;
 mod member;
 #[cfg(test)]
@@ -15,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tonic_health::ServingStatus;
 
 use crate::api::{Api, Facts, PeerApi, VERSION};
 use crate::cluster::decide::Expected;
@@ -113,6 +115,8 @@ async fn serve(env: Env, config: Config, state_engine: state::Engine) -> anyhow:
     });
     tracing::info!(version = VERSION, name = server.this.name, slot, "quorate");
     server.show_facts();
+    server.set_health(false).await;
+    server.health.set_service_status("liveness", ServingStatus::Serving).await;
     server.listen(health_service).await?;
     let ended = tokio::select! {
         ended = server.live() => ended,

@@ -3,6 +3,7 @@
 // Helpers are test code too: clippy's setting for tests knows only `#[test]` functions.
 #![allow(clippy::unwrap_used)]
 
+mod api;
 mod dev;
 mod docker;
 mod faults;
@@ -10,6 +11,8 @@ mod formation;
 mod helm;
 mod import;
 mod membership;
+mod parity;
+mod services;
 mod storage;
 mod support;
 mod tidy;

@@ -235,7 +235,7 @@ impl Cluster {
         std::fs::remove_dir_all(self.data_dir(slot)).unwrap();
     }
 
-    fn channel(&self, slot: u64) -> Channel {
+    pub fn channel(&self, slot: u64) -> Channel {
         Endpoint::from_shared(format!("http://{}", self.endpoint(slot)))
             .unwrap()
             .connect_timeout(Duration::from_secs(1))

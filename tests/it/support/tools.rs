@@ -13,6 +13,8 @@ pub struct Tool {
     pub install: &'static str,
 }
 
+pub const ETCD: Tool = Tool { name: "etcd", install: "`apt-get install etcd-server`" };
+pub const ETCDCTL: Tool = Tool { name: "etcdctl", install: "`apt-get install etcd-client`" };
 pub const HELM: Tool = Tool { name: "helm", install: "`go install helm.sh/helm/v3/cmd/helm@v3.21.4`" };
 pub const DEBOOTSTRAP: Tool = Tool { name: "debootstrap", install: "`apt-get install debootstrap`" };
 
