@@ -88,12 +88,12 @@ impl Maintenance for Api {
     }
 }
 
-fn node_status(node: &Node, quota_bytes: u64, errors: Vec<String>) -> StatusResponse {
+fn node_status(node: &Node, quota_bytes: u64, mut errors: Vec<String>) -> StatusResponse {
     let raft = node.status();
     let (bytes, in_use) = node.store().read(|s| (s.kv.bytes(), s.kv.bytes_in_use()));
-    let mut errors = errors;
     if raft.leader.is_none() {
-        errors.push(Error::NoLeader.to_string());
+        // First, where etcd's own tools look for it.
+        errors.insert(0, Error::NoLeader.to_string());
     }
     StatusResponse {
         header: header_now(node),

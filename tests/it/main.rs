@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod api;
+mod cli;
 mod dev;
 mod docker;
+mod etcdctl;
 mod faults;
 mod formation;
 mod helm;
