@@ -164,6 +164,14 @@ impl Cluster {
         self.pods.get_mut(&slot).is_some_and(|child| child.try_wait().unwrap().is_none())
     }
 
+    /// Resident memory of the pod's process.
+    #[allow(dead_code, reason = "only the import example prints it")]
+    pub fn resident_bytes(&self, slot: u64) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pods[&slot].id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
     /// SIGKILL, and waits until the process is gone.
     pub fn kill(&mut self, slot: u64) {
         if let Some(mut child) = self.pods.remove(&slot) {
