@@ -25,6 +25,14 @@ use tonic::{Code, Status};
 /// Time in which anything that a test waits for must have happened, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The program under test: cargo names it to tests; an example finds it beside its own directory.
+pub fn binary() -> PathBuf {
+    match option_env!("CARGO_BIN_EXE_quorate") {
+        Some(path) => path.into(),
+        None => std::env::current_exe().unwrap().parent().unwrap().with_file_name("quorate"),
+    }
+}
+
 /// The pods of one test.
 pub struct Cluster {
     root: tempfile::TempDir,
@@ -106,7 +114,7 @@ impl Cluster {
     pub fn start_pod_with(&mut self, slot: u64, env: &[(&str, &str)]) {
         assert!(!self.is_running(slot), "kv-{slot} runs already");
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path(slot)).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
+        let mut command = Command::new(binary());
         command
             .arg("serve")
             .args(["--name", &format!("kv-{slot}")])
@@ -128,6 +136,13 @@ impl Cluster {
 
     pub fn is_running(&mut self, slot: u64) -> bool {
         self.pods.get_mut(&slot).is_some_and(|child| child.try_wait().unwrap().is_none())
+    }
+
+    /// Resident memory of the pod's process.
+    pub fn resident_bytes(&self, slot: u64) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pods[&slot].id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
     /// SIGKILL, and waits until the process is gone.
