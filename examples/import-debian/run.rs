@@ -171,7 +171,8 @@ async fn kill_until_done(cluster: &mut Cluster, clients: &[tokio::task::JoinHand
     let mut rng = fastrand::Rng::with_seed(options.seed);
     let mut kills = 0;
     let is_done = || clients.iter().all(|client| client.is_finished());
-    let mut next = Instant::now() + options.kill_every;
+    // The first one soon, so that a short run meets some.
+    let mut next = Instant::now() + options.kill_every / 4;
     let mut down: Option<(u64, Instant)> = None;
     while !is_done() {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -213,7 +214,8 @@ async fn client(work: Arc<Work>, n: usize) {
             let member = turn % members.len();
             match tokio::time::timeout(ANSWER_PATIENCE, members[member].put(put)).await {
                 Ok(Ok(_)) => break true,
-                Ok(Err(status)) if status.code() == Code::InvalidArgument => break false,
+                // The limit of requests, or of messages.
+                Ok(Err(status)) if matches!(status.code(), Code::InvalidArgument | Code::OutOfRange) => break false,
                 Ok(Err(status)) if is_certain(&status) => work.refused.fetch_add(1, Ordering::Relaxed),
                 Ok(Err(_)) | Err(_) => work.ambiguous.fetch_add(1, Ordering::Relaxed),
             };

@@ -174,12 +174,23 @@ impl Model {
         Ok(TxnResponse { header: self.header(), succeeded, responses })
     }
 
+    /// The puts on the branches taken, which are refused before any range is.
+    fn check_puts(&self, r: &TxnRequest) -> Result<(), Error> {
+        let succeeded = r.compare.iter().all(|c| self.holds(c));
+        let branch = if succeeded { &r.success } else { &r.failure };
+        branch.iter().try_for_each(|op| match op.request.as_ref().unwrap() {
+            Op::RequestPut(r) => self.clone().put(self, r).map(drop),
+            Op::RequestTxn(r) => self.check_puts(r),
+            Op::RequestRange(_) | Op::RequestDeleteRange(_) => Ok(()),
+        })
+    }
+
     fn apply(&mut self, request: &Request) -> Result<Response, Error> {
         let before = self.clone();
         let answer = match request {
             Request::Put(r) => self.put(&before, r).map(Response::Put),
             Request::DeleteRange(r) => Ok(Response::DeleteRange(self.delete(r))),
-            Request::Txn(r) => self.txn(&before, r).map(Response::Txn),
+            Request::Txn(r) => before.check_puts(r).and_then(|()| self.txn(&before, r)).map(Response::Txn),
             Request::Compact(r) if r.revision <= self.compacted => Err(Error::Compacted),
             Request::Compact(r) if r.revision > self.revision => Err(Error::FutureRevision),
             Request::Compact(r) => {
