@@ -1,6 +1,6 @@
 //! Quorate: a Raft consensus server that serves a replicated key-value store over the etcd v3 API.
 //!
-//! One module a concern; a module imports only what stands above it in this list (`tests/it/tidy.rs` checks it).
+//! One module a concern; a group imports only what stands above it (`tests/it/tidy.rs` has the exact order).
 
 pub mod env;
 pub mod error;
@@ -10,12 +10,18 @@ pub mod config;
 pub mod identity;
 pub mod telemetry;
 
+pub mod storage;
+
+pub mod kv;
+
+pub mod raft;
+
+pub mod node;
+
 pub mod api;
-pub mod cli;
 pub mod cluster;
 pub mod http;
-pub mod kv;
-pub mod node;
-pub mod raft;
+
 pub mod server;
-pub mod storage;
+
+pub mod cli;

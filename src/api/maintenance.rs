@@ -12,7 +12,7 @@ use crate::pb::etcd::alarm_request::AlarmAction;
 use crate::pb::etcd::maintenance_server::Maintenance;
 use crate::pb::etcd::{
     AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DowngradeInfo, HashKvRequest, HashKvResponse,
-    MoveLeaderRequest, MoveLeaderResponse, StatusRequest, StatusResponse,
+    MoveLeaderRequest, MoveLeaderResponse, ResponseHeader, StatusRequest, StatusResponse,
 };
 
 fn alarms(node: &Node) -> Vec<AlarmMember> {
@@ -43,6 +43,11 @@ impl Maintenance for Api {
         let answer = match self.any_node() {
             Ok(node) => node_status(&node, self.shared.quota_bytes, facts.notes.clone()),
             Err(_) => StatusResponse {
+                header: Some(ResponseHeader {
+                    cluster_id: facts.cluster_id,
+                    member_id: facts.member_id,
+                    ..ResponseHeader::default()
+                }),
                 version: ETCD_VERSION.into(),
                 errors: facts.notes.clone(),
                 ..StatusResponse::default()
@@ -83,12 +88,12 @@ impl Maintenance for Api {
     }
 }
 
-fn node_status(node: &Node, quota_bytes: u64, errors: Vec<String>) -> StatusResponse {
+fn node_status(node: &Node, quota_bytes: u64, mut errors: Vec<String>) -> StatusResponse {
     let raft = node.status();
     let (bytes, in_use) = node.store().read(|s| (s.kv.bytes(), s.kv.bytes_in_use()));
-    let mut errors = errors;
     if raft.leader.is_none() {
-        errors.push(Error::NoLeader.to_string());
+        // First, where etcd's own tools look for it.
+        errors.insert(0, Error::NoLeader.to_string());
     }
     StatusResponse {
         header: header_now(node),

@@ -46,6 +46,10 @@ struct Shared {
 pub struct Facts {
     pub name: String,
     pub slot: Option<u64>,
+    /// Told also while Raft does not run, so that members without a cluster are told apart.
+    pub member_id: u64,
+    /// 0 while this member belongs to none.
+    pub cluster_id: u64,
     pub disk_free_bytes: u64,
     /// What this member waits for or warns of, one sentence each.
     pub notes: Vec<String>,
@@ -116,7 +120,7 @@ impl Api {
             return Some(facts.notes.first().cloned().unwrap_or_else(|| "belongs to no cluster yet".into()));
         };
         if node.status().leader.is_none() {
-            return Some("knows no leader".into());
+            return Some(std::iter::once("knows no leader".into()).chain(facts.notes).collect::<Vec<_>>().join("; "));
         }
         if !self.shared.was_ready.load(Ordering::Acquire) {
             return Some("has not applied yet what was committed when it started".into());

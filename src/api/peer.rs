@@ -16,7 +16,7 @@ use crate::pb::peer::peer_server::Peer;
 use crate::pb::peer::{
     AbandonRequest, AbandonResponse, AcceptRequest, AcceptResponse, AppendRequest, AppendResponse, ForwardRequest,
     ForwardResponse, JoinRequest, JoinResponse, SnapshotChunk, SnapshotHead, SnapshotOffsetResponse, SnapshotResponse,
-    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse, WhoRequest, WhoResponse,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse, WhoRequest, WhoResponse, append_response,
 };
 use crate::raft::Rpc;
 
@@ -81,7 +81,12 @@ impl Peer for PeerApi {
     }
 
     async fn append(&self, request: Request<AppendRequest>) -> Result<Response<AppendResponse>, Status> {
-        Ok(Response::new(self.running()?.rpc.append(request.into_inner()).await?))
+        let running = self.running()?;
+        let response = running.rpc.append(request.into_inner()).await?;
+        if response.outcome() != append_response::Outcome::HigherVote {
+            running.node.hear_leader();
+        }
+        Ok(Response::new(response))
     }
 
     async fn vote(&self, request: Request<VoteRequest>) -> Result<Response<VoteResponse>, Status> {

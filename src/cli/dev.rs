@@ -40,6 +40,9 @@ pub struct Args {
     /// Distance between the client ports of two pods; the default gives 2379, 22379, 32379 as etcd's own examples do
     #[arg(long)]
     port_step: Option<u16>,
+    /// Address on which pods listen for clients; %d is the pod's ordinal, as in 127.0.0.%d
+    #[arg(long, default_value = "127.0.0.1")]
+    host: String,
     /// Peer addresses; %d is the pod's ordinal
     #[arg(long, default_value = "127.0.0.1:2380%d")]
     peers: String,
@@ -66,7 +69,8 @@ impl Args {
 struct Pod {
     name: String,
     slot: u16,
-    client_port: u16,
+    /// `host:port` for clients.
+    endpoint: String,
     log: PathBuf,
     child: Option<Child>,
     down_since: Option<Instant>,
@@ -94,9 +98,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut dev = Dev { pods: Vec::new(), root, args };
     for slot in 0..dev.args.replicas {
         let name = format!("quorate-{slot}");
-        let client_port = dev.args.client_port(slot)?;
+        let host = dev.args.host.replace("%d", &slot.to_string());
+        let endpoint = format!("{host}:{}", dev.args.client_port(slot)?);
         let log = dev.root.join(format!("{name}.log"));
-        dev.pods.push(Pod { name, slot, client_port, log, child: None, down_since: None });
+        dev.pods.push(Pod { name, slot, endpoint, log, child: None, down_since: None });
     }
     for pod in 0..dev.pods.len() {
         dev.start(pod)?;
@@ -114,15 +119,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
 impl Dev {
     fn endpoints(&self) -> String {
-        let all: Vec<String> = self.pods.iter().map(|p| format!("127.0.0.1:{}", p.client_port)).collect();
-        all.join(",")
+        self.pods.iter().map(|pod| pod.endpoint.as_str()).collect::<Vec<_>>().join(",")
     }
 
     fn greet(&self) {
-        let first = self.pods[0].client_port;
         println!("data and logs:  {}", self.root.display());
         println!("endpoints:      {}", self.endpoints());
-        println!("status page:    http://127.0.0.1:{first}/");
+        println!("status page:    http://{}/", self.pods[0].endpoint);
         println!("try:            quorate put greeting hello && quorate get greeting");
         println!("                etcdctl --endpoints={} endpoint status -w table", self.endpoints());
         println!("(quorate is {}; Ctrl-C stops everything)", own_binary(Path::new("quorate")).display());
@@ -143,8 +146,8 @@ impl Dev {
             .args(["--peers", &self.args.peers])
             .args(["--size", &self.args.replicas.to_string()])
             .args(["--listen-peer", &address])
-            .args(["--listen-client", &format!("127.0.0.1:{}", pod.client_port)])
-            .args(["--advertise-client", &format!("http://127.0.0.1:{}", pod.client_port)])
+            .args(["--listen-client", &pod.endpoint])
+            .args(["--advertise-client", &format!("http://{}", pod.endpoint)])
             .arg("--data-dir")
             .arg(self.root.join(&pod.name))
             // A dev that is itself killed leaves no pods behind.
@@ -233,8 +236,7 @@ impl Dev {
     /// Name and term of the pod that leads, as the first pod that answers knows it.
     async fn leader(&self) -> Option<(String, u64)> {
         for pod in &self.pods {
-            let endpoint =
-                tonic::transport::Endpoint::from_shared(format!("http://127.0.0.1:{}", pod.client_port)).ok()?;
+            let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", pod.endpoint)).ok()?;
             let asking = async {
                 let mut client = MaintenanceClient::connect(endpoint).await.ok()?;
                 Some(client.status(StatusRequest {}).await.ok()?.into_inner())

@@ -88,6 +88,7 @@ impl Row {
         match self.report.as_ref() {
             _ if leader == self.id && leader != 0 => "leader",
             _ if self.slot() == READER_SLOT => "reader",
+            Ok(report) if report.cluster_id == 0 => "-",
             Ok(report) if report.status.is_learner => "learner",
             Err(_) if self.learner => "learner",
             _ => "voter",
@@ -98,7 +99,12 @@ impl Row {
     fn note(&self) -> String {
         match &self.report {
             Err(failure) => format!("does not answer: {failure}"),
-            Ok(report) => report.waits.iter().chain(&report.status.errors).cloned().collect::<Vec<_>>().join("; "),
+            Ok(report) => {
+                let waits = report.waits.as_deref().unwrap_or_default();
+                // What it waits for is among its errors too, for clients that know no more than etcd's message.
+                let errors = report.status.errors.iter().map(String::as_str).filter(|error| !waits.contains(error));
+                std::iter::once(waits).filter(|text| !text.is_empty()).chain(errors).collect::<Vec<_>>().join("; ")
+            }
         }
     }
 }

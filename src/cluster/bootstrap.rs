@@ -122,7 +122,7 @@ impl Bootstrap {
         let mut waits = self.waits.lock();
         if *waits != sentence {
             if let Some(text) = &sentence {
-                tracing::info!(waits = text.as_str(), "no cluster yet");
+                tracing::info!(waits = text.as_str(), "waiting");
             }
             *waits = sentence;
         }

@@ -122,6 +122,13 @@ pub enum Wait {
     #[error("waits: cluster {cluster_id:016x} has no quorum (asked {addresses}); start its other members, or `recover` it",
         addresses = .addresses.join(", "))]
     NoQuorum { cluster_id: u64, addresses: Vec<String> },
+    #[error("waits for a leader of cluster {cluster_id:016x}: {have} of {needs} needed voters are there; not: {}; start them, or \
+        `recover` this member if they are gone for good", .missing.join(", "))]
+    NoLeader { cluster_id: u64, have: usize, needs: usize, missing: Vec<String> },
+    #[error(
+        "waits: member {member:016x} was removed from cluster {cluster_id:016x}; delete this disk, or bring back the newer one"
+    )]
+    Removed { cluster_id: u64, member: u64 },
     #[error("waits: this disk belongs to cluster {own:016x}, but cluster {found:016x} answers")]
     ForeignCluster { own: u64, found: u64 },
     #[error("waits for cluster {cluster_id:016x}, which slot {slot} ({address}) is forming without this member")]
@@ -435,7 +442,7 @@ fn members_of_clusters(view: &View) -> impl Iterator<Item = (&Asked, &WhoRespons
     answers(view).filter(|(_, who)| matches!(who.state(), PeerState::Formed | PeerState::Joining))
 }
 
-fn has_quorum(who: &WhoResponse) -> bool {
+pub(super) fn has_quorum(who: &WhoResponse) -> bool {
     who.state() == PeerState::Formed && who.quorum
 }
 
@@ -443,7 +450,7 @@ fn started(view: &View, cluster_id: u64) -> bool {
     members_of_clusters(view).any(|(_, who)| who.cluster_id == cluster_id)
 }
 
-fn led(view: &View, cluster_id: u64) -> bool {
+pub(super) fn led(view: &View, cluster_id: u64) -> bool {
     answers(view).any(|(_, who)| who.cluster_id == cluster_id && has_quorum(who))
 }
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use super::bootstrap::Bootstrap;
-use super::decide::{Asked, Expected, State, Step, View, Wait, decide, is_dead};
+use super::decide::{Asked, Expected, State, Step, View, Wait, decide, is_dead, led};
 use super::peers::{self, Peers, Unreachable};
 use super::slot_of;
 use crate::env::net::BoxFuture;
@@ -81,6 +81,8 @@ const FIRST_DELAY: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_millis(5);
 /// Between looks at a formation that waits.
 const FORMING_DELAY_MAX: Duration = Duration::from_secs(1);
+/// Looks for a leader: longer than an election takes.
+const LEADER_TRIES: u32 = 5;
 /// Between requests to join (membership rule 10).
 const JOIN_DELAY_MAX: Duration = Duration::from_secs(15);
 /// Addresses beyond the pattern's that are asked; more is not a cluster but a mistake.
@@ -115,11 +117,11 @@ pub async fn run(bootstrap: &Arc<Bootstrap>, peers: &Arc<dyn Peers>, places: &Pl
     if identity.log_started {
         return Ok(Outcome::Resume { cluster_id: identity.cluster_id, formation: identity.formation });
     }
-    let shutdown = bootstrap.env().shutdown.clone();
+    let stopping = bootstrap.env().stopping.clone();
     let driver = Driver { bootstrap, peers, places };
     let outcome = tokio::select! {
         biased;
-        () = shutdown.cancelled() => Ok(Outcome::Shutdown),
+        () = stopping.cancelled() => Ok(Outcome::Shutdown),
         outcome = driver.drive() => outcome,
     };
     bootstrap.set_waits(None);
@@ -144,7 +146,7 @@ pub async fn watch(
         }
         tokio::select! {
             biased;
-            () = env.shutdown.cancelled() => return Watched::Shutdown,
+            () = env.stopping.cancelled() => return Watched::Shutdown,
             () = backoff.wait(env, FORMING_DELAY_MAX) => {}
         }
         let view = driver.look().await;
@@ -153,6 +155,28 @@ pub async fn watch(
             return Watched::Dead;
         }
     }
+}
+
+/// Whether a leader of `cluster_id` says that it has a quorum. To be asked while Raft does not run here: then that quorum does
+/// not need this member. An election may be under way, so the question is repeated for a while.
+pub async fn is_led_by_others(
+    bootstrap: &Arc<Bootstrap>,
+    peers: &Arc<dyn Peers>,
+    places: &Places,
+    cluster_id: u64,
+) -> bool {
+    let env = bootstrap.env();
+    let driver = Driver { bootstrap, peers, places };
+    for _ in 0..LEADER_TRIES {
+        if led(&driver.look().await, cluster_id) {
+            return true;
+        }
+        tokio::select! {
+            () = env.shutdown.cancelled() => return false,
+            () = env::sleep(env.jitter(FORMING_DELAY_MAX)) => {}
+        }
+    }
+    false
 }
 
 /// What a step leads to.

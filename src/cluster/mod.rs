@@ -6,6 +6,7 @@
 //! decide     what to do next while there is no Raft: a pure function of what was answered
 //! formation  the driver that asks, decides and acts, until Raft can start
 //! join       what the leader answers to those who ask to join
+//! leaderless what a member says that runs Raft and knows no leader
 //! reconcile  the leader's loop: observe, plan, carry out
 //! plan       the next change of the membership: a pure function of what the leader observes
 //! ```
@@ -21,6 +22,7 @@ pub mod bootstrap;
 pub mod decide;
 pub mod formation;
 pub mod join;
+pub mod leaderless;
 pub mod peers;
 pub mod plan;
 pub mod reconcile;

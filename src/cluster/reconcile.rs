@@ -86,7 +86,6 @@ impl Reconciler {
     pub async fn run(self: Arc<Self>) {
         let shutdown = self.node.env().shutdown.clone();
         let mut tick = interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut seen = BTreeMap::new();
         let mut term = None;
         loop {
@@ -277,7 +276,7 @@ impl Reconciler {
 }
 
 /// The newest membership that this member knows, in the form that planning wants.
-fn members(status: &Status) -> Members {
+pub fn members(status: &Status) -> Members {
     Members::from(&StoredMembership {
         log_id: status.membership.log_id().as_ref().map(log_id_to_pb),
         membership: Some(membership_to_pb(status.membership.membership())),

@@ -22,7 +22,14 @@ pub use disk::{Disk, File, OpenMode};
 pub use fail::fail_point;
 pub use net::Net;
 /// tokio's clock: real, or a simulation's.
-pub use tokio::time::{Instant, interval, sleep, sleep_until, timeout, timeout_at};
+pub use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+
+/// Ticks at once and then every `period`; a tick that comes late delays those after it instead of bunching them.
+pub fn interval(period: Duration) -> tokio::time::Interval {
+    let mut interval = tokio::time::interval(period);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    interval
+}
 
 /// Everything that a node takes from the world around it. Cloning shares it.
 #[derive(Clone)]
@@ -33,6 +40,10 @@ pub struct Env {
     tracker: TaskTracker,
     /// Ends every task of the node.
     pub shutdown: CancellationToken,
+    /// The node is asked to stop: it finishes what is under way, and then shuts down. Cancelled by `shutdown` too.
+    pub stopping: CancellationToken,
+    /// A part of the node has failed for good, such as a task that panicked: the node stops.
+    pub failed: CancellationToken,
     simulated: bool,
 }
 
@@ -43,12 +54,15 @@ impl Env {
     }
 
     fn new(disk: Arc<dyn Disk>, net: Arc<dyn Net>, rng: fastrand::Rng, simulated: bool) -> Self {
+        let shutdown = CancellationToken::new();
         Self {
             disk,
             net,
             rng: Arc::new(Mutex::new(rng)),
             tracker: TaskTracker::new(),
-            shutdown: CancellationToken::new(),
+            stopping: shutdown.child_token(),
+            shutdown,
+            failed: CancellationToken::new(),
             simulated,
         }
     }
@@ -73,13 +87,14 @@ impl Env {
         SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
     }
 
-    /// Runs a task that ends by itself or on [`Env::shutdown`]; [`Env::stop`] waits for it.
+    /// Runs a task that ends by itself or on [`Env::shutdown`]; [`Env::stop`] waits for it. If it panics the node stops: a
+    /// half-alive node is worse than a restart.
     pub fn spawn<F>(&self, task: F) -> tokio::task::JoinHandle<F::Output>
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        self.tracker.spawn(task)
+        self.tracker.spawn(guarded(task, self.failed.clone()))
     }
 
     /// Runs a task that blocks on I/O: on a thread of its own, or, simulated, beside the others.
@@ -93,6 +108,7 @@ impl Env {
         }
         let handle = tokio::runtime::Handle::current();
         let token = self.tracker.token();
+        let task = guarded(task, self.failed.clone());
         std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
@@ -117,6 +133,13 @@ impl Env {
         }
     }
 
+    /// Blocks this thread, which must not be one that runs tasks; simulated, no time passes.
+    pub fn block_for(&self, duration: Duration) {
+        if !self.simulated {
+            std::thread::sleep(duration);
+        }
+    }
+
     /// Ends all tasks and waits for them, at most for `patience`.
     pub async fn stop(&self, patience: Duration) {
         self.shutdown.cancel();
@@ -124,5 +147,49 @@ impl Env {
         if timeout(patience, self.tracker.wait()).await.is_err() {
             tracing::warn!(tasks = self.tracker.len(), "tasks did not end in time");
         }
+    }
+}
+
+/// Runs `task`; if it panics, says so through `failed`.
+async fn guarded<F: Future>(task: F, failed: CancellationToken) -> F::Output {
+    struct Guard(CancellationToken);
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                self.0.cancel();
+            }
+        }
+    }
+    let _guard = Guard(failed);
+    task.await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn task_that_panics_fails_the_node() {
+        let env = Env::real();
+        env.spawn(async {});
+        env.child().spawn_thread("fine", async {});
+        env.stop(Duration::from_secs(5)).await;
+        assert!(!env.failed.is_cancelled(), "tasks that end are no failure");
+
+        env.child().spawn(async { panic!("a task that fails, on purpose") });
+        timeout(Duration::from_secs(5), env.failed.cancelled()).await.expect("the node knows");
+        let env = Env::real();
+        env.spawn_thread("fails", async { panic!("a thread that fails, on purpose") });
+        timeout(Duration::from_secs(5), env.failed.cancelled()).await.expect("the node knows");
+    }
+
+    #[tokio::test]
+    async fn shutdown_is_a_stop_too() {
+        let env = Env::real();
+        let child = env.child();
+        child.shutdown.cancel();
+        assert!(!env.stopping.is_cancelled() && !child.stopping.is_cancelled(), "a member's end is not the node's");
+        env.shutdown.cancel();
+        assert!(child.stopping.is_cancelled());
     }
 }

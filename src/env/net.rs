@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::time::Duration;
 
 use futures_util::stream;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -29,6 +30,9 @@ pub trait Net: Send + Sync + 'static {
     fn connect(&self, address: String) -> BoxFuture<io::Result<Box<dyn Stream>>>;
 }
 
+/// After a failed accept.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
 /// TCP with `TCP_NODELAY`.
 pub struct Tcp;
 
@@ -38,7 +42,12 @@ impl Net for Tcp {
             let listener = TcpListener::bind(address).await?;
             let bound = listener.local_addr()?;
             let incoming = stream::unfold(listener, |listener| async move {
-                let accepted = listener.accept().await.and_then(|(stream, _)| {
+                let accepted = listener.accept().await;
+                if accepted.is_err() {
+                    // Out of file descriptors, most likely: to ask again at once would only burn the CPU.
+                    super::sleep(ACCEPT_RETRY).await;
+                }
+                let accepted = accepted.and_then(|(stream, _)| {
                     stream.set_nodelay(true)?;
                     Ok(Box::new(stream) as Box<dyn Stream>)
                 });

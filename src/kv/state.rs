@@ -141,18 +141,27 @@ impl State {
     ///
     /// Headers carry the revision only.
     pub fn apply(&mut self, command: &Command, answer: bool) -> Result<Result<Answer, Error>, Fault> {
-        if command.needs > APPLY_VERSION {
-            return Err(Fault::Unsupported { needs: command.needs });
-        }
+        Self::check(command)?;
         use {answer::Response, command::Request};
         let response = match command.request.as_ref().ok_or(Fault::UnknownCommand)? {
             Request::Put(r) => self.put(r, answer).map(Response::Put),
             Request::DeleteRange(r) => Ok(Response::DeleteRange(self.delete_range(r, answer))),
             Request::Txn(r) => self.txn(r, answer).map(Response::Txn),
             Request::Compact(r) => self.compact(r).map(Response::Compact),
-            Request::SetClusterVersion(r) => self.set_cluster_version(r).map(Response::SetClusterVersion).map(Ok)?,
+            Request::SetClusterVersion(r) => Ok(Response::SetClusterVersion(self.set_cluster_version(r))),
         };
         Ok(response.map(|r| Answer { response: answer.then_some(r) }))
+    }
+
+    /// Whether this build can apply `command`, whatever the state: so that a batch is applied whole or not begun.
+    pub fn check(command: &Command) -> Result<(), Fault> {
+        use command::Request;
+        let needs = match command.request.as_ref().ok_or(Fault::UnknownCommand)? {
+            // A version that this build does not know stops it before it meets commands that need it.
+            Request::SetClusterVersion(r) => command.needs.max(r.version),
+            Request::Put(_) | Request::DeleteRange(_) | Request::Txn(_) | Request::Compact(_) => command.needs,
+        };
+        if needs > APPLY_VERSION { Err(Fault::Unsupported { needs }) } else { Ok(()) }
     }
 
     fn put(&mut self, r: &PutRequest, answer: bool) -> Result<PutResponse, Error> {
@@ -183,16 +192,13 @@ impl State {
         Ok(CompactionResponse { header: header(self.revision) })
     }
 
-    /// Never goes down. A version that this build does not know stops it before it meets commands that need it.
-    fn set_cluster_version(&mut self, r: &SetClusterVersion) -> Result<SetClusterVersion, Fault> {
-        if r.version > APPLY_VERSION {
-            return Err(Fault::Unsupported { needs: r.version });
-        }
+    /// Never goes down.
+    fn set_cluster_version(&mut self, r: &SetClusterVersion) -> SetClusterVersion {
         if r.version > self.cluster_version {
             self.cluster_version = r.version;
             self.journal.record(change::Change::ClusterVersion(r.version), size_of::<u32>());
         }
-        Ok(SetClusterVersion { version: self.cluster_version })
+        SetClusterVersion { version: self.cluster_version }
     }
 
     /// Refuses a put to a lease that does not exist.

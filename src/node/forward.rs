@@ -1,17 +1,19 @@
 //! The stream from a member to the leader, both ends.
 //!
 //! One bidirectional stream a leader carries every proposal and read-index request of a member's clients, many to a message.
+//! Messages are bounded by bytes, so that none is refused by its size and takes the stream with it; what is under way is bounded
+//! by count, so that the leader always has a place for an answer.
 //! A request that was never put on the wire fails with `NotLeader` (safe to try again); one whose answer was lost fails with
 //! `possibly due to connection lost`. At most one read-index round of a stream is under way; later reads share the next.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _};
+use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
-use tonic::Status;
 
 use super::Node;
 use super::propose::{Forwarded, Proposal, Reply};
@@ -20,10 +22,14 @@ use crate::env::Instant;
 use crate::error::Error;
 use crate::pb;
 use crate::pb::peer;
-use crate::raft::next_forwarded;
+use crate::raft::{MESSAGE_BYTES_MAX, next_forwarded};
 
 /// Requests put into one message.
 const MESSAGE_REQUESTS_MAX: usize = 1024;
+/// Answers put into one message, in bytes; one answer at least.
+const ANSWERS_BYTES_MAX: usize = 1 << 20;
+/// Largest answer that is forwarded at all.
+const ANSWER_BYTES_MAX: usize = MESSAGE_BYTES_MAX - ANSWERS_BYTES_MAX;
 /// A stream that broke is not opened again sooner.
 const REOPEN_AFTER: Duration = Duration::from_millis(100);
 
@@ -143,10 +149,13 @@ impl LinkTask {
                 return;
             }
         };
+        let (under_way_max, bytes_max) =
+            (self.node.inner.options.queue_requests_max, self.node.inner.options.batch_bytes_max);
         let mut batch = Vec::new();
         // False once the route has left this link: then what was sent is still waited for.
         let mut open = true;
         while open || !pending.is_empty() {
+            let room = pending.room(under_way_max).min(MESSAGE_REQUESTS_MAX);
             tokio::select! {
                 answer = next_forwarded(&mut answers) => match answer {
                     Some(answer) => {
@@ -158,13 +167,12 @@ impl LinkTask {
                     }
                     None => return,
                 },
-                taken = self.outgoing.recv_many(&mut batch, MESSAGE_REQUESTS_MAX), if open => {
+                taken = self.outgoing.recv_many(&mut batch, room), if open && room > 0 => {
                     open = taken != 0;
-                    let message = pending.register(batch.drain(..));
-                    if (!message.proposals.is_empty() || message.read_index_id != 0)
-                        && wire.send(message).await.is_err()
-                    {
-                        return;
+                    for message in pending.register(batch.drain(..), bytes_max) {
+                        if wire.send(message).await.is_err() {
+                            return;
+                        }
                     }
                 }
             }
@@ -177,11 +185,28 @@ impl Pending {
         self.proposals.is_empty() && self.round.is_empty()
     }
 
-    fn register(&mut self, requests: impl Iterator<Item = Outgoing>) -> peer::ForwardRequest {
+    /// How many more requests may be under way, of `max`.
+    fn room(&mut self, max: usize) -> usize {
+        if self.proposals.len() + self.round.len() + self.reads.len() >= max {
+            // Clients that have given up need no answer.
+            self.reads.retain(|read| !read.is_closed());
+        }
+        max.saturating_sub(self.proposals.len() + self.round.len() + self.reads.len())
+    }
+
+    /// The messages that carry `requests`: each of at most `bytes_max` bytes of commands, one command at least.
+    fn register(&mut self, requests: impl Iterator<Item = Outgoing>, bytes_max: usize) -> Vec<peer::ForwardRequest> {
+        let mut messages = Vec::new();
         let mut message = peer::ForwardRequest::default();
+        let mut bytes = 0;
         for request in requests {
             match request {
                 Outgoing::Proposal(Proposal { command, reply }) => {
+                    if bytes > 0 && bytes + command.len() > bytes_max {
+                        messages.push(std::mem::take(&mut message));
+                        bytes = 0;
+                    }
+                    bytes += command.len();
                     self.next_id += 1;
                     self.proposals.insert(self.next_id, reply);
                     message.proposals.push(peer::forward_request::Proposal { id: self.next_id, command });
@@ -190,7 +215,10 @@ impl Pending {
             }
         }
         message.read_index_id = self.begin_round();
-        message
+        if !message.proposals.is_empty() || message.read_index_id != 0 {
+            messages.push(message);
+        }
+        messages
     }
 
     /// The id of a new round for all waiting reads; 0 if none waits or a round is under way.
@@ -232,13 +260,16 @@ impl Pending {
 /// The leader's end: takes a member's requests and streams the answers back.
 pub struct Serving {
     outcomes: mpsc::Receiver<Forwarded>,
+    /// Taken from `outcomes`, and too much for the last message.
+    ready: VecDeque<Forwarded>,
 }
 
 impl Node {
     /// Serves a forward stream whose first message was checked.
-    pub fn serve_forward<S>(&self, mut requests: S) -> Serving
+    pub fn serve_forward<S, E>(&self, mut requests: S) -> Serving
     where
-        S: Stream<Item = Result<peer::ForwardRequest, Status>> + Send + Unpin + 'static,
+        S: Stream<Item = Result<peer::ForwardRequest, E>> + Send + Unpin + 'static,
+        E: Send,
     {
         // A place for each request that a member may have under way, and its read round.
         let (to, outcomes) = mpsc::channel(2 * self.inner.options.queue_requests_max);
@@ -254,7 +285,7 @@ impl Node {
                 node.take_forwarded(request, &to);
             }
         });
-        Serving { outcomes }
+        Serving::of(outcomes)
     }
 
     fn take_forwarded(&self, request: peer::ForwardRequest, to: &mpsc::Sender<Forwarded>) {
@@ -274,16 +305,30 @@ impl Node {
 }
 
 impl Serving {
+    pub(super) fn of(outcomes: mpsc::Receiver<Forwarded>) -> Self {
+        Self { outcomes, ready: VecDeque::new() }
+    }
+
     /// The next message for the member: all outcomes that are at hand. `None` when the stream is over.
     pub async fn next(&mut self) -> Option<peer::ForwardResponse> {
-        let mut ready = Vec::new();
-        if self.outcomes.recv_many(&mut ready, MESSAGE_REQUESTS_MAX).await == 0 {
-            return None;
+        if self.ready.is_empty() {
+            let mut taken = Vec::new();
+            if self.outcomes.recv_many(&mut taken, MESSAGE_REQUESTS_MAX).await == 0 {
+                return None;
+            }
+            self.ready.extend(taken);
         }
         let mut message = peer::ForwardResponse::default();
-        for forwarded in ready {
+        let mut bytes = 0;
+        while bytes < ANSWERS_BYTES_MAX
+            && let Some(forwarded) = self.ready.pop_front()
+        {
             match forwarded {
-                Forwarded::Outcome(id, outcome) => message.outcomes.push(wire_outcome(id, outcome)),
+                Forwarded::Outcome(id, outcome) => {
+                    let outcome = wire_outcome(id, outcome);
+                    bytes += outcome.encoded_len();
+                    message.outcomes.push(outcome);
+                }
                 // One round a stream is under way, so one answer a message is all there can be.
                 Forwarded::ReadIndex(id, outcome) => {
                     message.read_index_id = id;
@@ -300,6 +345,12 @@ impl Serving {
 
 fn wire_outcome(id: u64, outcome: Result<pb::log::Answer, Error>) -> peer::forward_response::Outcome {
     use peer::forward_response::outcome::Result as Wire;
+    let outcome = outcome.and_then(|answer| match answer.encoded_len() {
+        bytes if bytes > ANSWER_BYTES_MAX => {
+            Err(Error::Unsupported(format!("applied, but its answer of {bytes} bytes is too large to be forwarded")))
+        }
+        _ => Ok(answer),
+    });
     match outcome {
         Ok(answer) => peer::forward_response::Outcome { id, result: Some(Wire::Answer(answer)), detail: String::new() },
         Err(error) => {

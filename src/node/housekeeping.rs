@@ -37,6 +37,7 @@ pub struct Settings {
     pub quota_warn_percent: u64,
     pub disk_reserve_bytes: u64,
     pub compaction: Compaction,
+    pub heartbeat_interval: Duration,
 }
 
 pub struct Housekeeping {
@@ -44,6 +45,8 @@ pub struct Housekeeping {
     log: Log,
     settings: Settings,
     warned_quota: bool,
+    warned_fsync: bool,
+    warned_log: bool,
     auto: AutoCompaction,
     /// The snapshot that the log was last purged behind.
     purged_behind: Option<u64>,
@@ -54,8 +57,19 @@ pub struct Housekeeping {
 
 impl Housekeeping {
     pub fn new(node: Node, log: Log, settings: Settings) -> Self {
-        let auto = AutoCompaction::new(settings.compaction.clone());
-        Self { node, log, settings, warned_quota: false, auto, purged_behind: None, kept_bytes: 0, asked_at: None }
+        let auto = AutoCompaction::new(settings.compaction);
+        Self {
+            node,
+            log,
+            settings,
+            warned_quota: false,
+            warned_fsync: false,
+            warned_log: false,
+            auto,
+            purged_behind: None,
+            kept_bytes: 0,
+            asked_at: None,
+        }
     }
 
     pub async fn run(mut self) {
@@ -68,6 +82,7 @@ impl Housekeeping {
             }
             self.sweep().await;
             self.watch_space();
+            self.watch_log();
             self.bound_log().await;
             if let Some(revision) = self.auto.due(&self.node) {
                 self.compact(revision).await;
@@ -103,6 +118,31 @@ impl Housekeeping {
         let exceeded = bytes > quota || space.quorum_low_disk.load(Ordering::Relaxed);
         if exceeded != space.exceeded.swap(exceeded, Ordering::Relaxed) {
             tracing::warn!(bytes, quota, exceeded, "puts are refused while space is exceeded");
+        }
+    }
+
+    /// Warns, once a state, of a disk that is too slow for the heartbeat and of a log that does not get shorter.
+    fn watch_log(&mut self) {
+        let fsync = self.log.fsync_stats();
+        // The append deadline is the heartbeat: a disk that takes a tenth of it leaves no room for anything else.
+        let slow = fsync.count >= 100 && fsync.recent_p99 * 10 > self.settings.heartbeat_interval;
+        if slow != std::mem::replace(&mut self.warned_fsync, slow) && slow {
+            tracing::warn!(
+                fsync_p99 = ?fsync.recent_p99,
+                heartbeat_interval = ?self.settings.heartbeat_interval,
+                "the disk is slow for this heartbeat: set raft.heartbeat_interval to 10 x the fsync time or more, and the \
+                 election timeouts to match"
+            );
+        }
+        let bytes = self.log.bytes();
+        let state_bytes = self.node.store().read(|s| s.kv.bytes());
+        let long = bytes > 3 * self.settings.log_bytes_max.max(state_bytes);
+        if long != std::mem::replace(&mut self.warned_log, long) && long {
+            tracing::warn!(
+                bytes,
+                bound = self.settings.log_bytes_max,
+                "the log is three times as long as it should be"
+            );
         }
     }
 

@@ -10,6 +10,8 @@ mod forward;
 pub mod housekeeping;
 mod propose;
 mod read;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,14 +22,14 @@ use bytes::Bytes;
 use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::{ChangeMembers, ServerState};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::env::{Env, Instant, timeout_at};
 use crate::error::Error;
 use crate::pb;
-use crate::raft::{self, LeaderHeard, Member, Peers, Raft, Store};
+use crate::raft::{self, Member, Peers, Raft, Store};
 
 pub use forward::Serving;
 use forward::{Link, Outgoing};
@@ -46,10 +48,10 @@ pub struct Options {
     pub queue_bytes_max: u64,
     /// Answer linearizable reads from the leader's lease, without a round: needs clocks that run at the same rate.
     pub lease_reads: bool,
+    /// A leader that no quorum answers, or that has not been heard, for this long is not known any more.
+    pub leader_silence_max: Duration,
     /// A new leader is waited for this long before a request is tried again.
     pub retry_interval: Duration,
-    /// A follower that has not heard its leader for this long knows none; nor does a leader without a quorum's answer.
-    pub leader_silence_max: Duration,
 }
 
 /// Where requests go at the moment.
@@ -80,7 +82,8 @@ struct Inner {
     queued_bytes: Arc<AtomicU64>,
     space: Space,
     term: AtomicU64,
-    heard: LeaderHeard,
+    /// When a leader of this term was last heard.
+    heard_leader: Mutex<Option<Instant>>,
 }
 
 /// Whether puts are taken; kept by the space watch, read by the proposer.
@@ -99,7 +102,7 @@ pub struct Space {
 #[derive(Clone, Debug)]
 pub struct Status {
     pub term: u64,
-    /// Known, and heard of lately: by a follower itself, by the leader from a quorum.
+    /// The leader, if it is alive as far as this member can tell: with pre-vote, the vote of a leader long gone stays.
     pub leader: Option<u64>,
     pub is_leader: bool,
     pub is_learner: bool,
@@ -138,7 +141,7 @@ impl Node {
             queued_bytes: Arc::default(),
             space: Space::default(),
             term: AtomicU64::new(0),
-            heard: LeaderHeard::default(),
+            heard_leader: Mutex::default(),
         });
         let node = Self { inner };
         env.spawn(Proposer::new(node.clone(), proposals_rx).run());
@@ -170,11 +173,6 @@ impl Node {
 
     pub fn space(&self) -> &Space {
         &self.inner.space
-    }
-
-    /// Where the receiver of Raft's calls notes that it has heard a leader.
-    pub fn leader_heard(&self) -> LeaderHeard {
-        self.inner.heard.clone()
     }
 
     pub fn options(&self) -> &Options {
@@ -255,7 +253,7 @@ impl Node {
             let (tx, rx) = oneshot::channel();
             let proposal = Proposal { command: command.clone(), reply: Reply::Local(tx) };
             let taken = match self.route() {
-                Route::Leader => self.inner.proposals.try_send(proposal).map_err(|_| Error::TooManyRequests),
+                Route::Leader => self.inner.proposals.try_send(proposal).map_err(|e| refused(&e)),
                 Route::Follower(link) => link.send(Outgoing::Proposal(proposal)),
                 Route::Unknown => Err(Error::NotLeader),
             };
@@ -292,7 +290,7 @@ impl Node {
             let seen = *self.inner.route_changed.borrow();
             let (tx, rx) = oneshot::channel();
             let taken = match self.route() {
-                Route::Leader => self.inner.reads.try_send(Waiter::Local(tx)).map_err(|_| Error::TooManyRequests),
+                Route::Leader => self.inner.reads.try_send(Waiter::Local(tx)).map_err(|e| refused(&e)),
                 Route::Follower(link) => link.send(Outgoing::Read(tx)),
                 Route::Unknown => Err(Error::NotLeader),
             };
@@ -307,7 +305,7 @@ impl Node {
             match outcome {
                 Ok(index) if self.inner.store.wait_applied(index, deadline).await => return Ok(()),
                 Ok(_) => return Err(Error::Timeout),
-                Err(Error::TooManyRequests) => return Err(Error::TooManyRequests),
+                Err(error @ (Error::TooManyRequests | Error::Stopped)) => return Err(error),
                 // Reads change nothing: any failure may be tried again.
                 Err(_) if self.wait_route(seen, deadline).await => {}
                 Err(_) => return Err(Error::Timeout),
@@ -326,24 +324,25 @@ impl Node {
         timeout_at(self.deadline(), rx).await.ok()?.ok()?.ok()
     }
 
+    /// To be called when a leader's append was taken or answered as its own.
+    pub fn hear_leader(&self) {
+        *self.inner.heard_leader.lock() = Some(Instant::now());
+    }
+
     /// Raft's state, as this member sees it.
     pub fn status(&self) -> Status {
         let metrics = self.inner.raft.metrics();
         let m = metrics.borrow_watched();
         let this = self.inner.this.member_id;
-        let is_leader = m.state == ServerState::Leader;
-        let silence_max = self.inner.options.leader_silence_max;
-        let quorum_ack_age = m.last_quorum_acked.as_ref().map(|at| at.elapsed());
-        // openraft keeps a leader in office that no quorum answers, and a follower faithful to one that is gone.
-        let is_confirmed = if is_leader {
-            m.membership_config.voter_ids().eq([this]) || quorum_ack_age.is_some_and(|age| age <= silence_max)
-        } else {
-            self.inner.heard.within(silence_max)
-        };
         let index = |id: &Option<raft::LogId>| id.as_ref().map_or(0, |l| l.index());
+        let is_leader = m.state == ServerState::Leader;
+        let quorum_ack_age = m.last_quorum_acked.as_ref().map(|at| at.elapsed());
+        let heard = *self.inner.heard_leader.lock();
+        let silence = if is_leader { quorum_ack_age } else { heard.map(|at| at.elapsed()) };
+        let alive = silence.is_some_and(|silence| silence <= self.inner.options.leader_silence_max);
         Status {
             term: m.current_term,
-            leader: m.current_leader.filter(|id| is_confirmed && (*id == this) == is_leader),
+            leader: m.current_leader.filter(|id| alive && (*id == this) == is_leader),
             is_leader,
             is_learner: !m.membership_config.voter_ids().any(|id| id == this),
             last_log_index: m.last_log_index.unwrap_or(0),
@@ -428,6 +427,14 @@ impl Node {
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err(format!("not committed within {:?}", change.patience)),
         }
+    }
+}
+
+/// Why a bounded queue of this member did not take a request.
+fn refused<T>(failed: &mpsc::error::TrySendError<T>) -> Error {
+    match failed {
+        mpsc::error::TrySendError::Full(_) => Error::TooManyRequests,
+        mpsc::error::TrySendError::Closed(_) => Error::Stopped,
     }
 }
 

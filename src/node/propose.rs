@@ -186,3 +186,26 @@ fn distribute(replies: Vec<Reply>, result: Result_) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use openraft::errors::ForwardToLeader;
+
+    use super::*;
+
+    fn told(result: Result_) -> Error {
+        let (tx, mut rx) = oneshot::channel();
+        distribute(vec![Reply::Local(tx)], result);
+        rx.try_recv().expect("everyone is told").expect_err("it was not applied")
+    }
+
+    /// Only `NotLeader` is tried again.
+    #[test]
+    fn proposal_counts_as_unproposed_only_before_it_was_appended() {
+        let elsewhere = ForwardToLeader::empty();
+        assert_eq!(told(Ok(Err(ClientWriteError::ForwardToLeader(elsewhere.clone())))), Error::NotLeader);
+        // Truncated here, it may still be committed by a member that has it.
+        assert_eq!(told(Ok(Err(ClientWriteError::LogEntryDiscarded(elsewhere)))), Error::TimeoutLeaderFailure);
+        assert_eq!(told(Err(())), Error::TimeoutLeaderFailure, "Raft ended without an answer");
+    }
+}

@@ -13,6 +13,8 @@ use prost::encoding::{
 };
 
 const KEY: u32 = 1;
+/// The encoded tag of a length-delimited field 1.
+const KEY_TAG: u8 = 0x0a;
 const CREATE_REVISION: u32 = 2;
 const MOD_REVISION: u32 = 3;
 const VERSION: u32 = 4;
@@ -57,15 +59,19 @@ impl KeyValue {
         parse(&self.0).expect("a KeyValue holds a valid encoding")
     }
 
-    /// The key; cheaper than [`Self::fields`], since it comes first.
+    /// The key; cheaper than [`Self::fields`], since it comes first. The index compares by it.
+    #[inline]
     pub fn key(&self) -> &[u8] {
-        let mut at = &self.0[..];
-        if at.first() != Some(&0x0a) {
-            return &[];
+        match &*self.0 {
+            // A length below 128 is one byte.
+            [KEY_TAG, len, rest @ ..] if *len < 0x80 => &rest[..usize::from(*len)],
+            [KEY_TAG, rest @ ..] => {
+                let mut at = rest;
+                let len = decode_varint(&mut at).expect("a KeyValue holds a valid encoding") as usize;
+                &at[..len]
+            }
+            _ => &[],
         }
-        at.advance(1);
-        let len = decode_varint(&mut at).expect("a KeyValue holds a valid encoding") as usize;
-        &at[..len]
     }
 
     pub fn mod_revision(&self) -> i64 {

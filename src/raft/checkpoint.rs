@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::convert::log_id_to_pb;
-use super::state_machine::{Applied, Store};
+use super::state_machine::{Applied, Store, Unsaved};
 use crate::env::{Env, sleep};
 use crate::pb::log::LogId;
 use crate::storage::state;
@@ -63,15 +63,15 @@ impl Checkpointer {
     }
 
     /// Writes what changed since the last step.
-    fn step(&mut self) -> Result<(), state::Error> {
-        let (journal, meta) = self.store.write(|s| (s.kv.take_journal(), s.meta()));
-        if self.store.take_replaced() || journal.overflowed {
-            return self.rewrite();
-        }
-        if meta.applied != self.from {
-            self.disk.append(self.from, &meta, &journal.changes)?;
-            self.disk.checkpoint()?;
-            self.from = meta.applied;
+    pub(super) fn step(&mut self) -> Result<(), state::Error> {
+        match self.store.take_unsaved() {
+            Unsaved::Everything => return self.rewrite(),
+            Unsaved::Changes(changes, meta) if meta.applied != self.from => {
+                self.disk.append(self.from, &meta, &changes)?;
+                self.disk.checkpoint()?;
+                self.from = meta.applied;
+            }
+            Unsaved::Changes(..) => {}
         }
         self.clean()
     }
@@ -111,6 +111,8 @@ impl Checkpointer {
             s.clone()
         });
         if view.log_id.is_none() {
+            // Later, when there is something to write.
+            self.store.set_replaced();
             return Ok(());
         }
         self.disk.rewrite(&view.meta(), &mut view.kv.changes().map(Ok))?;

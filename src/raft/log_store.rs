@@ -82,7 +82,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
                 match reader.entries(start, end, APPLY_READ_BYTES_MAX).await {
                     Ok(entries) if entries.is_empty() => None,
                     Ok(entries) => {
-                        let next = start + entries.len() as u64;
+                        let next = entries.last().map_or(end, |last| last.log_id.index() + 1);
                         Some((stream::iter(entries.into_iter().map(Ok).collect::<Vec<_>>()), Some(next)))
                     }
                     Err(error) => Some((stream::iter(vec![Err(error)]), None)),

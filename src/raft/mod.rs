@@ -12,6 +12,8 @@ mod network;
 pub mod recover;
 mod rpc;
 mod state_machine;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,9 +27,9 @@ use crate::pb;
 pub use checkpoint::Checkpointer;
 pub use convert::{log_id_from_pb, log_id_to_pb, membership_from_pb, membership_to_pb, stored_membership_from_pb};
 pub use log_store::LogStore;
-pub use network::{ForwardStream, Network, Peers, next_forwarded};
-pub use rpc::{LeaderHeard, Member, Rpc};
-pub use state_machine::{Applied, StateMachine, Store};
+pub use network::{ForwardStream, MESSAGE_BYTES_MAX, Network, Peers, next_forwarded};
+pub use rpc::{Member, Rpc};
+pub use state_machine::{Applied, StateMachine, Store, Unsaved};
 
 /// The commands of one log entry: an encoded [`pb::log::Batch`].
 #[derive(Clone, PartialEq, Eq)]

@@ -35,7 +35,7 @@ use crate::storage::snapshot::SnapshotFile;
 /// Bytes of one message between members; an append is bounded far below, a single large request is not.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-const SNAPSHOT_CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const SNAPSHOT_CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The answers of a forward stream.
 pub type ForwardStream = Streaming<peer::ForwardResponse>;

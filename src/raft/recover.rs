@@ -3,16 +3,24 @@
 //! Recovery order: the state store, else the snapshot file (whichever leads further), then the log's tail. If neither reaches
 //! back to where the log was purged, the member is a lost disk, and Raft is not started on it: openraft would refuse to start,
 //! or start empty and might win an election.
+//!
+//! The state may be ahead of the log: apply goes by what a quorum has on disk, and this disk may have lost its own tail. openraft
+//! then purges the log up to the state, so a snapshot file is written first: the log is purged behind one and behind nothing else,
+//! and a follower that lacks those entries can be given it.
 
 use std::sync::Arc;
 
+use super::Member;
 use super::convert::log_id_to_pb;
-use super::state_machine::{Applied, Store, load_snapshot};
+use super::state_machine::{Applied, Store, load_snapshot, write_snapshot};
 use crate::env::Env;
 use crate::kv;
 use crate::pb::log::LogId;
 use crate::storage::log::Log;
 use crate::storage::{snapshot, state};
+
+#[cfg(test)]
+mod tests;
 
 /// A member's disk, read.
 pub struct Recovered {
@@ -37,6 +45,7 @@ pub enum Error {
 /// Reads the state that `log` continues.
 pub fn recover(
     env: &Env,
+    this: Member,
     log: &Log,
     snapshots: &snapshot::Dir,
     state_dir: &std::path::Path,
@@ -48,11 +57,12 @@ pub fn recover(
         tracing::error!(reason, "the state store was damaged and is set aside; it is rebuilt");
     }
     let mut disk = opened.store;
-    let stored = load_store(&mut disk)?;
-    let mut from = stored.as_ref().and_then(|s| s.log_id.as_ref()).map(log_id_to_pb);
+    let loaded = load_store(&mut disk)?;
+    // Whatever became of a store that could not be used: the next checkpoint writes it afresh.
+    let mut replaced = opened.damaged.is_some() || matches!(loaded, Loaded::Unusable);
+    let mut state = if let Loaded::State(state) = loaded { Some(*state) } else { None };
+    let mut from = state.as_ref().and_then(|s| s.log_id.as_ref()).map(log_id_to_pb);
     let applied = |state: &Option<Applied>| state.as_ref().and_then(|s| s.log_id).map(|l| l.index());
-    let mut state = stored;
-    let mut replaced = opened.damaged.is_some();
     if let Some(file) = snapshots.latest()
         && file.meta().applied.map(|l| l.index) > applied(&state)
     {
@@ -72,25 +82,47 @@ pub fn recover(
     {
         return Err(Error::LostState { purged: purged.index, applied: applied(&state) });
     }
-    Ok(Recovered { store: Store::new(state.unwrap_or_default(), replaced, journal_bytes_max), disk, from })
+    let state = state.unwrap_or_default();
+    save_snapshot(this, log, snapshots, &state)?;
+    Ok(Recovered { store: Store::new(state, replaced, journal_bytes_max), disk, from })
 }
 
-/// The state that the store holds; a damaged one is reported, set aside, and counts as empty.
-fn load_store(disk: &mut state::Store) -> Result<Option<Applied>, state::Error> {
+/// Writes a snapshot file if the log is purged, or is about to be, beyond the newest one.
+fn save_snapshot(this: Member, log: &Log, snapshots: &snapshot::Dir, state: &Applied) -> Result<(), snapshot::Error> {
+    let (log, applied) = (log.state(), state.log_id.map(|id| id.index()));
+    let ahead = applied.filter(|applied| *applied >= log.next_index());
+    let purged = ahead.max(log.purged.map(|id| id.index));
+    if purged > snapshots.latest().and_then(|file| file.meta().applied).map(|id| id.index) {
+        let file = write_snapshot(snapshots, this, state)?;
+        tracing::info!(snapshot = %file.id, last = log.last.map(|id| id.index), "snapshot written of a state ahead of the log");
+    }
+    Ok(())
+}
+
+/// What the state store held.
+enum Loaded {
+    Nothing,
+    State(Box<Applied>),
+    /// It must be written afresh.
+    Unusable,
+}
+
+/// The state that the store holds; a damaged one is reported and set aside.
+fn load_store(disk: &mut state::Store) -> Result<Loaded, state::Error> {
     let mut loader = kv::Loader::new();
     let loaded = disk.load(&mut |change| loader.load(change).map_err(|e| e.to_string()));
     match loaded {
-        Ok(None) => Ok(None),
+        Ok(None) => Ok(Loaded::Nothing),
         Ok(Some(meta)) => match Applied::loaded(loader, &meta) {
-            Ok(state) => Ok(Some(state)),
+            Ok(state) => Ok(Loaded::State(Box::new(state))),
             Err(error) => {
                 tracing::error!(%error, "the state store does not add up; it is rebuilt");
-                Ok(None)
+                Ok(Loaded::Unusable)
             }
         },
         Err(state::Error::Damaged(reason)) => {
             tracing::error!(reason, "the state store was damaged and is set aside; it is rebuilt");
-            Ok(None)
+            Ok(Loaded::Unusable)
         }
         Err(error) => Err(error),
     }

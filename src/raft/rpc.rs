@@ -4,7 +4,6 @@
 //! before anything of it is looked at (membership rule: a wiped or removed member must not be heard under an old id).
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
@@ -13,9 +12,10 @@ use parking_lot::Mutex;
 use tonic::{Status, Streaming};
 
 use super::convert::{entry_from_pb, log_id_from_pb, log_id_to_pb, vote_from_pb, vote_to_pb};
+use super::network::SNAPSHOT_CHUNK_TIMEOUT;
 use super::state_machine::snapshot_meta;
 use super::{Raft, TypeConfig};
-use crate::env::{Env, Instant};
+use crate::env::{Env, timeout};
 use crate::pb::peer;
 use crate::storage::snapshot::{self, Incoming};
 
@@ -46,22 +46,6 @@ impl Member {
     }
 }
 
-/// When a leader was last heard. openraft names the leader of the newest vote for as long as there is no newer one, even
-/// if that leader is long gone.
-#[derive(Clone, Default)]
-pub struct LeaderHeard(Arc<Mutex<Option<Instant>>>);
-
-impl LeaderHeard {
-    fn note(&self) {
-        *self.0.lock() = Some(Instant::now());
-    }
-
-    /// True if a leader was heard in the last `span`.
-    pub fn within(&self, span: Duration) -> bool {
-        self.0.lock().is_some_and(|at| at.elapsed() <= span)
-    }
-}
-
 /// Raft's calls for one member.
 #[derive(Clone)]
 pub struct Rpc {
@@ -69,7 +53,6 @@ pub struct Rpc {
     raft: Raft,
     this: Member,
     snapshots: snapshot::Dir,
-    heard: LeaderHeard,
     /// One snapshot is received at a time.
     receiving: Arc<tokio::sync::Mutex<()>>,
     /// Mismatches that were logged: each once.
@@ -88,9 +71,17 @@ fn missing(what: &str) -> Status {
     Status::invalid_argument(format!("peer call without {what}"))
 }
 
+/// A sender that fell silent must not hold the place of one that lives.
+async fn next_chunk(chunks: &mut Streaming<peer::SnapshotChunk>) -> Answer<Option<peer::SnapshotChunk>> {
+    match timeout(SNAPSHOT_CHUNK_TIMEOUT, chunks.next()).await {
+        Ok(next) => next.transpose(),
+        Err(_) => Err(Status::deadline_exceeded("no snapshot chunk came for 30 s")),
+    }
+}
+
 impl Rpc {
-    pub fn new(env: Env, raft: Raft, this: Member, snapshots: snapshot::Dir, heard: LeaderHeard) -> Self {
-        Self { env, raft, this, snapshots, heard, receiving: Arc::default(), logged: Arc::default() }
+    pub fn new(env: Env, raft: Raft, this: Member, snapshots: snapshot::Dir) -> Self {
+        Self { env, raft, this, snapshots, receiving: Arc::default(), logged: Arc::default() }
     }
 
     /// As [`Member::check`]; logs each stranger once.
@@ -104,6 +95,12 @@ impl Rpc {
         })
     }
 
+    /// How many strangers were logged.
+    #[cfg(test)]
+    pub(super) fn logged(&self) -> usize {
+        self.logged.lock().len()
+    }
+
     pub async fn append(&self, request: peer::AppendRequest) -> Answer<peer::AppendResponse> {
         self.check(request.envelope.as_ref())?;
         let entries = request.entries.into_iter().map(entry_from_pb).collect::<Result<Vec<_>, _>>();
@@ -114,9 +111,6 @@ impl Rpc {
             leader_commit: request.leader_commit.map(log_id_from_pb),
         };
         let answer = self.raft.append_entries(rpc).await.map_err(fatal)?;
-        if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
-            self.heard.note();
-        }
         use peer::append_response::Outcome;
         let mut response = peer::AppendResponse::default();
         match answer {
@@ -175,7 +169,7 @@ impl Rpc {
     /// Receives a snapshot file, verifies it, and installs it.
     pub async fn snapshot(&self, mut chunks: Streaming<peer::SnapshotChunk>) -> Answer<peer::SnapshotResponse> {
         let _one = self.receiving.lock().await;
-        let mut chunk = chunks.next().await.ok_or_else(|| missing("snapshot chunks"))??;
+        let mut chunk = next_chunk(&mut chunks).await?.ok_or_else(|| missing("snapshot chunks"))?;
         let head = chunk.head.take().ok_or_else(|| missing("snapshot head"))?;
         self.check(head.envelope.as_ref())?;
         let vote = vote_from_pb(head.vote.ok_or_else(|| missing("vote"))?);
@@ -188,8 +182,8 @@ impl Rpc {
                 .await
                 .map_err(|e| Status::data_loss(format!("snapshot chunk at {offset}: {e}")))?;
             incoming = written;
-            match chunks.next().await {
-                Some(next) => chunk = next?,
+            match next_chunk(&mut chunks).await? {
+                Some(next) => chunk = next,
                 None => break,
             }
         }

@@ -7,7 +7,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::{Stream, StreamExt as _};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
@@ -67,6 +66,8 @@ impl Applied {
 
     fn apply_batch(&mut self, batch: Batch, answer: bool) -> io::Result<Answers> {
         let batch = pb::log::Batch::decode(batch.0).map_err(invalid)?;
+        // Before the first change: a batch that stops the member must not leave half of itself in the state store.
+        batch.commands.iter().try_for_each(kv::State::check).map_err(invalid)?;
         let mut answers = Vec::with_capacity(if answer { batch.commands.len() } else { 0 });
         for command in &batch.commands {
             let outcome = self.kv.apply(command, answer).map_err(invalid)?;
@@ -84,11 +85,24 @@ fn invalid(error: impl std::fmt::Display) -> io::Error {
 
 /// The state machine's state, shared by apply, readers and the background writers.
 pub struct Store {
-    state: RwLock<Applied>,
+    locked: RwLock<Locked>,
     journal_bytes_max: usize,
     applied_index: watch::Sender<Option<u64>>,
+}
+
+/// What changes together: else a new state's log id could be taken with the old one's changes.
+struct Locked {
+    state: Applied,
     /// The state was replaced as a whole: the state store must be rewritten from it.
-    replaced: AtomicBool,
+    replaced: bool,
+}
+
+/// What the state store must write to be where the state is.
+pub enum Unsaved {
+    /// These changes, which lead to this state.
+    Changes(Vec<pb::log::Change>, pb::log::StateMeta),
+    /// All of it: what was saved does not lead here.
+    Everything,
 }
 
 impl Store {
@@ -98,26 +112,25 @@ impl Store {
         state.kv.keep_journal(journal_bytes_max);
         let index = state.log_id.as_ref().map(|l| l.index());
         Arc::new(Self {
-            state: RwLock::new(state),
+            locked: RwLock::new(Locked { state, replaced }),
             journal_bytes_max,
             applied_index: watch::Sender::new(index),
-            replaced: AtomicBool::new(replaced),
         })
     }
 
     /// Looks at the state as it is; apply waits as long as `look` takes, so it must be short.
     pub fn read<T>(&self, look: impl FnOnce(&Applied) -> T) -> T {
-        look(&self.state.read())
+        look(&self.locked.read().state)
     }
 
     /// Changes what is not replicated (sweeps, journal hand-over).
     pub fn write<T>(&self, change: impl FnOnce(&mut Applied) -> T) -> T {
-        change(&mut self.state.write())
+        change(&mut self.locked.write().state)
     }
 
     /// A consistent view that later writes do not touch.
     pub fn view(&self) -> Applied {
-        self.state.read().clone()
+        self.locked.read().state.clone()
     }
 
     /// The index of the newest applied entry.
@@ -135,19 +148,25 @@ impl Store {
         matches!(crate::env::timeout_at(deadline, reached).await, Ok(Ok(_)))
     }
 
-    /// True once after the state was replaced as a whole.
-    pub fn take_replaced(&self) -> bool {
-        self.replaced.swap(false, Ordering::AcqRel)
+    /// Takes what changed since the last call; whoever takes it must save it, or call [`Store::set_replaced`].
+    pub fn take_unsaved(&self) -> Unsaved {
+        let mut locked = self.locked.write();
+        let journal = locked.state.kv.take_journal();
+        if std::mem::take(&mut locked.replaced) || journal.overflowed {
+            Unsaved::Everything
+        } else {
+            Unsaved::Changes(journal.changes, locked.state.meta())
+        }
     }
 
     /// Has the state store written afresh.
     pub fn set_replaced(&self) {
-        self.replaced.store(true, Ordering::Release);
+        self.locked.write().replaced = true;
     }
 
-    fn apply(&self, entry: Entry, answer: bool) -> io::Result<Answers> {
+    pub(crate) fn apply(&self, entry: Entry, answer: bool) -> io::Result<Answers> {
         let index = entry.log_id.index();
-        let answers = self.state.write().apply(entry, answer)?;
+        let answers = self.locked.write().state.apply(entry, answer)?;
         self.applied_index.send_replace(Some(index));
         Ok(answers)
     }
@@ -155,8 +174,7 @@ impl Store {
     fn replace(&self, mut state: Applied) {
         state.kv.keep_journal(self.journal_bytes_max);
         let index = state.log_id.as_ref().map(|l| l.index());
-        let old = std::mem::replace(&mut *self.state.write(), state);
-        self.replaced.store(true, Ordering::Release);
+        let old = std::mem::replace(&mut *self.locked.write(), Locked { state, replaced: true });
         self.applied_index.send_replace(index);
         drop(old);
     }
@@ -202,15 +220,8 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf, io::Error> {
         let (snapshots, this, view) = (self.snapshots.clone(), self.this, std::mem::take(&mut self.view));
-        let write = move || {
-            let head = Head { cluster_id: this.cluster_id, member_id: this.member_id, meta: view.meta() };
-            let mut writer = snapshots.create(head)?;
-            for change in view.kv.changes() {
-                writer.push(&change)?;
-            }
-            writer.finish()
-        };
-        let file = self.env.blocking(write).await.map_err(io::Error::other)?;
+        let file =
+            self.env.blocking(move || write_snapshot(&snapshots, this, &view)).await.map_err(io::Error::other)?;
         tracing::info!(snapshot = %file.id, bytes = file.bytes, "snapshot written");
         snapshot_of(file)
     }
@@ -259,6 +270,20 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf>, io::Error> {
         self.snapshots.latest().map(snapshot_of).transpose()
     }
+}
+
+/// Writes the snapshot file of `view`.
+pub fn write_snapshot(
+    snapshots: &snapshot::Dir,
+    this: Member,
+    view: &Applied,
+) -> Result<SnapshotFile, snapshot::Error> {
+    let head = Head { cluster_id: this.cluster_id, member_id: this.member_id, meta: view.meta() };
+    let mut writer = snapshots.create(head)?;
+    for change in view.kv.changes() {
+        writer.push(&change)?;
+    }
+    writer.finish()
 }
 
 /// The state that a snapshot file holds.

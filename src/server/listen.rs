@@ -5,12 +5,14 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server as Grpc;
 use tonic::transport::server::Connected;
@@ -24,9 +26,11 @@ use crate::pb::etcd::cluster_server::ClusterServer;
 use crate::pb::etcd::kv_server::KvServer;
 use crate::pb::etcd::maintenance_server::MaintenanceServer;
 use crate::pb::peer::peer_server::PeerServer;
+use crate::raft;
 
 /// Connections of peers; a cluster has a few members with a few connections each.
 const PEER_CONNECTIONS_MAX: usize = 1000;
+const PEER_KEEPALIVE: Duration = Duration::from_secs(5);
 const WINDOW_BYTES: u32 = 4 << 20;
 
 /// An accepted connection and its place among the allowed ones.
@@ -114,7 +118,7 @@ fn bounded(incoming: Incoming, max: usize) -> impl futures_util::Stream<Item = i
 }
 
 impl Server {
-    /// Opens both ports; both drain after shutdown.
+    /// Opens both ports. The client's drains first, while Raft still runs; the peers' ends with the process.
     pub(super) async fn listen(
         self: &Arc<Self>,
         health: tonic_health::pb::health_server::HealthServer<impl tonic_health::pb::health_server::Health>,
@@ -131,8 +135,11 @@ impl Server {
         let message_bytes_max = self.config.peer_message_bytes_max();
         let peer_service = PeerServer::new(self.peer_api.clone())
             .max_decoding_message_size(message_bytes_max)
-            .max_encoding_message_size(message_bytes_max);
+            .max_encoding_message_size(raft::MESSAGE_BYTES_MAX);
         let peer_server = Grpc::builder()
+            // A member that lost its power says nothing; its streams must not be served for ever.
+            .http2_keepalive_interval(Some(PEER_KEEPALIVE))
+            .http2_keepalive_timeout(Some(PEER_KEEPALIVE))
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(4 * WINDOW_BYTES)
             .trace_fn(|request| tracing::debug_span!("peer", path = request.uri().path()))
@@ -150,26 +157,29 @@ impl Server {
             .add_routes(self.client_routes(health)?)
             .serve_with_incoming_shutdown(
                 bounded(clients, self.config.limits.connections_max),
-                self.env.shutdown.clone().cancelled_owned(),
+                self.drain.clone().cancelled_owned(),
             );
-        self.guard("peer", peer_server);
-        self.guard("client", client_server);
+        self.guard("peer", peer_server, self.env.shutdown.clone(), CancellationToken::new());
+        self.guard("client", client_server, self.drain.clone(), self.drained.clone());
         Ok(())
     }
 
-    /// Runs a listener; one that ends before shutdown takes the process with it.
+    /// Runs a listener; one that ends before it is told to takes the process with it.
     fn guard(
         &self,
         name: &'static str,
         serving: impl Future<Output = Result<(), tonic::transport::Error>> + Send + 'static,
+        end: CancellationToken,
+        ended: CancellationToken,
     ) {
-        let shutdown = self.env.shutdown.clone();
+        let failed = self.env.failed.clone();
         self.env.spawn(async move {
             let result = serving.await;
-            if !shutdown.is_cancelled() {
+            if !end.is_cancelled() {
                 tracing::error!(listener = name, ?result, "listener failed");
-                shutdown.cancel();
+                failed.cancel();
             }
+            ended.cancel();
         });
     }
 

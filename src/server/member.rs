@@ -11,7 +11,7 @@ use tonic_health::ServingStatus;
 
 use super::{Ended, Server};
 use crate::api::Running;
-use crate::cluster::{Outcome, RaftFacts, Reconciler, formation, reconcile};
+use crate::cluster::{Outcome, RaftFacts, Reconciler, formation, leaderless, reconcile};
 use crate::env::{Env, Instant, fail_point, interval, timeout};
 use crate::node::housekeeping::{Housekeeping, Settings};
 use crate::node::{self, Node};
@@ -61,7 +61,7 @@ impl Server {
             }
         };
         let ended = self.watch(&life, formation.as_ref()).await;
-        self.end(life).await;
+        self.end(life, matches!(ended, Ok(Ended::Shutdown))).await;
         let ended = ended?;
         if matches!(ended, Ended::Again) {
             self.bootstrap.leave_dead_formation().await?;
@@ -107,11 +107,20 @@ impl Server {
         match Log::open(env, &paths.log, owner, self.log_options()) {
             Ok(log) => Ok(Ok(log)),
             Err(error @ log::Error::Foreign { .. }) => Ok(Err(LostDisk(error.to_string()))),
+            // Membership case 36. Without such a quorum a person must decide: this disk may hold what no other does.
+            Err(error @ log::Error::Corrupt { .. }) if self.is_led_by_others(this.cluster_id).await => {
+                Ok(Err(LostDisk(error.to_string())))
+            }
             Err(error) => Err(anyhow!(error).context(
                 "the log cannot be used; if a quorum of the other members lives, delete this member's data directory and \
                  it comes back as a new member",
             )),
         }
+    }
+
+    async fn is_led_by_others(&self, cluster_id: u64) -> bool {
+        let asker: Arc<dyn crate::cluster::Peers> = Arc::new(self.peers.clone());
+        formation::is_led_by_others(&self.bootstrap, &asker, &self.places, cluster_id).await
     }
 
     async fn begin(
@@ -131,13 +140,14 @@ impl Server {
         let options = state::Options {
             cache_bytes: self.config.state.cache_bytes.0,
             record_bytes: self.config.state.chunk_bytes.as_usize(),
+            engine: self.state_engine.clone(),
         };
         let started = Instant::now();
         let recovered = {
             let (env, log, snapshots, dir, options) =
                 (env.clone(), log.clone(), snapshots.clone(), paths.state.clone(), options.clone());
             let journal = self.config.state.journal_bytes_max.as_usize();
-            self.env.blocking(move || recover::recover(&env, &log, &snapshots, &dir, &options, journal)).await
+            self.env.blocking(move || recover::recover(&env, this, &log, &snapshots, &dir, &options, journal)).await
         };
         let recovered = match recovered {
             Ok(recovered) => recovered,
@@ -222,18 +232,18 @@ impl Server {
         env.spawn(reconciler.clone().run());
         self.bootstrap
             .set_raft(Some(Arc::new(Facts { node: node.clone(), lease: self.config.raft.election_timeout_max })));
-        let rpc = Rpc::new(env.clone(), raft, this, snapshots, node.leader_heard());
+        let rpc = Rpc::new(env.clone(), raft, this, snapshots);
         self.peer_api.set_running(Some(Running { rpc, node: node.clone(), reconciler }));
         self.api.set_node(Some(node.clone()));
         env.spawn(self.clone().watch_readiness(env.clone(), node.clone()));
+        env.spawn(self.clone().watch_leader(env.clone(), node.clone()));
     }
 
     /// All acceptors initialize with the same bytes; who is already initialized goes on.
     async fn initialize(&self, node: &Node, formation: &Formation) -> anyhow::Result<()> {
-        if node.raft().is_initialized().await? {
-            return Ok(());
-        }
-        if let Err(error) = node.raft().initialize(raft::initial_members(formation)).await {
+        if !node.raft().is_initialized().await?
+            && let Err(error) = node.raft().initialize(raft::initial_members(formation)).await
+        {
             // A peer's vote request may have come first: then there is a vote, and the leader sends the rest.
             tracing::info!(%error, "not initialized here; waiting for the leader");
         }
@@ -250,9 +260,8 @@ impl Server {
             queue_requests_max: raft.queue_requests_max,
             queue_bytes_max: raft.queue_bytes_max.0,
             lease_reads: raft.lease_reads,
-            retry_interval: Duration::from_millis(50),
-            // The others elect within about this time, if they can.
             leader_silence_max: 2 * raft.election_timeout_max,
+            retry_interval: Duration::from_millis(50),
         }
     }
 
@@ -262,6 +271,7 @@ impl Server {
             log_bytes_max: self.config.log.bytes_max.0,
             log_entries_max: self.config.log.entries_max,
             log_entries_kept: self.config.log.entries_kept,
+            heartbeat_interval: self.config.raft.heartbeat_interval,
             quota_bytes: self.quota_bytes,
             quota_warn_percent: u64::from(self.config.storage.quota_warn_percent),
             disk_reserve_bytes: self.config.storage.disk_reserve.0,
@@ -287,7 +297,7 @@ impl Server {
             }
         };
         tokio::select! {
-            () = self.env.shutdown.cancelled() => Ok(Ended::Shutdown),
+            () = self.env.stopping.cancelled() => Ok(Ended::Shutdown),
             reason = life.node.failed() => Err(anyhow!("raft has failed: {reason}")),
             () = dead => Ok(Ended::Again),
         }
@@ -298,9 +308,11 @@ impl Server {
         let mut tick = interval(Duration::from_millis(50));
         let mut target = None;
         let mut was = false;
+        let mut cleaned = false;
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
+                () = env.stopping.cancelled() => break,
                 () = env.shutdown.cancelled() => break,
             }
             let status = node.status();
@@ -321,8 +333,44 @@ impl Server {
                 }
                 self.set_health(ready).await;
             }
+            if ready && !status.is_learner && !std::mem::replace(&mut cleaned, true) {
+                self.remove_former().await;
+            }
         }
         self.set_health(false).await;
+    }
+
+    /// Former selves are no longer needed once this one is a caught-up voter (membership rule 25); a few are kept.
+    async fn remove_former(&self) {
+        let keep = self.config.cluster.kept_former_selves as usize;
+        if let Err(error) = self.bootstrap.remove_former(keep).await {
+            tracing::error!(%error, "former selves cannot be removed");
+            self.env.shutdown.cancel();
+        }
+    }
+
+    /// Without a leader for longer than an election takes: says what this member waits for.
+    async fn watch_leader(self: Arc<Self>, env: Env, node: Node) {
+        let patience = 3 * self.config.raft.election_timeout_max;
+        let mut tick = interval(Duration::from_millis(500));
+        let mut lost_at = None;
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                () = env.shutdown.cancelled() => break,
+            }
+            let status = node.status();
+            if status.leader.is_some() {
+                lost_at = None;
+                self.bootstrap.set_waits(None);
+            } else if lost_at.get_or_insert_with(Instant::now).elapsed() >= patience {
+                let this = (node.member().cluster_id, node.member().member_id);
+                let members = reconcile::members(&status);
+                let wait = leaderless::explain(&env, &self.peers, this, &members, self.places.patience).await;
+                self.bootstrap.set_waits(wait.map(|wait| wait.to_string()));
+            }
+        }
+        self.bootstrap.set_waits(None);
     }
 
     pub(super) async fn set_health(&self, ready: bool) {
@@ -331,8 +379,9 @@ impl Server {
         self.health.set_service_status("readiness", status).await;
     }
 
-    /// Hands leadership over if there is someone to take it, and stops everything in order.
-    async fn end(&self, life: Life) {
+    /// Hands leadership over if there is someone to take it, and stops everything in order; with `drain`, requests under
+    /// way are finished first.
+    async fn end(&self, life: Life, drain: bool) {
         self.set_health(false).await;
         if let Some(successor) = successor(&life.node) {
             let handover = timeout(HANDOVER_PATIENCE, life.node.transfer_leader(successor)).await;
@@ -342,14 +391,21 @@ impl Server {
                 "handed leadership over"
             );
         }
+        if drain {
+            self.drain.cancel();
+            if timeout(self.config.server.request_timeout, self.drained.cancelled()).await.is_err() {
+                tracing::warn!("clients did not end their requests in time");
+            }
+        }
         self.api.set_node(None);
         self.peer_api.set_running(None);
         self.bootstrap.set_raft(None);
         if let Err(error) = life.node.raft().shutdown().await {
             tracing::error!(%error, "raft did not stop cleanly");
         }
-        life.env.stop(Duration::from_secs(10)).await;
+        // The last handle to the log ends its threads, which `stop` waits for.
         life.log.close().await;
+        life.env.stop(Duration::from_secs(10)).await;
     }
 }
 

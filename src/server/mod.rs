@@ -7,12 +7,15 @@
 mod authority;
 mod listen;
 mod member;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use tonic_health::ServingStatus;
 
 use crate::api::{Api, Facts, PeerApi, VERSION};
@@ -26,6 +29,7 @@ use crate::kv::validate::Limits;
 use crate::pb::log::{Node, node};
 use crate::raft::Peers;
 use crate::storage::member_dir::MemberDir;
+use crate::storage::state;
 
 /// Time that a peer has to say who it is.
 const WHO_PATIENCE: Duration = Duration::from_secs(1);
@@ -35,6 +39,7 @@ struct Server {
     env: Env,
     config: Config,
     this: config::Node,
+    state_engine: state::Engine,
     quota_bytes: Option<u64>,
     bootstrap: Arc<Bootstrap>,
     peers: Arc<Peers>,
@@ -42,6 +47,10 @@ struct Server {
     api: Api,
     peer_api: PeerApi,
     health: tonic_health::server::HealthReporter,
+    /// The client listener takes no more requests and ends with the last one.
+    drain: CancellationToken,
+    /// It has ended.
+    drained: CancellationToken,
 }
 
 /// How a member's life ended.
@@ -55,21 +64,21 @@ enum Ended {
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let env = Env::real();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let shutdown = env.shutdown.clone();
+    let stopping = env.stopping.clone();
     env.spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
-            () = shutdown.cancelled() => {}
+            () = stopping.cancelled() => {}
         }
         tracing::info!("shutting down");
-        shutdown.cancel();
+        stopping.cancel();
     });
-    serve(env, config).await
+    serve(env, config, state::Engine::Sled).await
 }
 
-/// Runs a server until `env` is shut down.
-async fn serve(env: Env, config: Config) -> anyhow::Result<()> {
+/// Runs a server until `env` is asked to stop.
+async fn serve(env: Env, config: Config, state_engine: state::Engine) -> anyhow::Result<()> {
     let this = config.node_here(&*env.disk)?;
     let quota_bytes = config.effective_quota(config::cgroup_memory_limit(&*env.disk));
     let (mint_env, slot) = (env.clone(), this.slot);
@@ -97,7 +106,10 @@ async fn serve(env: Env, config: Config) -> anyhow::Result<()> {
         bootstrap,
         peers,
         health,
+        drain: env.shutdown.child_token(),
+        drained: CancellationToken::new(),
         this,
+        state_engine,
         config,
         env: env.clone(),
     });
@@ -106,7 +118,10 @@ async fn serve(env: Env, config: Config) -> anyhow::Result<()> {
     server.set_health(false).await;
     server.health.set_service_status("liveness", ServingStatus::Serving).await;
     server.listen(health_service).await?;
-    let ended = server.live().await;
+    let ended = tokio::select! {
+        ended = server.live() => ended,
+        () = env.failed.cancelled() => Err(anyhow!("a part of this process has failed, see above; it must be restarted")),
+    };
     env.stop(Duration::from_secs(5)).await;
     ended
 }
@@ -177,9 +192,12 @@ impl Server {
                 let dir = &server.config.server.data_dir;
                 let mut notes: Vec<String> = server.bootstrap.waits().into_iter().collect();
                 notes.extend(server.peer_api.blocked());
+                let identity = server.bootstrap.identity();
                 server.api.set_facts(Facts {
                     name: server.this.name.clone(),
                     slot: Some(u64::from(server.this.slot)),
+                    member_id: identity.member_id,
+                    cluster_id: identity.cluster_id,
                     disk_free_bytes: server.env.disk.free_bytes(dir).unwrap_or(0),
                     notes,
                 });

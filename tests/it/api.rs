@@ -204,7 +204,9 @@ async fn holds(kv: &mut Client, compare: Compare) -> bool {
     txn(kv, request).await.succeeded
 }
 
-const RESULTS: [(CompareResult, fn(std::cmp::Ordering) -> bool); 4] = [
+type Holds = fn(std::cmp::Ordering) -> bool;
+
+const RESULTS: [(CompareResult, Holds); 4] = [
     (CompareResult::Equal, std::cmp::Ordering::is_eq),
     (CompareResult::Greater, std::cmp::Ordering::is_gt),
     (CompareResult::Less, std::cmp::Ordering::is_lt),
@@ -219,7 +221,8 @@ async fn every_comparison_compares_what_it_names() {
         put(&mut kv, "k", "m").await;
         put(&mut kv, "k", "m").await;
         let now = get(&mut kv, "k").await;
-        let numbers: [(CompareTarget, fn(i64) -> TargetUnion, i64); 4] = [
+        type Number = (CompareTarget, fn(i64) -> TargetUnion, i64);
+        let numbers: [Number; 4] = [
             (CompareTarget::Version, TargetUnion::Version, now.version()),
             (CompareTarget::Create, TargetUnion::CreateRevision, now.create_revision()),
             (CompareTarget::Mod, TargetUnion::ModRevision, now.mod_revision()),
@@ -463,7 +466,7 @@ async fn compaction_keeps_what_is_still_visible_on_every_member() {
         assert_eq!(then.kvs[1].mod_revision(), at - 4, "{role}: an older one too, if it is the newest");
         let before = kv.range(RangeRequest { revision: at - 1, ..range_of("a", "z") }).await;
         assert_refused(before, Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted");
-        cluster.same_hash(&[0, 1, 2]).await;
+        cluster.wait_same_hash([0, 1, 2]).await;
     }
 }
 

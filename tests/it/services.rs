@@ -129,7 +129,7 @@ async fn members_and_their_state_are_told_alike_by_all() {
         let alarms = cluster.maintenance(slot).alarm(AlarmRequest::default()).await.unwrap().into_inner();
         assert_eq!((alarms.alarms, alarms.header.unwrap().revision), (vec![], revision));
     }
-    let hash = cluster.same_hash(&[0, 1, 2]).await;
+    let hash = cluster.wait_same_hash([0, 1, 2]).await;
     let past = cluster.hash_kv(0, revision).await.unwrap();
     assert_eq!((past.hash, past.hash_revision), (hash, revision));
     let future = cluster.maintenance(0).hash_kv(HashKvRequest { revision: revision + 1 }).await.unwrap_err();

@@ -33,6 +33,7 @@ struct World {
     capacity_bytes: u64,
     /// Changes until the power fails.
     power: Option<u64>,
+    on_power_loss: Option<Box<dyn FnOnce() + Send>>,
     writes_until_failure: Option<u64>,
     syncs_until_failure: Option<u64>,
 }
@@ -104,6 +105,7 @@ impl SimDisk {
             next_file: 0,
             capacity_bytes: u64::MAX,
             power: None,
+            on_power_loss: None,
             writes_until_failure: None,
             syncs_until_failure: None,
         })))
@@ -132,6 +134,14 @@ impl SimDisk {
     /// Lets `changes` more writes, syncs and directory changes happen; then everything fails until [`SimDisk::crash`].
     pub fn lose_power_after(&self, changes: u64) {
         self.0.lock().power = Some(changes);
+    }
+
+    /// As [`SimDisk::lose_power_after`]; `told` is called the moment the last change has happened. It must not use the disk.
+    pub fn lose_power_after_and(&self, changes: u64, told: impl FnOnce() + Send + 'static) {
+        assert!(changes > 0, "nobody is told of a power loss before the first change");
+        let mut world = self.0.lock();
+        world.power = Some(changes);
+        world.on_power_loss = Some(Box::new(told));
     }
 
     /// Changes a byte of a file, on the disk and as seen.
@@ -169,6 +179,7 @@ impl SimDisk {
             next_file: world.next_file,
             capacity_bytes: world.capacity_bytes,
             power: None,
+            on_power_loss: None,
             writes_until_failure: None,
             syncs_until_failure: None,
             rng,
@@ -229,6 +240,11 @@ impl World {
     fn change(&mut self) -> io::Result<()> {
         self.powered()?;
         self.power = self.power.map(|left| left - 1);
+        if self.power == Some(0)
+            && let Some(told) = self.on_power_loss.take()
+        {
+            told();
+        }
         Ok(())
     }
 

@@ -1,11 +1,14 @@
-//! A network in memory: named hosts, links that can be cut.
+//! A network in memory: hosts, latency, and links that break, fall silent, or lose a whole host.
 //!
-//! A connection is a pipe between two tasks of one process. Cutting a pair of hosts breaks their connections and refuses new
-//! ones in silence (a dial hangs, as packets that are dropped do) until it is mended.
+//! A connection is a pair of pipes between two tasks of one process, with a random delay on every piece that goes through.
+//! [`SimNet::cut`] resets what is open and lets dials hang, as dropped packets do; [`SimNet::hold`] says nothing to anyone and
+//! delivers what was sent once it is mended, as TCP does. After [`SimNet::power_off`] a host's old life reaches nobody, however
+//! long its tasks live on.
+//! Absent: names (addresses resolve to themselves), and bandwidth.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -13,77 +16,165 @@ use std::time::Duration;
 
 use futures_util::stream;
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf};
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::env::net::{BoxFuture, Incoming, Net, Stream};
 
 const PIPE_BYTES: usize = 256 << 10;
+const PIECE_BYTES: usize = 64 << 10;
 const DIAL_TIME: Duration = Duration::from_millis(1);
+/// Between looks at a link that lets nothing through.
+const BLOCKED_LOOK: Duration = Duration::from_millis(20);
 
-#[derive(Default)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Blocked {
+    Cut,
+    Held,
+}
+
 struct State {
+    rng: fastrand::Rng,
+    latency_max: Duration,
     listeners: BTreeMap<SocketAddr, mpsc::Sender<Box<dyn Stream>>>,
-    cut: BTreeSet<(SocketAddr, SocketAddr)>,
-    connections: Vec<(SocketAddr, SocketAddr, CancellationToken)>,
+    blocked: BTreeMap<BTreeSet<IpAddr>, Blocked>,
+    connections: Vec<(IpAddr, IpAddr, CancellationToken)>,
+    lives: BTreeMap<IpAddr, CancellationToken>,
 }
 
-/// The network; cloning shares it.
-#[derive(Clone, Default)]
-pub struct SimNet(Arc<Mutex<State>>);
-
-/// One host's access to a [`SimNet`].
-pub struct Host {
-    net: SimNet,
-    address: SocketAddr,
-}
-
-impl SimNet {
-    /// The network as the host at `address` sees it.
-    pub fn host(&self, address: SocketAddr) -> Arc<Host> {
-        Arc::new(Host { net: self.clone(), address })
+impl State {
+    fn blocked(&self, a: IpAddr, b: IpAddr) -> bool {
+        self.blocked.contains_key(&BTreeSet::from([a, b]))
     }
 
-    /// Breaks the connections between two hosts and lets no new one through.
-    pub fn cut(&self, a: SocketAddr, b: SocketAddr) {
-        let mut state = self.0.lock();
-        state.cut.insert((a, b));
-        state.cut.insert((b, a));
-        state.connections.retain(|(from, to, broken)| {
-            let hit = (*from == a && *to == b) || (*from == b && *to == a);
+    fn break_connections(&mut self, hit: impl Fn(IpAddr, IpAddr) -> bool) {
+        self.connections.retain(|(from, to, broken)| {
+            let hit = hit(*from, *to);
             if hit {
                 broken.cancel();
             }
-            !hit
+            !hit && !broken.is_cancelled()
         });
+    }
+}
+
+/// The network; cloning shares it.
+#[derive(Clone)]
+pub struct SimNet(Arc<Mutex<State>>);
+
+/// One life of a host, and its access to a [`SimNet`].
+pub struct Host {
+    net: SimNet,
+    address: IpAddr,
+    life: CancellationToken,
+}
+
+impl SimNet {
+    /// A network in which each piece takes up to `latency_max`.
+    pub fn new(seed: u64, latency_max: Duration) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            rng: fastrand::Rng::with_seed(seed),
+            latency_max,
+            listeners: BTreeMap::new(),
+            blocked: BTreeMap::new(),
+            connections: Vec::new(),
+            lives: BTreeMap::new(),
+        })))
+    }
+
+    /// Switches the host at `address` on: a new life of it.
+    pub fn host(&self, address: IpAddr) -> Arc<Host> {
+        self.power_off(address);
+        let life = CancellationToken::new();
+        self.0.lock().lives.insert(address, life.clone());
+        Arc::new(Host { net: self.clone(), address, life })
+    }
+
+    /// Breaks the connections between two hosts and lets no new one through.
+    pub fn cut(&self, a: IpAddr, b: IpAddr) {
+        let mut state = self.0.lock();
+        state.blocked.insert(BTreeSet::from([a, b]), Blocked::Cut);
+        state.break_connections(|from, to| (from == a && to == b) || (from == b && to == a));
+    }
+
+    /// Keeps what two hosts send to one another; neither is told.
+    pub fn hold(&self, a: IpAddr, b: IpAddr) {
+        self.0.lock().blocked.insert(BTreeSet::from([a, b]), Blocked::Held);
     }
 
     /// Lets everyone reach everyone again.
     pub fn mend(&self) {
-        self.0.lock().cut.clear();
+        self.0.lock().blocked.clear();
     }
 
-    /// The host is off: its connections break and nobody listens there.
-    pub fn power_off(&self, host: SocketAddr) {
+    /// The host is off: its connections break, nobody listens there, and its tasks reach nobody any more.
+    pub fn power_off(&self, host: IpAddr) {
         let mut state = self.0.lock();
-        state.listeners.remove(&host);
-        state.connections.retain(|(from, to, broken)| {
-            let hit = *from == host || *to == host;
-            if hit {
-                broken.cancel();
+        if let Some(life) = state.lives.remove(&host) {
+            life.cancel();
+        }
+        state.listeners.retain(|address, _| address.ip() != host);
+        state.break_connections(|from, to| from == host || to == host);
+    }
+
+    /// Carries bytes one way until either side ends or the connection breaks.
+    async fn carry(
+        self,
+        ends: (IpAddr, IpAddr),
+        mut from: impl AsyncRead + Unpin,
+        mut to: impl AsyncWrite + Unpin,
+        broken: CancellationToken,
+    ) {
+        let carrying = async {
+            let mut piece = vec![0; PIECE_BYTES];
+            loop {
+                let read = from.read(&mut piece).await.unwrap_or(0);
+                let delay = {
+                    let mut state = self.0.lock();
+                    let latency_max = state.latency_max;
+                    latency_max.mul_f64(state.rng.f64())
+                };
+                crate::env::sleep(delay).await;
+                while self.0.lock().blocked(ends.0, ends.1) {
+                    crate::env::sleep(BLOCKED_LOOK).await;
+                }
+                if read == 0 {
+                    let _ = to.shutdown().await;
+                    return;
+                }
+                if to.write_all(&piece[..read]).await.is_err() {
+                    return;
+                }
             }
-            !hit
-        });
+        };
+        tokio::select! {
+            biased;
+            () = broken.cancelled() => {}
+            () = carrying => {}
+        }
+    }
+
+    /// Both ends of a new connection.
+    fn connect(&self, from: IpAddr, to: IpAddr, broken: &CancellationToken) -> (Pipe, Pipe) {
+        let (ours, our_far) = tokio::io::duplex(PIPE_BYTES);
+        let (theirs, their_far) = tokio::io::duplex(PIPE_BYTES);
+        let (our_read, our_write) = tokio::io::split(our_far);
+        let (their_read, their_write) = tokio::io::split(their_far);
+        tokio::spawn(self.clone().carry((from, to), our_read, their_write, broken.clone()));
+        tokio::spawn(self.clone().carry((from, to), their_read, our_write, broken.clone()));
+        (Pipe::new(ours, broken), Pipe::new(theirs, broken))
     }
 }
 
 impl Net for Host {
     fn listen(&self, address: SocketAddr) -> BoxFuture<io::Result<(SocketAddr, Incoming)>> {
-        let net = self.net.clone();
+        let (net, life) = (self.net.clone(), self.life.clone());
         Box::pin(async move {
             let (tx, rx) = mpsc::channel(64);
-            net.0.lock().listeners.insert(address, tx);
+            if !life.is_cancelled() {
+                net.0.lock().listeners.insert(address, tx);
+            }
             let incoming = stream::unfold(rx, |mut rx| async move { Some((Ok(rx.recv().await?), rx)) });
             Ok((address, Box::pin(incoming) as Incoming))
         })
@@ -94,24 +185,27 @@ impl Net for Host {
     }
 
     fn connect(&self, address: String) -> BoxFuture<io::Result<Box<dyn Stream>>> {
-        let (net, from) = (self.net.clone(), self.address);
+        let (net, from, life) = (self.net.clone(), self.address, self.life.clone());
         Box::pin(async move {
             let to: SocketAddr = address.parse().map_err(|_| io::ErrorKind::NotFound)?;
             crate::env::sleep(DIAL_TIME).await;
-            while net.0.lock().cut.contains(&(from, to)) {
-                crate::env::sleep(100 * DIAL_TIME).await;
+            while net.0.lock().blocked(from, to.ip()) {
+                crate::env::sleep(BLOCKED_LOOK).await;
             }
             let broken = CancellationToken::new();
-            let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
             let listener = {
                 let mut state = net.0.lock();
+                if life.is_cancelled() {
+                    return Err(io::ErrorKind::NetworkUnreachable.into());
+                }
                 let listener = state.listeners.get(&to).cloned().ok_or(io::ErrorKind::ConnectionRefused)?;
-                state.connections.push((from, to, broken.clone()));
+                state.connections.push((from, to.ip(), broken.clone()));
                 listener
             };
-            let theirs: Box<dyn Stream> = Box::new(Pipe::new(theirs, &broken));
+            let (ours, theirs) = net.connect(from, to.ip(), &broken);
+            let theirs: Box<dyn Stream> = Box::new(theirs);
             listener.send(theirs).await.map_err(|_| io::ErrorKind::ConnectionRefused)?;
-            Ok(Box::new(Pipe::new(ours, &broken)) as Box<dyn Stream>)
+            Ok(Box::new(ours) as Box<dyn Stream>)
         })
     }
 }
@@ -154,6 +248,7 @@ impl AsyncWrite for Pipe {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }

@@ -40,16 +40,35 @@ struct Loaded {
     number: u32,
     path: PathBuf,
     file: Arc<dyn File>,
+    file_bytes: u64,
+    /// Without the zeros at the file's end.
     bytes: Vec<u8>,
+}
+
+/// The file without the zeros at its end (to within a piece): most of a preallocated segment is unused, and is not worth
+/// memory.
+fn read_used(file: &dyn File) -> io::Result<Vec<u8>> {
+    const PIECE_BYTES: u64 = 256 << 10;
+    let len = file.len()?;
+    let mut bytes = Vec::new();
+    let mut piece = vec![0; PIECE_BYTES.min(len) as usize];
+    for start in (0..len).step_by(PIECE_BYTES as usize) {
+        let piece = &mut piece[..PIECE_BYTES.min(len - start) as usize];
+        file.read_exact_at(piece, start)?;
+        if start == 0 || piece.iter().any(|byte| *byte != 0) {
+            bytes.resize(start as usize, 0);
+            bytes.extend_from_slice(piece);
+        }
+    }
+    Ok(bytes)
 }
 
 impl Loaded {
     fn new(disk: &dyn Disk, dir: &Path, number: u32) -> io::Result<Self> {
         let path = segment::path(dir, number);
         let file = disk.open(&path, OpenMode::ReadWrite)?;
-        let mut bytes = vec![0; file.len()? as usize];
-        file.read_exact_at(&mut bytes, 0)?;
-        Ok(Self { number, path, file: Arc::from(file), bytes })
+        let (file_bytes, bytes) = (file.len()?, read_used(&*file)?);
+        Ok(Self { number, path, file: Arc::from(file), file_bytes, bytes })
     }
 
     fn header(&self) -> Result<Option<Header>, Error> {
@@ -246,7 +265,7 @@ fn look_behind(
             let (broken, offset) = if number == active.number + 1 { (&spare, 0) } else { (active, replay.bad) };
             return Err(broken.corrupt(offset, format!("later records are intact in segment {number}")));
         }
-        let clean = spare.bytes.len() as u64 >= options.segment_bytes && used_bytes(&spare.bytes) == 0;
+        let clean = spare.file_bytes >= options.segment_bytes && used_bytes(&spare.bytes) == 0;
         if clean && dirty.is_empty() {
             spare.file.sync_all()?;
             spares.push_back((number, spare.file));

@@ -489,29 +489,3 @@ async fn a_real_disk_takes_appends_and_reads_at_once() {
     log.close().await;
     env.stop(std::time::Duration::from_secs(10)).await;
 }
-
-/// `cargo test --release --lib storage::log -- --ignored --nocapture`; the figures to hold are in ARCHITECTURE.md.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a measurement"]
-async fn measure_appends() {
-    let home = tempfile::tempdir_in(".").unwrap();
-    let log = Log::create(&Env::real(), &home.path().join("log"), OWNER, Options::default()).unwrap();
-    let payload = Bytes::from(vec![7; 256]);
-    let cpu = || {
-        let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-        time.tv_sec as f64 * 1e6 + time.tv_nsec as f64 / 1e3
-    };
-    let mut index = 0;
-    for (batch, rounds) in [(1, 10_000), (16, 10_000), (128, 4000)] {
-        let (start, cpu_start) = (crate::env::Instant::now(), cpu());
-        for _ in 0..rounds {
-            let entry = |index| Record { log_id: id(1, index), kind: 0, payload: payload.clone() };
-            append(&log, (index..index + batch).map(entry).collect()).await.unwrap();
-            index += batch;
-        }
-        let entries = (rounds * batch) as f64;
-        let (cpu, rate) = ((cpu() - cpu_start) / entries, entries / start.elapsed().as_secs_f64());
-        println!("batch {batch}: {rate:.0} entries/s, {cpu:.2} us CPU an entry, {:?}", log.fsync_stats());
-    }
-    log.close().await;
-}

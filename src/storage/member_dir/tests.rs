@@ -1,3 +1,5 @@
+//! Member directories: what survives a crash at every step.
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

@@ -1,3 +1,5 @@
+//! Snapshot files: what is detected, what is resumed, what is left behind.
+
 use super::*;
 use crate::pb::log::change::Change as Kind;
 use crate::pb::log::{Change, StateMeta};

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -103,6 +104,30 @@ impl Memory {
     /// How often damage was set aside.
     pub fn times_set_aside(&self) -> u64 {
         self.0.lock().set_aside
+    }
+}
+
+/// The disks of one machine's state stores, by directory. Cloning shares them.
+#[derive(Clone, Default)]
+pub struct Memories(Arc<Mutex<BTreeMap<PathBuf, Memory>>>);
+
+impl Memories {
+    /// The disk of the store in `dir`.
+    pub fn at(&self, dir: &Path) -> Memory {
+        self.0.lock().entry(dir.to_owned()).or_default().clone()
+    }
+
+    /// [`Memory::crash`] for all of them; `kept` says how many of so many unsaved writes survive.
+    pub fn crash(&self, mut kept: impl FnMut(usize) -> usize) {
+        for memory in self.0.lock().values() {
+            memory.crash(kept(memory.volatile_writes()));
+        }
+    }
+}
+
+impl std::fmt::Debug for Memories {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Memories").finish_non_exhaustive()
     }
 }
 

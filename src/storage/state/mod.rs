@@ -58,11 +58,22 @@ pub struct Options {
     /// Size that records are packed to, in bytes; at most 64 KiB. Larger costs memory (sled keeps 256 leaves of 8 to 16
     /// records), smaller costs CPU.
     pub record_bytes: usize,
+    pub engine: Engine,
+}
+
+/// Where records lie.
+#[derive(Clone, Debug, Default)]
+pub enum Engine {
+    #[default]
+    Sled,
+    /// In a simulation.
+    #[cfg(any(test, feature = "testing"))]
+    Memory(memory::Memories),
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { cache_bytes: 16 << 20, record_bytes: 8 << 10 }
+        Self { cache_bytes: 16 << 20, record_bytes: 8 << 10, engine: Engine::Sled }
     }
 }
 
@@ -125,8 +136,14 @@ impl End {
 impl Store {
     /// Opens the store in `dir`, or makes an empty one. A damaged one is set aside and reported.
     pub fn open(env: &Env, dir: &Path, options: &Options) -> Result<Opened, Error> {
-        let (records, damaged) = sled::open(env, dir, options)?;
-        Ok(Opened { store: Self::on(Box::new(records), options), damaged })
+        match &options.engine {
+            Engine::Sled => {
+                let (records, damaged) = sled::open(env, dir, options)?;
+                Ok(Opened { store: Self::on(Box::new(records), options), damaged })
+            }
+            #[cfg(any(test, feature = "testing"))]
+            Engine::Memory(memories) => Ok(Opened { store: memories.at(dir).open(options), damaged: None }),
+        }
     }
 
     /// A store on these records.

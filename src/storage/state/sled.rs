@@ -138,7 +138,7 @@ impl Sled {
             match guarded("open", || config.open()) {
                 Err(Error::Io(e)) if tries < LOCK_TRIES && e.to_string().contains("could not acquire lock") => {
                     tries += 1;
-                    std::thread::sleep(LOCK_WAIT);
+                    self.env.block_for(LOCK_WAIT);
                 }
                 opened => break opened?,
             }

@@ -1,3 +1,5 @@
+//! The state store: the chain, its damage, its cleaning; sled and its twin by the same tests.
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 

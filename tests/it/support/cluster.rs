@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -22,16 +22,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
+use super::tools;
+
 /// Time in which anything that a test waits for must have happened, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-
-/// The program under test: cargo names it to tests; an example finds it beside its own directory.
-pub fn binary() -> PathBuf {
-    match option_env!("CARGO_BIN_EXE_quorate") {
-        Some(path) => path.into(),
-        None => std::env::current_exe().unwrap().parent().unwrap().with_file_name("quorate"),
-    }
-}
 
 /// The pods of one test.
 pub struct Cluster {
@@ -40,14 +34,16 @@ pub struct Cluster {
     size: u64,
     settings: Vec<(String, String)>,
     pods: BTreeMap<u64, Child>,
+    /// Pods whose data directory is a file system of their own, of so many bytes.
+    small_disks: BTreeMap<u64, u64>,
 }
 
 impl Cluster {
     /// A cluster of `size` pods, none of which runs yet.
     pub fn new(size: u64) -> Self {
         let root = tempfile::Builder::new().prefix("quorate-it-").tempdir().unwrap();
-        let settings = Vec::new();
-        let mut cluster = Self { root, host: free_host(), size, settings, pods: BTreeMap::new() };
+        let (settings, pods, small_disks) = Default::default();
+        let mut cluster = Self { root, host: free_host(), size, settings, pods, small_disks };
         // Small segments: a test needs no 64 MiB files.
         cluster.set("log.segment_bytes", "8MiB");
         cluster
@@ -56,11 +52,18 @@ impl Cluster {
     /// A running cluster of `size` pods that has a leader.
     pub async fn start(size: u64) -> Self {
         let mut cluster = Self::new(size);
-        for slot in 0..size {
-            cluster.start_pod(slot);
-        }
-        cluster.wait_formed().await;
+        cluster.start_all().await;
         cluster
+    }
+
+    /// Starts the pods that do not run, and waits until all have formed a cluster. Returns the leader's slot.
+    pub async fn start_all(&mut self) -> u64 {
+        for slot in 0..self.size {
+            if !self.is_running(slot) {
+                self.start_pod(slot);
+            }
+        }
+        self.wait_formed().await
     }
 
     /// A setting for pods that are started from now on.
@@ -112,12 +115,24 @@ impl Cluster {
 
     /// Starts a pod with further environment variables (fail points).
     pub fn start_pod_with(&mut self, slot: u64, env: &[(&str, &str)]) {
+        self.start_pod_named(slot, slot, env);
+    }
+
+    /// Starts a second process that claims to be `kv-<name>`, at the addresses and in the directory of `slot`.
+    pub fn start_twin(&mut self, slot: u64, name: u64) {
+        self.start_pod_named(slot, name, &[]);
+    }
+
+    fn start_pod_named(&mut self, slot: u64, name: u64, env: &[(&str, &str)]) {
         assert!(!self.is_running(slot), "kv-{slot} runs already");
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path(slot)).unwrap();
-        let mut command = Command::new(binary());
+        let mut command = match self.small_disks.get(&slot) {
+            Some(bytes) => tools::on_small_disk(&self.data_dir(slot), *bytes),
+            None => Command::new(binary()),
+        };
         command
             .arg("serve")
-            .args(["--name", &format!("kv-{slot}")])
+            .args(["--name", &format!("kv-{name}")])
             .args(["--peers", &self.pattern(), "--size", &self.size.to_string()])
             .args(["--listen-peer", &self.peer_address(slot), "--listen-client", &self.endpoint(slot)])
             .args(["--advertise-client", &format!("http://{}", self.endpoint(slot))])
@@ -134,11 +149,23 @@ impl Cluster {
         self.pods.insert(slot, command.spawn().unwrap());
     }
 
+    /// Pods of `slots` get a data directory of `bytes` that lives as long as their process.
+    pub fn set_small_disks(&mut self, slots: impl IntoIterator<Item = u64>, bytes: u64) {
+        self.small_disks.extend(slots.into_iter().map(|slot| (slot, bytes)));
+    }
+
+    /// The data directory as the pod sees it.
+    pub fn disk_of(&self, slot: u64) -> PathBuf {
+        let root = PathBuf::from(format!("/proc/{}/root", self.pods[&slot].id()));
+        root.join(self.data_dir(slot).strip_prefix("/").unwrap())
+    }
+
     pub fn is_running(&mut self, slot: u64) -> bool {
         self.pods.get_mut(&slot).is_some_and(|child| child.try_wait().unwrap().is_none())
     }
 
     /// Resident memory of the pod's process.
+    #[allow(dead_code, reason = "only the import example prints it")]
     pub fn resident_bytes(&self, slot: u64) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pods[&slot].id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
@@ -177,9 +204,37 @@ impl Cluster {
     }
 
     /// Waits until the process has ended by itself.
-    pub async fn wait_exit(&mut self, slot: u64) -> std::process::ExitStatus {
-        let mut child = self.pods.remove(&slot).expect("the pod runs");
-        wait_for(&format!("kv-{slot} to end"), async || child.try_wait().unwrap().ok_or("it runs")).await
+    pub async fn wait_exit(&mut self, slot: u64) -> ExitStatus {
+        self.wait_any_exit(&[slot]).await.1
+    }
+
+    /// Waits until one of the processes has ended by itself, and says which.
+    pub async fn wait_any_exit(&mut self, slots: &[u64]) -> (u64, ExitStatus) {
+        let ended = wait_for(&format!("one of {slots:?} to end"), async || {
+            let ended = |slot: &u64| Some((*slot, self.pods.get_mut(slot)?.try_wait().unwrap()?));
+            slots.iter().find_map(ended).ok_or("they run")
+        })
+        .await;
+        self.pods.remove(&ended.0);
+        ended
+    }
+
+    /// The directory of the member that the pod is. It must be one: former selves were removed or there are none.
+    pub fn member_dir(&self, slot: u64) -> PathBuf {
+        let current = std::fs::read_to_string(self.data_dir(slot).join("current")).unwrap();
+        self.data_dir(slot).join(current.lines().nth(1).unwrap())
+    }
+
+    /// Takes the pod's disk away, to be given back with [`Cluster::put_disk`]. The pod must not run.
+    pub fn take_disk(&mut self, slot: u64, label: &str) {
+        assert!(!self.is_running(slot), "kv-{slot} still runs");
+        std::fs::rename(self.data_dir(slot), self.root.path().join(label)).unwrap();
+    }
+
+    /// Gives a disk that was taken away to a pod that has none.
+    pub fn put_disk(&mut self, label: &str, slot: u64) {
+        assert!(!self.data_dir(slot).exists(), "kv-{slot} has a disk");
+        std::fs::rename(self.root.path().join(label), self.data_dir(slot)).unwrap();
     }
 
     /// Deletes the pod's disk. The pod must not run.
@@ -216,17 +271,75 @@ impl Cluster {
         Ok(self.maintenance(slot).hash_kv(HashKvRequest { revision }).await?.into_inner())
     }
 
-    /// Waits until all of `slots` hold the same; returns the hash.
-    pub async fn same_hash(&self, slots: &[u64]) -> u32 {
-        wait_for(&format!("pods {slots:?} to hold the same"), async || {
-            let mut seen = Vec::new();
-            for slot in slots {
-                let hash = self.hash_kv(*slot, 0).await.map_err(|e| format!("kv-{slot}: {}", e.message()))?;
-                seen.push((hash.hash, hash.compact_revision, hash.hash_revision));
-            }
-            if seen.windows(2).all(|pair| pair[0] == pair[1]) { Ok(seen[0].0) } else { Err(format!("{seen:?}")) }
+    /// The member id that the pod has now.
+    pub async fn member_id(&self, slot: u64) -> u64 {
+        wait_for(&format!("kv-{slot} to say its member id"), async || match self.status(slot).await {
+            Ok(status) => status.header.map(|h| h.member_id).filter(|id| *id != 0).ok_or("it says none".to_owned()),
+            Err(status) => Err(status.message().to_owned()),
         })
         .await
+    }
+
+    pub async fn cluster_id(&self, slot: u64) -> u64 {
+        self.status(slot).await.unwrap().header.unwrap().cluster_id
+    }
+
+    /// All members as the pod knows them: member id, and whether it votes. Ascending.
+    pub async fn membership(&self, slot: u64) -> Vec<(u64, bool)> {
+        let what = format!("kv-{slot} to list the members");
+        let members = wait_for(&what, async || self.members(slot).await.map_err(|e| e.message().to_owned())).await;
+        members.iter().map(|m| (m.id, !m.is_learner)).collect()
+    }
+
+    /// Waits until all of `slots` hold the same state; returns its hash.
+    pub async fn wait_same_hash(&self, slots: impl IntoIterator<Item = u64>) -> u32 {
+        let slots: Vec<u64> = slots.into_iter().collect();
+        wait_for(&format!("pods {slots:?} to hold the same"), async || {
+            let mut seen = Vec::new();
+            for slot in &slots {
+                let hash = self.hash_kv(*slot, 0).await.map_err(|e| format!("kv-{slot}: {}", e.message()))?;
+                seen.push((hash.hash, hash.compact_revision, hash.header.unwrap().revision));
+            }
+            let all = format!("{seen:?}");
+            seen.dedup();
+            if let [(hash, ..)] = seen[..] { Ok(hash) } else { Err(all) }
+        })
+        .await
+    }
+
+    /// Waits until the pod's HTTP `/readyz` says that it is not ready because of all of `parts`.
+    pub async fn wait_unready(&self, slot: u64, parts: &[&str]) -> String {
+        self.wait_http(slot, "/readyz", 503, parts).await
+    }
+
+    /// Waits until the pod answers a GET on its client port with `code` and a text that holds all of `parts`.
+    pub async fn wait_http(&self, slot: u64, path: &str, code: u16, parts: &[&str]) -> String {
+        let holds = |text: &str| parts.iter().all(|part| text.contains(part));
+        wait_for(&format!("GET {path} of kv-{slot} to answer {code} with {parts:?}"), async || {
+            match http_get(&self.endpoint(slot), path).await {
+                Ok((found, text)) if found == code && holds(&text) => Ok(text),
+                Ok((found, text)) => Err(format!("{found} {text}")),
+                Err(error) => Err(error.to_string()),
+            }
+        })
+        .await
+    }
+
+    /// Waits until the pod has logged all of `parts` in one line; returns the first such line.
+    pub async fn wait_logged(&self, slot: u64, parts: &[&str]) -> String {
+        wait_for(&format!("kv-{slot} to log {parts:?}"), async || {
+            let text = self.log_text(slot);
+            let line = text.lines().find(|line| parts.iter().all(|part| line.contains(part)));
+            line.map(str::to_owned).ok_or("it has not")
+        })
+        .await
+    }
+
+    /// Runs the client of this project against all pods; returns what it printed.
+    pub async fn client(&self, args: &[&str]) -> String {
+        let mut command = tokio::process::Command::new(binary());
+        let output = command.args(args).args(["--endpoints", &self.endpoints()]).output().await.unwrap();
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
     }
 
     /// The slot that leads, as a running pod in `slots` knows it; `None` if none of them knows one.
@@ -249,15 +362,20 @@ impl Cluster {
     /// Waits until exactly the pods of `slots` are voters and every one of them says so. Returns the leader's slot.
     pub async fn wait_voters(&self, slots: impl IntoIterator<Item = u64>) -> u64 {
         let slots: Vec<u64> = slots.into_iter().collect();
-        wait_for(&format!("pods {slots:?} to be the voters of one cluster"), async || {
+        self.wait_voters_seen_by(&slots, &slots).await
+    }
+
+    /// Waits until exactly the pods of `voters` are voters, as every one of `slots` says. Returns the leader's slot.
+    pub async fn wait_voters_seen_by(&self, slots: &[u64], expected: &[u64]) -> u64 {
+        wait_for(&format!("pods {expected:?} to be the voters of one cluster, as {slots:?} see it"), async || {
             let mut leaders = Vec::new();
             let mut clusters = Vec::new();
-            for slot in &slots {
+            for slot in slots {
                 let status = self.status(*slot).await.map_err(|e| format!("kv-{slot}: {}", e.message()))?;
                 let members = self.members(*slot).await.map_err(|e| format!("kv-{slot}: {}", e.message()))?;
                 let mut voters: Vec<u64> = members.iter().filter(|m| !m.is_learner).map(|m| m.id & 0xffff).collect();
                 voters.sort_unstable();
-                if voters != slots {
+                if voters != expected {
                     return Err(format!("kv-{slot} sees the voters {voters:?}"));
                 }
                 leaders.push(status.leader);
@@ -335,6 +453,19 @@ pub async fn wait_for<T, E: std::fmt::Display>(what: &str, mut look: impl AsyncF
     }
 }
 
+/// The program under test, with its fail points compiled in: cargo names it to tests; an example finds it beside its own directory.
+pub fn binary() -> PathBuf {
+    match option_env!("CARGO_BIN_EXE_quorate") {
+        Some(path) => path.into(),
+        None => {
+            let example = std::env::current_exe().unwrap();
+            let path = example.parent().and_then(Path::parent).unwrap().join("quorate");
+            assert!(path.exists(), "{} is not built; run `cargo build` with the same profile first", path.display());
+            path
+        }
+    }
+}
+
 /// A GET with HTTP/1.1: code and body.
 pub async fn http_get(endpoint: &str, path: &str) -> std::io::Result<(u16, String)> {
     let mut stream = tokio::net::TcpStream::connect(endpoint).await?;
@@ -348,7 +479,7 @@ pub async fn http_get(endpoint: &str, path: &str) -> std::io::Result<(u16, Strin
 }
 
 /// Two bytes of a loopback address that no other test uses now.
-fn free_host() -> (u8, u8) {
+pub fn free_host() -> (u8, u8) {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let start = std::process::id().wrapping_mul(2_654_435_761) >> 8;
     loop {

@@ -46,6 +46,33 @@ pub fn skip(reason: &str, required: bool) {
     let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {reason}");
 }
 
+/// Whether a process can be given a small disk here; says that the test is skipped if not.
+#[track_caller]
+pub fn can_have_small_disks() -> bool {
+    let dir = tempfile::tempdir().unwrap();
+    let probe = on_small_disk_running(Path::new("true"), dir.path(), 1 << 20).output();
+    let why = match probe {
+        Ok(output) if output.status.success() => return true,
+        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        Err(error) => error.to_string(),
+    };
+    skip(&format!("a tmpfs cannot be mounted in a namespace of its own: {why}"), is_set("QUORATE_REQUIRE_TOOLS"));
+    false
+}
+
+/// The program under test, in a mount namespace in which `dir` is a file system of `bytes`. It is gone with the process.
+pub fn on_small_disk(dir: &Path, bytes: u64) -> Command {
+    on_small_disk_running(&super::cluster::binary(), dir, bytes)
+}
+
+fn on_small_disk_running(program: &Path, dir: &Path, bytes: u64) -> Command {
+    std::fs::create_dir_all(dir).unwrap();
+    let script = format!("mount -t tmpfs -o size={bytes} tmpfs \"$0\" && exec \"$@\"");
+    let mut command = Command::new("unshare");
+    command.args(["--map-root-user", "--mount", "sh", "-c", &script]).arg(dir).arg(program);
+    command
+}
+
 /// Whether an environment variable is on.
 pub fn is_set(variable: &str) -> bool {
     std::env::var(variable).is_ok_and(|value| !value.is_empty() && value != "0")

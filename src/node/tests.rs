@@ -1,0 +1,361 @@
+//! The way of a request to a leader that is played by the test: what is tried again, what never is, and what is bounded.
+
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+
+use futures_util::{Stream, StreamExt as _};
+use parking_lot::Mutex;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Streaming};
+
+use super::*;
+use crate::env::Net as _;
+use crate::env::sim::{SimDisk, SimNet};
+use crate::pb::log::{Answer, Command};
+use crate::pb::peer::peer_server::{Peer, PeerServer};
+use crate::pb::peer::*;
+use crate::raft::tests::{THIS, put, running_raft};
+
+type Grpc<T> = Result<Response<T>, tonic::Status>;
+type Answers = mpsc::Sender<Result<ForwardResponse, tonic::Status>>;
+
+const LEADER: u64 = 0x20001;
+const ADDRESS: &str = "10.0.0.2:2380";
+
+fn ip(last: u8) -> IpAddr {
+    IpAddr::from([10, 0, 0, last])
+}
+
+/// A leader that shows what it is sent, and answers when it is told to.
+#[derive(Clone)]
+struct Leader {
+    /// Each message, and the stream that its answers go to.
+    messages: mpsc::Sender<(ForwardRequest, Answers)>,
+}
+
+fn no<T>() -> Grpc<T> {
+    Err(tonic::Status::unimplemented("not played"))
+}
+
+#[tonic::async_trait]
+impl Peer for Leader {
+    type ForwardStream = Pin<Box<dyn Stream<Item = Result<ForwardResponse, tonic::Status>> + Send>>;
+
+    async fn forward(&self, request: Request<Streaming<ForwardRequest>>) -> Grpc<Self::ForwardStream> {
+        let (answers, stream) = mpsc::channel(16);
+        let messages = self.messages.clone();
+        let mut requests = request.into_inner();
+        requests.next().await.expect("a first message").expect("an envelope");
+        tokio::spawn(async move {
+            while let Some(Ok(message)) = requests.next().await {
+                let _ = messages.send((message, answers.clone())).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn who(&self, _: Request<WhoRequest>) -> Grpc<WhoResponse> {
+        no()
+    }
+    async fn accept(&self, _: Request<AcceptRequest>) -> Grpc<AcceptResponse> {
+        no()
+    }
+    async fn abandon(&self, _: Request<AbandonRequest>) -> Grpc<AbandonResponse> {
+        no()
+    }
+    async fn join(&self, _: Request<JoinRequest>) -> Grpc<JoinResponse> {
+        no()
+    }
+    async fn append(&self, _: Request<AppendRequest>) -> Grpc<AppendResponse> {
+        no()
+    }
+    async fn vote(&self, _: Request<VoteRequest>) -> Grpc<VoteResponse> {
+        no()
+    }
+    async fn pre_vote(&self, _: Request<VoteRequest>) -> Grpc<VoteResponse> {
+        no()
+    }
+    async fn transfer_leader(&self, _: Request<TransferLeaderRequest>) -> Grpc<TransferLeaderResponse> {
+        no()
+    }
+    async fn snapshot_offset(&self, _: Request<SnapshotHead>) -> Grpc<SnapshotOffsetResponse> {
+        no()
+    }
+    async fn snapshot(&self, _: Request<Streaming<SnapshotChunk>>) -> Grpc<SnapshotResponse> {
+        no()
+    }
+}
+
+/// A connection as tonic's server takes it.
+struct Accepted(Box<dyn crate::env::net::Stream>);
+
+impl tonic::transport::server::Connected for Accepted {
+    type ConnectInfo = ();
+    fn connect_info(&self) {}
+}
+
+impl tokio::io::AsyncRead for Accepted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        into: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, into)
+    }
+}
+
+impl tokio::io::AsyncWrite for Accepted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        bytes: &[u8],
+    ) -> std::task::Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+    fn poll_shutdown(
+        mut self: Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+/// Starts the leader; what it is sent comes out here.
+async fn lead(net: &SimNet) -> mpsc::Receiver<(ForwardRequest, Answers)> {
+    let (messages, received) = mpsc::channel(1000);
+    let address: SocketAddr = ADDRESS.parse().unwrap();
+    let (_, incoming) = net.host(ip(2)).listen(address).await.unwrap();
+    let bytes_max = crate::config::Config::default().peer_message_bytes_max();
+    let service = PeerServer::new(Leader { messages }).max_decoding_message_size(bytes_max);
+    let serving = tonic::transport::Server::builder()
+        .add_service(service)
+        .serve_with_incoming(incoming.map(|accepted| accepted.map(Accepted)));
+    tokio::spawn(serving);
+    received
+}
+
+/// A follower whose requests go to [`ADDRESS`].
+async fn follower(net: &SimNet, options: Options) -> Node {
+    let env = Env::sim(1, Arc::new(SimDisk::new(1)), net.host(ip(1)));
+    let (raft, store, _) = running_raft(&env).await;
+    let node = Node::start(env.clone(), options, THIS, raft, store, Peers::new(env));
+    // The node finds out first that Raft knows no leader.
+    crate::env::sleep(Duration::from_millis(20)).await;
+    *node.inner.route.write() = Route::Follower(Link::open(&node, LEADER, ADDRESS.into()));
+    node
+}
+
+fn options() -> Options {
+    Options {
+        request_timeout: Duration::from_secs(3),
+        batch_bytes_max: 256 << 10,
+        batches_in_flight_max: 2,
+        queue_requests_max: 1000,
+        queue_bytes_max: 64 << 20,
+        lease_reads: false,
+        leader_silence_max: Duration::from_secs(2),
+        retry_interval: Duration::from_millis(50),
+    }
+}
+
+fn net() -> SimNet {
+    SimNet::new(1, Duration::from_millis(1))
+}
+
+/// The next message that the leader is sent.
+async fn sent(leader: &mut mpsc::Receiver<(ForwardRequest, Answers)>) -> (ForwardRequest, Answers) {
+    let message = timeout_at(Instant::now() + Duration::from_secs(10), leader.recv()).await;
+    message.expect("a message within 10 s").expect("the leader listens")
+}
+
+fn command(bytes: usize) -> Command {
+    put("k", &vec![7; bytes])
+}
+
+fn answer(id: u64, outcome: Result<(), Error>) -> ForwardResponse {
+    use forward_response::{Outcome, outcome::Result as Wire};
+    let result = match outcome {
+        Ok(()) => Wire::Answer(Answer::default()),
+        Err(error) => Wire::Error(error.number()),
+    };
+    let outcomes = vec![Outcome { id, result: Some(result), detail: String::new() }];
+    ForwardResponse { outcomes, ..ForwardResponse::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn request_whose_answer_was_lost_is_told_so_and_never_sent_again() {
+    let net = net();
+    let mut leader = lead(&net).await;
+    let node = follower(&net, options()).await;
+    let proposing = tokio::spawn({
+        let node = node.clone();
+        async move { node.propose(command(10)).await }
+    });
+    let (message, _) = sent(&mut leader).await;
+    assert_eq!(message.proposals.len(), 1);
+    net.power_off(ip(2));
+    assert_eq!(proposing.await.unwrap(), Err(Error::TimeoutConnectionLost));
+    // The leader is back, and is sent nothing.
+    let mut leader = lead(&net).await;
+    assert!(timeout_at(Instant::now() + Duration::from_secs(5), leader.recv()).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn request_that_was_not_sent_waits_for_a_leader() {
+    let net = net();
+    let node = follower(&net, options()).await;
+    let proposing = tokio::spawn({
+        let node = node.clone();
+        async move { node.propose(command(10)).await }
+    });
+    crate::env::sleep(Duration::from_millis(500)).await;
+    assert!(!proposing.is_finished(), "nobody listens, so nothing was sent: it is tried again");
+    let mut leader = lead(&net).await;
+    let (message, answers) = sent(&mut leader).await;
+    // Whoever was asked did not lead any more, and did not propose: that too is tried again.
+    answers.send(Ok(answer(message.proposals[0].id, Err(Error::NotLeader)))).await.unwrap();
+    let (message, answers) = sent(&mut leader).await;
+    answers.send(Ok(answer(message.proposals[0].id, Ok(())))).await.unwrap();
+    proposing.await.unwrap().expect("it was applied");
+
+    // An unknown fate is final.
+    let proposing = tokio::spawn(async move { node.propose(command(10)).await });
+    let (message, answers) = sent(&mut leader).await;
+    let unknown = answer(message.proposals[0].id, Err(Error::TimeoutLeaderFailure));
+    answers.send(Ok(unknown)).await.unwrap();
+    assert_eq!(proposing.await.unwrap(), Err(Error::TimeoutLeaderFailure));
+}
+
+#[tokio::test(start_paused = true)]
+async fn request_that_nobody_takes_ends_with_its_time() {
+    let node = follower(&net(), options()).await;
+    let began = Instant::now();
+    assert_eq!(node.propose(command(10)).await, Err(Error::Timeout));
+    assert_eq!(node.read_index().await, Err(Error::Timeout));
+    assert!(began.elapsed() < Duration::from_secs(7), "{:?}", began.elapsed());
+}
+
+/// A message beyond gRPC's limit would break the stream, and every request on it would be of unknown fate.
+#[tokio::test(start_paused = true)]
+async fn many_large_requests_go_in_messages_of_bounded_size() {
+    let net = net();
+    let mut leader = lead(&net).await;
+    let node = follower(&net, options()).await;
+    let proposals: Vec<_> = (0..60)
+        .map(|n| {
+            let node = node.clone();
+            tokio::spawn(async move { node.propose(command(if n == 7 { 1 << 20 } else { 100 << 10 })).await })
+        })
+        .collect();
+    let mut answered = 0;
+    while answered < proposals.len() {
+        let (message, answers) = sent(&mut leader).await;
+        let bytes: usize = message.proposals.iter().map(|proposal| proposal.command.len()).sum();
+        assert!(bytes <= 256 << 10 || message.proposals.len() == 1, "{bytes} bytes in a message");
+        for proposal in message.proposals {
+            answers.send(Ok(answer(proposal.id, Ok(())))).await.unwrap();
+            answered += 1;
+        }
+    }
+    for proposal in proposals {
+        proposal.await.unwrap().expect("it was answered");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn queues_are_bounded_and_say_so() {
+    let net = net();
+    let mut leader = lead(&net).await;
+    let node = follower(&net, Options { queue_requests_max: 8, queue_bytes_max: 1 << 20, ..options() }).await;
+    let told = Arc::new(Mutex::new(Vec::new()));
+    for _ in 0..30 {
+        let (node, told) = (node.clone(), told.clone());
+        tokio::spawn(async move {
+            let outcome = node.propose(command(10)).await;
+            told.lock().push(outcome.map(|_| ()));
+        });
+        crate::env::sleep(Duration::from_millis(5)).await;
+    }
+    // Eight are under way and eight wait; the others were told at once.
+    assert_eq!(*told.lock(), vec![Err(Error::TooManyRequests); 14]);
+    let mut messages = Vec::new();
+    while let Ok(message) = leader.try_recv() {
+        messages.push(message);
+    }
+    assert_eq!(messages.iter().map(|(message, _)| message.proposals.len()).sum::<usize>(), 8);
+    assert_eq!(node.read_index().await, Err(Error::TooManyRequests));
+    let large = node.propose(command(2 << 20)).await;
+    assert_eq!(large.map(|_| ()), Err(Error::TooManyRequests), "bytes are bounded too");
+
+    // Answers make room.
+    for (message, answers) in messages {
+        for proposal in message.proposals {
+            answers.send(Ok(answer(proposal.id, Ok(())))).await.unwrap();
+        }
+    }
+    let (message, _) = sent(&mut leader).await;
+    assert!(!message.proposals.is_empty());
+    assert_eq!(told.lock().iter().filter(|outcome| outcome.is_ok()).count(), 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn reads_that_come_during_a_round_share_the_next() {
+    let net = net();
+    let mut leader = lead(&net).await;
+    let node = follower(&net, options()).await;
+    let read = || {
+        let node = node.clone();
+        tokio::spawn(async move { node.read_index().await })
+    };
+    let first = read();
+    let (message, answers) = sent(&mut leader).await;
+    let id = message.read_index_id;
+    assert_ne!(id, 0);
+    let later: Vec<_> = (0..10).map(|_| read()).collect();
+    crate::env::sleep(Duration::from_millis(50)).await;
+    assert!(leader.try_recv().is_err(), "one round at a time");
+    // Nobody has applied index 0 here; a failed round is tried again, as it changes nothing.
+    let failed =
+        ForwardResponse { read_index_id: id, read_error: Error::NotLeader.number(), ..ForwardResponse::default() };
+    answers.send(Ok(failed)).await.unwrap();
+    let (message, answers) = sent(&mut leader).await;
+    node.store().apply(crate::raft::tests::entry(1, 0, vec![command(1)]), false).unwrap();
+    let confirmed = ForwardResponse { read_index_id: message.read_index_id, ..ForwardResponse::default() };
+    answers.send(Ok(confirmed.clone())).await.unwrap();
+    for read in later {
+        read.await.unwrap().expect("one answer for all of them");
+    }
+    let (message, answers) = sent(&mut leader).await;
+    answers.send(Ok(ForwardResponse { read_index_id: message.read_index_id, ..confirmed })).await.unwrap();
+    first.await.unwrap().unwrap();
+}
+
+/// The leader's end: what does not fit into one message comes with the next.
+#[tokio::test(start_paused = true)]
+async fn large_answers_come_in_messages_of_bounded_size() {
+    let (to, outcomes) = mpsc::channel(100);
+    let mut serving = forward::Serving::of(outcomes);
+    let range = pb::etcd::RangeResponse {
+        kvs: vec![pb::KeyValue::new(pb::Fields { key: b"k", value: &vec![7; 700 << 10], ..pb::Fields::default() })],
+        ..Default::default()
+    };
+    let txn = pb::etcd::TxnResponse {
+        responses: vec![pb::etcd::ResponseOp { response: Some(pb::etcd::response_op::Response::ResponseRange(range)) }],
+        ..Default::default()
+    };
+    for id in 1..=5 {
+        let answer = Answer { response: Some(pb::log::answer::Response::Txn(txn.clone())) };
+        Reply::Remote { id, to: to.clone() }.send(Ok(answer));
+    }
+    Waiter::Remote { id: 9, to }.send(Ok(4));
+    let mut seen = Vec::new();
+    while let Some(message) = serving.next().await {
+        assert!(message.outcomes.len() <= 2, "{} answers of 700 KiB in a message", message.outcomes.len());
+        seen.extend(message.outcomes.iter().map(|outcome| outcome.id));
+        seen.extend((message.read_index_id != 0).then_some(message.read_index_id));
+    }
+    assert_eq!(seen, [1, 2, 3, 4, 5, 9]);
+}

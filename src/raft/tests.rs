@@ -1,0 +1,212 @@
+//! The traps of openraft that this module guards, one fact a test. The cluster's part of them is in `node` and `server`.
+
+mod suite;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::EntryPayload;
+use openraft::async_runtime::WatchReceiver as _;
+use openraft::storage::{RaftLogReader as _, RaftLogStorage as _};
+use openraft::{RaftNetworkFactory as _, RaftNetworkV2 as _};
+use prost::Message as _;
+
+use super::*;
+use crate::env::Env;
+use crate::env::sim::{NoNet, SimDisk};
+use crate::kv;
+use crate::pb::log::{Command, command};
+use crate::storage::log::{Log, Owner, Record};
+use crate::storage::snapshot;
+
+pub(crate) const THIS: Member = Member { cluster_id: 7, member_id: 0x10000 };
+
+pub(super) fn sim() -> Env {
+    Env::sim(1, Arc::new(SimDisk::new(1)), Arc::new(NoNet))
+}
+
+pub(crate) fn put(key: &str, value: &[u8]) -> Command {
+    let request = pb::etcd::PutRequest {
+        key: Bytes::copy_from_slice(key.as_bytes()),
+        value: Bytes::copy_from_slice(value),
+        ..Default::default()
+    };
+    Command { needs: 1, request: Some(command::Request::Put(request)) }
+}
+
+pub(crate) fn entry(term: u64, index: u64, commands: Vec<Command>) -> Entry {
+    let commands = commands.iter().map(|command| command.encode_to_vec().into()).collect::<Vec<Bytes>>();
+    let mut batch = Vec::new();
+    for command in commands {
+        prost::encoding::bytes::encode(1, &command, &mut batch);
+    }
+    Entry { log_id: LogId::new_term_index(term, index), payload: EntryPayload::Normal(Batch(batch.into())) }
+}
+
+fn log(env: &Env) -> Log {
+    let owner = Owner { cluster_id: THIS.cluster_id, member_id: THIS.member_id };
+    Log::create(env, Path::new("/log"), owner, Default::default()).unwrap()
+}
+
+async fn append(log: &Log, records: Vec<Record>) {
+    let (done, durable) = tokio::sync::oneshot::channel();
+    log.append(records, move |result| drop(done.send(result))).unwrap();
+    durable.await.unwrap().unwrap();
+}
+
+fn record(index: u64, bytes: usize) -> Record {
+    Record { log_id: pb::log::LogId { term: 1, index }, kind: 1, payload: vec![7; bytes].into() }
+}
+
+/// 300 big batches would never be done within a heartbeat.
+#[tokio::test(start_paused = true)]
+async fn append_to_a_follower_is_bounded_by_bytes_and_never_empty() {
+    let log = log(&sim());
+    append(&log, (0..10).map(|index| record(index, 300)).chain([record(10, 5000), record(11, 1)]).collect()).await;
+    let mut reader = LogStore::new(log.clone(), 1000);
+    let indexes = async |reader: &mut LogStore, start, end| -> Vec<u64> {
+        reader.limited_get_log_entries(start, end).await.unwrap().iter().map(|entry| entry.log_id.index()).collect()
+    };
+    assert_eq!(indexes(&mut reader, 0, 12).await, [0, 1, 2], "three of 300 bytes are within 1000");
+    assert_eq!(indexes(&mut reader, 9, 12).await, [9], "the next is too large to come along");
+    assert_eq!(indexes(&mut reader, 10, 12).await, [10], "one entry at least, however large");
+    assert_eq!(indexes(&mut reader, 10, 10).await, [0; 0]);
+    // Applying is not bound by it.
+    assert_eq!(reader.try_get_log_entries(0..12).await.unwrap().len(), 12);
+}
+
+#[tokio::test(start_paused = true)]
+async fn entries_to_apply_come_in_pieces_without_a_gap() {
+    let log = log(&sim());
+    append(&log, (0..40).map(|index| record(index, 300_000)).collect()).await;
+    log.purge(pb::log::LogId { term: 1, index: 4 }).await.unwrap();
+    let mut reader = LogStore::new(log, 1000).get_log_reader().await;
+    let entries: Vec<_> = futures_util::StreamExt::collect(reader.entries_stream(5..38).await).await;
+    let indexes: Vec<u64> = entries.into_iter().map(|entry| entry.unwrap().log_id.index()).collect();
+    assert_eq!(indexes, (5..38).collect::<Vec<_>>(), "12 MB were read 4 MiB at a time");
+}
+
+#[test]
+fn options_guard_every_trap_that_has_a_setting() {
+    let (raft, log) = (config::Raft::default(), config::Log::default());
+    let options = options(&raft, &log).unwrap();
+    assert_eq!(options.enable_pre_vote, Some(true));
+    assert_eq!(options.enable_leader_restore, Some(false), "a restarted leader must be elected again");
+    let probe = options.quorum_loss_probe_interval.expect("a leader without a quorum goes quiet");
+    assert!(probe >= 2 * options.election_timeout_max, "{probe}");
+    assert!(matches!(options.snapshot_policy, openraft::SnapshotPolicy::Never), "housekeeping asks for snapshots");
+    assert_eq!(options.max_in_snapshot_log_to_keep, u64::MAX, "housekeeping purges");
+    assert!(options.install_snapshot_timeout >= 60_000, "a short one loops");
+    assert_eq!(options.heartbeat_interval, 100);
+    assert!(raft.batch_bytes_max <= raft.append_bytes_max, "a batch fits into an append");
+    assert!((config::Config::default().peer_message_bytes_max() as u64) > raft.append_bytes_max.0);
+    assert!(MESSAGE_BYTES_MAX > config::Config::default().peer_message_bytes_max());
+}
+
+/// openraft's default grants everything, which would make pre-vote on worth nothing.
+#[tokio::test(start_paused = true)]
+async fn pre_vote_goes_over_the_network() {
+    let env = sim();
+    let mut network = Network {
+        env: env.clone(),
+        peers: Peers::new(env),
+        cluster_id: 7,
+        member_id: 1,
+        snapshot_chunk_bytes: 1,
+        snapshot_rate: 1,
+    };
+    let node = pb::log::Node { peer_address: "10.0.0.9:2380".into(), ..Default::default() };
+    let mut connection = network.new_client(2, &node).await;
+    let request = openraft::raft::VoteRequest::new(Vote::new(5, 1), None);
+    let option = openraft::network::RPCOption::new(Duration::from_millis(100));
+    connection.pre_vote(request, option).await.expect_err("a peer that is not there grants nothing");
+}
+
+/// A Raft that was not initialized, on an empty disk.
+pub(crate) async fn running_raft(env: &Env) -> (Raft, Arc<Store>, snapshot::Dir) {
+    let snapshots = snapshot::Dir::open(env, Path::new("/snapshot"), THIS.cluster_id).unwrap();
+    let store = Store::new(Applied::default(), false, 1 << 20);
+    let network = Network {
+        env: env.clone(),
+        peers: Peers::new(env.clone()),
+        cluster_id: THIS.cluster_id,
+        member_id: THIS.member_id,
+        snapshot_chunk_bytes: 1 << 10,
+        snapshot_rate: 1 << 20,
+    };
+    let options = options(&config::Raft::default(), &config::Log::default()).unwrap();
+    let state_machine = StateMachine::new(env.clone(), store.clone(), snapshots.clone(), THIS);
+    let raft = start(THIS.member_id, options, network, LogStore::new(log(env), 1 << 20), state_machine).await.unwrap();
+    (raft, store, snapshots)
+}
+
+fn vote_request(to: u64, cluster_id: u64, term: u64) -> pb::peer::VoteRequest {
+    pb::peer::VoteRequest {
+        envelope: Some(pb::peer::Envelope { cluster_id, from: 0x20001, to }),
+        vote: Some(pb::log::Vote { term, member: 0x20001, committed: false }),
+        last_log: None,
+        leadership_transfer: false,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pre_vote_of_any_answer_changes_no_vote() {
+    let env = sim();
+    let (raft, _, snapshots) = running_raft(&env).await;
+    let rpc = Rpc::new(env, raft.clone(), THIS, snapshots);
+    // This member has a log that the candidate lacks, and a term of its own.
+    let formation = BTreeMap::from([(THIS.member_id, Default::default()), (0x20001, Default::default())]);
+    raft.initialize(formation).await.unwrap();
+    let before = raft.metrics().borrow_watched().vote;
+
+    let answer = rpc.vote(vote_request(THIS.member_id, THIS.cluster_id, 50), true).await.unwrap();
+    assert!(!answer.granted, "the candidate's log is behind");
+    assert_eq!(raft.metrics().borrow_watched().vote, before, "a pre-vote raises no term");
+    assert!(before.leader_id.term < 50);
+    let answer = rpc.vote(vote_request(THIS.member_id, THIS.cluster_id, 50), false).await.unwrap();
+    assert!(!answer.granted);
+}
+
+/// Membership rule 5: a wiped, moved or foreign member is not heard, and said so once.
+#[tokio::test(start_paused = true)]
+async fn call_for_another_cluster_or_member_is_refused_before_it_is_looked_at() {
+    let env = sim();
+    let (raft, _, snapshots) = running_raft(&env).await;
+    let rpc = Rpc::new(env, raft.clone(), THIS, snapshots);
+    let before = raft.metrics().borrow_watched().vote;
+    for (request, reason) in [
+        (vote_request(THIS.member_id, 8, 50), "cluster id mismatch"),
+        (vote_request(0x990000, THIS.cluster_id, 50), "member id mismatch"),
+        (pb::peer::VoteRequest { envelope: None, ..vote_request(0, 0, 50) }, "must carry an envelope"),
+    ] {
+        for _ in 0..3 {
+            let status = rpc.vote(request, false).await.unwrap_err();
+            assert!(status.message().contains(reason), "{status}");
+        }
+        let envelope = request.envelope;
+        rpc.append(pb::peer::AppendRequest { envelope, ..Default::default() }).await.unwrap_err();
+        rpc.snapshot_offset(pb::peer::SnapshotHead { envelope, ..Default::default() }).await.unwrap_err();
+        rpc.transfer_leader(pb::peer::TransferLeaderRequest { envelope, ..Default::default() }).await.unwrap_err();
+    }
+    assert_eq!(raft.metrics().borrow_watched().vote, before);
+    assert_eq!(rpc.logged(), 3, "each stranger is logged once");
+    rpc.vote(vote_request(THIS.member_id, THIS.cluster_id, 50), false).await.expect("a call for this member is heard");
+}
+
+#[test]
+fn batch_with_a_command_that_is_not_known_changes_nothing() {
+    let store = Store::new(Applied::default(), false, 1 << 20);
+    store.apply(entry(1, 0, vec![put("a", b"1")]), true).unwrap();
+    let before = store.view();
+    let unknown = Command { needs: kv::APPLY_VERSION + 1, ..put("c", b"3") };
+    for bad in [unknown, Command { needs: 1, request: None }] {
+        store.apply(entry(1, 1, vec![put("b", b"2"), bad]), true).expect_err("this build must stop");
+        let now = store.view();
+        assert_eq!((now.kv.revision(), now.log_id), (before.kv.revision(), before.log_id));
+        assert_eq!(now.kv.hash_kv(0).unwrap().hash, before.kv.hash_kv(0).unwrap().hash);
+    }
+    let Unsaved::Changes(changes, meta) = store.take_unsaved() else { panic!("nothing was replaced") };
+    assert_eq!((changes.len(), meta.applied.unwrap().index), (1, 0), "the state store gets no half batch");
+}
