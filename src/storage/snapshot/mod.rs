@@ -7,7 +7,7 @@
 //! <dir>/<name>.damaged                 kept for people to look at; the newest one
 //! ```
 //! Owns the directory: [`Dir`] makes ([`Writer`]), receives ([`Incoming`]), verifies and removes the files, and [`Reader`]
-//! streams one. [`format`] has the bytes.
+//! streams one. `format` has the bytes.
 //!
 //! Invariants: a file has its final name only after it was fsynced, read back and verified; older ones go only after that.
 //! The id ends in a checksum of the whole file, so equal ids mean equal bytes and a transfer can resume.

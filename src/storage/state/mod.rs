@@ -1,7 +1,7 @@
 //! The state on disk: what applying the log made, as an unbroken chain of records, so that a restart is short.
 //!
-//! Owns the chain: spans of log indexes, each with the changes that they made ([`record`] has the format), filed under the
-//! index that they lead to. So the applied index *is* the key, and cannot part from the data. [`clean`] drops what
+//! Owns the chain: spans of log indexes, each with the changes that they made (`record` has the format), filed under the
+//! index that they lead to. So the applied index *is* the key, and cannot part from the data. `clean` drops what
 //! compaction made unreachable. Where the records lie is behind [`Records`]: `sled.rs` is the one file that names sled, and
 //! `memory.rs` is its twin for tests, with faults.
 //!
