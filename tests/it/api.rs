@@ -422,20 +422,6 @@ async fn refusals_have_the_codes_and_texts_that_clients_match_on() {
                 Code::OutOfRange,
                 FUTURE,
             ),
-            // Of several faults, the one that etcd tells.
-            (
-                of(vec![
-                    Op::RequestRange(RangeRequest { revision: now + 1, ..range_of("k", "") }),
-                    Op::RequestPut(PutRequest { ignore_value: true, lease: 7, ..put_of("none", "") }),
-                ]),
-                Code::InvalidArgument,
-                "etcdserver: key not found",
-            ),
-            (
-                Call::Put(PutRequest { ignore_value: true, lease: 7, ..put_of("none", "") }),
-                Code::NotFound,
-                "etcdserver: requested lease not found",
-            ),
             (Call::Compact(now), Code::OutOfRange, COMPACTED),
             (Call::Compact(now + 1), Code::OutOfRange, FUTURE),
         ];
