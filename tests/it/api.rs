@@ -422,20 +422,6 @@ async fn refusals_have_the_codes_and_texts_that_clients_match_on() {
                 Code::OutOfRange,
                 FUTURE,
             ),
-            // Of several faults, the one that etcd tells.
-            (
-                of(vec![
-                    Op::RequestRange(RangeRequest { revision: now + 1, ..range_of("k", "") }),
-                    Op::RequestPut(PutRequest { ignore_value: true, lease: 7, ..put_of("none", "") }),
-                ]),
-                Code::InvalidArgument,
-                "etcdserver: key not found",
-            ),
-            (
-                Call::Put(PutRequest { ignore_value: true, lease: 7, ..put_of("none", "") }),
-                Code::NotFound,
-                "etcdserver: requested lease not found",
-            ),
             (Call::Compact(now), Code::OutOfRange, COMPACTED),
             (Call::Compact(now + 1), Code::OutOfRange, FUTURE),
         ];
@@ -445,6 +431,17 @@ async fn refusals_have_the_codes_and_texts_that_clients_match_on() {
         }
         assert_eq!(range(&mut kv, range_of("k", "")).await.header.unwrap().revision, now, "nothing was written");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_faults_the_one_is_told_that_etcd_tells() {
+    let cluster = Cluster::start(1).await;
+    let mut kv = cluster.kv(0);
+    let future = || Op::RequestRange(RangeRequest { revision: 99, ..range_of("k", "") });
+    let faulty = || PutRequest { ignore_value: true, lease: 7, ..put_of("none", "") };
+    let request = TxnRequest { success: ops([future(), Op::RequestPut(faulty())]), ..Default::default() };
+    assert_refused(kv.txn(request).await, Code::InvalidArgument, "etcdserver: key not found");
+    assert_refused(kv.put(faulty()).await, Code::NotFound, "etcdserver: requested lease not found");
 }
 
 #[tokio::test(flavor = "multi_thread")]
