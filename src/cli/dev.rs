@@ -18,7 +18,7 @@ use crate::env::{Env, Instant, interval, sleep, timeout};
 use crate::pb::etcd::StatusRequest;
 use crate::pb::etcd::maintenance_client::MaintenanceClient;
 
-/// The first client port; pod N serves clients on this plus N x 10000 below 6 pods (etcd's custom), else plus N.
+/// A pod that has not ended so long after SIGTERM is killed.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 

@@ -12,7 +12,7 @@ pub mod sim;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -80,11 +80,6 @@ impl Env {
     /// `base` changed by up to half of itself in either direction, so that peers do not act in step.
     pub fn jitter(&self, base: Duration) -> Duration {
         base.mul_f64(0.5 + self.rng.lock().f64())
-    }
-
-    /// Time since the Unix epoch, for what people read and for compaction by age; never for ordering.
-    pub fn wall_clock(&self) -> Duration {
-        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
     }
 
     /// Runs a task that ends by itself or on [`Env::shutdown`]; [`Env::stop`] waits for it. If it panics the node stops: a
