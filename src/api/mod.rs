@@ -4,9 +4,14 @@
 //! errors. Absent: semantics (`kv`), transport security, the HTTP gateway.
 
 mod cluster;
+mod election;
 mod kv;
+mod lease;
+mod lock;
 mod maintenance;
 mod peer;
+mod queue;
+mod wait;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +21,7 @@ use tonic::{Request, Status};
 
 use crate::error::Error;
 use crate::kv::validate::Limits;
+use crate::lease::Leases;
 use crate::node::Node;
 use crate::pb::etcd;
 
@@ -34,6 +40,7 @@ pub struct Api {
 
 struct Shared {
     node: RwLock<Option<Node>>,
+    leases: RwLock<Option<Leases>>,
     limits: Limits,
     quota_bytes: u64,
     /// Set when this member was ready once: from then on a learner serves every client.
@@ -59,6 +66,7 @@ impl Api {
     pub fn new(limits: Limits, quota_bytes: u64) -> Self {
         let shared = Shared {
             node: RwLock::new(None),
+            leases: RwLock::new(None),
             limits,
             quota_bytes,
             was_ready: AtomicBool::new(false),
@@ -72,12 +80,21 @@ impl Api {
         *self.shared.node.write() = node;
     }
 
+    /// The leases of the node.
+    pub fn set_leases(&self, leases: Option<Leases>) {
+        *self.shared.leases.write() = leases;
+    }
+
     pub fn set_ready(&self) {
         self.shared.was_ready.store(true, Ordering::Release);
     }
 
     pub fn set_facts(&self, facts: Facts) {
         *self.shared.facts.write() = facts;
+    }
+
+    fn leases(&self) -> Result<Leases, Error> {
+        self.shared.leases.read().clone().ok_or(Error::NoLeader)
     }
 
     fn facts(&self) -> Facts {
