@@ -8,6 +8,7 @@
 //! Absent: clocks, randomness, I/O, tasks. Whoever applies commands holds the lock and calls [`State::sweep`].
 
 mod compact;
+mod events;
 mod hash;
 mod history;
 mod journal;
@@ -21,6 +22,7 @@ mod txn;
 pub mod validate;
 
 pub use hash::HashKv;
+pub use history::Revision;
 pub use journal::Journal;
 pub use snapshot::{LoadError, Loader};
 pub use state::State;
