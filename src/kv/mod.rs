@@ -16,7 +16,7 @@ mod range;
 mod snapshot;
 mod state;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tree;
 mod txn;
 pub mod validate;

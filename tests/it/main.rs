@@ -18,3 +18,4 @@ mod services;
 mod storage;
 mod support;
 mod tidy;
+mod watch;

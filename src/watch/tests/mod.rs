@@ -1,5 +1,7 @@
 //! The hub on a real state, one fact a test; random histories beside a model in `model`.
 
+mod model;
+
 use std::time::Duration;
 
 use super::*;
