@@ -7,19 +7,17 @@ use tonic::{Request, Response, Status};
 
 use super::lease::{ended, until};
 use super::queue::{delete, first, if_created_at, prefix};
-use super::wait::until_found;
 use super::{Api, header};
 use crate::error::Error;
 use crate::kv::State;
+use crate::node::Node;
 use crate::pb::KeyValue;
 use crate::pb::election::election_server::Election;
 use crate::pb::election::{
     CampaignRequest, CampaignResponse, LeaderKey, LeaderRequest, LeaderResponse, ProclaimRequest, ProclaimResponse,
     ResignRequest, ResignResponse,
 };
-
-/// Revisions that an observer goes through at a time.
-const REVISIONS_MAX: usize = 1000;
+use crate::watch::{Hub, Output, Session, Shape};
 
 #[tonic::async_trait]
 impl Election for Api {
@@ -44,7 +42,7 @@ impl Election for Api {
         let node = self.node(&request)?;
         node.read_index().await?;
         let state = node.store().view().kv;
-        let kv = first(&state, &request.into_inner().name, 0).ok_or(Error::ElectionNoLeader)?;
+        let kv = first(&state, &request.into_inner().name, 0)?.ok_or(Error::ElectionNoLeader)?;
         Ok(Response::new(LeaderResponse { header: header(&node, state.revision()), kv: Some(kv) }))
     }
 
@@ -55,14 +53,12 @@ impl Election for Api {
         let node = self.node(&request)?;
         let needs_leader = request.metadata().get("hasleader").is_some_and(|v| v.as_bytes() == b"true");
         node.read_index().await?;
-        let observer = Observer { name: request.into_inner().name.to_vec(), seen: 0, leader: None };
-        let ended = ended(node.clone(), needs_leader);
+        let told = Told { name: request.into_inner().name.to_vec(), leader: None };
+        let hub = self.hub()?;
+        let ended = ended(node.clone(), hub.clone(), needs_leader);
+        let observer = Observer { node: node.clone(), hub, session: None, told };
         let answers = stream::try_unfold((node, observer), |(node, mut observer)| async move {
-            let (revision, kv) = loop {
-                if let Some(told) = until_found(&node, |state| observer.step(state)).await? {
-                    break told;
-                }
-            };
+            let (revision, kv) = observer.next().await?;
             let answer = LeaderResponse { header: header(&node, revision), kv: Some(kv) };
             Ok::<_, Status>(Some((answer, (node, observer))))
         });
@@ -79,46 +75,76 @@ impl Election for Api {
     }
 }
 
-/// How far an observer of one election has come.
+/// Follows one election.
 struct Observer {
-    name: Vec<u8>,
-    /// All events up to this revision were looked at; 0: none yet.
-    seen: i64,
-    /// The leader that was told last, while it leads: its key, and the revision of what was told.
-    leader: Option<(Vec<u8>, i64)>,
+    node: Node,
+    hub: Hub,
+    /// Of everybody in the line; `None` before the beginning, and behind a compaction.
+    session: Option<Session>,
+    told: Told,
 }
 
 impl Observer {
-    /// Goes on, by a bounded number of revisions: to the next thing to tell, with its revision, if there is one among them.
-    /// `None`: there is nothing new to look at.
-    fn step(&mut self, state: &State) -> Option<Option<(i64, KeyValue)>> {
-        if state.revision() <= self.seen {
-            return None;
-        }
-        // From the beginning, or behind a compaction: goes on with the present.
-        let events = match self.seen {
-            0 => None,
-            seen => state.events_from(seen + 1).ok(),
-        };
-        let Some(events) = events else {
-            self.seen = state.revision();
-            return Some(self.tell(state.revision(), first(state, &self.name, 0)));
-        };
-        let (start, end) = prefix(&self.name);
-        for (revision, events) in events.take(REVISIONS_MAX) {
-            self.seen = revision;
-            let concerns = |kv: &&KeyValue| match &self.leader {
-                Some((key, _)) => kv.key() == key,
-                None => kv.key() >= &start[..] && kv.key() < &end[..],
-            };
-            if events.iter().any(|kv| concerns(&kv)) {
-                let told = self.tell(revision, first(state, &self.name, revision));
-                if told.is_some() {
-                    return Some(told);
+    /// Waits for the next thing to tell, with its revision.
+    async fn next(&mut self) -> Result<(i64, KeyValue), Error> {
+        loop {
+            let Some(session) = &mut self.session else {
+                if let Some(now) = self.begin()? {
+                    return Ok(now);
                 }
+                continue;
+            };
+            match session.next().await.map_err(|_| Error::Stopped)? {
+                Output::Events { batch, .. } => {
+                    let keys = batch.events.iter().filter_map(|event| event.kv.as_ref());
+                    match self.told.hear(batch.revision, keys, &self.node.store().view().kv) {
+                        Ok(Some(news)) => return Ok(news),
+                        Ok(None) => {}
+                        // Compacted meanwhile: the present has to do.
+                        Err(_) => self.session = None,
+                    }
+                }
+                Output::Compacted { .. } => self.session = None,
+                Output::CaughtUp => {}
             }
         }
-        Some(None)
+    }
+
+    /// Begins with the present.
+    fn begin(&mut self) -> Result<Option<(i64, KeyValue)>, Error> {
+        let state = self.node.store().view().kv;
+        let (key, range_end) = prefix(&self.told.name);
+        let mut session = self.hub.session();
+        let shape = Shape::new(key, range_end);
+        session.watch(0, &shape, state.revision() + 1).map_err(|_| Error::TooManyRequests)?;
+        self.session = Some(session);
+        Ok(self.told.tell(state.revision(), first(&state, &self.told.name, 0)?))
+    }
+}
+
+/// What an observer was told last.
+struct Told {
+    name: Vec<u8>,
+    /// The leader, while it leads: its key, and the revision of what was told.
+    leader: Option<(Vec<u8>, i64)>,
+}
+
+impl Told {
+    /// What there is to tell after `changed` versions of those in the line in `revision`.
+    fn hear<'a>(
+        &mut self,
+        revision: i64,
+        mut changed: impl Iterator<Item = &'a KeyValue>,
+        state: &State,
+    ) -> Result<Option<(i64, KeyValue)>, Error> {
+        let concerns = match &self.leader {
+            Some((leader, _)) => changed.any(|kv| kv.key() == leader),
+            None => true,
+        };
+        if !concerns {
+            return Ok(None);
+        }
+        Ok(self.tell(revision, first(state, &self.name, revision)?))
     }
 
     fn tell(&mut self, revision: i64, leader: Option<KeyValue>) -> Option<(i64, KeyValue)> {
@@ -147,13 +173,18 @@ mod tests {
         apply(state, Request::DeleteRange(DeleteRangeRequest { key: key.into(), ..DeleteRangeRequest::default() }));
     }
 
-    fn told(observer: &mut Observer, state: &State) -> String {
+    /// All that is told of the revisions from `from` on.
+    fn heard(told: &mut Told, state: &State, from: i64) -> String {
         let mut all = Vec::new();
-        while let Some(step) = observer.step(state) {
-            let one = |(revision, kv): (i64, KeyValue)| {
+        for (revision, events) in state.events_from(from).unwrap() {
+            let line: Vec<&KeyValue> = events.iter().filter(|kv| kv.key().starts_with(b"e/")).collect();
+            if line.is_empty() {
+                continue;
+            }
+            let news = told.hear(revision, line.into_iter(), state).unwrap();
+            all.extend(news.map(|(revision, kv)| {
                 format!("{revision}:{}={}", String::from_utf8_lossy(kv.key()), String::from_utf8_lossy(kv.value()))
-            };
-            all.extend(step.map(one));
+            }));
         }
         all.join(" ")
     }
@@ -161,30 +192,27 @@ mod tests {
     #[test]
     fn an_observer_is_told_every_proclamation_and_every_leader_in_order() {
         let mut state = State::new();
-        let mut observer = Observer { name: b"e".to_vec(), seen: 0, leader: None };
-        assert_eq!(told(&mut observer, &state), "", "no leader yet");
+        let mut told = Told { name: b"e".to_vec(), leader: None };
+        assert_eq!(told.tell(1, first(&state, b"e", 0).unwrap()), None, "no leader yet");
         put(&mut state, "e/b", "1");
         put(&mut state, "e/a", "waits");
         put(&mut state, "e0", "outside");
         put(&mut state, "e/b", "2");
         put(&mut state, "e/b", "3");
         put(&mut state, "e/a", "still waits");
-        assert_eq!(told(&mut observer, &state), "2:e/b=1 5:e/b=2 6:e/b=3");
+        assert_eq!(heard(&mut told, &state, 2), "2:e/b=1 5:e/b=2 6:e/b=3");
         delete(&mut state, "e/b");
         put(&mut state, "e/c", "late");
         delete(&mut state, "e/a");
-        assert_eq!(told(&mut observer, &state), "8:e/a=still waits 10:e/c=late");
+        assert_eq!(heard(&mut told, &state, 8), "8:e/a=still waits 10:e/c=late");
         delete(&mut state, "e/c");
-        assert_eq!(told(&mut observer, &state), "");
-        for _ in 0..2 * REVISIONS_MAX {
-            put(&mut state, "x", "of no concern");
-        }
+        assert_eq!(heard(&mut told, &state, 11), "");
         put(&mut state, "e/d", "4");
-        assert_eq!(told(&mut observer, &state), format!("{}:e/d=4", state.revision()));
         put(&mut state, "e/d", "5");
-        put(&mut state, "e/d", "6");
         let revision = state.revision();
         apply(&mut state, Request::Compact(CompactionRequest { revision, physical: false }));
-        assert_eq!(told(&mut observer, &state), format!("{revision}:e/d=6"), "behind a compaction: the present");
+        let changed = KeyValue::tombstone(b"e/d", revision - 1);
+        assert!(told.hear(revision - 1, [&changed].into_iter(), &state).is_err(), "behind a compaction");
+        assert_eq!(told.tell(revision, first(&state, b"e", 0).unwrap()).unwrap().1.value(), b"5", "the present has to do");
     }
 }

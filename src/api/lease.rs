@@ -4,14 +4,13 @@
 //! client's flow control holds back the rest.
 
 use std::pin::Pin;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Api, complete, header, header_now};
-use crate::env::{Instant, sleep};
+use crate::env::Instant;
 use crate::error::Error;
 use crate::node::Node;
 use crate::pb::etcd::lease_server::Lease;
@@ -20,11 +19,10 @@ use crate::pb::etcd::{
     LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveRequest,
     LeaseTimeToLiveResponse,
 };
+use crate::watch::Hub;
 
 /// Keep-alives of one stream that are under way at once.
 const KEEPALIVES_MAX: usize = 256;
-/// How often a stream that needs a leader looks for one.
-const LEADER_CHECK: Duration = Duration::from_millis(250);
 
 #[tonic::async_trait]
 impl Lease for Api {
@@ -58,7 +56,7 @@ impl Lease for Api {
         let node = self.node(&request)?;
         let needs_leader = request.metadata().get("hasleader").is_some_and(|v| v.as_bytes() == b"true");
         let leases = self.leases()?;
-        let ended = ended(node.clone(), needs_leader);
+        let ended = ended(node.clone(), self.hub()?, needs_leader);
         let answers = request
             .into_inner()
             .map(move |asked| {
@@ -110,23 +108,13 @@ impl Lease for Api {
     }
 }
 
-/// Resolves with the reason when a long stream has to end: this member stops, or has been without a leader for as long as
-/// three elections and the client has asked to be told.
-pub(super) async fn ended(node: Node, needs_leader: bool) -> Error {
-    let patience = node.options().leader_silence_max * 3 / 2;
-    let mut known = Instant::now();
-    loop {
-        tokio::select! {
-            () = node.env().stopping.cancelled() => return Error::Stopped,
-            () = node.env().shutdown.cancelled() => return Error::Stopped,
-            () = sleep(LEADER_CHECK), if needs_leader => {
-                if node.status().leader.is_some() {
-                    known = Instant::now();
-                } else if known.elapsed() > patience {
-                    return Error::NoLeader;
-                }
-            }
-        }
+/// Resolves with the reason when a long stream has to end: this member stops, or the leader is lost and the client has asked to be
+/// told.
+pub(super) async fn ended(node: Node, hub: Hub, needs_leader: bool) -> Error {
+    tokio::select! {
+        () = node.env().stopping.cancelled() => Error::Stopped,
+        () = node.env().shutdown.cancelled() => Error::Stopped,
+        () = hub.leader_lost(), if needs_leader => Error::NoLeader,
     }
 }
 

@@ -24,6 +24,7 @@ use crate::pb::etcd::{
     Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, ResponseHeader, TxnRequest, TxnResponse, response_op,
 };
 use crate::pb::log::{Command, answer, command};
+use crate::watch::{Hub, Output, Shape};
 
 /// The lease of a caller that brings none, in seconds, as etcd's.
 const OWN_LEASE_TTL: i64 = 60;
@@ -45,8 +46,8 @@ pub(super) fn prefix(name: &[u8]) -> (Bytes, Bytes) {
     (first.into(), end.into())
 }
 
-/// Who is served: the longest in the line, as of `revision` (0: now).
-pub(super) fn first(state: &State, name: &[u8], revision: i64) -> Option<KeyValue> {
+/// Who is served: the longest in the line, as of `revision` (0: now), which must not be compacted.
+pub(super) fn first(state: &State, name: &[u8], revision: i64) -> Result<Option<KeyValue>, Error> {
     let (key, range_end) = prefix(name);
     let range = RangeRequest {
         key,
@@ -57,7 +58,7 @@ pub(super) fn first(state: &State, name: &[u8], revision: i64) -> Option<KeyValu
         sort_target: SortTarget::Create.into(),
         ..RangeRequest::default()
     };
-    state.range(&range).ok()?.kvs.pop()
+    Ok(state.range(&range)?.kvs.pop())
 }
 
 /// The one right before `create_revision`.
@@ -128,8 +129,9 @@ impl Api {
         if place.found.as_ref().is_some_and(|kv| kv.value() != value) {
             self.set_value(node, &place.key, place.create_revision, lease, value).await?;
         }
+        let hub = self.hub()?;
         let turn = tokio::select! {
-            turn = turn(node, name, &place) => turn,
+            turn = turn(node, &hub, name, &place) => turn,
             failed = keep(&leases, lease), if own => Err(failed),
         };
         match turn {
@@ -177,26 +179,22 @@ impl Api {
 }
 
 /// Waits until nobody is before `place`; fails if it is lost meanwhile.
-async fn turn(node: &Node, name: &[u8], place: &Place) -> Result<ResponseHeader, Error> {
-    let mut ahead: Option<(Bytes, i64)> = None;
+async fn turn(node: &Node, hub: &Hub, name: &[u8], place: &Place) -> Result<ResponseHeader, Error> {
+    // This member may not have seen yet that the place was taken.
+    until_found(node, |state| (state.revision() >= place.create_revision).then_some(())).await?;
     loop {
-        let look = |state: &State| {
-            // This member may not have seen yet that the place was taken.
-            if state.revision() < place.create_revision {
-                return None;
-            }
-            if !is_there(state, &place.key, place.create_revision) {
-                return Some(Err(Error::SessionExpired));
-            }
-            if ahead.as_ref().is_some_and(|(key, created)| is_there(state, key, *created)) {
-                return None;
-            }
-            Some(Ok(before(state, name, place.create_revision)))
-        };
-        match until_found(node, look).await?? {
-            Some(kv) => ahead = Some((Bytes::copy_from_slice(kv.key()), kv.create_revision())),
-            None => break,
+        let state = node.store().view().kv;
+        if !is_there(&state, &place.key, place.create_revision) {
+            return Err(Error::SessionExpired);
         }
+        let Some(ahead) = before(&state, name, place.create_revision) else { break };
+        let mut session = hub.session();
+        for (watcher, key) in [(0, place.key.clone()), (1, Bytes::copy_from_slice(ahead.key()))] {
+            let deleted = Shape { puts: false, ..Shape::of_key(key) };
+            session.watch(watcher, &deleted, state.revision() + 1).map_err(|_| Error::TooManyRequests)?;
+        }
+        // Whichever was deleted, or may have been: the state says what is so now.
+        while let Output::CaughtUp = session.next().await.map_err(|_| Error::Stopped)? {}
     }
     // That nobody is before stays true. That the own place is still there must be as new as this moment.
     node.read_index().await?;

@@ -11,6 +11,7 @@ mod lock;
 mod output;
 mod settings;
 mod status;
+mod watch;
 
 use std::io::Write;
 
@@ -49,6 +50,8 @@ pub enum Command {
     Put(kv::PutArgs),
     /// Delete keys
     Del(kv::DelArgs),
+    /// Print changes as they happen
+    Watch(watch::WatchArgs),
     /// Forget revisions below this one
     Compact(kv::CompactArgs),
     /// Leases: keys that are put with one go when it ends
@@ -101,6 +104,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Lease(command) => client_runtime()?.block_on(lease::run(command)),
         Command::Lock(args) => exit(client_runtime()?.block_on(lock::lock(args))?),
         Command::Elect(args) => exit(client_runtime()?.block_on(lock::elect(args))?),
+        Command::Watch(args) => client_runtime()?.block_on(watch::watch(args)),
     }
 }
 
@@ -194,6 +198,9 @@ mod tests {
             "lock name --ttl 5s -- sh -c true",
             "elect name value",
             "elect --listen name",
+            "watch k --prefix --rev 2 --prev-kv --progress-notify -o json",
+            "watch a z",
+            "watch k -- sh -c true",
             "config --set raft.lease_reads=true",
             "config --manual",
             "completion bash",
@@ -221,6 +228,9 @@ mod tests {
             "lock",
             "elect name",
             "elect --listen name value",
+            "watch",
+            "watch a z --prefix",
+            "watch a --rev x",
             "status --timeout 3",
             "completion tcsh",
             "serve --slot 70000",

@@ -23,6 +23,10 @@ pub mod v3electionpb {
     tonic::include_proto!("v3electionpb");
 }
 
+pub mod mvccpb {
+    tonic::include_proto!("mvccpb");
+}
+
 #[allow(clippy::all, clippy::unwrap_used, missing_docs, rustdoc::all)]
 pub mod quorate {
     pub mod log {
@@ -43,6 +47,7 @@ pub use etcdserverpb as etcd;
 pub use v3lockpb as lock;
 /// The election service (`proto/election.proto`).
 pub use v3electionpb as election;
+pub use mvccpb::{Event, event::EventType};
 /// What is replicated and stored (`proto/log.proto`).
 pub use quorate::log::v1 as log;
 /// Between members (`proto/peer.proto`).

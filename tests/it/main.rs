@@ -20,3 +20,4 @@ mod services;
 mod storage;
 mod support;
 mod tidy;
+mod watch;

@@ -2,7 +2,7 @@
 
 mod facts;
 mod lease;
-mod model;
+pub(crate) mod model;
 mod validation;
 
 use bytes::Bytes;
