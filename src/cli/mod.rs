@@ -7,10 +7,13 @@ mod client;
 pub mod dev;
 mod kv;
 mod maintenance;
+mod lease;
+mod lock;
 mod output;
 mod settings;
 mod snapshot;
 mod status;
+mod watch;
 
 use std::io::Write;
 
@@ -49,6 +52,8 @@ pub enum Command {
     Put(kv::PutArgs),
     /// Delete keys
     Del(kv::DelArgs),
+    /// Print changes as they happen
+    Watch(watch::WatchArgs),
     /// Forget revisions below this one
     Compact(kv::CompactArgs),
     /// Back up, and restore
@@ -61,6 +66,13 @@ pub enum Command {
     Defrag(maintenance::DefragArgs),
     /// Print the hash of each member's data: equal revisions must have equal hashes
     Hash(maintenance::HashArgs),
+    /// Leases: keys that are put with one go when it ends
+    #[command(subcommand)]
+    Lease(lease::LeaseCommand),
+    /// Hold a lock while a command runs
+    Lock(lock::LockArgs),
+    /// Stand for election, or follow who is elected
+    Elect(lock::ElectArgs),
     /// Print the settings in force, and where each comes from
     Config(ConfigArgs),
     /// Print a completion script
@@ -105,6 +117,10 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Alarm(command) => request(maintenance::alarm(command)),
         Command::Defrag(args) => request(maintenance::defrag(args)),
         Command::Hash(args) => request(maintenance::hash(args)),
+        Command::Lease(command) => client_runtime()?.block_on(lease::run(command)),
+        Command::Lock(args) => exit(client_runtime()?.block_on(lock::lock(args))?),
+        Command::Elect(args) => exit(client_runtime()?.block_on(lock::elect(args))?),
+        Command::Watch(args) => client_runtime()?.block_on(watch::watch(args)),
     }
 }
 
@@ -131,8 +147,19 @@ fn runtime(worker_threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
 
 /// Runs one client command, and prints what it gives.
 fn request(command: impl Future<Output = anyhow::Result<Vec<u8>>>) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    print(&runtime.block_on(command)?)
+    print(&client_runtime()?.block_on(command)?)
+}
+
+fn client_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+/// Ends with the exit code of a command that was run; 0 goes the usual way.
+fn exit(code: i32) -> anyhow::Result<()> {
+    if code != 0 {
+        std::process::exit(code);
+    }
+    Ok(())
 }
 
 fn completion(shell: clap_complete::Shell) -> Vec<u8> {
@@ -177,6 +204,19 @@ mod tests {
             "put k -- --value",
             "del k --prefix --prev-kv",
             "compact 7 --physical",
+            "put k v --lease 1f",
+            "lease grant 60s --id ff -o json",
+            "lease keep-alive 694d71ddacfda227 --once",
+            "lease revoke 1f",
+            "lease list",
+            "lease ttl 1f --keys",
+            "lock name",
+            "lock name --ttl 5s -- sh -c true",
+            "elect name value",
+            "elect --listen name",
+            "watch k --prefix --rev 2 --prev-kv --progress-notify -o json",
+            "watch a z",
+            "watch k -- sh -c true",
             "config --set raft.lease_reads=true",
             "config --manual",
             "completion bash",
@@ -199,6 +239,14 @@ mod tests {
             "get a -o yaml",
             "put k v w",
             "compact x",
+            "lease grant 60",
+            "lease ttl 0",
+            "lock",
+            "elect name",
+            "elect --listen name value",
+            "watch",
+            "watch a z --prefix",
+            "watch a --rev x",
             "status --timeout 3",
             "completion tcsh",
             "serve --slot 70000",
