@@ -86,15 +86,25 @@ impl Error {
     pub fn code(&self) -> Code {
         use Error::*;
         match self {
-            EmptyKey | KeyNotFound | ValueProvided | LeaseProvided | RequestTooLarge | TooManyOps | DuplicateKey
-            | InvalidSortOption | InvalidDowngradeTarget | DowngradeVersionFormat => Code::InvalidArgument,
+            EmptyKey
+            | KeyNotFound
+            | ValueProvided
+            | LeaseProvided
+            | RequestTooLarge
+            | TooManyOps
+            | DuplicateKey
+            | InvalidSortOption
+            | InvalidDowngradeTarget
+            | DowngradeVersionFormat => Code::InvalidArgument,
             Compacted | FutureRevision | LeaseTtlTooLarge => Code::OutOfRange,
             NoSpace | TooManyRequests => Code::ResourceExhausted,
             LeaseNotFound | MemberNotFound => Code::NotFound,
             NoLeader | LeaderChanged | Timeout | TimeoutLeaderFailure | TimeoutConnectionLost | Stopped => {
                 Code::Unavailable
             }
-            NotLeader | NotSupportedForLearner | BadLeaderTransferee | NoDowngrade | LeaseExists => Code::FailedPrecondition,
+            NotLeader | NotSupportedForLearner | BadLeaderTransferee | NoDowngrade | LeaseExists => {
+                Code::FailedPrecondition
+            }
             // etcd gives these no code of their own.
             SessionExpired | ElectionNotLeader | ElectionNoLeader | MissingLeaderKey => Code::Unknown,
             Corrupt => Code::DataLoss,

@@ -44,10 +44,7 @@ impl Kv for Api {
 
     type RangeStreamStream = super::range_stream::Pieces;
 
-    async fn range_stream(
-        &self,
-        request: Request<RangeRequest>,
-    ) -> Result<Response<Self::RangeStreamStream>, Status> {
+    async fn range_stream(&self, request: Request<RangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {
         self.pieces(request).await
     }
 

@@ -10,10 +10,10 @@ mod lease;
 mod lock;
 mod maintenance;
 mod peer;
+mod queue;
 mod range_stream;
 mod sample;
 mod snapshot;
-mod queue;
 mod wait;
 mod watch;
 

@@ -184,10 +184,8 @@ impl Node {
     /// Takes over what the replicated alarms say.
     pub fn refresh_alarms(&self) {
         let space = self.space();
-        let (no_space, corrupt) = self
-            .inner
-            .store
-            .read(|s| (s.kv.has_alarm(AlarmType::Nospace), s.kv.has_alarm(AlarmType::Corrupt)));
+        let (no_space, corrupt) =
+            self.inner.store.read(|s| (s.kv.has_alarm(AlarmType::Nospace), s.kv.has_alarm(AlarmType::Corrupt)));
         let exceeded = no_space || space.short.load(Ordering::Relaxed);
         if exceeded != space.exceeded.swap(exceeded, Ordering::Relaxed) {
             tracing::warn!(exceeded, "puts are refused while space is exceeded");

@@ -38,7 +38,8 @@ async fn gateway_and_grpc_are_one_store() {
         let answer = post(&cluster, &format!("/{version}/kv/put"), put).await;
         let revision: i64 = answer["header"]["revision"].as_str().expect("64-bit numbers are strings").parse().unwrap();
         let mut kv = cluster.kv(0);
-        let read = kv.range(RangeRequest { key: key.to_owned().into(), ..Default::default() }).await.unwrap().into_inner();
+        let read =
+            kv.range(RangeRequest { key: key.to_owned().into(), ..Default::default() }).await.unwrap().into_inner();
         assert_eq!((read.kvs[0].value(), read.kvs[0].mod_revision()), (&b"x\0y"[..], revision));
         let put = PutRequest { key: key.to_owned().into(), value: "z".into(), ..Default::default() };
         kv.put(put).await.unwrap();
@@ -76,14 +77,16 @@ async fn every_kind_of_kv_request_goes_through_the_gateway() {
     assert_eq!(second["responses"][0]["response_delete_range"]["deleted"], json!("1"));
 
     let put = json!({ "key": encoded("k"), "value": encoded("2") });
-    let revision: i64 = post(&cluster, "/v3/kv/put", put).await["header"]["revision"].as_str().unwrap().parse().unwrap();
+    let revision: i64 =
+        post(&cluster, "/v3/kv/put", put).await["header"]["revision"].as_str().unwrap().parse().unwrap();
     let deleted = json!({ "key": encoded("k"), "prev_kv": true });
     let deleted = post(&cluster, "/v3/kv/deleterange", deleted).await;
     assert_eq!(deleted["prev_kvs"][0]["value"], json!(encoded("2")));
     let past = json!({ "key": encoded("k"), "revision": revision });
     assert_eq!(post(&cluster, "/v3/kv/range", past).await["kvs"][0]["value"], json!(encoded("2")));
     post(&cluster, "/v3/kv/compaction", json!({ "revision": (revision + 1).to_string(), "physical": true })).await;
-    let text = refused(&cluster, "/v3/kv/range", &json!({ "key": encoded("k"), "revision": revision }).to_string()).await;
+    let text =
+        refused(&cluster, "/v3/kv/range", &json!({ "key": encoded("k"), "revision": revision }).to_string()).await;
     assert_eq!(text, (400, 11, "etcdserver: mvcc: required revision has been compacted".into()));
 }
 
@@ -157,12 +160,18 @@ async fn health_can_be_asked_of_one_member_and_without_an_alarm() {
     for path in ["/health", "/health?serializable=true", "/health?exclude=NOSPACE", "/health?serializable"] {
         cluster.wait_http(0, path, 200, &[r#""health":"true""#]).await;
     }
-    cluster.wait_http(0, "/readyz?verbose", 200, &["[+]data_corruption ok\n", "[+]linearizable_read ok\n", "ok\n"]).await;
+    cluster
+        .wait_http(0, "/readyz?verbose", 200, &["[+]data_corruption ok\n", "[+]linearizable_read ok\n", "ok\n"])
+        .await;
     cluster.wait_http(0, "/livez?verbose", 200, &["[+]", "ok\n"]).await;
     wait_for("an alarm to be taken", async || {
-        let (code, text) = http_post(&cluster.endpoint(1), "/v3/maintenance/alarm", r#"{"action":"ACTIVATE","alarm":"NOSPACE","memberID":"7"}"#)
-            .await
-            .unwrap();
+        let (code, text) = http_post(
+            &cluster.endpoint(1),
+            "/v3/maintenance/alarm",
+            r#"{"action":"ACTIVATE","alarm":"NOSPACE","memberID":"7"}"#,
+        )
+        .await
+        .unwrap();
         if code == 200 { Ok(()) } else { Err(text) }
     })
     .await;

@@ -106,7 +106,15 @@ fn size_of(dir: &std::path::Path) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
     let entries = std::fs::read_dir(dir).unwrap().filter_map(Result::ok);
     // What it takes on the disk: a file may vanish while we look.
-    entries.map(|entry| if entry.path().is_dir() { size_of(&entry.path()) } else { entry.metadata().map_or(0, |m| m.blocks() * 512) }).sum()
+    entries
+        .map(|entry| {
+            if entry.path().is_dir() {
+                size_of(&entry.path())
+            } else {
+                entry.metadata().map_or(0, |m| m.blocks() * 512)
+            }
+        })
+        .sum()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -32,7 +32,8 @@ impl Scrape {
         for name in values.keys() {
             let base = name.split('{').next().unwrap();
             let stem = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| base.strip_suffix(suffix));
-            let typed = types.contains_key(base) || stem.is_some_and(|stem| types.get(stem).is_some_and(|t| t == "histogram"));
+            let typed =
+                types.contains_key(base) || stem.is_some_and(|stem| types.get(stem).is_some_and(|t| t == "histogram"));
             assert!(typed, "{name} has no type");
         }
         Self { types, values }
@@ -114,11 +115,14 @@ async fn counters_count_and_never_go_down() {
     let future = RangeRequest { key: "k".into(), revision: 1 << 40, ..Default::default() };
     kv.range(future).await.unwrap_err();
     let after = Scrape::take(&cluster, 0).await;
-    let grown = |name: &str| after.values.get(name).copied().unwrap_or(0.0) - before.values.get(name).copied().unwrap_or(0.0);
+    let grown =
+        |name: &str| after.values.get(name).copied().unwrap_or(0.0) - before.values.get(name).copied().unwrap_or(0.0);
     assert_eq!(grown(&format!("grpc_server_started_total{PUT}")), 20.0);
     assert_eq!(grown(&format!("grpc_server_handling_seconds_count{PUT}")), 20.0);
     let handled = |method: &str, code: &str| {
-        format!(r#"grpc_server_handled_total{{grpc_code="{code}",grpc_method="{method}",grpc_service="etcdserverpb.KV",grpc_type="unary"}}"#)
+        format!(
+            r#"grpc_server_handled_total{{grpc_code="{code}",grpc_method="{method}",grpc_service="etcdserverpb.KV",grpc_type="unary"}}"#
+        )
     };
     assert_eq!((grown(&handled("Put", "OK")), grown(&handled("Range", "OutOfRange"))), (20.0, 1.0));
     for name in [

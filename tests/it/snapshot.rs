@@ -66,7 +66,8 @@ async fn a_backup_is_restored_into_a_new_cluster_with_its_revisions() {
 
     let mut new = Cluster::new(3);
     let (root, pattern) = (new.root().to_str().unwrap().to_owned(), new.pattern());
-    let args = ["snapshot", "restore", file.to_str().unwrap(), "--data-dir", &root, "--name", "kv-%d", "--peers", &pattern];
+    let args =
+        ["snapshot", "restore", file.to_str().unwrap(), "--data-dir", &root, "--name", "kv-%d", "--peers", &pattern];
     let said = quorate(&[&args[..], &["--size", "3"]].concat()).unwrap();
     assert!(said.contains(&format!("199 keys at revision {revision}")), "{said}");
     new.start_all().await;
@@ -104,13 +105,31 @@ async fn members_restored_apart_agree() {
     let restore = |slot: u64, dir: &Path, token: &str, bump: &str| {
         let slot = slot.to_string();
         quorate(&[
-            "snapshot", "restore", file.to_str().unwrap(), "--data-dir", dir.to_str().unwrap(), "--name", "kv-%d", "--peers",
-            &pattern, "--size", "3", "--slot", &slot, "--token", token, "--bump-revision", bump, "-o", "json",
+            "snapshot",
+            "restore",
+            file.to_str().unwrap(),
+            "--data-dir",
+            dir.to_str().unwrap(),
+            "--name",
+            "kv-%d",
+            "--peers",
+            &pattern,
+            "--size",
+            "3",
+            "--slot",
+            &slot,
+            "--token",
+            token,
+            "--bump-revision",
+            bump,
+            "-o",
+            "json",
         ])
     };
     let ids: Vec<Value> = (0..3)
         .map(|slot| {
-            let made: Value = serde_json::from_str(&restore(slot, &new.data_dir(slot), "monday", "1000").unwrap()).unwrap();
+            let made: Value =
+                serde_json::from_str(&restore(slot, &new.data_dir(slot), "monday", "1000").unwrap()).unwrap();
             made["clusterID"].clone()
         })
         .collect();
@@ -138,12 +157,15 @@ async fn a_restore_writes_over_nothing_and_takes_no_damaged_file() {
     let file = cluster.root().join("backup.db");
     save(&cluster, &file);
     let dir: PathBuf = cluster.root().join("restored");
-    let restore = |file: &Path| quorate(&["snapshot", "restore", file.to_str().unwrap(), "--data-dir", dir.to_str().unwrap()]);
+    let restore =
+        |file: &Path| quorate(&["snapshot", "restore", file.to_str().unwrap(), "--data-dir", dir.to_str().unwrap()]);
     let whole = std::fs::read(&file).unwrap();
     let bad = cluster.root().join("bad.db");
     let mut flipped = whole.clone();
     flipped[whole.len() / 2] ^= 1;
-    for (bytes, why) in [(&flipped[..], "SHA-256"), (&whole[..whole.len() - 1], "cut"), (&whole[..512 + 32], "SHA-256"), (&[], "cut")] {
+    for (bytes, why) in
+        [(&flipped[..], "SHA-256"), (&whole[..whole.len() - 1], "cut"), (&whole[..512 + 32], "SHA-256"), (&[], "cut")]
+    {
         std::fs::write(&bad, bytes).unwrap();
         let error = restore(&bad).unwrap_err();
         assert!(error.contains(why) && !dir.exists(), "{error}");
@@ -186,8 +208,22 @@ async fn a_backup_under_load_is_of_one_moment() {
     let dir = cluster.root().join("restored");
     writing.abort();
     let mut restored = Cluster::new(1);
-    quorate(&["snapshot", "restore", file.to_str().unwrap(), "--data-dir", restored.data_dir(0).to_str().unwrap(), "--name",
-        "kv-%d", "--peers", &restored.pattern(), "--slot", "0", "--token", "t"]).unwrap();
+    quorate(&[
+        "snapshot",
+        "restore",
+        file.to_str().unwrap(),
+        "--data-dir",
+        restored.data_dir(0).to_str().unwrap(),
+        "--name",
+        "kv-%d",
+        "--peers",
+        &restored.pattern(),
+        "--slot",
+        "0",
+        "--token",
+        "t",
+    ])
+    .unwrap();
     restored.start_all().await;
     assert_eq!(restored.get(0, "a").await, restored.get(0, "z").await);
     assert!(!dir.exists());
