@@ -164,8 +164,13 @@ impl Cluster {
         self.pods.get_mut(&slot).is_some_and(|child| child.try_wait().unwrap().is_none())
     }
 
+    /// The pod's process.
+    #[allow(dead_code, reason = "only the watch bench asks")]
+    pub fn pid(&self, slot: u64) -> u32 {
+        self.pods[&slot].id()
+    }
+
     /// Resident memory of the pod's process.
-    #[allow(dead_code, reason = "only the import example prints it")]
     pub fn resident_bytes(&self, slot: u64) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pods[&slot].id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
