@@ -144,6 +144,7 @@ impl Counts {
 }
 
 /// Members that this program has started, or that it was told of.
+#[allow(dead_code, reason = "held until the end: dropping them stops the servers")]
 enum Servers {
     Quorate(Box<Cluster>),
     Etcd(Vec<Child>, tempfile::TempDir),

@@ -45,9 +45,9 @@ async fn etcdctl_watches_keys_prefixes_revisions_and_runs_commands() {
     let json = ctl.start_command(&["watch", "k", "--rev", "2", "-w", "json"]);
     let line: Value = serde_json::from_str(&json.line().unwrap()).unwrap();
     assert_eq!((&line["Events"][0]["kv"]["key"], &line["Canceled"]), (&"aw==".into(), &false.into()), "{line}");
-    let script = "echo \"ran $ETCD_WATCH_EVENT_TYPE $ETCD_WATCH_REVISION\"";
+    let script = "echo \"ran $ETCD_WATCH_EVENT_TYPE $ETCD_WATCH_KEY $ETCD_WATCH_VALUE\"";
     let command = ctl.start_command(&["watch", "k", "--rev", "4", "--", "sh", "-c", script]);
-    command.expect(&["PUT", "k", "3", "ran \"PUT\" 4", "DELETE", "k", "", "ran \"DELETE\" 5"]);
+    command.expect(&["PUT", "k", "3", "ran \"PUT\" \"k\" \"3\"", "DELETE", "k", "", "ran \"DELETE\" \"k\" \"\""]);
 
     let now = ctl.start_command(&["watch", "now"]);
     wait_watching(&cluster, &now, "now").await;
