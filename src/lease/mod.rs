@@ -16,6 +16,8 @@
 mod ask;
 mod clock;
 mod keeper;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;

@@ -1,5 +1,7 @@
 //! Debian's etcdctl, unmodified, against a cluster of three: its commands, its table and its JSON.
 
+mod watch;
+
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
