@@ -22,7 +22,8 @@ use crate::pb::etcd::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::pb::etcd::range_request::{SortOrder, SortTarget};
 use crate::pb::etcd::request_op::Request;
 use crate::pb::etcd::{
-    Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, ResponseHeader, TxnRequest, TxnResponse, response_op,
+    Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, ResponseHeader, TxnRequest, TxnResponse,
+    response_op,
 };
 use crate::pb::log::{Command, answer, command};
 use crate::watch::{Hub, Output, Shape};
@@ -85,7 +86,12 @@ fn is_there(state: &State, key: &Bytes, create_revision: i64) -> bool {
 }
 
 /// A transaction that does `then` if the key's life began at `create_revision` (0: there is no such key), else `otherwise`.
-pub(super) fn if_created_at(key: &Bytes, create_revision: i64, then: Request, otherwise: Option<Request>) -> TxnRequest {
+pub(super) fn if_created_at(
+    key: &Bytes,
+    create_revision: i64,
+    then: Request,
+    otherwise: Option<Request>,
+) -> TxnRequest {
     let compare = Compare {
         key: key.clone(),
         result: CompareResult::Equal.into(),
@@ -151,13 +157,7 @@ impl Api {
     }
 
     /// Joins although the caller goes away meanwhile, to know what there is to leave then.
-    async fn join_certainly(
-        &self,
-        node: &Node,
-        name: &[u8],
-        lease: i64,
-        value: Bytes,
-    ) -> Result<Place, tonic::Status> {
+    async fn join_certainly(&self, node: &Node, name: &[u8], lease: i64, value: Bytes) -> Result<Place, tonic::Status> {
         let (tell, told) = oneshot::channel();
         let (api, at, name) = (self.clone(), node.clone(), name.to_vec());
         node.env().spawn(async move {

@@ -270,9 +270,11 @@ async fn etcdctl_locks_and_elects() {
             command.kill_on_drop(true).output().await.unwrap()
         }
     });
-    crate::support::cluster::wait_for("three in line", async || match ctl.run(&["get", "--prefix", "job/", "--keys-only"]) {
-        text if text.matches("job/").count() == 3 => Ok(()),
-        text => Err(text),
+    crate::support::cluster::wait_for("three in line", async || {
+        match ctl.run(&["get", "--prefix", "job/", "--keys-only"]) {
+            text if text.matches("job/").count() == 3 => Ok(()),
+            text => Err(text),
+        }
     })
     .await;
     let pid = rustix::process::Pid::from_raw(held.0.id().unwrap() as i32).unwrap();
