@@ -332,7 +332,7 @@ impl Session {
         // Before the queue is looked at: what is delivered later is not in it.
         let delivered = self.delivered();
         let waiting = self.outbox.waiting.lock();
-        let idle = self.read.is_empty() && waiting.queue.is_empty();
+        let idle = self.read.is_empty() && self.behind.is_empty() && waiting.queue.is_empty();
         (idle && waiting.flows.values().all(|f| f.synced && f.next <= delivered + 1)).then_some(delivered)
     }
 
