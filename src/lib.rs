@@ -4,6 +4,7 @@
 
 pub mod env;
 pub mod error;
+pub mod metrics;
 pub mod pb;
 
 pub mod config;
@@ -13,10 +14,13 @@ pub mod telemetry;
 pub mod storage;
 
 pub mod kv;
+pub mod lease;
 
 pub mod raft;
 
 pub mod node;
+
+pub mod watch;
 
 pub mod api;
 pub mod cluster;
