@@ -9,6 +9,7 @@
 //! leaderless what a member says that runs Raft and knows no leader
 //! reconcile  the leader's loop: observe, plan, carry out
 //! plan       the next change of the membership: a pure function of what the leader observes
+//! wanted     how many pods should exist, as whoever runs them says
 //! ```
 //!
 //! How server code uses it: open the `storage::member_dir`, make a [`Bootstrap`] from it, serve the peer service from that, and
@@ -26,11 +27,13 @@ pub mod leaderless;
 pub mod peers;
 pub mod plan;
 pub mod reconcile;
+pub mod wanted;
 
 pub use bootstrap::{Bootstrap, RaftFacts};
 pub use formation::{Outcome, Places};
 pub use peers::{Peers, Unreachable};
 pub use reconcile::Reconciler;
+pub use wanted::{Notice, Wanted, WantedSource};
 
 /// The slot that a member id carries, in the width that membership counts in.
 pub fn slot_of(member_id: u64) -> u64 {
