@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use super::peers::Unreachable;
+use super::wanted::Wanted;
 use super::{slot_of, voter_target};
 use crate::pb::log::{Formation, membership};
 use crate::pb::peer::WhoResponse;
@@ -48,9 +49,31 @@ pub enum State {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
     pub slots: Range<u64>,
+    /// Slots of pods that exist although they may not be wanted any more: they are asked too.
+    pub present: Range<u64>,
     /// Why the range may be too small, for example because the Kubernetes API does not answer. Joining needs no range; forming
     /// waits.
     pub unknown: Option<String>,
+}
+
+impl Expected {
+    /// As many as configured, or as the StatefulSet has replicas if those are more (membership rule 6). A StatefulSet that
+    /// cannot be read may have any number: nothing is formed.
+    pub fn new(configured: &Range<u64>, wanted: Option<Wanted>) -> Self {
+        let mut expected = Self { slots: configured.clone(), present: 0..0, unknown: None };
+        match wanted {
+            None => {}
+            Some(Wanted::Slots { slots, present }) => {
+                let size = (configured.end - configured.start).max(slots.end - slots.start);
+                (expected.slots, expected.present) = (slots.start..slots.start + size, present);
+            }
+            Some(Wanted::Shutdown) => {
+                expected.unknown = Some("its StatefulSet is scaled to 0 or is being deleted".into())
+            }
+            Some(Wanted::Unknown(why)) => expected.unknown = Some(why),
+        }
+        expected
+    }
 }
 
 /// One address that was asked.
@@ -235,7 +258,7 @@ fn foreign_formation(view: &View) -> Option<Step> {
 
 /// Nobody belongs to anything: the lowest slot proposes, once all have answered.
 fn form(view: &View) -> Step {
-    let Expected { slots, unknown } = &view.expected;
+    let Expected { slots, unknown, .. } = &view.expected;
     if let Some(why) = unknown {
         return Step::Wait(Wait::Unknown(why.clone()));
     }

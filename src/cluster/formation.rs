@@ -227,10 +227,11 @@ impl Driver<'_> {
         let Some(expand) = &self.places.expand else {
             let answer = Ok(self.bootstrap.who(0));
             let asked = vec![Asked { slot: Some(me.slot), address: "itself".into(), answer }];
-            return View { expected: Expected { slots: me.slot..me.slot + 1, unknown: None }, asked, max_voters, me };
+            let expected = Expected { slots: me.slot..me.slot + 1, present: 0..0, unknown: None };
+            return View { expected, asked, max_voters, me };
         };
         let expected = (self.places.expected)();
-        let mut slots: Vec<u64> = expected.slots.clone().chain([me.slot]).collect();
+        let mut slots: Vec<u64> = expected.slots.clone().chain(expected.present.clone()).chain([me.slot]).collect();
         if let State::Accepted(formation) | State::Abandoned(formation) = &me.state {
             slots.extend(formation.members.iter().map(|member| slot_of(member.id)));
         }

@@ -9,6 +9,7 @@
 //! leaderless what a member says that runs Raft and knows no leader
 //! reconcile  the leader's loop: observe, plan, carry out
 //! plan       the next change of the membership: a pure function of what the leader observes
+//! kubernetes the StatefulSet as the API server shows it: how many pods should exist
 //! wanted     how many pods should exist, as whoever runs them says
 //! ```
 //!
@@ -23,6 +24,7 @@ pub mod bootstrap;
 pub mod decide;
 pub mod formation;
 pub mod join;
+pub mod kubernetes;
 pub mod leaderless;
 pub mod peers;
 pub mod plan;

@@ -20,6 +20,8 @@ use tonic_health::ServingStatus;
 
 use crate::api::{Api, Facts, PeerApi, VERSION};
 use crate::cluster::decide::Expected;
+use crate::cluster::kubernetes::{self, Kubernetes};
+use crate::cluster::wanted::{Wanted, Watch};
 use crate::cluster::{Bootstrap, Outcome, Places, formation};
 use crate::config::{self, Config};
 use crate::env::Env;
@@ -44,6 +46,8 @@ struct Server {
     bootstrap: Arc<Bootstrap>,
     peers: Arc<Peers>,
     places: Places,
+    /// Who says how many pods should exist, if somebody does: the StatefulSet.
+    wanted: Option<Watch>,
     api: Api,
     peer_api: PeerApi,
     health: tonic_health::server::HealthReporter,
@@ -80,6 +84,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 /// Runs a server until `env` is asked to stop.
 async fn serve(env: Env, config: Config, state_engine: state::Engine) -> anyhow::Result<()> {
     let this = config.node_here(&*env.disk)?;
+    let wanted = kubernetes::Options::here(&config.kubernetes, &this.name, &*env.disk)?
+        .map(|options| Watch::start(&env, Arc::new(Kubernetes::start(env.clone(), options))));
     let quota_bytes = config.effective_quota(config::cgroup_memory_limit(&*env.disk));
     let (mint_env, slot) = (env.clone(), this.slot);
     let mint = Arc::new(move || identity::mint(mint_env.random_u64(), slot));
@@ -99,7 +105,8 @@ async fn serve(env: Env, config: Config, state_engine: state::Engine) -> anyhow:
     let peers = Peers::new(env.clone());
     let (health, health_service) = tonic_health::server::health_reporter();
     let server = Arc::new(Server {
-        places: places(&env, &config, &this),
+        places: places(&env, &config, &this, wanted.as_ref()),
+        wanted,
         api: Api::new(limits, quota_bytes.unwrap_or(0)),
         peer_api: PeerApi::new(bootstrap.clone()),
         quota_bytes,
@@ -137,17 +144,18 @@ fn node_record(this: &config::Node) -> Node {
     }
 }
 
-fn places(env: &Env, config: &Config, this: &config::Node) -> Places {
+fn places(env: &Env, config: &Config, this: &config::Node, wanted: Option<&Watch>) -> Places {
     let (first, size) = (u64::from(config.cluster.first_slot), u64::from(config.cluster.size));
     let expand = this.pattern.clone().map(|pattern| {
         Arc::new(move |slot: u64| pattern.expand(u16::try_from(slot).unwrap_or(u16::MAX)))
             as crate::cluster::formation::Expand
     });
     let slots = if expand.is_some() { first..first + size } else { u64::from(this.slot)..u64::from(this.slot) + 1 };
+    let wanted = wanted.cloned();
     let headless = this.pattern.as_ref().and_then(|p| p.headless()).map(str::to_owned);
     Places {
         expand,
-        expected: Arc::new(move || Expected { slots: slots.clone(), unknown: None }),
+        expected: Arc::new(move || Expected::new(&slots, wanted.as_ref().map(|wanted| wanted.reading().wanted))),
         resolve: headless.map(|name| {
             let env = env.clone();
             Arc::new(move || {
@@ -192,6 +200,9 @@ impl Server {
                 let dir = &server.config.server.data_dir;
                 let mut notes: Vec<String> = server.bootstrap.waits().into_iter().collect();
                 notes.extend(server.peer_api.blocked());
+                if let Some(Wanted::Unknown(why)) = server.wanted.as_ref().map(|wanted| wanted.reading().wanted) {
+                    notes.push(format!("the wanted size is unknown, so no member is removed: {why}"));
+                }
                 let identity = server.bootstrap.identity();
                 server.api.set_facts(Facts {
                     name: server.this.name.clone(),
