@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod api;
+mod cases_kubernetes;
 mod cli;
 mod dev;
 mod docker;
