@@ -3,6 +3,7 @@
 //! Owns what a request needs before and after the store: the stateless checks, the read index, headers, the mapping of
 //! errors. Absent: semantics (`kv`), transport security, the HTTP gateway.
 
+mod admin;
 mod cluster;
 mod kv;
 mod maintenance;
@@ -14,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::RwLock;
 use tonic::{Request, Status};
 
+use crate::cluster::Manager;
 use crate::error::Error;
 use crate::kv::validate::Limits;
 use crate::node::Node;
@@ -34,6 +36,9 @@ pub struct Api {
 
 struct Shared {
     node: RwLock<Option<Node>>,
+    manager: RwLock<Option<Arc<Manager>>>,
+    /// The lowest slot, where a request to scale names none.
+    first_slot: u64,
     limits: Limits,
     quota_bytes: u64,
     /// Set when this member was ready once: from then on a learner serves every client.
@@ -56,9 +61,11 @@ pub struct Facts {
 }
 
 impl Api {
-    pub fn new(limits: Limits, quota_bytes: u64) -> Self {
+    pub fn new(limits: Limits, quota_bytes: u64, first_slot: u64) -> Self {
         let shared = Shared {
             node: RwLock::new(None),
+            manager: RwLock::new(None),
+            first_slot,
             limits,
             quota_bytes,
             was_ready: AtomicBool::new(false),
@@ -70,6 +77,15 @@ impl Api {
     /// From now on requests go to `node`; `None` while this member belongs to no cluster.
     pub fn set_node(&self, node: Option<Node>) {
         *self.shared.node.write() = node;
+    }
+
+    /// As [`Api::set_node`], for what concerns the membership.
+    pub fn set_manager(&self, manager: Option<Arc<Manager>>) {
+        *self.shared.manager.write() = manager;
+    }
+
+    fn manager(&self) -> Result<Arc<Manager>, Error> {
+        self.shared.manager.read().clone().ok_or(Error::NoLeader)
     }
 
     pub fn set_ready(&self) {

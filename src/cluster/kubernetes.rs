@@ -280,7 +280,7 @@ impl Inner {
                 ..ObjectReference::default()
             },
             type_: Some(tone.into()),
-            reason: Some(reason(notice.name)),
+            reason: Some(reason(&notice.name)),
             message: Some(notice.sentence.chars().take(EVENT_CHARS_MAX).collect()),
             action: Some("Reconcile".into()),
             count: Some(1),

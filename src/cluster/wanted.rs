@@ -37,7 +37,7 @@ pub enum Wanted {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// Stable and in kebab-case, as in `status`: `quorum`, `two-holders`, `member-added`.
-    pub name: &'static str,
+    pub name: String,
     pub sentence: String,
     /// Something waits or is wrong; else it is news.
     pub warning: bool,

@@ -31,9 +31,12 @@ impl State {
         let base = self.visible_at(Interval::all(), self.compacted);
         let events = self.history.iter_from(self.compacted + 1).flat_map(|x| x.1);
         let rest = [change::Change::Compacted(self.compacted), change::Change::ClusterVersion(self.cluster_version)];
+        // Left out while nobody has said so: an older build could not load it.
+        let wanted = self.wanted_size().map(change::Change::WantedSize);
         base.chain(events)
             .map(|kv| change::Change::Version(kv.clone()))
             .chain(rest)
+            .chain(wanted)
             .map(|change| Change { change: Some(change) })
     }
 
@@ -79,6 +82,7 @@ impl Loader {
             change::Change::ClusterVersion(version) => {
                 self.state.cluster_version = self.state.cluster_version.max(version);
             }
+            change::Change::WantedSize(size) => self.state.wanted_size = size,
         }
         Ok(())
     }

@@ -11,13 +11,13 @@ use super::history::{Events, History};
 use super::journal::{Journal, Recorder};
 use super::range::Interval;
 use super::tree::Tree;
-use super::{APPLY_VERSION, CLUSTER_VERSION_MIN, Fault};
+use super::{CLUSTER_VERSION_MIN, Fault, WANTED_SIZE_SINCE, apply_version};
 use crate::error::Error;
 use crate::pb::etcd::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
     ResponseHeader,
 };
-use crate::pb::log::{Answer, Command, SetClusterVersion, answer, change, command};
+use crate::pb::log::{Answer, Command, SetClusterVersion, WantedSize, answer, change, command};
 use crate::pb::{Fields, KeyValue};
 
 /// What a version takes beside its encoding: the reference counts, the allocator's rounding, and its slot in a tree two
@@ -33,6 +33,7 @@ pub struct State {
     pub(super) swept: i64,
     pub(super) swept_events: usize,
     pub(super) cluster_version: u32,
+    pub(super) wanted_size: WantedSize,
     /// Ordered by key.
     pub(super) live: Tree,
     /// Ordered by key, then by mod revision.
@@ -51,6 +52,7 @@ impl Clone for State {
             swept: self.swept,
             swept_events: self.swept_events,
             cluster_version: self.cluster_version,
+            wanted_size: self.wanted_size,
             live: self.live.clone(),
             old: self.old.clone(),
             history: self.history.clone(),
@@ -76,6 +78,7 @@ impl State {
             swept: 1,
             swept_events: 0,
             cluster_version: CLUSTER_VERSION_MIN,
+            wanted_size: WantedSize::default(),
             live: Tree::new(),
             old: Tree::new(),
             history: History::new(2),
@@ -98,6 +101,11 @@ impl State {
     /// The greatest `Command.needs` that the leader may propose.
     pub fn cluster_version(&self) -> u32 {
         self.cluster_version
+    }
+
+    /// How many members people want; `None` if nobody has said so.
+    pub fn wanted_size(&self) -> Option<WantedSize> {
+        Some(self.wanted_size).filter(|size| size.replicas > 0)
     }
 
     /// Keys that exist.
@@ -149,6 +157,7 @@ impl State {
             Request::Txn(r) => self.txn(r, answer).map(Response::Txn),
             Request::Compact(r) => self.compact(r).map(Response::Compact),
             Request::SetClusterVersion(r) => Ok(Response::SetClusterVersion(self.set_cluster_version(r))),
+            Request::WantedSize(r) => Ok(Response::WantedSize(self.set_wanted_size(r))),
         };
         Ok(response.map(|r| Answer { response: answer.then_some(r) }))
     }
@@ -160,8 +169,9 @@ impl State {
             // A version that this build does not know stops it before it meets commands that need it.
             Request::SetClusterVersion(r) => command.needs.max(r.version),
             Request::Put(_) | Request::DeleteRange(_) | Request::Txn(_) | Request::Compact(_) => command.needs,
+            Request::WantedSize(_) => command.needs.max(WANTED_SIZE_SINCE),
         };
-        if needs > APPLY_VERSION { Err(Fault::Unsupported { needs }) } else { Ok(()) }
+        if needs > apply_version() { Err(Fault::Unsupported { needs }) } else { Ok(()) }
     }
 
     fn put(&mut self, r: &PutRequest, answer: bool) -> Result<PutResponse, Error> {
@@ -199,6 +209,14 @@ impl State {
             self.journal.record(change::Change::ClusterVersion(r.version), size_of::<u32>());
         }
         SetClusterVersion { version: self.cluster_version }
+    }
+
+    fn set_wanted_size(&mut self, r: &WantedSize) -> WantedSize {
+        if *r != self.wanted_size {
+            self.wanted_size = *r;
+            self.journal.record(change::Change::WantedSize(*r), size_of::<WantedSize>());
+        }
+        *r
     }
 
     /// Refuses a put to a lease that does not exist.

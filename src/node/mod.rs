@@ -111,7 +111,9 @@ pub struct Status {
     pub applied_index: u64,
     /// On the leader: how long ago a quorum last answered.
     pub quorum_ack_age: Option<Duration>,
+    /// The newest that this member knows; perhaps not committed yet.
     pub membership: raft::StoredMembership,
+    pub committed_membership: raft::StoredMembership,
     /// The term of the newest committed entry.
     pub committed_term: u64,
     /// On the leader: how long ago each member acknowledged a heartbeat or an append.
@@ -352,6 +354,7 @@ impl Node {
             committed_term: m.local_committed.as_ref().map_or(0, |l| **l.committed_leader_id()),
             acked: m.heartbeat.iter().flatten().map(|(id, at)| (*id, at.as_ref().map(|at| at.elapsed()))).collect(),
             membership: (*m.membership_config).clone(),
+            committed_membership: (*m.committed_membership_config).clone(),
             membership_committed: m.membership_config.log_id() == m.committed_membership_config.log_id(),
             matched: m
                 .replication

@@ -22,6 +22,7 @@ use super::authority::Filter;
 use crate::env::net::{Incoming, Stream};
 use crate::http;
 use crate::pb;
+use crate::pb::admin::admin_server::AdminServer;
 use crate::pb::etcd::cluster_server::ClusterServer;
 use crate::pb::etcd::kv_server::KvServer;
 use crate::pb::etcd::maintenance_server::MaintenanceServer;
@@ -199,6 +200,7 @@ impl Server {
                 KvServer::new(api.clone()).max_decoding_message_size(bytes_max).max_encoding_message_size(usize::MAX),
             )
             .add_service(ClusterServer::new(api.clone()))
+            .add_service(AdminServer::new(api.clone()))
             .add_service(MaintenanceServer::new(api))
             .add_service(health)
             .add_service(reflection().build_v1()?)

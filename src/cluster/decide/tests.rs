@@ -39,7 +39,7 @@ fn view(slot: u64, size: u64) -> View {
     });
     View {
         me: Me { member_id: id(slot), slot, process_nonce: 0, state: State::Pristine },
-        expected: Expected { slots: 0..size, present: 0..0, unknown: None },
+        expected: Expected { slots: 0..size, also: 0..0, unknown: None },
         asked: asked.collect(),
         max_voters: 5,
     }
@@ -288,16 +288,4 @@ fn started_formation_is_dead_once_every_quorum_has_an_abandoner() {
     assert!(is_dead(&view.clone().abandoned(7, &[0, 2, 3]), &formation));
     assert!(is_dead(&view.clone().leader(0, 8), &formation));
     assert!(!is_dead(&view.leader(0, 8).leader(2, 7), &formation));
-}
-
-#[test]
-fn formation_expects_the_greater_of_both_sizes_and_waits_for_a_silent_api() {
-    let slots = |start, end| Some(Wanted::Slots { slots: start..end, present: start..end });
-    let of = |configured, wanted| Expected::new(&configured, wanted).slots;
-    assert_eq!(of(0..3, None), 0..3);
-    assert_eq!(of(0..1, slots(0, 3)), 0..3);
-    assert_eq!(of(0..5, slots(0, 1)), 0..5);
-    assert_eq!(of(0..3, slots(5, 8)), 5..8);
-    assert!(Expected::new(&(0..3), Some(Wanted::Shutdown)).unknown.is_some());
-    assert_eq!(Expected::new(&(0..1), Some(Wanted::Unknown("403".into()))).unknown.as_deref(), Some("403"));
 }
