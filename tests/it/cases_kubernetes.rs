@@ -84,3 +84,39 @@ async fn ordinals_may_start_elsewhere() {
     assert_eq!(set.get(7, "k").await.as_deref(), Some("v"));
     assert_eq!(set.api.unexpected(), Vec::<String>::new());
 }
+
+/// What changes the membership is told in Events of the StatefulSet; where the Role does not allow them nothing else suffers.
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_of_the_membership_are_events_where_they_are_allowed() {
+    let set = StatefulSet::quick(1).start().await;
+    set.scale(3);
+    set.wait_ready().await;
+    set.wait_voters(0..3).await;
+    let event = wait_for("an Event about a change", async || {
+        let events = set.api.events();
+        events.iter().find(|event| event["reason"] == "MembershipChange").cloned().ok_or_else(|| format!("{events:?}"))
+    })
+    .await;
+    assert_eq!(event["involvedObject"]["kind"], "StatefulSet");
+    assert_eq!((&event["involvedObject"]["name"], &event["involvedObject"]["uid"]), (&"kv".into(), &"uid-1".into()));
+    assert_eq!((&event["type"], &event["source"]["component"]), (&"Normal".into(), &"quorate".into()));
+    assert!(event["message"].as_str().is_some_and(|text| text.contains("kv-")), "{event}");
+
+    set.api.set_mode(Mode::ForbidsEvents);
+    let (told, leader) = (set.api.events().len(), set.leader().await);
+    set.scale(1);
+    set.wait_voters(0..1).await;
+    let said = (0..3).map(|ordinal| set.log_text(ordinal).matches("Events cannot be sent").count()).max();
+    assert_eq!(said, Some(1), "once, by the leader, kv-{leader} at first");
+    assert_eq!(set.api.events().len(), told);
+    assert_eq!(set.api.unexpected(), Vec::<String>::new());
+}
+
+/// A pod asks every few seconds and no more: two pods of a quiet cluster are no load.
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_ask_the_api_server_seldom() {
+    let set = StatefulSet::quick(1).set("kubernetes.poll_interval", "1s").start().await;
+    let (before, since) = (set.api.gets(), std::time::Instant::now());
+    wait_for("a few polls", async || if set.api.gets() >= before + 4 { Ok(()) } else { Err(set.api.gets()) }).await;
+    assert!(since.elapsed() >= Duration::from_millis(1500), "four questions in {:?}", since.elapsed());
+}

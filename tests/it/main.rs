@@ -5,6 +5,8 @@
 
 mod api;
 mod cases_kubernetes;
+mod cases_rollout;
+mod cases_scaling;
 mod cli;
 mod dev;
 mod docker;

@@ -53,6 +53,8 @@ pub struct Report {
 pub struct Load {
     told: Arc<Mutex<Told>>,
     reads: Arc<AtomicU64>,
+    /// Of all steps whose gaps were taken.
+    longest_gap: Mutex<Duration>,
     stop: Box<dyn Fn() + Send + Sync>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -64,7 +66,8 @@ impl Load {
             Arc::new(Shared { service, stop: AtomicBool::new(false), told: told.clone(), reads: reads.clone() });
         let mut tasks: Vec<_> = (0..WRITERS).map(|writer| tokio::spawn(write(shared.clone(), writer))).collect();
         tasks.extend((0..READERS).map(|_| tokio::spawn(read(shared.clone()))));
-        Self { told, reads, stop: Box::new(move || shared.stop.store(true, Ordering::Relaxed)), tasks }
+        let longest_gap = Mutex::default();
+        Self { told, reads, longest_gap, stop: Box::new(move || shared.stop.store(true, Ordering::Relaxed)), tasks }
     }
 
     pub fn writes(&self) -> usize {
@@ -85,7 +88,10 @@ impl Load {
     pub fn take_longest_gap(&self) -> Duration {
         let mut told = self.told.lock().unwrap();
         let open = told.last.map_or(Duration::ZERO, |last| last.elapsed());
-        std::mem::take(&mut told.longest_gap).max(open)
+        let gap = std::mem::take(&mut told.longest_gap).max(open);
+        let mut longest = self.longest_gap.lock().unwrap();
+        *longest = longest.max(gap);
+        gap
     }
 
     /// Stops, and checks that every acknowledged write is read from each ready pod.
@@ -114,11 +120,8 @@ impl Load {
             let lost: Vec<_> = told.written.iter().filter(|(key, at)| revisions.get(*key) != Some(at)).collect();
             assert!(lost.is_empty(), "{} acknowledged writes are lost at kv-{ordinal}: {lost:?}", lost.len());
         }
-        let report = Report {
-            writes: told.written.len(),
-            reads: self.reads.load(Ordering::Relaxed),
-            longest_gap: told.longest_gap,
-        };
+        let longest_gap = told.longest_gap.max(*self.longest_gap.lock().unwrap());
+        let report = Report { writes: told.written.len(), reads: self.reads.load(Ordering::Relaxed), longest_gap };
         println!("{report:?}");
         report
     }

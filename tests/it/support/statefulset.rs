@@ -18,7 +18,9 @@ use std::time::Duration;
 use quorate::pb::etcd::cluster_client::ClusterClient;
 use quorate::pb::etcd::kv_client::KvClient;
 use quorate::pb::etcd::maintenance_client::MaintenanceClient;
-use quorate::pb::etcd::{Member, MemberListRequest, PutRequest, RangeRequest, StatusRequest, StatusResponse};
+use quorate::pb::etcd::{
+    Member, MemberListRequest, MoveLeaderRequest, PutRequest, RangeRequest, StatusRequest, StatusResponse,
+};
 use rustix::process::Signal;
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
@@ -96,6 +98,20 @@ impl Blueprint {
         set.wait_voters(set.wanted()).await;
         set
     }
+
+    /// The same where the last pod is one too many to vote (an even count above two): it stands by.
+    pub async fn start_with_standby(self) -> StatefulSet {
+        let set = self.install();
+        set.wait_ready().await;
+        let most = set.wanted().end - set.wanted().start - 1;
+        wait_for("all but one to vote", async || {
+            let members = set.membership(set.wanted().start).await;
+            let voters = members.iter().filter(|member| member.1).count() as u64;
+            if voters == most && members.len() as u64 == most + 1 { Ok(()) } else { Err(format!("{members:x?}")) }
+        })
+        .await;
+        set
+    }
 }
 
 /// See the module's head.
@@ -110,6 +126,11 @@ impl StatefulSet {
     /// Of `replicas` pods, all ready and voting.
     pub async fn new(replicas: u64) -> Self {
         Self::blueprint(replicas).start().await
+    }
+
+    /// Not installed yet; with members that promote and replace soon, for tests are short.
+    pub fn quick(replicas: u64) -> Blueprint {
+        Self::blueprint(replicas).set("cluster.failure_timeout", "2s").set("cluster.promote_after", "100ms")
     }
 
     pub fn blueprint(replicas: u64) -> Blueprint {
@@ -357,6 +378,20 @@ impl StatefulSet {
             Err("none is known")
         })
         .await
+    }
+
+    /// Has the pod of `ordinal` lead.
+    pub async fn move_leader(&self, ordinal: u64) {
+        let target_id = self.ids(ordinal).await.1;
+        wait_for(&format!("{NAME}-{ordinal} to lead"), async || {
+            let leader = self.leader().await;
+            if leader == ordinal {
+                return Ok(());
+            }
+            let asked = MaintenanceClient::new(self.channel(leader)).move_leader(MoveLeaderRequest { target_id }).await;
+            Err(format!("{NAME}-{leader} leads, and answers {asked:?}"))
+        })
+        .await;
     }
 
     /// Puts, again and again until it is acknowledged.
