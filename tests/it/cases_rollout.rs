@@ -85,7 +85,7 @@ async fn scaled_down_during_a_failed_rollout() {
     load.finish(&set).await;
 }
 
-/// Case 29 of the rules: pods of a build that knows an older apply version and of this one run together; the cluster's version rises
+/// Rule 29: pods of a build that knows an older apply version and of this one run together; the cluster's version rises
 /// when the last old one is gone. While it has not, the roll can be taken back.
 #[tokio::test(flavor = "multi_thread")]
 async fn rolls_from_an_older_version_and_back() {
