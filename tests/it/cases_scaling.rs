@@ -113,6 +113,12 @@ async fn scaling_down_waits_for_the_quorum_of_those_that_stay() {
     let before = set.membership(2).await;
     set.hold(0);
     set.hold(1);
+    // Who has just died cannot be told from who is slow.
+    wait_for("the leader to miss both", async || {
+        let text = set.client(2, &["member", "why", "-o", "json"]).await.replace(' ', "");
+        if text.matches("\"reachable\":false").count() == 2 { Ok(()) } else { Err(text) }
+    })
+    .await;
     set.scale(3);
     set.wait_status(2, &["needs 2 healthy, caught-up voters of the new configuration, 1 are", "scale back to 5"]).await;
     set.put(2, "k", "v").await;
