@@ -14,6 +14,7 @@ mod helm;
 mod import;
 mod membership;
 mod parity;
+mod scaling;
 mod services;
 mod storage;
 mod support;
