@@ -8,6 +8,7 @@ pub mod dev;
 mod kv;
 mod member;
 mod output;
+mod recover;
 mod settings;
 mod status;
 
@@ -42,6 +43,8 @@ pub enum Command {
     /// Show and change who belongs to the cluster
     #[command(subcommand)]
     Member(MemberCommand),
+    /// Form a new cluster from a survivor's disk, when a quorum is lost for good
+    Recover(recover::RecoverArgs),
     /// Read keys
     Get(kv::GetArgs),
     /// Write a key
@@ -98,6 +101,10 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Completion { shell } => print(&completion(shell)),
         Command::Status(args) => request(status::status(args)),
         Command::Member(command) => member(command),
+        Command::Recover(args) => {
+            telemetry::init(&crate::config::Telemetry { level: "warn".into(), ..Default::default() })?;
+            print(&runtime(1)?.block_on(recover::recover(args))?)
+        }
         Command::Get(args) => request(kv::get(args)),
         Command::Put(args) => request(kv::put(args)),
         Command::Del(args) => request(kv::del(args)),
@@ -177,6 +184,7 @@ mod tests {
             "dev --replicas 5 --data-dir /d --kill-one-every 30s",
             "status --endpoints a:1,b:2 -o json",
             "member list --timeout 3s",
+            "recover --data-dir /d --dry-run",
             "member add kv-3.kv:2380 --learner -o json",
             "member remove a0001",
             "member update 0xa0001 http://kv-3:2380",
@@ -185,7 +193,7 @@ mod tests {
             "member scale --unset",
             "member why -o json",
             "serve --reader --join a:1,b:2",
-            "serve --manual --peers kv-%d:2380",
+            "serve --by-hand --peers kv-%d:2380",
             "get k --prefix --limit 1 --rev 2 --serializable --keys-only -o json",
             "get a z --count-only",
             "get k --print-value-only --dial-timeout 1s",
@@ -220,7 +228,7 @@ mod tests {
             "status --timeout 3",
             "completion tcsh",
             "serve --slot 70000",
-            "serve --reader --manual",
+            "serve --reader --by-hand",
             "member scale 0",
             "member scale",
             "member scale 3 --unset",

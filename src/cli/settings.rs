@@ -30,11 +30,11 @@ pub struct SettingsArgs {
     #[arg(long)]
     pub size: Option<u16>,
     /// Join as a reader: never vote, forward writes, and be removed when this ends
-    #[arg(long, conflicts_with = "manual")]
+    #[arg(long, conflicts_with = "by_hand")]
     pub reader: bool,
     /// Wait to be added by `quorate member add`, then vote
     #[arg(long)]
-    pub manual: bool,
+    pub by_hand: bool,
     /// Peer addresses of members to join, with commas, beside those of --peers
     #[arg(long, value_name = "HOST:PORT")]
     pub join: Option<String>,
@@ -73,9 +73,9 @@ impl SettingsArgs {
     /// The flags as settings. `--set` comes first, so that a named flag is not overridden by accident.
     fn flags(&self) -> Result<Vec<Flag>, Error> {
         let (slot, size) = (self.slot.map(|slot| slot.to_string()), self.size.map(|size| size.to_string()));
-        let kind = match (self.reader, self.manual) {
+        let kind = match (self.reader, self.by_hand) {
             (true, _) => Some(("--reader", "reader".to_owned())),
-            (_, true) => Some(("--manual", "manual".to_owned())),
+            (_, true) => Some(("--by-hand", "manual".to_owned())),
             _ => None,
         };
         let named = [

@@ -79,7 +79,7 @@ impl Members {
 /// What the leader sees of one member of the membership. The leader itself needs none.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Health {
-    /// Has acknowledged a Raft call within the last election timeout.
+    /// Has acknowledged a Raft call within the last election timeout, and answers now as who it is.
     pub reachable: bool,
     /// Since its last sign of life.
     pub silent_for: Duration,

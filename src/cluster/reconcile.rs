@@ -49,6 +49,8 @@ pub struct Settings {
     pub max_voters: usize,
     pub failure_timeout: Duration,
     pub promote_after: Duration,
+    /// Who has not acknowledged anything for so long does not count for a change: the longest election timeout.
+    pub silence_max: Duration,
     pub reader_ttl: Duration,
     pub max_readers: usize,
     /// Who says how many members there should be; `None` outside of Kubernetes.
@@ -333,7 +335,8 @@ impl Reconciler {
             let matched = status.matched.iter().find(|(member, _)| member == id).and_then(|(_, index)| *index);
             let lag_entries = status.last_log_index.saturating_sub(matched.unwrap_or(0));
             let entry = seen.entry(*id).or_insert(Seen { last_sign: now, caught_up_since: None });
-            let reachable = acked.is_some_and(|age| age < self.settings.failure_timeout.min(Duration::from_secs(2)));
+            // Both: what was acknowledged just before a crash looks healthy, and a change that counts on it is stuck.
+            let reachable = own.is_some() && acked.is_some_and(|age| age <= self.settings.silence_max);
             if let Some(age) = acked {
                 entry.last_sign = entry.last_sign.max(now - age);
             }

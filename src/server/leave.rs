@@ -86,13 +86,15 @@ impl Server {
             }
         }
         let view = life.manager.view().await;
-        let wanted = view.wanted.clone().unwrap_or_default();
-        if wanted.origin == "statefulset" && wanted.unknown.is_empty() && wanted.replicas == 0 {
-            return Fate::Shutdown;
+        // What is wanted now, not what the leader's last plan saw.
+        let wanted = view.wanted.unwrap_or_default();
+        match (&wanted.origin[..], wanted.replicas) {
+            ("none" | "", _) => Fate::Restart,
+            _ if !wanted.unknown.is_empty() => Fate::Restart,
+            (_, 0) => Fate::Shutdown,
+            (_, replicas) if (wanted.start..wanted.start + replicas).contains(&slot) => Fate::Restart,
+            _ => Fate::Condemned,
         }
-        let this = life.node.member().member_id;
-        let condemned = view.members.iter().any(|member| member.id == this && member.condemned);
-        if condemned { Fate::Condemned } else { Fate::Restart }
     }
 
     async fn wait_removed(&self, life: &Life, deadline: Instant) {

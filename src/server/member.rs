@@ -250,6 +250,7 @@ impl Server {
                 max_voters: usize::from(self.config.cluster.max_voters),
                 failure_timeout: self.config.cluster.failure_timeout,
                 promote_after: self.config.cluster.promote_after,
+                silence_max: self.config.raft.election_timeout_max,
                 reader_ttl: self.config.cluster.reader_ttl,
                 max_readers: self.config.cluster.max_readers as usize,
                 wanted: self.wanted.clone(),
@@ -440,10 +441,15 @@ impl Server {
             }
             let status = node.status();
             let Some(known) = status.membership.get_node(&node.member().member_id) else { continue };
-            let leader = status.leader.and_then(|id| status.membership.get_node(&id));
-            if let Some(leader) = leader.filter(|_| known.peer_address != self.bootstrap.node().peer_address) {
+            if known.peer_address == self.bootstrap.node().peer_address {
+                continue;
+            }
+            // A leader that looks for it at the old address is not known here: then all are asked, and it is among them.
+            let others = status.membership.nodes().filter(|(id, _)| **id != node.member().member_id);
+            let asked = others.filter(|(id, _)| status.leader.is_none_or(|leader| leader == **id));
+            for (_, member) in asked {
                 // The leader's answer is the change itself; without it, this is asked again.
-                let _ = self.peers.join(&leader.peer_address, self.bootstrap.join_request()).await;
+                let _ = self.peers.join(&member.peer_address, self.bootstrap.join_request()).await;
             }
         }
     }

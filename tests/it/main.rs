@@ -17,6 +17,7 @@ mod helm;
 mod import;
 mod membership;
 mod parity;
+mod scaling;
 mod services;
 mod storage;
 mod support;
