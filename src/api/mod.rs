@@ -3,6 +3,7 @@
 //! Owns what a request needs before and after the store: the stateless checks, the read index, headers, the mapping of
 //! errors. Absent: semantics (`kv`), transport security, the HTTP gateway.
 
+mod admin;
 mod cluster;
 mod election;
 mod kv;
@@ -23,6 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::RwLock;
 use tonic::{Request, Status};
 
+use crate::cluster::Manager;
 use crate::error::Error;
 use crate::kv::validate::Limits;
 use crate::lease::Leases;
@@ -50,6 +52,9 @@ struct Shared {
     leases: RwLock<Option<Leases>>,
     watch: RwLock<Option<Hub>>,
     watch_options: WatchOptions,
+    manager: RwLock<Option<Arc<Manager>>>,
+    /// The lowest slot, where a request to scale names none.
+    first_slot: u64,
     limits: Limits,
     quota_bytes: u64,
     /// Bytes a second of one backup.
@@ -74,13 +79,21 @@ pub struct Facts {
 }
 
 impl Api {
-    /// `snapshot_rate`: most bytes a second of one backup.
-    pub fn new(limits: Limits, watch_options: WatchOptions, quota_bytes: u64, snapshot_rate: u64) -> Self {
+    /// `snapshot_rate`: most bytes a second of one backup. `first_slot`: where a request to scale names none.
+    pub fn new(
+        limits: Limits,
+        watch_options: WatchOptions,
+        quota_bytes: u64,
+        snapshot_rate: u64,
+        first_slot: u64,
+    ) -> Self {
         let shared = Shared {
             node: RwLock::new(None),
             leases: RwLock::new(None),
             watch: RwLock::new(None),
             watch_options,
+            manager: RwLock::new(None),
+            first_slot,
             limits,
             quota_bytes,
             snapshot_rate,
@@ -105,6 +118,15 @@ impl Api {
         if let Some(old) = std::mem::replace(&mut *self.shared.watch.write(), hub) {
             old.close();
         }
+    }
+
+    /// As [`Api::set_node`], for what concerns the membership.
+    pub fn set_manager(&self, manager: Option<Arc<Manager>>) {
+        *self.shared.manager.write() = manager;
+    }
+
+    fn manager(&self) -> Result<Arc<Manager>, Error> {
+        self.shared.manager.read().clone().ok_or(Error::NoLeader)
     }
 
     pub fn set_ready(&self) {

@@ -10,15 +10,15 @@ use futures_util::{Stream, StreamExt as _, stream};
 use parking_lot::RwLock;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::cluster::{Bootstrap, Reconciler};
+use crate::cluster::{Bootstrap, Manager, Reconciler};
 use crate::lease::Leases;
 use crate::node::Node;
 use crate::pb::peer::peer_server::Peer;
 use crate::pb::peer::{
     AbandonRequest, AbandonResponse, AcceptRequest, AcceptResponse, AppendRequest, AppendResponse, ForwardRequest,
-    ForwardResponse, JoinRequest, JoinResponse, LeasesRequest, LeasesResponse, SnapshotChunk, SnapshotHead,
-    SnapshotOffsetResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
-    WhoRequest, WhoResponse, append_response,
+    ForwardResponse, JoinRequest, JoinResponse, LeasesRequest, LeasesResponse, ManageRequest, ManageResponse,
+    SnapshotChunk, SnapshotHead, SnapshotOffsetResponse, SnapshotResponse, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse, WhoRequest, WhoResponse, append_response,
 };
 use crate::raft::Rpc;
 
@@ -29,6 +29,7 @@ pub struct Running {
     pub node: Node,
     pub reconciler: Arc<Reconciler>,
     pub leases: Leases,
+    pub manager: Arc<Manager>,
 }
 
 /// The peer service of one process.
@@ -50,7 +51,8 @@ impl PeerApi {
 
     /// Why a wanted membership change is not made, if this member leads.
     pub fn blocked(&self) -> Option<String> {
-        self.running.read().as_ref()?.reconciler.blocked()
+        let blocked = self.running.read().as_ref()?.reconciler.blocked()?;
+        Some(format!("{} [{}]", blocked.sentence, blocked.name))
     }
 
     fn running(&self) -> Result<Running, Status> {
@@ -81,6 +83,13 @@ impl Peer for PeerApi {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
         let running = self.running()?;
         Ok(Response::new(running.reconciler.join(request.into_inner())))
+    }
+
+    async fn manage(&self, request: Request<ManageRequest>) -> Result<Response<ManageResponse>, Status> {
+        let running = self.running()?;
+        let request = request.into_inner();
+        running.rpc.check(request.envelope.as_ref())?;
+        Ok(Response::new(running.manager.answer(request.operation).await))
     }
 
     async fn append(&self, request: Request<AppendRequest>) -> Result<Response<AppendResponse>, Status> {

@@ -24,6 +24,7 @@ use crate::env::net::{Incoming, Stream};
 use crate::http;
 use crate::metrics::metrics;
 use crate::pb;
+use crate::pb::admin::admin_server::AdminServer;
 use crate::pb::election::election_server::ElectionServer;
 use crate::pb::etcd::cluster_server::ClusterServer;
 use crate::pb::etcd::kv_server::KvServer;
@@ -229,6 +230,7 @@ impl Server {
                     .max_encoding_message_size(usize::MAX),
             )
             .add_service(ClusterServer::new(api.clone()))
+            .add_service(AdminServer::new(api.clone()))
             .add_service(MaintenanceServer::new(api.clone()))
             .add_service(health)
             .add_service(reflection().build_v1()?)

@@ -4,6 +4,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod api;
+mod cases_kubernetes;
+mod cases_rollout;
+mod cases_scaling;
 mod cli;
 mod clients;
 mod dev;
@@ -21,6 +24,7 @@ mod membership;
 mod metrics;
 mod migrate;
 mod parity;
+mod scaling;
 mod services;
 mod snapshot;
 mod storage;

@@ -1,6 +1,10 @@
 //! What the integration tests share. Absent: assertions about Quorate; those stand in the tests.
 
 pub mod cluster;
+pub mod controller;
+pub mod kube_api;
+pub mod load;
 #[allow(dead_code, reason = "not every program that shares this runs others")]
 pub mod process;
+pub mod statefulset;
 pub mod tools;
