@@ -4,6 +4,7 @@
 
 pub mod env;
 pub mod error;
+pub mod metrics;
 pub mod pb;
 
 pub mod config;
@@ -13,6 +14,7 @@ pub mod telemetry;
 pub mod storage;
 
 pub mod kv;
+pub mod lease;
 
 pub mod raft;
 

@@ -1,13 +1,13 @@
 //! The state as a sequence of changes, and back.
 //!
 //! A snapshot is [`State::changes`]; the state store keeps what [`State::take_journal`] gave it, and may drop versions for
-//! which [`State::is_live`] no longer holds. [`Loader`] takes either.
+//! which [`State::is_live`] no longer holds, and what it says of leases when [`State::is_live_lease`] does not. [`Loader`] takes either.
 
 use super::State;
 use super::history::History;
 use super::range::Interval;
 use crate::pb::KeyValue;
-use crate::pb::log::{Change, change};
+use crate::pb::log::{Alarms, Change, change};
 
 /// Changes that do not make a state: they are damaged or incomplete.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,18 +22,24 @@ pub enum LoadError {
     Gap { missing: i64, compacted: i64 },
     #[error("versions up to revision {loaded}, of a state that ends at {revision}")]
     BeyondEnd { loaded: i64, revision: i64 },
+    #[error("a key is attached to lease {0:x}, which is missing")]
+    LeaseMissing(i64),
 }
 
 impl State {
     /// Changes that make this state from nothing: what was visible at the compacted revision in key order, then every
-    /// later event in revision order, then the rest. The same on every member, whatever the sweep's progress.
+    /// later event in revision order, then the rest, leases last. The same on every member, whatever the sweep's progress.
     pub fn changes(&self) -> impl Iterator<Item = Change> {
         let base = self.visible_at(Interval::all(), self.compacted);
         let events = self.history.iter_from(self.compacted + 1).flat_map(|x| x.1);
         let rest = [change::Change::Compacted(self.compacted), change::Change::ClusterVersion(self.cluster_version)];
+        // None on says nothing: a member of an older version can then load it.
+        let alarms = (!self.alarms.is_empty()).then(|| change::Change::Alarms(Alarms { alarms: self.alarms() }));
         base.chain(events)
             .map(|kv| change::Change::Version(kv.clone()))
             .chain(rest)
+            .chain(self.lease_changes())
+            .chain(alarms)
             .map(|change| Change { change: Some(change) })
     }
 
@@ -44,7 +50,9 @@ impl State {
     pub fn is_live(&self, kv: &KeyValue) -> bool {
         let x = kv.fields();
         x.mod_revision > self.compacted
-            || self.version_at(x.key, self.compacted).is_some_and(|held| held.mod_revision() == x.mod_revision)
+            // A transaction that was never checked may delete and put a key in one revision.
+            || x.version > 0
+                && self.version_at(x.key, self.compacted).is_some_and(|held| held.mod_revision() == x.mod_revision)
     }
 }
 
@@ -79,6 +87,10 @@ impl Loader {
             change::Change::ClusterVersion(version) => {
                 self.state.cluster_version = self.state.cluster_version.max(version);
             }
+            change::Change::Alarms(on) => {
+                self.state.alarms = on.alarms.iter().map(|one| (one.member_id, one.alarm)).collect();
+            }
+            change::Change::Lease(lease) => self.state.leases.load(&lease),
         }
         Ok(())
     }
@@ -132,6 +144,9 @@ impl Loader {
         if self.incomplete > compacted {
             return Err(LoadError::Gap { missing: self.incomplete, compacted });
         }
+        if let Some(id) = self.state.leases.missing() {
+            return Err(LoadError::LeaseMissing(id));
+        }
         let mut state = self.state;
         state.revision = revision;
         state.remove_dead();
@@ -144,6 +159,21 @@ impl Loader {
 }
 
 impl State {
+    /// Goes on `by` revisions later, as if everything until then were compacted: who remembers a revision of another life of
+    /// this data, watches from it or compares with it, is told so instead of being misled. For a restored backup.
+    pub fn bump_revision(&mut self, by: i64) {
+        self.revision += by;
+        self.compacted = self.revision;
+        self.history = History::new(self.revision + 1);
+        (self.swept, self.swept_events) = (self.compacted, 0);
+        self.remove_dead();
+    }
+
+    /// Takes all alarms off: those of a former cluster's members mean nothing in a restored one.
+    pub fn clear_alarms(&mut self) {
+        self.alarms.clear();
+    }
+
     /// What a complete sweep does, without the history to lead it.
     fn remove_dead(&mut self) {
         let dead: Vec<KeyValue> = self.old.iter_at(0).filter(|kv| !self.is_live(kv)).cloned().collect();

@@ -3,6 +3,7 @@
 //! Owns no rule: validation is in `kv`, mapping to and from Raft's types in `raft`.
 //! Every `bytes` field is a `Bytes` that shares the buffer it was decoded from: whoever keeps one for long copies it.
 
+pub mod codec;
 mod key_value;
 
 pub use key_value::{Fields, KeyValue, delimited_len};
@@ -14,6 +15,15 @@ pub mod etcdserverpb {
 }
 
 #[allow(clippy::all, clippy::unwrap_used, missing_docs, rustdoc::all)]
+pub mod v3lockpb {
+    tonic::include_proto!("v3lockpb");
+}
+
+#[allow(clippy::all, clippy::unwrap_used, missing_docs, rustdoc::all)]
+pub mod v3electionpb {
+    tonic::include_proto!("v3electionpb");
+}
+
 pub mod mvccpb {
     tonic::include_proto!("mvccpb");
 }
@@ -39,6 +49,10 @@ pub use mvccpb::{Event, event::EventType};
 pub use quorate::log::v1 as log;
 /// Between members (`proto/peer.proto`).
 pub use quorate::peer::v1 as peer;
+/// The election service (`proto/election.proto`).
+pub use v3electionpb as election;
+/// The lock service (`proto/lock.proto`).
+pub use v3lockpb as lock;
 
 /// Compiled descriptors of the public API, for server reflection.
 pub const PUBLIC_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/public.bin"));

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use super::convert::{log_id_from_pb, log_id_to_pb, stored_membership_from_pb, stored_membership_to_pb};
 use super::{Answers, Batch, Entry, LogId, Member, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::env::{Env, Instant};
+use crate::error::Error;
 use crate::kv;
 use crate::pb;
 use crate::storage::snapshot::{self, Head, SnapshotFile};
@@ -55,7 +56,7 @@ impl Applied {
         assert_eq!(entry.log_id.index(), expected, "entries are applied in order");
         let answers = match entry.payload {
             EntryPayload::Blank => Vec::new(),
-            EntryPayload::Normal(batch) => self.apply_batch(batch, answer)?,
+            EntryPayload::Normal(batch) => self.apply_batch(batch, **entry.log_id.committed_leader_id(), answer)?,
             EntryPayload::Membership(membership) => {
                 self.membership = StoredMembership::new(Some(entry.log_id), membership);
                 Vec::new()
@@ -65,13 +66,17 @@ impl Applied {
         Ok(answers)
     }
 
-    fn apply_batch(&mut self, batch: Batch, answer: bool) -> io::Result<Answers> {
+    fn apply_batch(&mut self, batch: Batch, term: u64, answer: bool) -> io::Result<Answers> {
         let batch = pb::log::Batch::decode(batch.0).map_err(invalid)?;
         // Before the first change: a batch that stops the member must not leave half of itself in the state store.
         batch.commands.iter().try_for_each(kv::State::check).map_err(invalid)?;
         let mut answers = Vec::with_capacity(if answer { batch.commands.len() } else { 0 });
         for command in &batch.commands {
-            let outcome = self.kv.apply(command, answer).map_err(invalid)?;
+            let outcome = match kv::only_in_term(command) {
+                // Decided by a leader that no longer was one.
+                Some(only) if only != term => Err(Error::LeaderChanged),
+                _ => self.kv.apply(command, answer).map_err(invalid)?,
+            };
             if answer {
                 answers.push(outcome);
             }
@@ -89,6 +94,8 @@ pub struct Store {
     locked: RwLock<Locked>,
     journal_bytes_max: usize,
     applied_index: watch::Sender<Option<u64>>,
+    /// How often the state store was written afresh.
+    rewrites: watch::Sender<u64>,
     /// Counts the states that were replaced as a whole; changes under the lock.
     generation: AtomicU64,
     /// The first revision that watchers have not read yet.
@@ -120,6 +127,7 @@ impl Store {
             locked: RwLock::new(Locked { state, replaced }),
             journal_bytes_max,
             applied_index: watch::Sender::new(index),
+            rewrites: watch::Sender::new(0),
             generation: AtomicU64::new(0),
             unread: AtomicI64::new(i64::MAX),
         })
@@ -190,6 +198,26 @@ impl Store {
     /// Has the state store written afresh.
     pub fn set_replaced(&self) {
         self.locked.write().replaced = true;
+    }
+
+    /// Has the state store written afresh, and waits for it; the error is a sentence. It may be done already by then for another
+    /// reason, and is then done once more.
+    pub async fn rewrite(&self, deadline: Instant) -> Result<(), String> {
+        let mut rewrites = self.rewrites.subscribe();
+        let seen = *rewrites.borrow_and_update();
+        if self.read(|s| s.log_id.is_none()) {
+            return Ok(());
+        }
+        self.set_replaced();
+        match crate::env::timeout_at(deadline, rewrites.wait_for(|n| *n > seen)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err("the member stops".into()),
+            Err(_) => Err("the state store was not written afresh in time; see the server's log".into()),
+        }
+    }
+
+    pub(super) fn note_rewrite(&self) {
+        self.rewrites.send_modify(|n| *n += 1);
     }
 
     pub(crate) fn apply(&self, entry: Entry, answer: bool) -> io::Result<Answers> {

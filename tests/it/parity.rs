@@ -54,6 +54,10 @@ impl Etcd {
         etcd
     }
 
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
     pub fn channel(&self) -> Channel {
         Endpoint::from_shared(format!("http://{}", self.endpoint)).unwrap().connect_lazy()
     }
