@@ -71,6 +71,7 @@ impl Api {
             progress_interval: self.shared.watch_options.progress_interval,
             tick_at: None,
             fragment_bytes: self.shared.limits.request_bytes_max,
+            streak: 0,
         };
         Ok(Box::pin(stream::unfold(Some(client), |client| async move {
             let mut client = client?;
@@ -109,7 +110,12 @@ struct Client<R> {
     progress_interval: Duration,
     tick_at: Option<Instant>,
     fragment_bytes: usize,
+    /// Outputs taken in a row without a look at anything else.
+    streak: usize,
 }
+
+/// Outputs that a stream takes in a row before it looks for requests and the rest.
+const STREAK_MAX: usize = 64;
 
 /// Why the stream goes on.
 enum Wake {
@@ -128,6 +134,14 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
             if let Some(response) = self.replies.pop_front() {
                 return Some(Ok(response));
             }
+            if self.streak < STREAK_MAX
+                && let Some(output) = self.session.try_next()
+            {
+                self.streak += 1;
+                self.put(output);
+                continue;
+            }
+            self.streak = 0;
             match self.wait(delivered).await {
                 Wake::Request(Some(Ok(request))) => self.take(request),
                 Wake::Request(Some(Err(status))) => return Some(Err(status)),
