@@ -176,8 +176,7 @@ impl Store {
         let decoded =
             keys.iter().zip(stored).map(|(key, bytes)| Record::decode(*key, bytes)).collect::<Result<Vec<_>, _>>()?;
         let (mut kept, mut dead, mut dead_bytes, mut floor) = (Vec::new(), 0, 0, self.pass.floor);
-        let mut carry = Vec::new();
-        let mut dead_leases = BTreeSet::new();
+        let (mut carry, mut dead_leases) = (Vec::new(), BTreeSet::new());
         let ends_are_known = keys.iter().all(|key| key.index <= since);
         for record in &decoded {
             each_change(record, &mut carry, &mut |change| {
