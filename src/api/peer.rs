@@ -49,10 +49,17 @@ impl PeerApi {
         *self.running.write() = running;
     }
 
-    /// Why a wanted membership change is not made, if this member leads.
-    pub fn blocked(&self) -> Option<String> {
-        let blocked = self.running.read().as_ref()?.reconciler.blocked()?;
-        Some(format!("{} [{}]", blocked.sentence, blocked.name))
+    /// If this member leads: why a wanted membership change is not made, and what else should be known of the membership.
+    pub fn remarks(&self) -> Vec<String> {
+        let Some(reconciler) = self.running.read().as_ref().map(|running| running.reconciler.clone()) else {
+            return Vec::new();
+        };
+        if reconciler.observed().is_none() {
+            return Vec::new();
+        }
+        let view = reconciler.view();
+        let remarks = view.blocked.into_iter().chain(view.remarks);
+        remarks.map(|remark| format!("{} [{}]", remark.sentence, remark.name)).collect()
     }
 
     fn running(&self) -> Result<Running, Status> {

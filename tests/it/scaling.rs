@@ -138,8 +138,11 @@ async fn scaling_down_beside_a_dead_voter_waits_and_says_why() {
         cluster.wait_http(slot, "/cluster", 200, &["\"name\":\"quorum\"", parts[0], "\"replicas\":2"]).await;
     }
     cluster.wait_logged(leader, &["no membership change now", parts[0]]).await;
-    let status = cluster.client(&["status"]).await;
-    assert!(status.contains("[quorum]"), "{status}");
+    wait_for("status to say it", async || {
+        let status = cluster.client(&["status"]).await;
+        if status.contains("[quorum]") { Ok(()) } else { Err(status) }
+    })
+    .await;
     assert_eq!(cluster.membership(0).await.len(), 3);
     cluster.start_pod(1);
     wait_only(&cluster, &[0, 1]).await;
@@ -367,14 +370,13 @@ async fn older_build_rolls_to_this_one_and_back_until_the_version_rises() {
         cluster.start_pod_with(slot, &[OLDER]);
     }
     cluster.wait_formed().await;
-    let mut writes = 0;
-    for (slot, env) in [(2, &[][..]), (1, &[]), (1, &[OLDER]), (2, &[OLDER]), (0, &[]), (1, &[])] {
+    let lives = [(2, &[][..]), (1, &[]), (1, &[OLDER]), (2, &[OLDER]), (0, &[]), (1, &[])];
+    for (life, (slot, env)) in lives.into_iter().enumerate() {
         cluster.terminate(slot).await;
         cluster.start_pod_with(slot, env);
         cluster.wait_formed().await;
-        cluster.put(slot, "k", &writes.to_string()).await;
-        assert_eq!(cluster.get((slot + 1) % 3, "k").await, Some(writes.to_string()));
-        writes += 1;
+        cluster.put(slot, "k", &life.to_string()).await;
+        assert_eq!(cluster.get((slot + 1) % 3, "k").await, Some(life.to_string()));
         cluster.wait_http(slot, "/cluster", 200, &["\"cluster_version\":1"]).await;
     }
     let refused = cluster.client(&["member", "scale", "3"]).await;
