@@ -56,7 +56,9 @@ impl PeerApi {
             return Vec::new();
         }
         let view = reconciler.view();
-        let remarks = view.blocked.into_iter().chain(view.remarks);
+        // Every member says by itself that the wanted size is unknown.
+        let others = view.remarks.into_iter().filter(|remark| remark.name != "wanted-unknown");
+        let remarks = view.blocked.into_iter().chain(others);
         remarks.map(|remark| format!("{} [{}]", remark.sentence, remark.name)).collect()
     }
 

@@ -12,6 +12,7 @@
 //! manual     what a person asks of the membership, through the same gate
 //! manage     the way of that to the leader, and of the leader's view back
 //! view       what is shown of all this
+//! kubernetes the StatefulSet as the API server shows it: how many pods should exist
 //! wanted     how many pods should exist, as whoever runs them says
 //! ```
 //!
@@ -26,6 +27,7 @@ pub mod bootstrap;
 pub mod decide;
 pub mod formation;
 pub mod join;
+pub mod kubernetes;
 pub mod leaderless;
 pub mod manage;
 pub mod manual;

@@ -51,6 +51,11 @@ pub trait WantedSource: Send + Sync + 'static {
     /// Asks now. Bounded in time by the source itself; a failure is [`Wanted::Unknown`].
     fn get(&self) -> BoxFuture<Wanted>;
 
+    /// Between two questions; jittered by half.
+    fn interval(&self) -> Duration {
+        Duration::from_secs(3)
+    }
+
     /// Makes a notice visible. The leader calls it, once a state; failures are the source's own to log.
     fn tell(&self, notice: Notice) -> BoxFuture<()> {
         drop(notice);
@@ -79,9 +84,6 @@ impl Reading {
     }
 }
 
-/// Between two questions; jittered by half.
-const POLL: Duration = Duration::from_secs(3);
-
 /// A source that is polled; cloning shares it.
 #[derive(Clone)]
 pub struct Watch {
@@ -107,7 +109,7 @@ impl Watch {
             };
             self.note(wanted);
             tokio::select! {
-                () = env::sleep(env.jitter(POLL)) => {}
+                () = env::sleep(env.jitter(self.source.interval())) => {}
                 () = self.ask_now.notified() => {}
                 () = env.shutdown.cancelled() => return,
             }

@@ -134,6 +134,42 @@ impl Default for Cluster {
     }
 }
 
+/// `[kubernetes]`: the StatefulSet that says how many members are wanted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Kubernetes {
+    /// Name of the own StatefulSet; empty: not on Kubernetes.
+    pub stateful_set: String,
+    /// Its namespace; empty: `POD_NAMESPACE`, else the service account's.
+    pub namespace: String,
+    /// URL of the API server; empty: from `KUBERNETES_SERVICE_HOST` and `KUBERNETES_SERVICE_PORT`.
+    pub api_server: String,
+    /// Holds `token`, `ca.crt` and `namespace`, as the kubelet mounts them.
+    pub service_account_dir: PathBuf,
+    /// Between two questions, with jitter: a change of the size is seen about so late.
+    #[serde(with = "units::duration")]
+    pub poll_interval: Duration,
+    /// Longest wait for one answer; then the wanted size is unknown, and nothing changes.
+    #[serde(with = "units::duration")]
+    pub timeout: Duration,
+    /// Tell what blocks a change, and what was changed, as Events of the StatefulSet.
+    pub events: bool,
+}
+
+impl Default for Kubernetes {
+    fn default() -> Self {
+        Self {
+            stateful_set: String::new(),
+            namespace: String::new(),
+            api_server: String::new(),
+            service_account_dir: "/var/run/secrets/kubernetes.io/serviceaccount".into(),
+            poll_interval: Duration::from_secs(3),
+            timeout: Duration::from_secs(3),
+            events: true,
+        }
+    }
+}
+
 /// `[raft]`: timing, batches, and bounds of what waits.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

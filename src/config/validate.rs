@@ -38,6 +38,7 @@ impl Config {
         let mut faults = Faults(Vec::new());
         self.check_server(&mut faults);
         self.check_cluster(&mut faults);
+        self.check_kubernetes(&mut faults);
         self.check_timing(&mut faults);
         self.check_sizes(&mut faults);
         self.check_storage(&mut faults);
@@ -124,6 +125,40 @@ impl Config {
         let both = pattern.and_then(|pattern| pattern.check(cluster.first_slot).and(pattern.check(last_slot)));
         if let Err(fault) = both {
             faults.0.push(fault.to_string());
+        }
+    }
+
+    fn check_kubernetes(&self, faults: &mut Faults) {
+        let kubernetes = &self.kubernetes;
+        for (key, name) in [("stateful_set", &kubernetes.stateful_set), ("namespace", &kubernetes.namespace)] {
+            let is_label = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
+            let valid = name.len() <= 253 && name.chars().all(is_label);
+            let key = format!("kubernetes.{key}");
+            faults.check(
+                valid,
+                &key,
+                format!("{name:?}"),
+                "a name of lower-case letters, digits, - and .",
+                "correct it",
+            );
+        }
+        let on = !kubernetes.stateful_set.is_empty();
+        let action = "set cluster.peers (--peers) to the address of every slot, such as kv-%d.kv-headless:2380";
+        let got = format!("{:?} without cluster.peers", kubernetes.stateful_set);
+        faults.check(!on || !self.cluster.peers.is_empty(), "kubernetes.stateful_set", got, "both or neither", action);
+        let url = &kubernetes.api_server;
+        let valid = url.is_empty() || url.starts_with("https://") && url.len() > "https://".len();
+        faults.check(valid, "kubernetes.api_server", format!("{url:?}"), "https://host:port", "correct it");
+        for (key, duration) in [("poll_interval", kubernetes.poll_interval), ("timeout", kubernetes.timeout)] {
+            let least = Duration::from_millis(100);
+            let (key, got) = (format!("kubernetes.{key}"), humantime::format_duration(duration));
+            faults.check(
+                duration >= least,
+                &key,
+                got,
+                "at least 100ms (each question costs the API server)",
+                "raise it",
+            );
         }
     }
 
@@ -241,6 +276,14 @@ mod tests {
             ("cluster.reader_ttl", |c| c.cluster.reader_ttl = Duration::from_secs(1)),
             ("cluster.max_voters", |c| c.cluster.max_voters = 4),
             ("cluster.failure_timeout", |c| c.cluster.failure_timeout = Duration::from_secs(1)),
+            ("kubernetes.stateful_set", |c| {
+                (c.cluster.peers, c.kubernetes.stateful_set) = ("kv-%d:1".into(), "K v".into());
+            }),
+            ("kubernetes.stateful_set", |c| c.kubernetes.stateful_set = "kv".into()),
+            ("kubernetes.namespace", |c| c.kubernetes.namespace = "a/b".into()),
+            ("kubernetes.api_server", |c| c.kubernetes.api_server = "http://api".into()),
+            ("kubernetes.poll_interval", |c| c.kubernetes.poll_interval = Duration::ZERO),
+            ("kubernetes.timeout", |c| c.kubernetes.timeout = Duration::ZERO),
             ("raft.heartbeat_interval", |c| c.raft.heartbeat_interval = Duration::ZERO),
             ("raft.election_timeout_min", |c| c.raft.heartbeat_interval = Duration::from_millis(134)),
             ("raft.election_timeout_max", |c| c.raft.election_timeout_max = c.raft.election_timeout_min),

@@ -21,6 +21,7 @@ use tonic_health::ServingStatus;
 
 use crate::api::{Api, Facts, PeerApi, VERSION};
 use crate::cluster::decide::Expected;
+use crate::cluster::kubernetes::{self, Kubernetes};
 use crate::cluster::wanted::{Reading, Watch};
 use crate::cluster::{Bootstrap, Outcome, Places, Wanted, WantedSource, formation};
 use crate::config::{self, Config, MemberKind};
@@ -80,7 +81,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tracing::info!("shutting down");
         stopping.cancel();
     });
-    serve(env, config, state::Engine::Sled, None).await
+    let this = config.node_here(&*env.disk)?;
+    let source = kubernetes::Options::here(&config.kubernetes, &this.name, &*env.disk)?
+        .map(|options| Arc::new(Kubernetes::start(env.clone(), options)) as Arc<dyn WantedSource>);
+    serve(env, config, state::Engine::Sled, source).await
 }
 
 /// Runs a server until `env` is asked to stop.
@@ -236,6 +240,9 @@ impl Server {
                 let dir = &server.config.server.data_dir;
                 let mut notes: Vec<String> = server.bootstrap.waits().into_iter().collect();
                 notes.extend(server.peer_api.remarks());
+                if let Some(Wanted::Unknown(why)) = server.wanted.as_ref().map(|wanted| wanted.reading().wanted) {
+                    notes.push(format!("the wanted size is unknown, so no member is removed: {why}"));
+                }
                 let identity = server.bootstrap.identity();
                 server.api.set_facts(Facts {
                     name: server.this.name.clone(),

@@ -4,6 +4,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod api;
+mod cases_kubernetes;
+mod cases_rollout;
+mod cases_scaling;
 mod cli;
 mod dev;
 mod docker;
