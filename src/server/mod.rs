@@ -240,8 +240,13 @@ impl Server {
                 let dir = &server.config.server.data_dir;
                 let mut notes: Vec<String> = server.bootstrap.waits().into_iter().collect();
                 notes.extend(server.peer_api.remarks());
-                if let Some(Wanted::Unknown(why)) = server.wanted.as_ref().map(|wanted| wanted.reading().wanted) {
-                    notes.push(format!("the wanted size is unknown, so no member is removed: {why}"));
+                // The leader's remarks have it already.
+                let told = notes.iter().any(|note| note.ends_with("[wanted-unknown]"));
+                let wanted = server.wanted.as_ref().filter(|_| !told).map(|wanted| wanted.reading().wanted);
+                if let Some(Wanted::Unknown(why)) = wanted {
+                    notes.push(format!(
+                        "how many members are wanted is not known, so none is removed: {why} [wanted-unknown]"
+                    ));
                 }
                 let identity = server.bootstrap.identity();
                 server.api.set_facts(Facts {
