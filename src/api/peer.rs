@@ -56,9 +56,7 @@ impl PeerApi {
             return Vec::new();
         }
         let view = reconciler.view();
-        // Every member says by itself that the wanted size is unknown.
-        let others = view.remarks.into_iter().filter(|remark| remark.name != "wanted-unknown");
-        let remarks = view.blocked.into_iter().chain(others);
+        let remarks = view.blocked.into_iter().chain(view.remarks);
         remarks.map(|remark| format!("{} [{}]", remark.sentence, remark.name)).collect()
     }
 
