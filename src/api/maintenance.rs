@@ -45,6 +45,8 @@ impl Maintenance for Api {
         if alarm.action() != AlarmAction::Get && alarm.alarm() != AlarmType::None {
             changed = change_alarm(&node, alarm).await?;
         }
+        // Linearizable, as in etcd: what was changed through the leader may not have been applied here yet.
+        node.read_index().await?;
         let on = alarms(&node);
         let alarms = match alarm.action() {
             AlarmAction::Activate => changed,

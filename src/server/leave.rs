@@ -12,9 +12,11 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
+
 use super::Server;
 use super::member::Life;
-use crate::cluster::{Wanted, leaderless, reconcile};
+use crate::cluster::{Wanted, leaderless, peers, reconcile};
 use crate::env::{Instant, sleep, timeout};
 use crate::pb::admin::MembershipView;
 use crate::pb::log::node::Kind;
@@ -125,7 +127,7 @@ impl Server {
     async fn wait_others(&self, life: &Life, deadline: Instant) {
         let this = life.node.member().member_id;
         loop {
-            if hold_without(&life.manager.view().await, this) {
+            if hold_without(&life.manager.view().await, this) && self.others_answer(life).await {
                 return;
             }
             if Instant::now() >= deadline {
@@ -134,6 +136,19 @@ impl Server {
             }
             sleep(LOOK).await;
         }
+    }
+
+    /// Whether other voters that are there at this moment are a quorum: who has just died, the leader may not miss yet.
+    async fn others_answer(&self, life: &Life) -> bool {
+        let (this, status) = (life.node.member().member_id, life.node.status());
+        let voters: Vec<u64> = status.membership.voter_ids().collect();
+        let asks = voters.iter().filter(|id| **id != this).map(async |id| {
+            let Some(node) = status.membership.get_node(id) else { return false };
+            let answer = peers::who(&life.env, &self.peers, &node.peer_address, self.places.patience).await;
+            answer.is_ok_and(|who| who.member_id == *id)
+        });
+        let there = join_all(asks).await.into_iter().filter(|there| *there).count();
+        there > voters.len() / 2
     }
 }
 
