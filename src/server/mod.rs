@@ -78,7 +78,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 /// Runs a server until `env` is asked to stop.
-async fn serve(env: Env, config: Config, state_engine: state::Engine) -> anyhow::Result<()> {
+pub async fn serve(env: Env, config: Config, state_engine: state::Engine) -> anyhow::Result<()> {
     let this = config.node_here(&*env.disk)?;
     let quota_bytes = config.effective_quota(config::cgroup_memory_limit(&*env.disk));
     let (mint_env, slot) = (env.clone(), this.slot);
