@@ -10,15 +10,14 @@ pub const PLANTED: &[(&str, &str)] = &[
     ("torn-tail-accepted", "recovery takes records of a frame that is not whole or does not validate"),
     ("crc-not-checked", "log records are believed whatever their checksum says"),
     ("log-truncation-skipped", "a conflicting tail is dropped in memory and stays on disk"),
-    ("applied-apart-from-data", "the state store's applied index is ahead of its data"),
+    ("applied-apart-from-data", "the state store's applied index is one behind its data"),
     ("snapshot-without-membership", "a snapshot file forgets who the members are"),
     ("compaction-drops-live-version", "compaction removes the version that is still current at its revision"),
     ("read-without-read-index", "a linearizable read answers from local memory"),
     ("stale-lease-read", "a leader answers reads without asking whether it still leads"),
     ("read-before-applied", "a read does not wait until the read index is applied"),
     ("forwarded-proposal-retried", "a forwarded proposal whose answer was lost is proposed again in silence"),
-    ("two-ids-for-one-slot", "a newcomer of a slot becomes a voter beside the old member of that slot"),
-    ("old-id-after-disk-loss", "a member whose log is gone goes on under its old id with an empty one"),
+    ("two-ids-for-one-slot", "the old member of a slot stays in the membership beside its successor"),
 ];
 
 #[cfg(any(test, feature = "testing"))]

@@ -17,7 +17,7 @@ use super::record::{HEAD_BYTES, Head, What, find_later, used_bytes};
 use super::segment::{self, HEADER_BYTES, Header};
 use super::supply::Spare;
 use super::{Durable, Error, Options, Owner, Place, index_after};
-use crate::env::{Disk, File, OpenMode};
+use crate::env::{Disk, File, OpenMode, planted};
 use crate::pb::log::Vote;
 
 /// An opened log.
@@ -85,7 +85,14 @@ impl Loaded {
         let mut at = start;
         loop {
             let offset = u32::try_from(at).map_err(|_| at)?;
-            let head = self.bytes.get(at..).and_then(|rest| Head::decode(rest, self.number, offset));
+            let rest = self.bytes.get(at..).unwrap_or_default();
+            let mut head = Head::decode(rest, self.number, offset);
+            if planted("crc-not-checked") || planted("torn-tail-accepted") {
+                head = head.or_else(|| Head::believe(rest));
+                if planted("torn-tail-accepted") && head.is_none() && !into.is_empty() {
+                    return Ok(at);
+                }
+            }
             let head = head.filter(|head| head.frame == number).ok_or(at)?;
             at += HEAD_BYTES + head.payload_bytes as usize;
             into.push((head, offset));

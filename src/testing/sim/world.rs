@@ -273,11 +273,12 @@ impl World {
             if let Some(status) = &status {
                 let id = status.header.as_ref().map_or(0, |header| header.member_id);
                 let newest = self.terms.entry(id).or_default();
-                if status.raft_term < *newest {
+                // 0: it has just started and has not read its vote yet.
+                if status.raft_term != 0 && status.raft_term < *newest {
                     let what = format!("member {member} ({id:x}) was in term {newest} and is in {}", status.raft_term);
                     return Err(Violation::new("term", what));
                 }
-                *newest = status.raft_term;
+                *newest = status.raft_term.max(*newest);
             }
             statuses.push(status);
         }
