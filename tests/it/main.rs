@@ -15,6 +15,7 @@ mod import;
 mod membership;
 mod parity;
 mod services;
+mod sim;
 mod storage;
 mod support;
 mod tidy;
