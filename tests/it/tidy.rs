@@ -22,6 +22,7 @@ const LAYERS: &[&[&str]] = &[
     &["cluster", "api", "http"],
     &["server"],
     &["cli"],
+    &["testing"],
 ];
 
 /// Imports within one line of [`LAYERS`]: importer, imported.
@@ -57,9 +58,9 @@ const HOMES: &[(&str, &[&str])] = &[
     ("std::sync::mpsc::channel", &[]),
     ("tokio::sync::mpsc::unbounded_channel", &[]),
 ];
-const GRPC: &[&str] = &["src/api", "src/raft", "src/pb", "src/error", "src/server", "src/cli"];
-/// `cli/dev` runs processes and makes their directories; it is no part of a member.
-const WORLD: &[&str] = &["src/env", "src/cli/dev*"];
+const GRPC: &[&str] = &["src/api", "src/raft", "src/pb", "src/error", "src/server", "src/cli", "src/testing"];
+/// `cli/dev` runs processes and makes their directories, and `testing` the simulated world; they are no part of a member.
+const WORLD: &[&str] = &["src/env", "src/cli/dev*", "src/testing"];
 
 const FILE_LINES_MAX: usize = 800;
 const FUNCTION_LINES_MAX: usize = 80;
