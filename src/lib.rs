@@ -18,6 +18,8 @@ pub mod raft;
 
 pub mod node;
 
+pub mod watch;
+
 pub mod api;
 pub mod cluster;
 pub mod http;

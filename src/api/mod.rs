@@ -7,6 +7,7 @@ mod cluster;
 mod kv;
 mod maintenance;
 mod peer;
+mod watch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,8 +19,10 @@ use crate::error::Error;
 use crate::kv::validate::Limits;
 use crate::node::Node;
 use crate::pb::etcd;
+use crate::watch::Hub;
 
 pub use peer::{PeerApi, Running};
+pub use watch::{Responses as WatchResponses, WatchOptions};
 
 /// The level of the etcd API that is spoken: clients switch features by it (Kubernetes: progress requests).
 pub const ETCD_VERSION: &str = "3.6.6";
@@ -34,6 +37,8 @@ pub struct Api {
 
 struct Shared {
     node: RwLock<Option<Node>>,
+    watch: RwLock<Option<Hub>>,
+    watch_options: WatchOptions,
     limits: Limits,
     quota_bytes: u64,
     /// Set when this member was ready once: from then on a learner serves every client.
@@ -56,9 +61,11 @@ pub struct Facts {
 }
 
 impl Api {
-    pub fn new(limits: Limits, quota_bytes: u64) -> Self {
+    pub fn new(limits: Limits, watch_options: WatchOptions, quota_bytes: u64) -> Self {
         let shared = Shared {
             node: RwLock::new(None),
+            watch: RwLock::new(None),
+            watch_options,
             limits,
             quota_bytes,
             was_ready: AtomicBool::new(false),
@@ -70,6 +77,13 @@ impl Api {
     /// From now on requests go to `node`; `None` while this member belongs to no cluster.
     pub fn set_node(&self, node: Option<Node>) {
         *self.shared.node.write() = node;
+    }
+
+    /// From now on watchers are served by `hub`; `None` while there is none. The one before is closed: its streams end.
+    pub fn set_watch(&self, hub: Option<Hub>) {
+        if let Some(old) = std::mem::replace(&mut *self.shared.watch.write(), hub) {
+            old.close();
+        }
     }
 
     pub fn set_ready(&self) {
@@ -95,12 +109,16 @@ impl Api {
         if !self.shared.was_ready.load(Ordering::Acquire) && node.status().is_learner {
             return Err(Error::NotSupportedForLearner);
         }
-        let needs_leader = request.metadata().get("hasleader").is_some_and(|v| v.as_bytes() == b"true");
-        if needs_leader && node.status().leader.is_none() {
+        if needs_leader(request) && node.status().leader.is_none() {
             return Err(Error::NoLeader);
         }
         Ok(node)
     }
+}
+
+/// Whether the client wants to be refused without a leader.
+fn needs_leader<T>(request: &Request<T>) -> bool {
+    request.metadata().get("hasleader").is_some_and(|v| v.as_bytes() == b"true")
 }
 
 /// What the status page shows.

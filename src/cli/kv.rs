@@ -105,7 +105,7 @@ pub struct CompactArgs {
 
 impl KeyRange {
     /// Key and range end, as the API means them.
-    fn bounds(&self) -> (Bytes, Bytes) {
+    pub(super) fn bounds(&self) -> (Bytes, Bytes) {
         const FROM_HERE_ON: &[u8] = b"\0";
         let key = self.key.as_bytes();
         let end = match &self.range_end {
@@ -182,7 +182,7 @@ fn line(out: &mut Vec<u8>, bytes: &[u8]) {
     out.push(b'\n');
 }
 
-fn key_value_lines(out: &mut Vec<u8>, kv: &KeyValue) {
+pub(super) fn key_value_lines(out: &mut Vec<u8>, kv: &KeyValue) {
     line(out, kv.key());
     line(out, kv.value());
 }

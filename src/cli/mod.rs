@@ -9,6 +9,7 @@ mod kv;
 mod output;
 mod settings;
 mod status;
+mod watch;
 
 use std::io::Write;
 
@@ -47,6 +48,8 @@ pub enum Command {
     Put(kv::PutArgs),
     /// Delete keys
     Del(kv::DelArgs),
+    /// Print changes as they happen
+    Watch(watch::WatchArgs),
     /// Forget revisions below this one
     Compact(kv::CompactArgs),
     /// Print the settings in force, and where each comes from
@@ -89,6 +92,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Put(args) => request(kv::put(args)),
         Command::Del(args) => request(kv::del(args)),
         Command::Compact(args) => request(kv::compact(args)),
+        Command::Watch(args) => client_runtime()?.block_on(watch::watch(args)),
     }
 }
 
@@ -115,8 +119,11 @@ fn runtime(worker_threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
 
 /// Runs one client command, and prints what it gives.
 fn request(command: impl Future<Output = anyhow::Result<Vec<u8>>>) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    print(&runtime.block_on(command)?)
+    print(&client_runtime()?.block_on(command)?)
+}
+
+fn client_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
 fn completion(shell: clap_complete::Shell) -> Vec<u8> {
@@ -161,6 +168,9 @@ mod tests {
             "put k -- --value",
             "del k --prefix --prev-kv",
             "compact 7 --physical",
+            "watch k --prefix --rev 2 --prev-kv --progress-notify -o json",
+            "watch a z",
+            "watch k -- sh -c true",
             "config --set raft.lease_reads=true",
             "config --manual",
             "completion bash",
@@ -183,6 +193,9 @@ mod tests {
             "get a -o yaml",
             "put k v w",
             "compact x",
+            "watch",
+            "watch a z --prefix",
+            "watch a --rev x",
             "status --timeout 3",
             "completion tcsh",
             "serve --slot 70000",

@@ -18,6 +18,7 @@ pub use memory::{cgroup_memory_limit, effective_quota};
 pub use node::Node;
 pub use sections::{
     Cluster, Compaction, CompactionMode, Identity, Limits, Log, LogFormat, Raft, Server, State, Storage, Telemetry,
+    Watch,
 };
 pub use units::Bytes;
 pub use validate::MESSAGE_BYTES_MAX;
@@ -37,6 +38,7 @@ pub struct Config {
     pub state: State,
     pub storage: Storage,
     pub limits: Limits,
+    pub watch: Watch,
     pub telemetry: Telemetry,
 }
 

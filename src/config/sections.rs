@@ -308,6 +308,32 @@ impl Default for Limits {
     }
 }
 
+/// `[watch]`: what watchers may cost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Watch {
+    /// Most bytes of events that wait for one stream's client; what comes on top is read again later, from the history.
+    pub stream_bytes_max: Bytes,
+    /// Silence of a watcher with `progress_notify` after which it is told how far it is. As etcd's.
+    #[serde(with = "units::duration")]
+    pub progress_interval: Duration,
+    /// Most watchers of one stream.
+    pub stream_watchers_max: usize,
+    /// Most watchers of this member: each takes a few hundred bytes.
+    pub watchers_max: usize,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self {
+            stream_bytes_max: Bytes::mib(1),
+            progress_interval: Duration::from_secs(600),
+            stream_watchers_max: 50_000,
+            watchers_max: 200_000,
+        }
+    }
+}
+
 /// `[telemetry]`: log lines.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

@@ -8,6 +8,7 @@
 //! Absent: clocks, randomness, I/O, tasks. Whoever applies commands holds the lock and calls [`State::sweep`].
 
 mod compact;
+mod events;
 mod hash;
 mod history;
 mod journal;
@@ -15,12 +16,13 @@ mod range;
 mod snapshot;
 mod state;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tree;
 mod txn;
 pub mod validate;
 
 pub use hash::HashKv;
+pub use history::Revision;
 pub use journal::Journal;
 pub use snapshot::{LoadError, Loader};
 pub use state::State;

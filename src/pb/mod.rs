@@ -14,6 +14,11 @@ pub mod etcdserverpb {
 }
 
 #[allow(clippy::all, clippy::unwrap_used, missing_docs, rustdoc::all)]
+pub mod mvccpb {
+    tonic::include_proto!("mvccpb");
+}
+
+#[allow(clippy::all, clippy::unwrap_used, missing_docs, rustdoc::all)]
 pub mod quorate {
     pub mod log {
         pub mod v1 {
@@ -29,6 +34,7 @@ pub mod quorate {
 
 /// The etcd v3 API (`proto/rpc.proto`).
 pub use etcdserverpb as etcd;
+pub use mvccpb::{Event, event::EventType};
 /// What is replicated and stored (`proto/log.proto`).
 pub use quorate::log::v1 as log;
 /// Between members (`proto/peer.proto`).

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use futures_util::{Stream, StreamExt as _};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
@@ -88,6 +89,10 @@ pub struct Store {
     locked: RwLock<Locked>,
     journal_bytes_max: usize,
     applied_index: watch::Sender<Option<u64>>,
+    /// Counts the states that were replaced as a whole; changes under the lock.
+    generation: AtomicU64,
+    /// The first revision that watchers have not read yet.
+    unread: AtomicI64,
 }
 
 /// What changes together: else a new state's log id could be taken with the old one's changes.
@@ -115,6 +120,8 @@ impl Store {
             locked: RwLock::new(Locked { state, replaced }),
             journal_bytes_max,
             applied_index: watch::Sender::new(index),
+            generation: AtomicU64::new(0),
+            unread: AtomicI64::new(i64::MAX),
         })
     }
 
@@ -136,6 +143,27 @@ impl Store {
     /// The index of the newest applied entry.
     pub fn applied_index(&self) -> Option<u64> {
         *self.applied_index.borrow()
+    }
+
+    /// Changes whenever something was applied or the state was replaced.
+    pub fn applied(&self) -> watch::Receiver<Option<u64>> {
+        self.applied_index.subscribe()
+    }
+
+    /// Which state this is: it changes when a snapshot replaces the whole. Consistent with what [`Store::read`] sees if called
+    /// inside of it.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Asks that compacted history from `revision` on be kept until this is called again; `i64::MAX` keeps none.
+    pub fn keep_history(&self, revision: i64) {
+        self.unread.store(revision, Ordering::Release);
+    }
+
+    /// Whether somebody still wants history that is compacted.
+    pub fn is_history_wanted(&self) -> bool {
+        self.unread.load(Ordering::Acquire) < self.read(|s| s.kv.compacted())
     }
 
     /// Waits until the entry at `index` is applied; false if that did not happen before `deadline`.
@@ -177,10 +205,14 @@ impl Store {
         Ok(answers)
     }
 
-    fn replace(&self, mut state: Applied) {
+    pub(crate) fn replace(&self, mut state: Applied) {
         state.kv.keep_journal(self.journal_bytes_max);
         let index = state.log_id.as_ref().map(|l| l.index());
-        let old = std::mem::replace(&mut *self.locked.write(), Locked { state, replaced: true });
+        let old = {
+            let mut locked = self.locked.write();
+            self.generation.fetch_add(1, Ordering::AcqRel);
+            std::mem::replace(&mut *locked, Locked { state, replaced: true })
+        };
         self.applied_index.send_replace(index);
         drop(old);
     }

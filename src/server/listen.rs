@@ -25,6 +25,7 @@ use crate::pb;
 use crate::pb::etcd::cluster_server::ClusterServer;
 use crate::pb::etcd::kv_server::KvServer;
 use crate::pb::etcd::maintenance_server::MaintenanceServer;
+use crate::pb::etcd::watch_server::WatchServer;
 use crate::pb::peer::peer_server::PeerServer;
 use crate::raft;
 
@@ -197,6 +198,11 @@ impl Server {
         Ok(Routes::from(http::router(api.clone()))
             .add_service(
                 KvServer::new(api.clone()).max_decoding_message_size(bytes_max).max_encoding_message_size(usize::MAX),
+            )
+            .add_service(
+                WatchServer::new(api.clone())
+                    .max_decoding_message_size(bytes_max)
+                    .max_encoding_message_size(usize::MAX),
             )
             .add_service(ClusterServer::new(api.clone()))
             .add_service(MaintenanceServer::new(api))

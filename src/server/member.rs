@@ -20,6 +20,7 @@ use crate::pb::peer::WhoResponse;
 use crate::raft::{self, Checkpointer, LogStore, Member, Network, Rpc, StateMachine, recover};
 use crate::storage::log::{self, Log, Owner};
 use crate::storage::{snapshot, state};
+use crate::watch::{self, Hub};
 
 /// Time that a handover at shutdown may take.
 const HANDOVER_PATIENCE: Duration = Duration::from_secs(2);
@@ -235,8 +236,22 @@ impl Server {
         let rpc = Rpc::new(env.clone(), raft, this, snapshots);
         self.peer_api.set_running(Some(Running { rpc, node: node.clone(), reconciler }));
         self.api.set_node(Some(node.clone()));
+        self.api.set_watch(Some(self.start_hub(env, node)));
         env.spawn(self.clone().watch_readiness(env.clone(), node.clone()));
         env.spawn(self.clone().watch_leader(env.clone(), node.clone()));
+    }
+
+    fn start_hub(&self, env: &Env, node: &Node) -> Hub {
+        let settings = &self.config.watch;
+        let options = watch::Options {
+            stream_bytes_max: settings.stream_bytes_max.as_usize(),
+            stream_watchers_max: settings.stream_watchers_max,
+            watchers_max: settings.watchers_max,
+        };
+        let hub = Hub::start(env, node.store().clone(), options);
+        // A leader is no longer known after two election timeouts of silence; watchers that need one end after three.
+        hub.follow_leader(node, self.config.raft.election_timeout_max);
+        hub
     }
 
     /// All acceptors initialize with the same bytes; who is already initialized goes on.
@@ -391,6 +406,8 @@ impl Server {
                 "handed leadership over"
             );
         }
+        // Streams do not end by themselves; their clients go on elsewhere.
+        self.api.set_watch(None);
         if drain {
             self.drain.cancel();
             if timeout(self.config.server.request_timeout, self.drained.cancelled()).await.is_err() {

@@ -19,3 +19,4 @@ mod sim;
 mod storage;
 mod support;
 mod tidy;
+mod watch;

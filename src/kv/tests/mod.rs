@@ -1,7 +1,7 @@
 //! What the state must do: facts by name, and a random comparison with a naive model.
 
 mod facts;
-mod model;
+pub(crate) mod model;
 mod validation;
 
 use bytes::Bytes;

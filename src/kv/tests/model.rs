@@ -16,18 +16,18 @@ use crate::pb::log::change;
 
 /// Everything that ever happened; nothing is ever removed.
 #[derive(Clone)]
-struct Model {
-    revision: i64,
-    compacted: i64,
+pub(crate) struct Model {
+    pub(crate) revision: i64,
+    pub(crate) compacted: i64,
     /// The versions of each key with the revision that wrote them; `None` is a deletion.
     keys: BTreeMap<Bytes, Vec<(i64, Option<KeyValue>)>>,
-    events: Vec<(i64, KeyValue)>,
+    pub(crate) events: Vec<(i64, KeyValue)>,
     /// True inside a command that has written.
     wrote: bool,
 }
 
 impl Model {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { revision: 1, compacted: 0, keys: BTreeMap::new(), events: Vec::new(), wrote: false }
     }
 
@@ -39,7 +39,7 @@ impl Model {
         Some(ResponseHeader { revision: self.present(), ..ResponseHeader::default() })
     }
 
-    fn within(key: &[u8], from: &[u8], range_end: &[u8]) -> bool {
+    pub(crate) fn within(key: &[u8], from: &[u8], range_end: &[u8]) -> bool {
         match range_end {
             [] => key == from,
             [0] => key >= from,
@@ -47,7 +47,7 @@ impl Model {
         }
     }
 
-    fn at(&self, from: &[u8], range_end: &[u8], revision: i64) -> Vec<KeyValue> {
+    pub(crate) fn at(&self, from: &[u8], range_end: &[u8], revision: i64) -> Vec<KeyValue> {
         let last = |versions: &Vec<(i64, Option<KeyValue>)>| {
             versions.iter().rev().find(|v| v.0 <= revision).and_then(|v| v.1.clone())
         };
@@ -185,7 +185,7 @@ impl Model {
         })
     }
 
-    fn apply(&mut self, request: &Request) -> Result<Response, Error> {
+    pub(crate) fn apply(&mut self, request: &Request) -> Result<Response, Error> {
         let before = self.clone();
         let answer = match request {
             Request::Put(r) => self.put(&before, r).map(Response::Put),
@@ -216,15 +216,15 @@ enum Step {
     Reload,
 }
 
-fn key() -> impl Strategy<Value = Bytes> {
+pub(crate) fn key() -> impl Strategy<Value = Bytes> {
     prop::sample::select(vec!["a", "aa", "b", "c", "d", "e"]).prop_map(b)
 }
 
-fn range_end() -> impl Strategy<Value = Bytes> {
+pub(crate) fn range_end() -> impl Strategy<Value = Bytes> {
     prop_oneof![3 => Just(b("")), 1 => Just(b("\0")), 3 => key()]
 }
 
-fn put_request() -> impl Strategy<Value = PutRequest> {
+pub(crate) fn put_request() -> impl Strategy<Value = PutRequest> {
     let value = prop::sample::select(vec!["", "1", "2", "a longer one"]).prop_map(b);
     (key(), value, any::<bool>(), prop::bool::weighted(0.1), prop::bool::weighted(0.1)).prop_map(
         |(key, value, prev_kv, ignore_value, ignore_lease)| PutRequest {
@@ -238,7 +238,7 @@ fn put_request() -> impl Strategy<Value = PutRequest> {
     )
 }
 
-fn delete_request() -> impl Strategy<Value = DeleteRangeRequest> {
+pub(crate) fn delete_request() -> impl Strategy<Value = DeleteRangeRequest> {
     (key(), range_end(), any::<bool>()).prop_map(|(key, range_end, prev_kv)| DeleteRangeRequest {
         key,
         range_end,
@@ -288,7 +288,7 @@ fn compare() -> impl Strategy<Value = Compare> {
 }
 
 /// Not only valid ones: what slips through validation must still mean the same on every member.
-fn txn_request() -> impl Strategy<Value = TxnRequest> {
+pub(crate) fn txn_request() -> impl Strategy<Value = TxnRequest> {
     let leaf = prop_oneof![
         3 => put_request().prop_map(Op::RequestPut),
         2 => delete_request().prop_map(Op::RequestDeleteRange),
@@ -316,7 +316,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// What holds of any state: reads at every revision, events, and the accounts.
-fn check(state: &State, model: &Model) {
+pub(crate) fn check(state: &State, model: &Model) {
     assert_eq!((state.revision(), state.compacted()), (model.revision, model.compacted));
     for revision in model.compacted.max(1)..=model.revision {
         let all = state.range(&RangeRequest { revision, ..get("\0", "\0") }).unwrap().kvs;
