@@ -142,6 +142,14 @@ fn check_message(
 }
 
 impl Watched {
+    /// Every event that came.
+    pub fn events(&self) -> impl Iterator<Item = &Event> {
+        self.messages.iter().flat_map(|message| match message {
+            Message::Events { events, .. } => events.as_slice(),
+            Message::Progress(_) => &[],
+        })
+    }
+
     fn wants(&self, event: &Event) -> bool {
         let kind = if matches!(event, Event::Put(_)) { self.puts } else { self.deletes };
         kind && self.span.holds(event.key())

@@ -8,18 +8,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Code, Status};
+use tonic::{Code, Status, Streaming};
 
 use crate::env::sim::{Host, trace};
 use crate::env::{Env, Net as _, sleep, timeout};
 use crate::pb::etcd::cluster_client::ClusterClient;
 use crate::pb::etcd::kv_client::KvClient;
 use crate::pb::etcd::maintenance_client::MaintenanceClient;
+use crate::pb::etcd::watch_client::WatchClient;
 use crate::pb::etcd::{
     CompactionRequest, Compare, DeleteRangeRequest, HashKvRequest, MemberListRequest, MoveLeaderRequest, PutRequest, RangeRequest,
-    RangeResponse, RequestOp, ResponseOp, StatusRequest, StatusResponse, TxnRequest, compare, request_op, response_op,
+    RangeResponse, RequestOp, ResponseOp, StatusRequest, StatusResponse, TxnRequest, WatchRequest, WatchResponse, compare,
+    request_op, response_op,
 };
 use crate::testing::history::{Action, Answer, Effect, Is, Kv, Outcome, Recorder, Request, Span};
 
@@ -75,6 +78,14 @@ impl Clients {
     pub async fn hash(&self, member: usize) -> Result<(u32, i64, i64), Status> {
         let answer = Self::limited(self.maintenance(member).hash_kv(HashKvRequest { revision: 0 })).await?;
         Ok((answer.hash, answer.hash_revision, answer.compact_revision))
+    }
+
+    pub async fn watch(
+        &self,
+        member: usize,
+        requests: ReceiverStream<WatchRequest>,
+    ) -> Result<Streaming<WatchResponse>, Status> {
+        Self::limited(WatchClient::new(self.channels[member].clone()).watch(requests)).await
     }
 
     /// The ids of the members, as this one knows them.
@@ -154,7 +165,7 @@ fn read(answer: RangeResponse) -> Answer {
     answered(answer.header, false, vec![Effect::Got(answer.kvs.iter().map(version).collect())])
 }
 
-fn version(kv: &crate::pb::KeyValue) -> Kv {
+pub(super) fn version(kv: &crate::pb::KeyValue) -> Kv {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let kv = kv.fields();
     Kv {

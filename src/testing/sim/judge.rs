@@ -9,6 +9,7 @@ use crate::env::{Instant, sleep};
 use crate::identity::slot_of;
 use crate::testing::history::{Action, Effect, Op, Outcome, Request, Span};
 use crate::testing::linear::Verdict;
+use crate::testing::watch::{self, Event, Message, Watched};
 use crate::testing::{model, picture};
 
 /// Steps of the search; a usual history takes a few thousand.
@@ -19,6 +20,7 @@ pub(super) async fn judge(world: &mut World) -> Run {
     world.net.mend();
     world.wait_healed().await?;
     let everything = Span::range("\0", "z");
+    let mut newest_revision = 0;
     for member in 0..world.size() {
         // Linearizable, and so the newest; then what the member itself holds.
         let newest = world.ask(member, Request::Do(Action::Get(everything.clone()))).await;
@@ -27,10 +29,14 @@ pub(super) async fn judge(world: &mut World) -> Run {
             Outcome::Answered(answer) => Some(answer.effects.clone()),
             _ => None,
         };
+        if let Outcome::Answered(answer) = &newest {
+            newest_revision = answer.revision;
+        }
         if kvs(&newest).is_none() || kvs(&newest) != kvs(&local) {
             return Err(Violation::new("members agree", format!("member {member}: {newest}, but itself: {local}")));
         }
     }
+    world.stop_watchers(newest_revision).await?;
     hashes(world).await?;
     members(world).await?;
     let ops = world.recorder.ops();
@@ -114,18 +120,37 @@ fn tally(world: &mut World, ops: &[Op]) {
     }
 }
 
+fn watched(world: &mut World, ops: &[Op], order: &[usize]) -> Run {
+    let stores = model::replay(ops, order);
+    for stream in world.seen.streams() {
+        world.count("watch streams", 1);
+        for message in &stream.messages {
+            match message {
+                Message::Progress(_) => world.count("watch bookmarks", 1),
+                Message::Events { events, .. } => world.count("watch events", events.len() as u64),
+            }
+        }
+        if let Err(broken) = watch::check(&stream, &stores) {
+            let what = format!("a watch of {} from {}: {broken}", stream.span, stream.start);
+            return Err(Violation::new("watch", what));
+        }
+    }
+    Ok(())
+}
+
 fn linearizable(world: &mut World, ops: &[Op]) -> Run {
-    match model::check(ops, &[], STEPS_MAX) {
-        Verdict::Linearizable { steps, .. } => {
+    let events: Vec<Event> = world.seen.streams().iter().flat_map(Watched::events).cloned().collect();
+    match model::check(ops, &events, STEPS_MAX) {
+        Verdict::Linearizable { order, steps } => {
             world.count("checker steps", steps);
-            Ok(())
+            watched(world, ops, &order)
         }
         Verdict::Undecided => {
             world.count("undecided by the checker", 1);
             Ok(())
         }
         Verdict::Violation { order, stuck } => {
-            let narrowed = model::narrow(ops, &[], STEPS_MAX);
+            let narrowed = model::narrow(ops, &events, STEPS_MAX);
             let core: Vec<String> = narrowed
                 .core
                 .iter()

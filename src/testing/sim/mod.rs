@@ -12,6 +12,7 @@ mod clients;
 mod judge;
 mod nemesis;
 mod subscriber;
+mod watchers;
 mod world;
 
 use std::collections::BTreeMap;

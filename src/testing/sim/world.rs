@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::clients::{Client, Clients};
+use super::watchers::{Seen, Watcher};
 use super::{Run, Violation};
 use crate::config::{Bytes, Config};
 use crate::env::sim::{NoNet, SimDisk, SimNet, trace};
@@ -19,7 +20,7 @@ use crate::pb::etcd::StatusResponse;
 use crate::server;
 use crate::storage::state::Engine;
 use crate::storage::state::memory::Memories;
-use crate::testing::history::{Recorder, Request};
+use crate::testing::history::{Recorder, Request, Span};
 
 /// Members at the beginning, and at most.
 const MEMBERS: usize = 3;
@@ -56,9 +57,12 @@ pub struct World {
     pub(super) machines: Vec<Machine>,
     pub(super) clients: Clients,
     pub(super) recorder: Recorder,
+    pub(super) seen: Seen,
     counts: BTreeMap<String, u64>,
     users: Vec<tokio::task::JoinHandle<()>>,
     using: CancellationToken,
+    watchers: Vec<tokio::task::JoinHandle<()>>,
+    watching: CancellationToken,
     members: watch::Sender<usize>,
     /// The highest term that each member id was seen in: it never goes back.
     terms: BTreeMap<u64, u64>,
@@ -114,9 +118,12 @@ impl World {
             machines,
             clients,
             recorder: Recorder::default(),
+            seen: Seen::default(),
             counts: BTreeMap::new(),
             users: Vec::new(),
             using: CancellationToken::new(),
+            watchers: Vec::new(),
+            watching: CancellationToken::new(),
             members: watch::Sender::new(MEMBERS),
             terms: BTreeMap::new(),
         }
@@ -252,6 +259,36 @@ impl World {
             };
             self.users.push(tokio::spawn(client.run(self.using.clone())));
         }
+        for (span, puts) in [(Span::range("\0", "z"), true), (Span::one("a"), true), (Span::range("b", "e"), false)] {
+            let watcher = Watcher {
+                name: self.seen.add_watcher(),
+                env: Env::sim(self.env.random_u64(), Arc::new(SimDisk::new(0)), Arc::new(NoNet)),
+                clients: self.clients.clone(),
+                members: self.members.subscribe(),
+                seen: self.seen.clone(),
+                span,
+                puts,
+            };
+            self.watchers.push(tokio::spawn(watcher.run(self.watching.clone())));
+        }
+    }
+
+    /// Waits until every watcher has come to `revision`, then ends them.
+    pub(super) async fn stop_watchers(&mut self, revision: i64) -> Run {
+        let deadline = Instant::now() + HEAL_TIME;
+        while self.seen.reached().iter().any(|reached| *reached < revision) {
+            if Instant::now() > deadline {
+                let what = format!("watchers came to {:?}, and the newest is {revision}", self.seen.reached());
+                return Err(Violation::new("watch complete", what));
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        self.watching.cancel();
+        for watcher in self.watchers.drain(..) {
+            watcher.await.expect("a watcher only writes down what it is told");
+        }
+        self.seen.complete_to(revision);
+        Ok(())
     }
 
     pub async fn stop_clients(&mut self) {
