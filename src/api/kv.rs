@@ -29,7 +29,7 @@ impl Kv for Api {
         let node = self.node(&request)?;
         let range = request.into_inner();
         validate::range(&range)?;
-        if !range.serializable && !planted("read-without-read-index") {
+        if !range.serializable && !planted!("read-without-read-index") {
             node.read_index().await?;
         }
         let mut answer = if range.range_end.is_empty() {

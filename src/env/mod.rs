@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 
 pub use disk::{Disk, File, OpenMode};
 pub use fail::fail_point;
-pub use planted::planted;
+pub(crate) use planted::planted;
 pub use net::Net;
 /// tokio's clock: real, or a simulation's.
 pub use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};

@@ -45,7 +45,7 @@ impl State {
             self.remove_old(at.key, mod_revision);
         }
         let own = self.old.get(by_version(at.key, at.mod_revision));
-        if own.is_some_and(|own| own.is_tombstone() || planted("compaction-drops-live-version")) {
+        if own.is_some_and(|own| own.is_tombstone() || planted!("compaction-drops-live-version")) {
             self.remove_old(at.key, at.mod_revision);
         }
     }

@@ -266,7 +266,7 @@ impl Node {
                 Err(error) => Err(error),
             };
             match outcome {
-                Err(Error::TimeoutConnectionLost) if planted("forwarded-proposal-retried") => {}
+                Err(Error::TimeoutConnectionLost) if planted!("forwarded-proposal-retried") => {}
                 // Certainly not proposed: safe to try again.
                 Err(Error::NotLeader) if self.wait_route(seen, deadline).await => {}
                 Err(Error::NotLeader) => return Err(Error::Timeout),
@@ -304,7 +304,7 @@ impl Node {
                 Err(error) => Err(error),
             };
             match outcome {
-                Ok(_) if planted("read-before-applied") => return Ok(()),
+                Ok(_) if planted!("read-before-applied") => return Ok(()),
                 Ok(index) if self.inner.store.wait_applied(index, deadline).await => return Ok(()),
                 Ok(_) => return Err(Error::Timeout),
                 Err(error @ (Error::TooManyRequests | Error::Stopped)) => return Err(error),

@@ -59,7 +59,7 @@ impl Reader {
 
     /// The index that a state must have applied to be as new as this moment.
     async fn round(&self) -> Result<u64, Error> {
-        if planted("stale-lease-read") {
+        if planted!("stale-lease-read") {
             let status = self.node.status();
             return if status.is_leader { Ok(status.committed_index) } else { Err(Error::NotLeader) };
         }

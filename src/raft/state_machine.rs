@@ -184,7 +184,7 @@ impl Store {
             Unsaved::Everything
         } else {
             let mut meta = locked.state.meta();
-            if planted("applied-apart-from-data")
+            if planted!("applied-apart-from-data")
                 && let Some(applied) = &mut meta.applied
             {
                 applied.index = applied.index.saturating_sub(1);
@@ -317,7 +317,7 @@ pub fn write_snapshot(
     view: &Applied,
 ) -> Result<SnapshotFile, snapshot::Error> {
     let mut head = Head { cluster_id: this.cluster_id, member_id: this.member_id, meta: view.meta() };
-    if planted("snapshot-without-membership") {
+    if planted!("snapshot-without-membership") {
         head.meta.membership = None;
     }
     let mut writer = snapshots.create(head)?;

@@ -264,7 +264,7 @@ impl Session {
         let mut bytes = 0;
         let mut next = slice.revisions.first().map_or(slice.head + 1, |r| r.number().max(from));
         for revision in &slice.revisions {
-            if planted("watch-skips-hand-over") && revision.number() == slice.head && slice.revisions.len() > 1 {
+            if planted!("watch-skips-hand-over") && revision.number() == slice.head && slice.revisions.len() > 1 {
                 next = slice.head + 1;
                 break;
             }

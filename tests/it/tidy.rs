@@ -251,6 +251,23 @@ fn every_rule_finds_what_breaks_it() {
     assert_eq!(check_text("README.md", &format!("a\nsee {}/x", concat!("../", "shared"))).len(), 1);
 }
 
+/// A planted fault that is nowhere in the source would count as caught by nobody's fault; and what is shipped has the word `false`.
+#[test]
+fn planted_faults_are_in_the_source_and_not_in_what_is_shipped() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sources: Vec<(std::path::PathBuf, String)> = files(&root.join("src"))
+        .into_iter()
+        .filter_map(|file| Some((file.clone(), std::fs::read_to_string(file).ok()?)))
+        .collect();
+    for (name, _) in quorate::env::planted::PLANTED {
+        let used = sources.iter().any(|(_, text)| text.contains(&format!("planted!(\"{name}\")")));
+        assert!(used, "{name} is planted nowhere");
+    }
+    let (_, planted) = sources.iter().find(|(file, _)| file.ends_with("env/planted.rs")).expect("it is there");
+    let shipped = planted.split("#[cfg(not(any(test, feature = \"testing\")))]").nth(1).expect("what is shipped");
+    assert!(shipped.starts_with("\nmacro_rules! planted {\n    ($name:literal) => {\n        false\n"), "{shipped}");
+}
+
 #[test]
 fn size_limits_are_exact() {
     let function = |body: usize| format!("//! x\nfn long() {{\n{}}}\n", "    a();\n".repeat(body));

@@ -480,7 +480,7 @@ impl Log {
     pub async fn save_vote(&self, vote: Vote) -> io::Result<()> {
         self.apply(|inner, done| {
             inner.state.vote = Some(vote);
-            if planted("vote-not-persisted") {
+            if planted!("vote-not-persisted") {
                 done(Ok(()));
                 return Ok(());
             }

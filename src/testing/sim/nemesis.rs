@@ -255,12 +255,19 @@ impl World {
         self.wait_healed().await?;
         self.crash(member);
         let files: Vec<_> = self.machines[member].disk.files().into_iter().filter(|(_, bytes)| !bytes.is_empty()).collect();
-        let (path, bytes) = &files[self.below(files.len() as u64) as usize];
-        // Most of a preallocated file is zeros; what is written matters more.
+        // The log matters most, and of it what was written last; most of a preallocated file is zeros.
+        let logs = files.iter().filter(|(path, bytes)| {
+            path.extension().is_some_and(|extension| extension == "log") && bytes.iter().any(|byte| *byte != 0)
+        });
+        let (path, bytes) = match logs.last() {
+            Some(newest) if self.below(2) == 0 => newest,
+            _ => &files[self.below(files.len() as u64) as usize],
+        };
         let used: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] != 0).collect();
-        let at = match used.len() {
+        let at = match used.len() as u64 {
             0 => self.below(bytes.len() as u64) as usize,
-            used_bytes if self.below(8) > 0 => used[self.below(used_bytes as u64) as usize],
+            count if self.below(2) == 0 => used[(count - 1 - self.below(count.min(2000))) as usize],
+            count if self.below(8) > 0 => used[self.below(count) as usize],
             _ => self.below(bytes.len() as u64) as usize,
         };
         trace::event(format_args!("flip {} {at}", path.display()));
