@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -60,7 +60,8 @@ fn main() -> anyhow::Result<ExitCode> {
     if let Some(seed) = arguments.seed {
         return replay(seed, &arguments);
     }
-    let jobs = arguments.jobs.map_or_else(|| std::thread::available_parallelism().map_or(2, usize::from), |jobs| jobs.max(1));
+    let jobs =
+        arguments.jobs.map_or_else(|| std::thread::available_parallelism().map_or(2, usize::from), |jobs| jobs.max(1));
     match arguments.planted.as_deref() {
         None => search(&arguments, jobs),
         Some(name) => catch_planted(&arguments, name, jobs),
@@ -70,8 +71,7 @@ fn main() -> anyhow::Result<ExitCode> {
 /// One seed, in this process.
 fn play(seed: u64, arguments: &Arguments) -> anyhow::Result<ExitCode> {
     mad_turmoil::rand::set_rng(rand::rngs::StdRng::seed_from_u64(seed));
-    let settings =
-        Settings { seed, planted: arguments.planted.clone(), keep_trace: arguments.trace.is_some() };
+    let settings = Settings { seed, planted: arguments.planted.clone(), keep_trace: arguments.trace.is_some() };
     // A thread of its own, so that nothing has drawn from its entropy before.
     let (report, text) = std::thread::spawn(move || sim::run_traced(&settings)).join().expect("a run reports panics");
     if let Some(file) = &arguments.trace {

@@ -21,8 +21,8 @@ use tokio_util::task::TaskTracker;
 
 pub use disk::{Disk, File, OpenMode};
 pub use fail::fail_point;
-pub(crate) use planted::planted;
 pub use net::Net;
+pub(crate) use planted::planted;
 /// tokio's clock: real, or a simulation's.
 pub use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 

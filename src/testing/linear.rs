@@ -45,7 +45,10 @@ pub enum Kind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The operations in an order that the model allows; ones of unknown outcome are there only if they took effect.
-    Linearizable { order: Vec<usize>, steps: u64 },
+    Linearizable {
+        order: Vec<usize>,
+        steps: u64,
+    },
     Violation {
         /// The longest order found.
         order: Vec<usize>,

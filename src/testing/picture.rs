@@ -40,7 +40,8 @@ pub fn svg(heading: &str, narrowed: &Narrowed) -> String {
     for (row, client) in clients.iter().enumerate() {
         let y = 40 + row * ROW;
         let _ = writeln!(out, "<text x=\"8\" y=\"{}\">client {client}</text>", y + 18);
-        let _ = writeln!(out, "<line x1=\"{LEFT}\" x2=\"{WIDTH}\" y1=\"{0}\" y2=\"{0}\" stroke=\"#ddd\"/>", y + ROW - 6);
+        let _ =
+            writeln!(out, "<line x1=\"{LEFT}\" x2=\"{WIDTH}\" y1=\"{0}\" y2=\"{0}\" stroke=\"#ddd\"/>", y + ROW - 6);
     }
     for (at, op) in shown {
         let row = clients.iter().position(|client| *client == op.client).expect("each shown client has a row");

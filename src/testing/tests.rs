@@ -129,7 +129,8 @@ fn serializable_read_is_old_at_most() {
 #[test]
 fn keys_that_no_operation_joins_are_checked_apart() {
     let range = Request::Do(Action::Get(Span::range("a", "c")));
-    let apart = [op(1, 1, 2, put("a", "1"), done(2)), op(1, 3, 4, put("b", "1"), done(3)), op(1, 5, 6, get("d"), got(3, &[]))];
+    let apart =
+        [op(1, 1, 2, put("a", "1"), done(2)), op(1, 3, 4, put("b", "1"), done(3)), op(1, 5, 6, get("d"), got(3, &[]))];
     assert_eq!(model::partition(&apart).len(), 3);
     let joined = [apart.to_vec(), vec![op(1, 7, 8, range, got(3, &[]))]].concat();
     assert_eq!(model::partition(&joined).len(), 2);

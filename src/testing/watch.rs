@@ -94,7 +94,8 @@ pub fn check(watched: &Watched, stores: &[Store]) -> Result<(), Broken> {
         if revision < watched.start || revision > newest {
             continue;
         }
-        let mut due: Vec<Event> = pair[1].events_since(&pair[0]).into_iter().filter(|event| watched.wants(event)).collect();
+        let mut due: Vec<Event> =
+            pair[1].events_since(&pair[0]).into_iter().filter(|event| watched.wants(event)).collect();
         while let Some(event) = sent.next_if(|event| event.revision() == revision) {
             match due.iter().position(|due| *due == event) {
                 Some(at) => drop(due.remove(at)),

@@ -21,13 +21,14 @@ fn play(seed: u64) -> Report {
 /// Messages, calls to disks, what is logged, and what clients are told: all of it at the same simulated time.
 #[test]
 fn the_same_seed_gives_the_same_trace() {
-    for seed in [1, 2, 3] {
+    let pairs = [1, 2].map(|seed| {
         let (first, second) = (play(seed), play(seed));
         assert!(first.trace_events > 1000, "seed {seed}: {} events", first.trace_events);
         assert_eq!(first.trace_hash, second.trace_hash, "seed {seed}");
         assert_eq!((first.trace_events, &first.counts), (second.trace_events, &second.counts), "seed {seed}");
-    }
-    assert_ne!(play(1).trace_hash, play(2).trace_hash, "another seed is another run");
+        first.trace_hash
+    });
+    assert_ne!(pairs[0], pairs[1], "another seed is another run");
 }
 
 /// What the example's documentation promises of its summary, and of its exit status.
@@ -35,8 +36,8 @@ fn the_same_seed_gives_the_same_trace() {
 fn the_command_sums_up_and_catches_a_planted_fault() {
     let dir = tempfile::tempdir().unwrap();
     let out = ["--out", dir.path().to_str().unwrap()];
-    let output = tools::run(quorate_sim().args(["--seeds", "0..4"]).args(out));
-    assert!(output.contains("4 seeds, ") && output.contains("; 0 violations"), "{output}");
+    let output = tools::run(quorate_sim().args(["--seeds", "0..2"]).args(out));
+    assert!(output.contains("2 seeds, ") && output.contains("; 0 violations"), "{output}");
     let output = tools::run(quorate_sim().args(["--planted", "read-without-read-index", "--seeds", "0..20"]).args(out));
     assert!(output.contains("| linearizable |"), "{output}");
 }

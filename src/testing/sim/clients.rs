@@ -20,9 +20,9 @@ use crate::pb::etcd::kv_client::KvClient;
 use crate::pb::etcd::maintenance_client::MaintenanceClient;
 use crate::pb::etcd::watch_client::WatchClient;
 use crate::pb::etcd::{
-    CompactionRequest, Compare, DeleteRangeRequest, HashKvRequest, MemberListRequest, MoveLeaderRequest, PutRequest, RangeRequest,
-    RangeResponse, RequestOp, ResponseOp, StatusRequest, StatusResponse, TxnRequest, WatchRequest, WatchResponse, compare,
-    request_op, response_op,
+    CompactionRequest, Compare, DeleteRangeRequest, HashKvRequest, MemberListRequest, MoveLeaderRequest, PutRequest,
+    RangeRequest, RangeResponse, RequestOp, ResponseOp, StatusRequest, StatusResponse, TxnRequest, WatchRequest,
+    WatchResponse, compare, request_op, response_op,
 };
 use crate::testing::history::{Action, Answer, Effect, Is, Kv, Outcome, Recorder, Request, Span};
 

@@ -58,7 +58,9 @@ impl Fault {
     /// As the summary counts it.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::PowerLoss { members, .. } => ["power loss of 1", "power loss of 2", "power loss of all"][members.len().min(3) - 1],
+            Self::PowerLoss { members, .. } => {
+                ["power loss of 1", "power loss of 2", "power loss of all"][members.len().min(3) - 1]
+            }
             Self::DiskError { .. } => "disk error",
             Self::DiskFull { .. } => "disk full",
             Self::DiskSlow { .. } => "disk slow",
@@ -111,10 +113,9 @@ impl World {
         Ok(match self.below(40) {
             0..5 => Fault::PowerLoss { members: vec![member], changes: vec![changes()] },
             5..8 => Fault::PowerLoss { members: vec![member, other], changes: vec![changes(), changes()] },
-            8..11 => Fault::PowerLoss {
-                members: (0..members).collect(),
-                changes: (0..members).map(|_| changes()).collect(),
-            },
+            8..11 => {
+                Fault::PowerLoss { members: (0..members).collect(), changes: (0..members).map(|_| changes()).collect() }
+            }
             11 | 12 => Fault::DiskError { member },
             13 => Fault::DiskFull { member, millis },
             14..17 => Fault::DiskSlow { member, most_millis: 10 + self.below(400), millis },
@@ -174,7 +175,11 @@ impl World {
         let members = self.size();
         match fault {
             Fault::Cut { pair: (a, b), silent, millis } => {
-                if silent { self.net.hold(ip(a), ip(b)) } else { self.net.cut(ip(a), ip(b)) }
+                if silent {
+                    self.net.hold(ip(a), ip(b))
+                } else {
+                    self.net.cut(ip(a), ip(b))
+                }
                 sleep(Duration::from_millis(millis)).await;
             }
             Fault::Isolation { member, silent, millis } => {
@@ -254,7 +259,8 @@ impl World {
     async fn flip_bit(&mut self, member: usize) -> Run {
         self.wait_healed().await?;
         self.crash(member);
-        let files: Vec<_> = self.machines[member].disk.files().into_iter().filter(|(_, bytes)| !bytes.is_empty()).collect();
+        let files: Vec<_> =
+            self.machines[member].disk.files().into_iter().filter(|(_, bytes)| !bytes.is_empty()).collect();
         // The log matters most, and of it what was written last; most of a preallocated file is zeros.
         let logs = files.iter().filter(|(path, bytes)| {
             path.extension().is_some_and(|extension| extension == "log") && bytes.iter().any(|byte| *byte != 0)

@@ -219,7 +219,9 @@ impl World {
         self.net.power_off(ip(member));
         match ended {
             Ok(Ok(Ok(()))) => Ok(began.elapsed()),
-            Ok(other) => Err(Violation::new("shutdown", format!("member {member}: a shutdown is no failure: {other:?}"))),
+            Ok(other) => {
+                Err(Violation::new("shutdown", format!("member {member}: a shutdown is no failure: {other:?}")))
+            }
             Err(_) => Err(Violation::new("shutdown", format!("member {member} did not end in 20 s after SIGTERM"))),
         }
     }
@@ -329,7 +331,8 @@ impl World {
             status.as_ref().and_then(|status| status.header.as_ref()).map_or(0, |header| header.member_id)
         };
         let ids: Vec<u64> = statuses.iter().map(id).collect();
-        let leads = |at: &usize| statuses[*at].as_ref().is_some_and(|status| status.leader != 0 && status.leader == ids[*at]);
+        let leads =
+            |at: &usize| statuses[*at].as_ref().is_some_and(|status| status.leader != 0 && status.leader == ids[*at]);
         Ok((0..statuses.len()).find(leads).map(|at| (at, ids)))
     }
 
