@@ -57,6 +57,19 @@ pub enum Error {
     BadLeaderTransferee,
     #[error("etcdserver: corrupt cluster")]
     Corrupt,
+    #[error("etcdserver: lease already exists")]
+    LeaseExists,
+    #[error("etcdserver: too large lease TTL")]
+    LeaseTtlTooLarge,
+    /// The lease that was to hold a lock or a candidacy ended while waiting.
+    #[error("mutex: session is expired")]
+    SessionExpired,
+    #[error("election: not leader")]
+    ElectionNotLeader,
+    #[error("election: no leader")]
+    ElectionNoLeader,
+    #[error("\"leader\" field must be provided")]
+    MissingLeaderKey,
     /// Something that etcd has no text for; the text is whole, and says what to do.
     #[error("quorate: {0}")]
     Unsupported(String),
@@ -69,13 +82,15 @@ impl Error {
         match self {
             EmptyKey | KeyNotFound | ValueProvided | LeaseProvided | RequestTooLarge | TooManyOps | DuplicateKey
             | InvalidSortOption => Code::InvalidArgument,
-            Compacted | FutureRevision => Code::OutOfRange,
+            Compacted | FutureRevision | LeaseTtlTooLarge => Code::OutOfRange,
             NoSpace | TooManyRequests => Code::ResourceExhausted,
             LeaseNotFound | MemberNotFound => Code::NotFound,
             NoLeader | LeaderChanged | Timeout | TimeoutLeaderFailure | TimeoutConnectionLost | Stopped => {
                 Code::Unavailable
             }
-            NotLeader | NotSupportedForLearner | BadLeaderTransferee => Code::FailedPrecondition,
+            NotLeader | NotSupportedForLearner | BadLeaderTransferee | LeaseExists => Code::FailedPrecondition,
+            // etcd gives these no code of their own.
+            SessionExpired | ElectionNotLeader | ElectionNoLeader | MissingLeaderKey => Code::Unknown,
             Corrupt => Code::DataLoss,
             Unsupported(_) => Code::Unimplemented,
         }
@@ -110,13 +125,19 @@ impl Error {
             BadLeaderTransferee => 23,
             Corrupt => 24,
             Unsupported(_) => 25,
+            LeaseExists => 26,
+            LeaseTtlTooLarge => 27,
+            SessionExpired => 28,
+            ElectionNotLeader => 29,
+            ElectionNoLeader => 30,
+            MissingLeaderKey => 31,
         }
     }
 
     /// The failure that `number` stands for; a number from a newer member is an [`Error::Unsupported`].
     pub fn from_number(number: u32, detail: String) -> Self {
         use Error::*;
-        const PLAIN: [Error; 24] = [
+        const PLAIN: [Error; 30] = [
             EmptyKey,
             KeyNotFound,
             ValueProvided,
@@ -141,6 +162,12 @@ impl Error {
             MemberNotFound,
             BadLeaderTransferee,
             Corrupt,
+            LeaseExists,
+            LeaseTtlTooLarge,
+            SessionExpired,
+            ElectionNotLeader,
+            ElectionNoLeader,
+            MissingLeaderKey,
         ];
         PLAIN.into_iter().find(|e| e.number() == number).unwrap_or(Unsupported(detail))
     }
@@ -158,7 +185,7 @@ mod tests {
 
     #[test]
     fn every_number_stands_for_one_failure() {
-        for number in 1..=24 {
+        for number in (1..=24).chain(26..=31) {
             assert_eq!(Error::from_number(number, String::new()).number(), number);
         }
         assert_eq!(Error::from_number(99, "x".into()), Error::Unsupported("x".into()));

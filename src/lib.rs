@@ -13,6 +13,7 @@ pub mod telemetry;
 pub mod storage;
 
 pub mod kv;
+pub mod lease;
 
 pub mod raft;
 

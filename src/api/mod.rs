@@ -4,9 +4,14 @@
 //! errors. Absent: semantics (`kv`), transport security, the HTTP gateway.
 
 mod cluster;
+mod election;
 mod kv;
+mod lease;
+mod lock;
 mod maintenance;
 mod peer;
+mod queue;
+mod wait;
 mod watch;
 
 use std::sync::Arc;
@@ -17,6 +22,7 @@ use tonic::{Request, Status};
 
 use crate::error::Error;
 use crate::kv::validate::Limits;
+use crate::lease::Leases;
 use crate::node::Node;
 use crate::pb::etcd;
 use crate::watch::Hub;
@@ -37,6 +43,7 @@ pub struct Api {
 
 struct Shared {
     node: RwLock<Option<Node>>,
+    leases: RwLock<Option<Leases>>,
     watch: RwLock<Option<Hub>>,
     watch_options: WatchOptions,
     limits: Limits,
@@ -64,6 +71,7 @@ impl Api {
     pub fn new(limits: Limits, watch_options: WatchOptions, quota_bytes: u64) -> Self {
         let shared = Shared {
             node: RwLock::new(None),
+            leases: RwLock::new(None),
             watch: RwLock::new(None),
             watch_options,
             limits,
@@ -79,6 +87,11 @@ impl Api {
         *self.shared.node.write() = node;
     }
 
+    /// The leases of the node.
+    pub fn set_leases(&self, leases: Option<Leases>) {
+        *self.shared.leases.write() = leases;
+    }
+
     /// From now on watchers are served by `hub`; `None` while there is none. The one before is closed: its streams end.
     pub fn set_watch(&self, hub: Option<Hub>) {
         if let Some(old) = std::mem::replace(&mut *self.shared.watch.write(), hub) {
@@ -92,6 +105,14 @@ impl Api {
 
     pub fn set_facts(&self, facts: Facts) {
         *self.shared.facts.write() = facts;
+    }
+
+    fn hub(&self) -> Result<Hub, Error> {
+        self.shared.watch.read().clone().ok_or(Error::NoLeader)
+    }
+
+    fn leases(&self) -> Result<Leases, Error> {
+        self.shared.leases.read().clone().ok_or(Error::NoLeader)
     }
 
     fn facts(&self) -> Facts {

@@ -70,6 +70,9 @@ pub struct PutArgs {
     key: OsString,
     /// The value; left out: standard input to its end
     value: Option<OsString>,
+    /// The key goes when this lease ends; hexadecimal
+    #[arg(long, value_parser = super::lease::parse_id)]
+    lease: Option<i64>,
     /// Print what was there before
     #[arg(long)]
     prev_kv: bool,
@@ -193,7 +196,8 @@ pub async fn put(args: PutArgs) -> anyhow::Result<Vec<u8>> {
         None => read_value(std::io::stdin().lock())?,
     };
     let key = Bytes::copy_from_slice(args.key.as_bytes());
-    let request = PutRequest { key, value, prev_kv: args.prev_kv, ..PutRequest::default() };
+    let lease = args.lease.unwrap_or(0);
+    let request = PutRequest { key, value, lease, prev_kv: args.prev_kv, ..PutRequest::default() };
     let mut client = connect(&args.client).await?;
     let answer = args.client.answer(client.put(request)).await?.into_inner();
     Ok(format_put(args.output, &answer))

@@ -6,6 +6,8 @@
 mod client;
 pub mod dev;
 mod kv;
+mod lease;
+mod lock;
 mod output;
 mod settings;
 mod status;
@@ -52,6 +54,13 @@ pub enum Command {
     Watch(watch::WatchArgs),
     /// Forget revisions below this one
     Compact(kv::CompactArgs),
+    /// Leases: keys that are put with one go when it ends
+    #[command(subcommand)]
+    Lease(lease::LeaseCommand),
+    /// Hold a lock while a command runs
+    Lock(lock::LockArgs),
+    /// Stand for election, or follow who is elected
+    Elect(lock::ElectArgs),
     /// Print the settings in force, and where each comes from
     Config(ConfigArgs),
     /// Print a completion script
@@ -92,6 +101,9 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Put(args) => request(kv::put(args)),
         Command::Del(args) => request(kv::del(args)),
         Command::Compact(args) => request(kv::compact(args)),
+        Command::Lease(command) => client_runtime()?.block_on(lease::run(command)),
+        Command::Lock(args) => exit(client_runtime()?.block_on(lock::lock(args))?),
+        Command::Elect(args) => exit(client_runtime()?.block_on(lock::elect(args))?),
         Command::Watch(args) => client_runtime()?.block_on(watch::watch(args)),
     }
 }
@@ -124,6 +136,14 @@ fn request(command: impl Future<Output = anyhow::Result<Vec<u8>>>) -> anyhow::Re
 
 fn client_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+/// Ends with the exit code of a command that was run; 0 goes the usual way.
+fn exit(code: i32) -> anyhow::Result<()> {
+    if code != 0 {
+        std::process::exit(code);
+    }
+    Ok(())
 }
 
 fn completion(shell: clap_complete::Shell) -> Vec<u8> {
@@ -168,6 +188,16 @@ mod tests {
             "put k -- --value",
             "del k --prefix --prev-kv",
             "compact 7 --physical",
+            "put k v --lease 1f",
+            "lease grant 60s --id ff -o json",
+            "lease keep-alive 694d71ddacfda227 --once",
+            "lease revoke 1f",
+            "lease list",
+            "lease ttl 1f --keys",
+            "lock name",
+            "lock name --ttl 5s -- sh -c true",
+            "elect name value",
+            "elect --listen name",
             "watch k --prefix --rev 2 --prev-kv --progress-notify -o json",
             "watch a z",
             "watch k -- sh -c true",
@@ -193,6 +223,11 @@ mod tests {
             "get a -o yaml",
             "put k v w",
             "compact x",
+            "lease grant 60",
+            "lease ttl 0",
+            "lock",
+            "elect name",
+            "elect --listen name value",
             "watch",
             "watch a z --prefix",
             "watch a --rev x",

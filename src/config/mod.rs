@@ -17,7 +17,7 @@ pub use load::{DEFAULT_FILE, Flag, Loaded, Sources, load};
 pub use memory::{cgroup_memory_limit, effective_quota};
 pub use node::Node;
 pub use sections::{
-    Cluster, Compaction, CompactionMode, Identity, Limits, Log, LogFormat, Raft, Server, State, Storage, Telemetry,
+    Cluster, Compaction, CompactionMode, Identity, Lease, Limits, Log, LogFormat, Raft, Server, State, Storage, Telemetry,
     Watch,
 };
 pub use units::Bytes;
@@ -34,6 +34,7 @@ pub struct Config {
     pub identity: Identity,
     pub cluster: Cluster,
     pub raft: Raft,
+    pub lease: Lease,
     pub log: Log,
     pub state: State,
     pub storage: Storage,

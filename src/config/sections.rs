@@ -164,6 +164,23 @@ impl Default for Raft {
     }
 }
 
+/// `[lease]`: what the leader does for leases.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Lease {
+    /// Between checkpoints of the remaining time of a lease that is not renewed: what a change of leader may add to its life.
+    #[serde(with = "units::duration")]
+    pub checkpoint_interval: Duration,
+    /// Revocations of expired leases under way at once: many end together, and clients' writes share the log with them.
+    pub revokes_in_flight_max: usize,
+}
+
+impl Default for Lease {
+    fn default() -> Self {
+        Self { checkpoint_interval: Duration::from_secs(60), revokes_in_flight_max: 1000 }
+    }
+}
+
 /// `[log]`: the Raft log on disk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

@@ -68,6 +68,7 @@ impl Config {
         let valid = tracing_subscriber::EnvFilter::try_new(level).is_ok();
         let expected = "a level (off, error, warn, info, debug, trace) or module=level, with commas";
         faults.check(valid, "telemetry.level", format!("{level:?}"), expected, "correct it");
+        faults.positive("lease.revokes_in_flight_max", self.lease.revokes_in_flight_max as u64);
         faults.positive("limits.txn_ops_max", self.limits.txn_ops_max as u64);
         faults.positive("limits.concurrent_streams_max", u64::from(self.limits.concurrent_streams_max));
         faults.positive("limits.connections_max", self.limits.connections_max as u64);
@@ -118,6 +119,8 @@ impl Config {
         at_least("cluster.failure_timeout", self.cluster.failure_timeout, max * 2, "2 x raft.election_timeout_max");
         at_least("server.request_timeout", self.server.request_timeout, max, "raft.election_timeout_max");
         at_least("server.grace_period", self.server.grace_period, max, "raft.election_timeout_max");
+        let interval = self.lease.checkpoint_interval;
+        at_least("lease.checkpoint_interval", interval, Duration::from_secs(1), "lease times are whole seconds");
         at_least("watch.progress_interval", self.watch.progress_interval, millis(100), "each notice is a message");
         at_least(
             "state.checkpoint_interval",

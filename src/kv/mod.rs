@@ -1,7 +1,7 @@
 //! The replicated key-value state: multi-version, synchronous, deterministic.
 //!
-//! Owns the rules of the etcd v3 KV API: puts, deletes, ranges, transactions, compaction, the hash that members compare,
-//! and how the state is written as [`log::Change`](crate::pb::log::Change)s and loaded again.
+//! Owns the rules of the etcd v3 KV API: puts, deletes, ranges, transactions, compaction, the facts of leases, the hash that
+//! members compare, and how the state is written as [`log::Change`](crate::pb::log::Change)s and loaded again.
 //!
 //! Invariants: the same commands in the same order give the same answers and the same state on every member; a command
 //! that fails changes nothing; what a read returns does not depend on how far a sweep has got.
@@ -12,6 +12,7 @@ mod events;
 mod hash;
 mod history;
 mod journal;
+mod lease;
 mod range;
 mod snapshot;
 mod state;
@@ -24,13 +25,14 @@ pub mod validate;
 pub use hash::HashKv;
 pub use history::Revision;
 pub use journal::Journal;
+pub use lease::{LEASES_SINCE, Lease, LeaseTable, TTL_MAX_SECONDS, only_in_term};
 pub use snapshot::{LoadError, Loader};
 pub use state::State;
 pub use txn::is_read_only;
 pub use validate::Limits;
 
 /// The greatest `Command.needs` that this build can apply.
-pub const APPLY_VERSION: u32 = 1;
+pub const APPLY_VERSION: u32 = 2;
 
 /// The cluster version of a new cluster: every build can apply what it allows.
 pub const CLUSTER_VERSION_MIN: u32 = 1;

@@ -14,6 +14,15 @@ pub mod etcdserverpb {
 }
 
 #[allow(clippy::all, clippy::unwrap_used, missing_docs, rustdoc::all)]
+pub mod v3lockpb {
+    tonic::include_proto!("v3lockpb");
+}
+
+#[allow(clippy::all, clippy::unwrap_used, missing_docs, rustdoc::all)]
+pub mod v3electionpb {
+    tonic::include_proto!("v3electionpb");
+}
+
 pub mod mvccpb {
     tonic::include_proto!("mvccpb");
 }
@@ -34,6 +43,10 @@ pub mod quorate {
 
 /// The etcd v3 API (`proto/rpc.proto`).
 pub use etcdserverpb as etcd;
+/// The lock service (`proto/lock.proto`).
+pub use v3lockpb as lock;
+/// The election service (`proto/election.proto`).
+pub use v3electionpb as election;
 pub use mvccpb::{Event, event::EventType};
 /// What is replicated and stored (`proto/log.proto`).
 pub use quorate::log::v1 as log;

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use super::convert::{log_id_from_pb, log_id_to_pb, stored_membership_from_pb, stored_membership_to_pb};
 use super::{Answers, Batch, Entry, LogId, Member, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::env::{Env, Instant, planted};
+use crate::error::Error;
 use crate::kv;
 use crate::pb;
 use crate::storage::snapshot::{self, Head, SnapshotFile};
@@ -55,7 +56,7 @@ impl Applied {
         assert_eq!(entry.log_id.index(), expected, "entries are applied in order");
         let answers = match entry.payload {
             EntryPayload::Blank => Vec::new(),
-            EntryPayload::Normal(batch) => self.apply_batch(batch, answer)?,
+            EntryPayload::Normal(batch) => self.apply_batch(batch, **entry.log_id.committed_leader_id(), answer)?,
             EntryPayload::Membership(membership) => {
                 self.membership = StoredMembership::new(Some(entry.log_id), membership);
                 Vec::new()
@@ -65,13 +66,17 @@ impl Applied {
         Ok(answers)
     }
 
-    fn apply_batch(&mut self, batch: Batch, answer: bool) -> io::Result<Answers> {
+    fn apply_batch(&mut self, batch: Batch, term: u64, answer: bool) -> io::Result<Answers> {
         let batch = pb::log::Batch::decode(batch.0).map_err(invalid)?;
         // Before the first change: a batch that stops the member must not leave half of itself in the state store.
         batch.commands.iter().try_for_each(kv::State::check).map_err(invalid)?;
         let mut answers = Vec::with_capacity(if answer { batch.commands.len() } else { 0 });
         for command in &batch.commands {
-            let outcome = self.kv.apply(command, answer).map_err(invalid)?;
+            let outcome = match kv::only_in_term(command) {
+                // Decided by a leader that no longer was one.
+                Some(only) if only != term => Err(Error::LeaderChanged),
+                _ => self.kv.apply(command, answer).map_err(invalid)?,
+            };
             if answer {
                 answers.push(outcome);
             }

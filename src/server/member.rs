@@ -13,6 +13,7 @@ use super::{Ended, Server};
 use crate::api::Running;
 use crate::cluster::{Outcome, RaftFacts, Reconciler, formation, leaderless, reconcile};
 use crate::env::{Env, Instant, fail_point, interval, timeout};
+use crate::lease::{self, Leases};
 use crate::node::housekeeping::{Housekeeping, Settings};
 use crate::node::{self, Node};
 use crate::pb::log::Formation;
@@ -185,6 +186,7 @@ impl Server {
             from: recovered.from,
             cleaning: None,
             cleaned: 0,
+            lease_changes: 0,
         };
         env.spawn_thread("checkpoint", checkpointer.run());
         let housekeeping = Housekeeping::new(node.clone(), log.clone(), self.housekeeping()?);
@@ -234,7 +236,9 @@ impl Server {
         self.bootstrap
             .set_raft(Some(Arc::new(Facts { node: node.clone(), lease: self.config.raft.election_timeout_max })));
         let rpc = Rpc::new(env.clone(), raft, this, snapshots);
-        self.peer_api.set_running(Some(Running { rpc, node: node.clone(), reconciler }));
+        let leases = Leases::start(node.clone(), self.lease_settings());
+        self.peer_api.set_running(Some(Running { rpc, node: node.clone(), reconciler, leases: leases.clone() }));
+        self.api.set_leases(Some(leases));
         self.api.set_node(Some(node.clone()));
         self.api.set_watch(Some(self.start_hub(env, node)));
         env.spawn(self.clone().watch_readiness(env.clone(), node.clone()));
@@ -277,6 +281,17 @@ impl Server {
             lease_reads: raft.lease_reads,
             leader_silence_max: 2 * raft.election_timeout_max,
             retry_interval: Duration::from_millis(50),
+        }
+    }
+
+    fn lease_settings(&self) -> lease::Settings {
+        let longest_election = self.config.raft.election_timeout_max;
+        lease::Settings {
+            // As etcd's: one and a half elections, in whole seconds.
+            ttl_min_seconds: (longest_election * 3 / 2).as_millis().div_ceil(1000) as i64,
+            checkpoint_interval: self.config.lease.checkpoint_interval,
+            revokes_in_flight_max: self.config.lease.revokes_in_flight_max,
+            extension: longest_election,
         }
     }
 
@@ -415,6 +430,7 @@ impl Server {
             }
         }
         self.api.set_node(None);
+        self.api.set_leases(None);
         self.peer_api.set_running(None);
         self.bootstrap.set_raft(None);
         if let Err(error) = life.node.raft().shutdown().await {

@@ -12,6 +12,8 @@ mod faults;
 mod formation;
 mod helm;
 mod import;
+mod lease;
+mod lock;
 mod membership;
 mod parity;
 mod services;

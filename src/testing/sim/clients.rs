@@ -17,10 +17,11 @@ use crate::env::sim::{Host, trace};
 use crate::env::{Env, Net as _, sleep, timeout};
 use crate::pb::etcd::cluster_client::ClusterClient;
 use crate::pb::etcd::kv_client::KvClient;
+use crate::pb::etcd::lease_client::LeaseClient;
 use crate::pb::etcd::maintenance_client::MaintenanceClient;
 use crate::pb::etcd::watch_client::WatchClient;
 use crate::pb::etcd::{
-    CompactionRequest, Compare, DeleteRangeRequest, HashKvRequest, MemberListRequest, MoveLeaderRequest, PutRequest,
+    CompactionRequest, Compare, DeleteRangeRequest, HashKvRequest, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest, MemberListRequest, MoveLeaderRequest, PutRequest,
     RangeRequest, RangeResponse, RequestOp, ResponseOp, StatusRequest, StatusResponse, TxnRequest, WatchRequest,
     WatchResponse, compare, request_op, response_op,
 };
@@ -78,6 +79,46 @@ impl Clients {
     pub async fn hash(&self, member: usize) -> Result<(u32, i64, i64), Status> {
         let answer = Self::limited(self.maintenance(member).hash_kv(HashKvRequest { revision: 0 })).await?;
         Ok((answer.hash, answer.hash_revision, answer.compact_revision))
+    }
+
+    /// Puts a key that goes with `lease`.
+    pub async fn put_leased(&self, member: usize, key: &str, value: &str, lease: i64) -> Result<Answer, Status> {
+        let request = PutRequest { lease, ..put(key, value) };
+        let answer = Self::limited(self.kv(member).put(request)).await?;
+        Ok(answered(answer.header, false, vec![Effect::Put]))
+    }
+
+    fn lease(&self, member: usize) -> LeaseClient<Channel> {
+        LeaseClient::new(self.channels[member].clone())
+    }
+
+    /// The TTL that was granted, in seconds.
+    pub async fn grant(&self, member: usize, id: i64, ttl: i64) -> Result<i64, Status> {
+        Ok(Self::limited(self.lease(member).lease_grant(LeaseGrantRequest { id, ttl })).await?.ttl)
+    }
+
+    pub async fn revoke(&self, member: usize, id: i64) -> Result<(), Status> {
+        Self::limited(self.lease(member).lease_revoke(LeaseRevokeRequest { id })).await.map(drop)
+    }
+
+    /// The TTL that the lease has again, in seconds; 0 if it is gone.
+    pub async fn keep_alive(&self, member: usize, id: i64) -> Result<i64, Status> {
+        let once = tokio_stream::iter([LeaseKeepAliveRequest { id }]);
+        let asking = async {
+            let mut answers = self.lease(member).lease_keep_alive(once).await?.into_inner();
+            let answer = answers.message().await?;
+            answer.map(|answer| answer.ttl).ok_or_else(|| Status::unavailable("the stream ended"))
+        };
+        match timeout(PATIENCE, asking).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Status::deadline_exceeded("no answer")),
+        }
+    }
+
+    /// The seconds that the lease has left; -1 if it is gone.
+    pub async fn time_to_live(&self, member: usize, id: i64) -> Result<i64, Status> {
+        let request = LeaseTimeToLiveRequest { id, keys: false };
+        Ok(Self::limited(self.lease(member).lease_time_to_live(request)).await?.ttl)
     }
 
     pub async fn watch(
@@ -150,7 +191,7 @@ fn is_read(request: &Request) -> bool {
 }
 
 /// True if the status says that nothing was done.
-fn is_refusal(status: &Status) -> bool {
+pub(super) fn is_refusal(status: &Status) -> bool {
     matches!(
         status.code(),
         Code::InvalidArgument | Code::OutOfRange | Code::FailedPrecondition | Code::ResourceExhausted | Code::NotFound

@@ -10,10 +10,13 @@ use crate::identity::slot_of;
 use crate::testing::history::{Action, Effect, Op, Outcome, Request, Span};
 use crate::testing::linear::Verdict;
 use crate::testing::watch::{self, Event, Message, Watched};
-use crate::testing::{model, picture};
+use crate::testing::{lease, model, picture};
 
 /// Steps of the search; a usual history takes a few thousand.
 const STEPS_MAX: u64 = 3_000_000;
+
+/// There is one simulated clock; what is left is its grain.
+const CLOCK_ERROR: Duration = Duration::from_millis(5);
 
 /// Heals the network, waits until the cluster is whole, and judges.
 pub(super) async fn judge(world: &mut World) -> Run {
@@ -41,6 +44,11 @@ pub(super) async fn judge(world: &mut World) -> Run {
     members(world).await?;
     let ops = world.recorder.ops();
     tally(world, &ops);
+    let stories = world.stories.all();
+    world.count("leases", stories.len() as u64);
+    if let Err(broken) = lease::check(&stories, &[], CLOCK_ERROR) {
+        return Err(Violation::new("lease", broken.to_string()));
+    }
     linearizable(world, &ops)
 }
 

@@ -10,6 +10,7 @@
 
 mod clients;
 mod judge;
+mod lessees;
 mod nemesis;
 mod subscriber;
 mod watchers;

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::clients::{Client, Clients};
+use super::lessees::{Lessee, Stories};
 use super::watchers::{Seen, Watcher};
 use super::{Run, Violation};
 use crate::config::{Bytes, Config};
@@ -26,6 +27,7 @@ use crate::testing::history::{Recorder, Request, Span};
 const MEMBERS: usize = 3;
 pub(super) const MEMBERS_MAX: usize = 5;
 const CLIENTS: u64 = 4;
+const LESSEES: u64 = 2;
 /// Simulated time in which a cluster whose members are all up must be whole.
 const HEAL_TIME: Duration = Duration::from_secs(90);
 const NET_LATENCY: Duration = Duration::from_millis(4);
@@ -58,6 +60,8 @@ pub struct World {
     pub(super) clients: Clients,
     pub(super) recorder: Recorder,
     pub(super) seen: Seen,
+    pub(super) stories: Stories,
+    begun: Instant,
     counts: BTreeMap<String, u64>,
     users: Vec<tokio::task::JoinHandle<()>>,
     using: CancellationToken,
@@ -119,6 +123,8 @@ impl World {
             clients,
             recorder: Recorder::default(),
             seen: Seen::default(),
+            stories: Stories::default(),
+            begun: Instant::now(),
             counts: BTreeMap::new(),
             users: Vec::new(),
             using: CancellationToken::new(),
@@ -260,6 +266,18 @@ impl World {
                 members: self.members.subscribe(),
             };
             self.users.push(tokio::spawn(client.run(self.using.clone())));
+        }
+        for name in 0..LESSEES {
+            let lessee = Lessee {
+                name: 50 + name,
+                env: Env::sim(self.env.random_u64(), Arc::new(SimDisk::new(0)), Arc::new(NoNet)),
+                clients: self.clients.clone(),
+                recorder: self.recorder.clone(),
+                members: self.members.subscribe(),
+                stories: self.stories.clone(),
+                begun: self.begun,
+            };
+            self.users.push(tokio::spawn(lessee.run(self.using.clone())));
         }
         for (span, puts) in [(Span::range("\0", "z"), true), (Span::one("a"), true), (Span::range("b", "e"), false)] {
             let watcher = Watcher {

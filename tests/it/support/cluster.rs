@@ -165,11 +165,20 @@ impl Cluster {
     }
 
     /// Resident memory of the pod's process.
-    #[allow(dead_code, reason = "only the import example prints it")]
     pub fn resident_bytes(&self, slot: u64) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pods[&slot].id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    /// Processor time that the pod's process has used.
+    #[allow(dead_code, reason = "examples do not ask for it")]
+    pub fn cpu_time(&self, slot: u64) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pods[&slot].id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        // Linux counts in hundredths of a second.
+        Duration::from_millis(ticks * 10)
     }
 
     /// SIGKILL, and waits until the process is gone.
