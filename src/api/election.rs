@@ -213,6 +213,10 @@ mod tests {
         apply(&mut state, Request::Compact(CompactionRequest { revision, physical: false }));
         let changed = KeyValue::tombstone(b"e/d", revision - 1);
         assert!(told.hear(revision - 1, [&changed].into_iter(), &state).is_err(), "behind a compaction");
-        assert_eq!(told.tell(revision, first(&state, b"e", 0).unwrap()).unwrap().1.value(), b"5", "the present has to do");
+        assert_eq!(
+            told.tell(revision, first(&state, b"e", 0).unwrap()).unwrap().1.value(),
+            b"5",
+            "the present has to do"
+        );
     }
 }

@@ -16,8 +16,9 @@ use crate::node::Node;
 use crate::pb::peer::peer_server::Peer;
 use crate::pb::peer::{
     AbandonRequest, AbandonResponse, AcceptRequest, AcceptResponse, AppendRequest, AppendResponse, ForwardRequest,
-    ForwardResponse, JoinRequest, JoinResponse, LeasesRequest, LeasesResponse, SnapshotChunk, SnapshotHead, SnapshotOffsetResponse, SnapshotResponse,
-    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse, WhoRequest, WhoResponse, append_response,
+    ForwardResponse, JoinRequest, JoinResponse, LeasesRequest, LeasesResponse, SnapshotChunk, SnapshotHead,
+    SnapshotOffsetResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+    WhoRequest, WhoResponse, append_response,
 };
 use crate::raft::Rpc;
 

@@ -21,7 +21,8 @@ use crate::pb::etcd::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::pb::etcd::range_request::{SortOrder, SortTarget};
 use crate::pb::etcd::request_op::Request;
 use crate::pb::etcd::{
-    Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, ResponseHeader, TxnRequest, TxnResponse, response_op,
+    Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, ResponseHeader, TxnRequest, TxnResponse,
+    response_op,
 };
 use crate::pb::log::{Command, answer, command};
 use crate::watch::{Hub, Output, Shape};
@@ -84,7 +85,12 @@ fn is_there(state: &State, key: &Bytes, create_revision: i64) -> bool {
 }
 
 /// A transaction that does `then` if the key's life began at `create_revision` (0: there is no such key), else `otherwise`.
-pub(super) fn if_created_at(key: &Bytes, create_revision: i64, then: Request, otherwise: Option<Request>) -> TxnRequest {
+pub(super) fn if_created_at(
+    key: &Bytes,
+    create_revision: i64,
+    then: Request,
+    otherwise: Option<Request>,
+) -> TxnRequest {
     let compare = Compare {
         key: key.clone(),
         result: CompareResult::Equal.into(),

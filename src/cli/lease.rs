@@ -223,12 +223,7 @@ pub async fn keep(
 struct Gone(i64);
 
 /// One keep-alive. `channel` is kept for the next.
-async fn renew(
-    args: &ClientArgs,
-    patience: Duration,
-    channel: &mut Option<Channel>,
-    id: i64,
-) -> anyhow::Result<i64> {
+async fn renew(args: &ClientArgs, patience: Duration, channel: &mut Option<Channel>, id: i64) -> anyhow::Result<i64> {
     let connected = match channel.take() {
         Some(connected) => connected,
         None => args.connect().await?,

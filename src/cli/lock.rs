@@ -185,10 +185,7 @@ async fn held(
 }
 
 /// Asks again, another member perhaps, while the answer says that this is worth it. For requests that may wait long.
-async fn retried<T>(
-    client: &ClientArgs,
-    mut ask: impl AsyncFnMut(Channel) -> Result<T, Status>,
-) -> anyhow::Result<T> {
+async fn retried<T>(client: &ClientArgs, mut ask: impl AsyncFnMut(Channel) -> Result<T, Status>) -> anyhow::Result<T> {
     let mut client = client.clone();
     loop {
         let channel = client.connect().await?;

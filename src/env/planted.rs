@@ -22,7 +22,10 @@ mod switched {
         ("stale-lease-read", "a leader answers reads without asking whether it still leads"),
         ("read-before-applied", "a read does not wait until the read index is applied"),
         ("forwarded-proposal-retried", "a forwarded proposal whose answer was lost is proposed again in silence"),
-        ("lease-revoked-by-stalled-leader", "a leader ends leases without asking a quorum, and whatever term it is by then"),
+        (
+            "lease-revoked-by-stalled-leader",
+            "a leader ends leases without asking a quorum, and whatever term it is by then",
+        ),
         ("two-ids-for-one-slot", "the old member of a slot stays in the membership beside its successor"),
         ("watch-skips-hand-over", "a watcher that has caught up is handed over one revision too late"),
     ];

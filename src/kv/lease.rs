@@ -49,7 +49,6 @@ impl Lease {
     fn to_pb(self, id: i64) -> log::Lease {
         log::Lease { id, ttl: self.ttl_seconds, remaining_ttl: self.left_seconds.unwrap_or(0) }
     }
-
 }
 
 /// The leases at one moment. A clone is O(1), and later commands do not change it.
@@ -198,12 +197,7 @@ impl State {
         }
         let ttl = r.ttl.max(1);
         self.set_lease(log::Lease { id: r.id, ttl, remaining_ttl: 0 });
-        Ok(LeaseGrantResponse {
-            header: header(self.revision),
-            id: r.id,
-            ttl,
-            error: String::new(),
-        })
+        Ok(LeaseGrantResponse { header: header(self.revision), id: r.id, ttl, error: String::new() })
     }
 
     /// Deletes the lease's keys in one revision, in key order; without keys there is no revision.
@@ -212,8 +206,7 @@ impl State {
             return Err(Error::LeaseNotFound);
         }
         let revision = self.revision + 1;
-        let events: Vec<KeyValue> =
-            self.leases.keys(r.id).map(|kv| KeyValue::tombstone(kv.key(), revision)).collect();
+        let events: Vec<KeyValue> = self.leases.keys(r.id).map(|kv| KeyValue::tombstone(kv.key(), revision)).collect();
         for tombstone in &events {
             self.insert_tombstone(tombstone.clone());
         }

@@ -189,7 +189,9 @@ impl Asker {
             }
             match self.call(&waiting).await {
                 Ok(answer) => waiting = hand_out(waiting, &answer),
-                Err(error) => tracing::debug!(%error, waiting = waiting.len(), "the leader's lease clock did not answer"),
+                Err(error) => {
+                    tracing::debug!(%error, waiting = waiting.len(), "the leader's lease clock did not answer")
+                }
             }
             if !waiting.is_empty() {
                 sleep(RETRY_AFTER).await;

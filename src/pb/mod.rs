@@ -43,15 +43,15 @@ pub mod quorate {
 
 /// The etcd v3 API (`proto/rpc.proto`).
 pub use etcdserverpb as etcd;
-/// The lock service (`proto/lock.proto`).
-pub use v3lockpb as lock;
-/// The election service (`proto/election.proto`).
-pub use v3electionpb as election;
 pub use mvccpb::{Event, event::EventType};
 /// What is replicated and stored (`proto/log.proto`).
 pub use quorate::log::v1 as log;
 /// Between members (`proto/peer.proto`).
 pub use quorate::peer::v1 as peer;
+/// The election service (`proto/election.proto`).
+pub use v3electionpb as election;
+/// The lock service (`proto/lock.proto`).
+pub use v3lockpb as lock;
 
 /// Compiled descriptors of the public API, for server reflection.
 pub const PUBLIC_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/public.bin"));

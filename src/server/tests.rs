@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::env::Instant;
 use crate::testing::sim::{self, Fault, Report, Settings, World};
 
-const SEEDS: u64 = 12;
+const SEEDS: u64 = 8;
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().expect("a number"))

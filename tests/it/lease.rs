@@ -148,8 +148,11 @@ impl Writers {
             let (mut kv, stop, written) = (cluster.kv(n % 3), stop.clone(), written.clone());
             tokio::spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
-                    let put =
-                        PutRequest { key: format!("load/{n}").into(), value: vec![7; 256].into(), ..Default::default() };
+                    let put = PutRequest {
+                        key: format!("load/{n}").into(),
+                        value: vec![7; 256].into(),
+                        ..Default::default()
+                    };
                     match kv.put(put).await {
                         Ok(_) => drop(written.fetch_add(1, Ordering::Relaxed)),
                         Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
@@ -205,7 +208,12 @@ async fn leases_expire_on_time_under_load() {
         late.push(waiting.await.unwrap());
     }
     late.sort_unstable();
-    println!("{} writes meanwhile; late by {:?} (median), {:?} at most", writers.stop().await, late[LEASES / 2], late[LEASES - 1]);
+    println!(
+        "{} writes meanwhile; late by {:?} (median), {:?} at most",
+        writers.stop().await,
+        late[LEASES / 2],
+        late[LEASES - 1]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -380,11 +388,15 @@ async fn many_leases_cost_little() {
         let (cpu, at) = (cluster.cpu_time(leader), Instant::now());
         let requests = stream::iter(ids.clone()).map(|id| LeaseKeepAliveRequest { id });
         let answers = client(&cluster, slot).lease_keep_alive(requests).await.unwrap().into_inner();
-        let renewed = answers.filter(|answer| std::future::ready(answer.as_ref().is_ok_and(|a| a.ttl == 3600))).count().await;
+        let renewed =
+            answers.filter(|answer| std::future::ready(answer.as_ref().is_ok_and(|a| a.ttl == 3600))).count().await;
         assert_eq!(renewed, count);
         let took = at.elapsed().as_secs_f64();
         let cost = (cluster.cpu_time(leader) - cpu).as_secs_f64() * 1e6 / count as f64;
         let role = if slot == leader { "leader" } else { "follower" };
-        println!("keep-alives through the {role}: {:.0} a second, {cost:.1} us of the leader's CPU each", count as f64 / took);
+        println!(
+            "keep-alives through the {role}: {:.0} a second, {cost:.1} us of the leader's CPU each",
+            count as f64 / took
+        );
     }
 }

@@ -96,7 +96,8 @@ async fn a_lock_passes_on_when_its_holder_dies_and_a_dead_waiter_is_passed_over(
     let cluster = Cluster::start(3).await;
     let status = lock(&cluster, 0, "job", 12345).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::NotFound, "etcdserver: requested lease not found"));
-    let (dying, waiter, last) = (grant(&cluster, 0, 3).await, grant(&cluster, 1, 60).await, grant(&cluster, 2, 60).await);
+    let (dying, waiter, last) =
+        (grant(&cluster, 0, 3).await, grant(&cluster, 1, 60).await, grant(&cluster, 2, 60).await);
     let gone = grant(&cluster, 2, 60).await;
     lock(&cluster, 0, "job", dying).await.unwrap();
     let revoked = locking(&cluster, 2, "job", waiter);

@@ -475,12 +475,8 @@ impl Model {
     fn clean(&self, store: &mut Store, index: u64, budget: usize) -> CleanStats {
         let is_live = |kv: &KeyValue| self.is_live(kv);
         let is_live_lease = |lease: &Lease| self.leases.get(&lease.id) == Some(lease);
-        let view = View {
-            applied: id(index),
-            compacted: self.compacted,
-            is_live: &is_live,
-            is_live_lease: &is_live_lease,
-        };
+        let view =
+            View { applied: id(index), compacted: self.compacted, is_live: &is_live, is_live_lease: &is_live_lease };
         store.clean(&view, budget).unwrap()
     }
 }

@@ -21,9 +21,10 @@ use crate::pb::etcd::lease_client::LeaseClient;
 use crate::pb::etcd::maintenance_client::MaintenanceClient;
 use crate::pb::etcd::watch_client::WatchClient;
 use crate::pb::etcd::{
-    CompactionRequest, Compare, DeleteRangeRequest, HashKvRequest, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest, MemberListRequest, MoveLeaderRequest, PutRequest,
-    RangeRequest, RangeResponse, RequestOp, ResponseOp, StatusRequest, StatusResponse, TxnRequest, WatchRequest,
-    WatchResponse, compare, request_op, response_op,
+    CompactionRequest, Compare, DeleteRangeRequest, HashKvRequest, LeaseGrantRequest, LeaseKeepAliveRequest,
+    LeaseRevokeRequest, LeaseTimeToLiveRequest, MemberListRequest, MoveLeaderRequest, PutRequest, RangeRequest,
+    RangeResponse, RequestOp, ResponseOp, StatusRequest, StatusResponse, TxnRequest, WatchRequest, WatchResponse,
+    compare, request_op, response_op,
 };
 use crate::testing::history::{Action, Answer, Effect, Is, Kv, Outcome, Recorder, Request, Span};
 

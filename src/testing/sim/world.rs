@@ -241,9 +241,10 @@ impl World {
             };
             let ended = (&mut running.serving).await;
             if !machine.excused {
-                return Err(Violation::new("member alive", format!("member {member} ended by itself: {ended:?}")));
+                let what = format!("member {member} ended by itself: {}", end_of(&ended));
+                return Err(Violation::new("member alive", what));
             }
-            trace::event(format_args!("member {member} ended: {ended:?}"));
+            trace::event(format_args!("member {member} ended: {}", end_of(&ended)));
             let was_started = machine.replaced;
             self.crash(member);
             if was_started {
@@ -379,6 +380,15 @@ impl World {
             }
             sleep(Duration::from_millis(100)).await;
         }
+    }
+}
+
+/// Without a backtrace.
+fn end_of(ended: &Result<anyhow::Result<()>, tokio::task::JoinError>) -> String {
+    match ended {
+        Ok(Ok(())) => "without an error".into(),
+        Ok(Err(error)) => format!("{error:#}"),
+        Err(error) => error.to_string(),
     }
 }
 
