@@ -161,7 +161,7 @@ impl Flusher {
         self.file.write_at(&self.buffer, self.offset)?;
         let start = Instant::now();
         // Planted: one flush in four waits for the next one.
-        if !(planted!("ack-before-fsync") && !self.frame.is_multiple_of(4)) {
+        if !planted!("ack-before-fsync") || self.frame.is_multiple_of(4) {
             self.file.sync_data()?;
         }
         self.shared.fsyncs.add(start.elapsed());

@@ -265,7 +265,7 @@ impl World {
         let logs = files.iter().filter(|(path, bytes)| {
             path.extension().is_some_and(|extension| extension == "log") && bytes.iter().any(|byte| *byte != 0)
         });
-        let (path, bytes) = match logs.last() {
+        let (path, bytes) = match logs.max_by_key(|(path, _)| path) {
             Some(newest) if self.below(2) == 0 => newest,
             _ => &files[self.below(files.len() as u64) as usize],
         };
