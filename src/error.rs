@@ -57,6 +57,12 @@ pub enum Error {
     BadLeaderTransferee,
     #[error("etcdserver: corrupt cluster")]
     Corrupt,
+    #[error("etcdserver: invalid downgrade target version")]
+    InvalidDowngradeTarget,
+    #[error("etcdserver: wrong downgrade target version format")]
+    DowngradeVersionFormat,
+    #[error("etcdserver: no inflight downgrade job")]
+    NoDowngrade,
     #[error("etcdserver: lease already exists")]
     LeaseExists,
     #[error("etcdserver: too large lease TTL")]
@@ -80,20 +86,35 @@ impl Error {
     pub fn code(&self) -> Code {
         use Error::*;
         match self {
-            EmptyKey | KeyNotFound | ValueProvided | LeaseProvided | RequestTooLarge | TooManyOps | DuplicateKey
-            | InvalidSortOption => Code::InvalidArgument,
+            EmptyKey
+            | KeyNotFound
+            | ValueProvided
+            | LeaseProvided
+            | RequestTooLarge
+            | TooManyOps
+            | DuplicateKey
+            | InvalidSortOption
+            | InvalidDowngradeTarget
+            | DowngradeVersionFormat => Code::InvalidArgument,
             Compacted | FutureRevision | LeaseTtlTooLarge => Code::OutOfRange,
             NoSpace | TooManyRequests => Code::ResourceExhausted,
             LeaseNotFound | MemberNotFound => Code::NotFound,
             NoLeader | LeaderChanged | Timeout | TimeoutLeaderFailure | TimeoutConnectionLost | Stopped => {
                 Code::Unavailable
             }
-            NotLeader | NotSupportedForLearner | BadLeaderTransferee | LeaseExists => Code::FailedPrecondition,
+            NotLeader | NotSupportedForLearner | BadLeaderTransferee | NoDowngrade | LeaseExists => {
+                Code::FailedPrecondition
+            }
             // etcd gives these no code of their own.
             SessionExpired | ElectionNotLeader | ElectionNoLeader | MissingLeaderKey => Code::Unknown,
             Corrupt => Code::DataLoss,
             Unsupported(_) => Code::Unimplemented,
         }
+    }
+
+    /// Whether the cluster could not decide on the request, rather than refuse it.
+    pub fn is_unavailable(&self) -> bool {
+        self.code() == Code::Unavailable
     }
 
     /// The stable number that stands for this failure between members; never reused.
@@ -131,13 +152,16 @@ impl Error {
             ElectionNotLeader => 29,
             ElectionNoLeader => 30,
             MissingLeaderKey => 31,
+            InvalidDowngradeTarget => 41,
+            DowngradeVersionFormat => 42,
+            NoDowngrade => 43,
         }
     }
 
     /// The failure that `number` stands for; a number from a newer member is an [`Error::Unsupported`].
     pub fn from_number(number: u32, detail: String) -> Self {
         use Error::*;
-        const PLAIN: [Error; 30] = [
+        const PLAIN: [Error; 33] = [
             EmptyKey,
             KeyNotFound,
             ValueProvided,
@@ -162,6 +186,9 @@ impl Error {
             MemberNotFound,
             BadLeaderTransferee,
             Corrupt,
+            InvalidDowngradeTarget,
+            DowngradeVersionFormat,
+            NoDowngrade,
             LeaseExists,
             LeaseTtlTooLarge,
             SessionExpired,
@@ -185,7 +212,7 @@ mod tests {
 
     #[test]
     fn every_number_stands_for_one_failure() {
-        for number in (1..=24).chain(26..=31) {
+        for number in (1..=24).chain(26..=31).chain(41..=43) {
             assert_eq!(Error::from_number(number, String::new()).number(), number);
         }
         assert_eq!(Error::from_number(99, "x".into()), Error::Unsupported("x".into()));

@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 
 use super::wait::until_found;
 use super::{Api, mismatched};
@@ -130,7 +131,7 @@ impl Api {
             lease => (lease, false),
         };
         let mut leaver = Leaver { node: node.clone(), leases: leases.clone(), place: None, own: own.then_some(lease) };
-        let place = self.join(node, name, lease, value.clone()).await?;
+        let place = self.join_certainly(node, name, lease, value.clone()).await?;
         leaver.place = Some((place.key.clone(), place.create_revision));
         if place.found.as_ref().is_some_and(|kv| kv.value() != value) {
             self.set_value(node, &place.key, place.create_revision, lease, value).await?;
@@ -153,6 +154,23 @@ impl Api {
                 Err(error.into())
             }
         }
+    }
+
+    /// Joins although the caller goes away meanwhile, to know what there is to leave then.
+    async fn join_certainly(&self, node: &Node, name: &[u8], lease: i64, value: Bytes) -> Result<Place, tonic::Status> {
+        let (tell, told) = oneshot::channel();
+        let (api, at, name) = (self.clone(), node.clone(), name.to_vec());
+        node.env().spawn(async move {
+            let joined = api.join(&at, &name, lease, value).await;
+            // Nobody is there to take it. A place that was there before is another call's.
+            if let Err(Ok(place)) = tell.send(joined)
+                && place.found.is_none()
+            {
+                let txn = if_created_at(&place.key, place.create_revision, delete(&place.key), None);
+                let _ = api.write_txn(&at, txn).await;
+            }
+        });
+        told.await.map_err(|_| Error::Stopped)?
     }
 
     async fn join(&self, node: &Node, name: &[u8], lease: i64, value: Bytes) -> Result<Place, tonic::Status> {

@@ -4,7 +4,7 @@
 //! when the client takes it, so a client that does not read costs its session's queue and what the transport holds.
 //! Absent: which event goes to whom, and catching up (`watch`).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,10 +67,11 @@ impl Api {
             replies: VecDeque::new(),
             revision: 0,
             progress_wanted: None,
-            progress_due: Vec::new(),
+            progress_due: BTreeSet::new(),
             progress_interval: self.shared.watch_options.progress_interval,
             tick_at: None,
             fragment_bytes: self.shared.limits.request_bytes_max,
+            streak: 0,
         };
         Ok(Box::pin(stream::unfold(Some(client), |client| async move {
             let mut client = client?;
@@ -105,11 +106,16 @@ struct Client<R> {
     /// A progress request waits until this revision was given out.
     progress_wanted: Option<i64>,
     /// Watchers that are to be told how far they are.
-    progress_due: Vec<i64>,
+    progress_due: BTreeSet<i64>,
     progress_interval: Duration,
     tick_at: Option<Instant>,
     fragment_bytes: usize,
+    /// Outputs taken in a row without a look at anything else.
+    streak: usize,
 }
+
+/// Outputs that a stream takes in a row before it looks for requests and the rest.
+const STREAK_MAX: usize = 64;
 
 /// Why the stream goes on.
 enum Wake {
@@ -128,6 +134,14 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
             if let Some(response) = self.replies.pop_front() {
                 return Some(Ok(response));
             }
+            if self.streak < STREAK_MAX
+                && let Some(output) = self.session.try_next()
+            {
+                self.streak += 1;
+                self.put(output);
+                continue;
+            }
+            self.streak = 0;
             match self.wait(delivered).await {
                 Wake::Request(Some(Ok(request))) => self.take(request),
                 Wake::Request(Some(Err(status))) => return Some(Err(status)),
@@ -144,12 +158,18 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
 
     async fn wait(&mut self, delivered: i64) -> Wake {
         let due = self.progress_wanted.is_some() || !self.progress_due.is_empty();
-        let more = self.session.delivered_after(delivered);
+        let more = due.then(|| self.session.delivered_after(delivered));
+        let more = async {
+            match more {
+                Some(more) => more.await,
+                None => std::future::pending().await,
+            }
+        };
         let tick_at = self.tick_at;
         tokio::select! {
             output = self.session.next() => Wake::Output(output),
             request = self.requests.next(), if !self.requests.is_done() => Wake::Request(request),
-            () = more, if due => Wake::Delivered,
+            () = more => Wake::Delivered,
             () = sleep_until(tick_at.unwrap_or_else(Instant::now)), if tick_at.is_some() => Wake::Tick,
             () = self.hub.leader_lost(), if self.needs_leader => Wake::LeaderLost,
         }
@@ -158,20 +178,22 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
     fn take(&mut self, request: WatchRequest) {
         match request.request_union {
             Some(RequestUnion::CreateRequest(create)) => self.create(create),
-            Some(RequestUnion::CancelRequest(cancel)) => {
-                // Of a number that is not in use nothing is told, as etcd does.
-                if self.session.cancel(cancel.watch_id) {
-                    self.forget(cancel.watch_id);
-                    let canceled = WatchResponse { canceled: true, ..self.response_now(cancel.watch_id) };
-                    self.replies.push_back(canceled);
-                }
-            }
+            Some(RequestUnion::CancelRequest(cancel)) => self.cancel(cancel.watch_id),
+            // Without watchers there is nothing to tell of, as in etcd.
             Some(RequestUnion::ProgressRequest(_)) => {
-                if self.session.watchers() > 0 {
-                    self.progress_wanted = Some(self.session.revision());
-                }
+                let watched = self.session.watchers() > 0;
+                self.progress_wanted = watched.then(|| self.session.revision()).or(self.progress_wanted);
             }
             None => {}
+        }
+    }
+
+    /// Of a number that is not in use nothing is told, as in etcd.
+    fn cancel(&mut self, number: i64) {
+        if self.session.cancel(number) {
+            self.forget(number);
+            let canceled = WatchResponse { canceled: true, ..self.response_now(number) };
+            self.replies.push_back(canceled);
         }
     }
 
@@ -204,7 +226,7 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
 
     /// The number that the client chose, or a free one.
     fn number(&mut self, chosen: i64) -> i64 {
-        if chosen != 0 {
+        if chosen != 0 && chosen != NO_WATCHER {
             return chosen;
         }
         while self.session.contains(self.next_number) {
@@ -216,8 +238,8 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
 
     fn forget(&mut self, number: i64) {
         self.asked.remove(&number);
-        self.progress_due.retain(|n| *n != number);
-        if !self.asked.values().any(|asked| asked.progress) {
+        self.progress_due.remove(&number);
+        if self.tick_at.is_some() && !self.asked.values().any(|asked| asked.progress) {
             self.tick_at = None;
         }
     }
@@ -265,8 +287,8 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
         self.tick_at = Some(Instant::now() + self.progress_interval);
         for (number, asked) in &mut self.asked {
             let quiet = std::mem::replace(&mut asked.quiet, true);
-            if asked.progress && quiet && !self.progress_due.contains(number) {
-                self.progress_due.push(*number);
+            if asked.progress && quiet {
+                self.progress_due.insert(*number);
             }
         }
     }

@@ -124,7 +124,7 @@ impl KeyRange {
 }
 
 /// The first key after all that begin with `prefix`; "\0", the end of all keys, if there is none.
-fn prefix_end(prefix: &[u8]) -> Vec<u8> {
+pub(super) fn prefix_end(prefix: &[u8]) -> Vec<u8> {
     match prefix.iter().rposition(|byte| *byte != 0xff) {
         Some(last) => {
             let mut end = prefix[..=last].to_vec();

@@ -8,8 +8,11 @@ pub mod dev;
 mod kv;
 mod lease;
 mod lock;
+mod maintenance;
+mod migrate;
 mod output;
 mod settings;
+mod snapshot;
 mod status;
 mod watch;
 
@@ -54,6 +57,18 @@ pub enum Command {
     Watch(watch::WatchArgs),
     /// Forget revisions below this one
     Compact(kv::CompactArgs),
+    /// Back up, and restore
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
+    /// Copy a live etcd into this cluster, and follow it until you switch
+    Migrate(migrate::MigrateArgs),
+    /// Alarms that are on
+    #[command(subcommand)]
+    Alarm(maintenance::AlarmCommand),
+    /// Give disk space back that members' state stores no longer need
+    Defrag(maintenance::DefragArgs),
+    /// Print the hash of each member's data: equal revisions must have equal hashes
+    Hash(maintenance::HashArgs),
     /// Leases: keys that are put with one go when it ends
     #[command(subcommand)]
     Lease(lease::LeaseCommand),
@@ -101,6 +116,11 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Put(args) => request(kv::put(args)),
         Command::Del(args) => request(kv::del(args)),
         Command::Compact(args) => request(kv::compact(args)),
+        Command::Snapshot(command) => request(snapshot::run(command)),
+        Command::Migrate(args) => request(migrate::migrate(args)),
+        Command::Alarm(command) => request(maintenance::alarm(command)),
+        Command::Defrag(args) => request(maintenance::defrag(args)),
+        Command::Hash(args) => request(maintenance::hash(args)),
         Command::Lease(command) => client_runtime()?.block_on(lease::run(command)),
         Command::Lock(args) => exit(client_runtime()?.block_on(lock::lock(args))?),
         Command::Elect(args) => exit(client_runtime()?.block_on(lock::elect(args))?),
@@ -203,6 +223,15 @@ mod tests {
             "watch k -- sh -c true",
             "config --set raft.lease_reads=true",
             "config --manual",
+            "snapshot save backup.db --endpoints a:1",
+            "snapshot status backup.db -o json",
+            "snapshot restore backup.db --data-dir d --name kv-%d --peers kv-%d.kv:2380 --size 3 --bump-revision 9",
+            "snapshot restore backup.db --data-dir d --peers kv-%d.kv:2380 --size 3 --slot 2 --token x",
+            "migrate --from a:1,b:1 --to c:1 --until-synced",
+            "alarm list",
+            "alarm disarm",
+            "defrag --endpoints a:1,b:1",
+            "hash --rev 7 -o json",
             "completion bash",
         ];
         for line in lines {
@@ -234,6 +263,8 @@ mod tests {
             "status --timeout 3",
             "completion tcsh",
             "serve --slot 70000",
+            "snapshot restore f --data-dir d --slot 1",
+            "migrate",
         ];
         for line in lines {
             let words = std::iter::once("quorate").chain(line.split(' ').filter(|word| !word.is_empty()));

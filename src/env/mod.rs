@@ -8,6 +8,7 @@ pub mod disk;
 pub mod fail;
 pub mod net;
 pub mod planted;
+pub mod process;
 #[cfg(any(test, feature = "testing"))]
 pub mod sim;
 

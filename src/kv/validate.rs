@@ -44,7 +44,8 @@ pub fn command(command: &Command, limits: &Limits) -> Result<(), Error> {
             | command::Request::SetClusterVersion(_)
             | command::Request::LeaseGrant(_)
             | command::Request::LeaseRevoke(_)
-            | command::Request::LeaseCheckpoint(_),
+            | command::Request::LeaseCheckpoint(_)
+            | command::Request::Alarm(_),
         )
         | None => {}
     }

@@ -103,8 +103,8 @@ impl Leases {
             let mut renewals = Vec::with_capacity(renew.len());
             for (place, id) in renew.iter().enumerate() {
                 let renewed = ticking.clock.renew(now, *id);
-                if renewed.is_some_and(|renewed| renewed.checkpointed) {
-                    take_back.push(place);
+                if let Some(checkpoint) = renewed.and_then(|renewed| renewed.checkpoint) {
+                    take_back.push((place, *id, checkpoint));
                 }
                 renewals.push(renewed.map_or(GONE, |Renewed { ttl_seconds, .. }| ttl_seconds));
             }
@@ -112,10 +112,10 @@ impl Leases {
             (renewals, looks.collect())
         };
         if !take_back.is_empty() {
-            let ids = take_back.iter().map(|place| renew[*place]);
-            if let Err(error) = self.take_back(ids, confirmed.term).await {
+            let checkpoints = take_back.iter().map(|(_, id, checkpoint)| (*id, *checkpoint)).collect();
+            if let Err(error) = self.take_back(checkpoints, confirmed.term).await {
                 tracing::debug!(%error, leases = take_back.len(), "checkpoints were not taken back");
-                take_back.iter().for_each(|place| renewed[*place] = NOT_NOW);
+                take_back.iter().for_each(|(place, ..)| renewed[*place] = NOT_NOW);
             }
         }
         // A leader that was elected meanwhile counts from its election, and adds so much: nobody is promised more than it gives.
@@ -126,10 +126,15 @@ impl Leases {
     }
 
     /// Has these leases start with all their time if another leader takes over.
-    async fn take_back(&self, ids: impl Iterator<Item = i64>, term: u64) -> Result<(), Error> {
-        let checkpoints = ids.map(|id| LeaseCheckpoint { id, remaining_ttl: 0 }).collect();
+    async fn take_back(&self, taken: Vec<(i64, u32)>, term: u64) -> Result<(), Error> {
+        let _order = self.inner.checkpointing.lock().await;
+        let checkpoints = taken.iter().map(|(id, _)| LeaseCheckpoint { id: *id, remaining_ttl: 0 }).collect();
         let request = command::Request::LeaseCheckpoint(log::LeaseCheckpoint { checkpoints, term });
-        self.inner.node.propose(Command { needs: LEASES_SINCE, request: Some(request) }).await.map(drop)
+        self.inner.node.propose(Command { needs: LEASES_SINCE, request: Some(request) }).await?;
+        if let Some(ticking) = self.inner.ticking.lock().as_mut().filter(|ticking| ticking.term == term) {
+            taken.iter().for_each(|(id, checkpoint)| ticking.clock.taken_back(*id, *checkpoint));
+        }
+        Ok(())
     }
 
     /// For another member. Failures are part of the answer.

@@ -25,8 +25,9 @@ const STALE_MAX: usize = 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Renewed {
     pub ttl_seconds: i64,
-    /// A checkpoint says that less is left: it must be taken back before anybody is told of the renewal.
-    pub checkpointed: bool,
+    /// A checkpoint says that less is left, or will: it must be taken back before anybody is told of the renewal. Which one it is,
+    /// for [`Clock::taken_back`].
+    pub checkpoint: Option<u32>,
 }
 
 pub struct Clock {
@@ -46,7 +47,10 @@ struct Entry {
     ttl_seconds: i64,
     /// Which grant of this id.
     grant: u64,
+    /// A checkpoint is in the log, or on its way there, and none since has taken it back.
     checkpointed: bool,
+    /// Checkpoints so far.
+    checkpoints: u32,
     expiring: bool,
 }
 
@@ -73,7 +77,7 @@ impl Clock {
             return;
         };
         if let Some(entry) = self.leases.get_mut(&id).filter(|entry| entry.grant == lease.grant) {
-            entry.checkpointed = lease.left_seconds.is_some();
+            entry.checkpointed |= lease.left_seconds.is_some();
             return;
         }
         let now = self.at(now);
@@ -87,6 +91,7 @@ impl Clock {
             ttl_seconds: lease.ttl_seconds,
             grant: lease.grant,
             checkpointed: lease.left_seconds.is_some(),
+            checkpoints: 0,
             expiring: false,
         };
         self.leases.insert(id, entry);
@@ -103,7 +108,15 @@ impl Clock {
         let entry = self.leases.get_mut(&id).filter(|entry| !entry.expiring)?;
         entry.deadline = entry.deadline.max(now + entry.ttl_seconds as Micros * SECOND);
         entry.checkpoint_at = next_checkpoint(now, entry.ttl_seconds, interval);
-        Some(Renewed { ttl_seconds: entry.ttl_seconds, checkpointed: entry.checkpointed })
+        let checkpoint = entry.checkpointed.then_some(entry.checkpoints);
+        Some(Renewed { ttl_seconds: entry.ttl_seconds, checkpoint })
+    }
+
+    /// A checkpoint was taken back; one that was handed out since stands.
+    pub fn taken_back(&mut self, id: i64, checkpoint: u32) {
+        if let Some(entry) = self.leases.get_mut(&id).filter(|entry| entry.checkpoints == checkpoint) {
+            entry.checkpointed = false;
+        }
     }
 
     /// Whole seconds that are left; 0 for a lease whose time is over and that is not revoked yet.
@@ -112,14 +125,11 @@ impl Clock {
         Some((left / SECOND) as i64)
     }
 
-    /// Looks at all whose turn has come. Returns checkpoints that are due, at most `max`: id, and seconds that are left.
+    /// Looks at all whose turn has come. Returns checkpoints that are due, at most `max`: id, and seconds that are left. The others are due again a second later.
     pub fn settle(&mut self, now: Instant, max: usize) -> Vec<(i64, i64)> {
         let now = self.at(now);
         let mut checkpoints = Vec::new();
         while let Some(Reverse((at, id))) = self.queue.peek().copied().filter(|first| first.0.0 <= now) {
-            if checkpoints.len() >= max {
-                break;
-            }
             self.queue.pop();
             let interval = self.checkpoint_interval;
             let Some(entry) = self.leases.get_mut(&id).filter(|entry| entry.queued == at && !entry.expiring) else {
@@ -129,7 +139,12 @@ impl Clock {
                 self.lapsed.push(id);
                 continue;
             }
-            if entry.checkpoint_at <= now {
+            if entry.checkpoint_at <= now && checkpoints.len() >= max {
+                // Those whose time is over must not wait behind it.
+                entry.checkpoint_at = now + SECOND;
+            } else if entry.checkpoint_at <= now {
+                entry.checkpointed = true;
+                entry.checkpoints = entry.checkpoints.wrapping_add(1);
                 // Rounded up: a new leader must not be early.
                 checkpoints.push((id, (entry.deadline - now).div_ceil(SECOND) as i64));
                 entry.checkpoint_at = next_checkpoint(now, entry.ttl_seconds, interval);
@@ -251,7 +266,7 @@ mod tests {
     async fn keeping_alive_moves_the_deadline_until_it_is_being_revoked() {
         let mut world = World::new();
         world.grant(0.0, 1, 10);
-        let renewed = Some(Renewed { ttl_seconds: 10, checkpointed: false });
+        let renewed = Some(Renewed { ttl_seconds: 10, checkpoint: None });
         assert_eq!(world.clock.renew(world.at(9.0), 1), renewed);
         assert_eq!(world.expired(18.9), NONE);
         // Lapsed, and saved at the last moment.
@@ -281,9 +296,29 @@ mod tests {
         world.clock.follow(now, 1, lease(1000, Some(30), 1), Duration::from_secs(1));
         assert_eq!(world.expired(30.9), NONE);
         let renewed = world.clock.renew(world.at(30.95), 1);
-        assert_eq!(renewed, Some(Renewed { ttl_seconds: 1000, checkpointed: true }));
+        assert_eq!(renewed, Some(Renewed { ttl_seconds: 1000, checkpoint: Some(0) }));
         world.clock.follow(now, 1, lease(1000, None, 1), Duration::ZERO);
-        assert!(!world.clock.renew(world.at(31.0), 1).unwrap().checkpointed, "it was taken back");
+        world.clock.taken_back(1, 0);
+        assert_eq!(world.clock.renew(world.at(31.0), 1).unwrap().checkpoint, None, "it was taken back");
+    }
+
+    /// However the two pass each other on their way to the log, nobody is promised more than a new leader would give.
+    #[tokio::test]
+    async fn a_checkpoint_under_way_is_taken_back_too() {
+        let mut world = World::new();
+        world.grant(0.0, 1, 1000);
+        let at = |seconds| world.start + Duration::from_secs(seconds);
+        let (first, second) = (at(100), at(250));
+        assert_eq!(world.clock.settle(first, 10), [(1, 900)]);
+        assert_eq!(world.clock.renew(first, 1).unwrap().checkpoint, Some(1), "though it is not applied yet");
+        // While it is being taken back, another goes out.
+        assert_eq!(world.clock.settle(second, 10), [(1, 850)]);
+        world.clock.taken_back(1, 1);
+        assert_eq!(world.clock.renew(second, 1).unwrap().checkpoint, Some(2));
+        world.clock.follow(second, 1, lease(1000, None, 1), Duration::ZERO);
+        assert_eq!(world.clock.renew(second, 1).unwrap().checkpoint, Some(2), "an older word does not clear it");
+        world.clock.taken_back(1, 2);
+        assert_eq!(world.clock.renew(second, 1).unwrap().checkpoint, None);
     }
 
     #[tokio::test]
@@ -315,7 +350,11 @@ mod tests {
         let mut world = World::new();
         (1..=10).for_each(|id| world.grant(0.0, id, 1000));
         let now = world.at(100.0);
-        assert_eq!((world.clock.settle(now, 4).len(), world.clock.settle(now, 100).len()), (4, 6));
+        world.grant(0.0, 11, 100);
+        assert_eq!(world.clock.settle(now, 4).len(), 4);
+        assert_eq!(world.clock.expire(now, 10), [11], "the end of a lease does not wait for them");
+        let later = world.at(101.0);
+        assert_eq!((world.clock.settle(now, 100).len(), world.clock.settle(later, 100).len()), (0, 6));
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use tokio::sync::OwnedMutexGuard;
 
 use super::clock::Clock;
 use super::{Leases, Ticking};
@@ -77,15 +78,18 @@ impl Keeper {
             self.last_tick = Instant::now();
             return;
         }
+        // While some are under way, no more are handed out.
+        let order = inner.checkpointing.clone().try_lock_owned().ok();
+        let room = if order.is_some() { CHECKPOINTS_MAX } else { 0 };
         let (checkpoints, lapsed) = {
             let mut ticking = inner.ticking.lock();
             let Some(ticking) = ticking.as_mut() else { return };
             ticking.follow(&inner.node);
-            let checkpoints = ticking.clock.settle(now, CHECKPOINTS_MAX);
+            let checkpoints = ticking.clock.settle(now, room);
             (checkpoints, ticking.clock.has_lapsed())
         };
-        if !checkpoints.is_empty() {
-            self.checkpoint(checkpoints, status.term);
+        if let Some(order) = order.filter(|_| !checkpoints.is_empty()) {
+            self.checkpoint(checkpoints, status.term, order);
         }
         if lapsed && now >= self.no_expiry_before {
             self.expire(status.term, now).await;
@@ -112,7 +116,7 @@ impl Keeper {
     }
 
     /// One command; what is due beyond it waits for the next tick. Lost ones cost no more than time.
-    fn checkpoint(&self, due: Vec<(i64, i64)>, term: u64) {
+    fn checkpoint(&self, due: Vec<(i64, i64)>, term: u64, order: OwnedMutexGuard<()>) {
         let leases = due.len();
         let checkpoints = due.into_iter().map(|(id, remaining_ttl)| LeaseCheckpoint { id, remaining_ttl }).collect();
         let request = command::Request::LeaseCheckpoint(log::LeaseCheckpoint { checkpoints, term });
@@ -125,6 +129,7 @@ impl Keeper {
                 },
                 () = node.env().shutdown.cancelled() => {}
             }
+            drop(order);
         });
     }
 

@@ -16,6 +16,8 @@
 mod ask;
 mod clock;
 mod keeper;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -64,6 +66,8 @@ struct Inner {
     asks: mpsc::Sender<Ask>,
     /// On the leader.
     ticking: Mutex<Option<Ticking>>,
+    /// Held while checkpoints, or their taking back, are under way: they reach the log in the order in which they were decided.
+    checkpointing: Arc<tokio::sync::Mutex<()>>,
     revoking: AtomicUsize,
 }
 
@@ -90,8 +94,14 @@ impl Ticking {
 impl Leases {
     pub fn start(node: Node, settings: Settings) -> Self {
         let (asks, asks_rx) = mpsc::channel(node.options().queue_requests_max);
-        let inner =
-            Inner { node: node.clone(), settings, asks, ticking: Mutex::default(), revoking: AtomicUsize::default() };
+        let inner = Inner {
+            node: node.clone(),
+            settings,
+            asks,
+            ticking: Mutex::default(),
+            checkpointing: Arc::default(),
+            revoking: AtomicUsize::default(),
+        };
         let leases = Self { inner: Arc::new(inner) };
         node.env().spawn(Asker::new(leases.clone(), asks_rx).run());
         node.env().spawn(Keeper::new(leases.clone()).run());

@@ -160,7 +160,8 @@ fn takes_space(command: &Bytes) -> bool {
             | Request::Compact(_)
             | Request::SetClusterVersion(_)
             | Request::LeaseRevoke(_)
-            | Request::LeaseCheckpoint(_),
+            | Request::LeaseCheckpoint(_)
+            | Request::Alarm(_),
         )
         | None => false,
     }

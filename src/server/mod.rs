@@ -7,6 +7,8 @@
 mod authority;
 mod listen;
 mod member;
+mod meter;
+pub mod restore;
 #[cfg(test)]
 mod tests;
 
@@ -104,6 +106,7 @@ pub async fn serve(env: Env, config: Config, state_engine: state::Engine) -> any
             limits,
             WatchOptions { progress_interval: config.watch.progress_interval },
             quota_bytes.unwrap_or(0),
+            config.raft.snapshot_rate.0,
         ),
         peer_api: PeerApi::new(bootstrap.clone()),
         quota_bytes,

@@ -292,10 +292,13 @@ async fn deliver(slice: &Slice, deliveries: Vec<Delivery>) {
         let mut batches = Batches::new(&slice.revisions[revision], slice.view.as_ref());
         while let Some(delivery) = rest.next_if(|d| d.revision == revision) {
             let batch = batches.get(&delivery.places, delivery.prev_kv);
-            for (watcher, outbox) in delivery.members {
-                outbox.push(watcher, &batch, slice.generation);
-                count += 1;
-                if count % DELIVERIES_MAX == 0 {
+            // Members stand by session: a session is locked and woken once for all of its watchers.
+            for members in delivery.members.chunk_by(|a, b| Arc::ptr_eq(&a.1, &b.1)) {
+                let outbox = &members[0].1;
+                outbox.push(members.iter().map(|(watcher, _)| *watcher), &batch, slice.generation);
+                count += members.len();
+                if count >= DELIVERIES_MAX {
+                    count = 0;
                     tokio::task::yield_now().await;
                 }
             }

@@ -77,21 +77,23 @@ impl Flow {
 }
 
 impl Outbox {
-    pub(super) fn push(&self, watcher: i64, batch: &Arc<Batch>, generation: u64) {
+    /// Gives a batch to those of `watchers` that are synced and want it. Who finds the queue full falls behind.
+    pub(super) fn push(&self, watchers: impl Iterator<Item = i64>, batch: &Arc<Batch>, generation: u64) {
         let mut waiting = self.waiting.lock();
-        let (bytes, idle) = (waiting.bytes, waiting.queue.is_empty());
-        let Some(flow) = waiting.flows.get_mut(&watcher).filter(|f| f.synced && f.next <= batch.revision) else {
-            return;
-        };
-        if !idle && bytes + batch.bytes > self.bytes_max {
-            flow.fall_behind(batch.revision, generation);
-            waiting.behind.push(watcher);
-            return;
+        let Waiting { queue, bytes, flows, behind } = &mut *waiting;
+        for watcher in watchers {
+            let flow = flows.get_mut(&watcher).filter(|f| f.synced && f.next <= batch.revision);
+            let Some(flow) = flow else { continue };
+            if !queue.is_empty() && *bytes + batch.bytes > self.bytes_max {
+                flow.fall_behind(batch.revision, generation);
+                behind.push(watcher);
+                continue;
+            }
+            flow.next = batch.revision + 1;
+            flow.queued += 1;
+            *bytes += batch.bytes;
+            queue.push_back((watcher, batch.clone()));
         }
-        flow.next = batch.revision + 1;
-        flow.queued += 1;
-        waiting.bytes += batch.bytes;
-        waiting.queue.push_back((watcher, batch.clone()));
         drop(waiting);
         self.changed.notify_one();
     }
@@ -223,8 +225,8 @@ impl Session {
         }
     }
 
-    /// What waits already.
-    fn try_next(&mut self) -> Option<Output> {
+    /// What waits already. `None` does not say that there is nothing: somebody may have to catch up.
+    pub fn try_next(&mut self) -> Option<Output> {
         if let Some(output) = self.read.pop_front() {
             return Some(output);
         }
@@ -337,7 +339,7 @@ impl Session {
         // Before the queue is looked at: what is delivered later is not in it.
         let delivered = self.delivered();
         let waiting = self.outbox.waiting.lock();
-        let idle = self.read.is_empty() && waiting.queue.is_empty();
+        let idle = self.read.is_empty() && self.behind.is_empty() && waiting.queue.is_empty();
         (idle && waiting.flows.values().all(|f| f.synced && f.next <= delivered + 1)).then_some(delivered)
     }
 

@@ -1,5 +1,7 @@
 //! Quorate's own commands against a cluster, as a user and as a script sees them.
 
+mod watch;
+
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 

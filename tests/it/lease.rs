@@ -236,7 +236,7 @@ async fn a_new_leader_neither_expires_nor_renews() {
     cluster.kill(leader);
     let (found, full) = (ttl(&cluster, one, short).await, ttl(&cluster, other, renewed).await);
     println!("after the leader's death: {} s of 16, {} s of 600", found.ttl, full.ttl);
-    assert!((0..=10).contains(&found.ttl), "neither expired nor renewed: {found:?}");
+    assert!((0..=12).contains(&found.ttl), "neither expired nor renewed: {found:?}");
     assert_eq!(keys(&found), [b"short"]);
     assert!(full.ttl > 595, "what was promised is kept: {full:?}");
     let expired = Instant::now();
@@ -363,6 +363,12 @@ async fn many_leases_cost_little() {
     let cluster = Cluster::start(3).await;
     let leader = cluster.wait_formed().await;
     let before = cluster.resident_bytes(leader);
+    let idle = async || {
+        let (cpu, at) = (cluster.cpu_time(leader), Instant::now());
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        100.0 * (cluster.cpu_time(leader) - cpu).as_secs_f64() / at.elapsed().as_secs_f64()
+    };
+    let without = idle().await;
     let started = Instant::now();
     let granting = stream::iter(0..count)
         .map(|n| {
@@ -379,10 +385,9 @@ async fn many_leases_cost_little() {
     println!("memory of the leader: {} bytes a lease, its log's cache included", grown / count as u64);
     assert_eq!(list(&cluster, (leader + 1) % 3).await.len(), count);
 
-    let (cpu, at) = (cluster.cpu_time(leader), Instant::now());
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    let idle = (cluster.cpu_time(leader) - cpu).as_secs_f64() / at.elapsed().as_secs_f64();
-    println!("idle with {count} leases: {:.1} % of a core", idle * 100.0);
+    let with = idle().await;
+    println!("idle: {without:.1} % of a core without leases, {with:.1} % with {count}");
+    assert!(with < without + 20.0, "leases that nothing happens to cost nothing");
 
     for slot in [leader, (leader + 1) % 3] {
         let (cpu, at) = (cluster.cpu_time(leader), Instant::now());

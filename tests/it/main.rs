@@ -5,19 +5,25 @@
 
 mod api;
 mod cli;
+mod clients;
 mod dev;
 mod docker;
 mod etcdctl;
 mod faults;
 mod formation;
+mod gateway;
 mod helm;
 mod import;
 mod lease;
 mod lock;
+mod maintenance;
 mod membership;
+mod metrics;
+mod migrate;
 mod parity;
 mod services;
 mod sim;
+mod snapshot;
 mod storage;
 mod support;
 mod tidy;

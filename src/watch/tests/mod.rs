@@ -337,3 +337,49 @@ async fn a_cancelled_watcher_leaves_nothing_behind() {
     assert!(matches!(&seen[..], [Output::Events { watcher: 2, .. }, Output::Events { watcher: 1, .. }]), "{seen:?}");
     assert_eq!(session.queued_bytes(), 0);
 }
+
+/// On real threads: apply, the hub and the sessions race.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn handing_over_leaves_no_gap_while_others_write() {
+    const LAST: i64 = 6001;
+    let mut rig = Rig::new(OPTIONS);
+    rig.put("k", "1");
+    let sessions: Vec<_> = (0..4)
+        .map(|number| {
+            let hub = rig.hub.clone();
+            tokio::spawn(async move {
+                let mut random = fastrand::Rng::with_seed(number);
+                let (mut rounds, mut revision) = (0, 2);
+                while revision < LAST {
+                    let mut session = hub.session();
+                    let mut next = random.i64((revision - 50).max(2)..=revision);
+                    session.watch(1, &everything(), next).unwrap();
+                    for _ in 0..random.usize(50..150) {
+                        match session.next().await.unwrap() {
+                            Output::CaughtUp => continue,
+                            Output::Events { batch, .. } => assert_eq!(batch.revision, next, "seed {number}"),
+                            lost => panic!("{lost:?}"),
+                        }
+                        revision = next;
+                        next += 1;
+                        if revision == LAST {
+                            break;
+                        }
+                    }
+                    rounds += 1;
+                }
+                rounds
+            })
+        })
+        .collect();
+    let writer = std::thread::spawn(move || {
+        while rig.put("k", "1") < LAST {
+            std::thread::yield_now();
+        }
+        rig
+    });
+    for session in sessions {
+        assert!(session.await.unwrap() > 20, "there was more than one handing over");
+    }
+    writer.join().unwrap();
+}

@@ -1,4 +1,6 @@
 //! What the integration tests share. Absent: assertions about Quorate; those stand in the tests.
 
 pub mod cluster;
+#[allow(dead_code, reason = "not every program that shares this runs others")]
+pub mod process;
 pub mod tools;
