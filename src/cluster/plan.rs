@@ -23,6 +23,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::{slot_of, voter_target};
+use crate::env::planted;
 use crate::pb::log::node::Kind;
 use crate::pb::log::{LogId, Node, StoredMembership};
 
@@ -386,7 +387,8 @@ fn replace_lost_voter(observed: &Observed) -> Wish {
         .filter(|new| observed.slots.get(&slot_of(*new)) == Some(new) && observed.is_stable(*new))
         .filter_map(|new| {
             let old = observed.membership.at_slot(slot_of(new)).find(|id| voters.contains(id))?;
-            Some(may_take_over(observed, old, new).map(|()| Change::ReplaceVoter { old, new, keep_old: false }))
+            let keep_old = planted!("two-ids-for-one-slot");
+            Some(may_take_over(observed, old, new).map(|()| Change::ReplaceVoter { old, new, keep_old }))
         })
         .next()
 }
@@ -486,7 +488,7 @@ fn remove_learners(observed: &Observed) -> Wish {
     let replaced = learners.iter().copied().filter(|old| {
         let Some(new) = observed.slots.get(&slot_of(*old)).filter(|new| *new != old) else { return false };
         let succeeded = observed.is_slot_member(*old) && observed.membership.nodes.contains_key(new);
-        succeeded && may_take_over(observed, *old, *new).is_ok()
+        succeeded && !planted!("two-ids-for-one-slot") && may_take_over(observed, *old, *new).is_ok()
     });
     let gone = |id: &u64| {
         let reader = observed.membership.kind(*id) == Kind::Reader;

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 /// How [`Disk::open`] opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,11 @@ pub trait Disk: Send + Sync + 'static {
     fn exists(&self, path: &Path) -> bool;
     /// Bytes that the file system has left for us.
     fn free_bytes(&self, path: &Path) -> io::Result<u64>;
+
+    /// What the next flush of the log takes beside the call itself: nothing on a real disk, whose calls block.
+    fn flush_latency(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// Makes `path` and holds it for this process alone until the guard is dropped; `WouldBlock` if another process does.
     /// A simulated disk has one user, so that the file alone will do.

@@ -7,6 +7,7 @@
 pub mod disk;
 pub mod fail;
 pub mod net;
+pub mod planted;
 pub mod process;
 #[cfg(any(test, feature = "testing"))]
 pub mod sim;
@@ -22,6 +23,7 @@ use tokio_util::task::TaskTracker;
 pub use disk::{Disk, File, OpenMode};
 pub use fail::fail_point;
 pub use net::Net;
+pub(crate) use planted::planted;
 /// tokio's clock: real, or a simulation's.
 pub use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
@@ -51,6 +53,9 @@ pub struct Env {
     /// A part of the node has failed for good, such as a task that panicked: the node stops.
     pub failed: CancellationToken,
     simulated: bool,
+    /// Stops the node's tasks for a while.
+    #[cfg(any(test, feature = "testing"))]
+    pub gate: sim::Gate,
 }
 
 impl Env {
@@ -70,6 +75,8 @@ impl Env {
             shutdown,
             failed: CancellationToken::new(),
             simulated,
+            #[cfg(any(test, feature = "testing"))]
+            gate: sim::Gate::default(),
         }
     }
 
@@ -95,6 +102,8 @@ impl Env {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
+        #[cfg(any(test, feature = "testing"))]
+        let task = self.gate.clone().hold(task);
         self.tracker.spawn(guarded(task, self.failed.clone()))
     }
 

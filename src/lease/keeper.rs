@@ -13,7 +13,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::clock::Clock;
 use super::{Leases, Ticking};
-use crate::env::{Instant, interval};
+use crate::env::{Instant, interval, planted};
 use crate::error::Error;
 use crate::kv::LEASES_SINCE;
 use crate::pb::etcd::LeaseCheckpoint;
@@ -142,6 +142,7 @@ impl Keeper {
         }
         match inner.node.confirm_leadership().await {
             Ok(confirmed) if confirmed.term == term => {}
+            _ if planted!("lease-revoked-by-stalled-leader") => {}
             // Deposed, or without a quorum: then it is not this member's to say.
             _ => return,
         }
@@ -167,6 +168,7 @@ impl Keeper {
 
 /// Proposes the end of these leases all at once, so that they share log entries.
 async fn revoke(leases: Leases, expired: Vec<i64>, term: u64) {
+    let term = if planted!("lease-revoked-by-stalled-leader") { 0 } else { term };
     let mut proposals: FuturesUnordered<_> = expired
         .into_iter()
         .map(|id| {

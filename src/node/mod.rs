@@ -26,7 +26,7 @@ use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::env::{Env, Instant, timeout_at};
+use crate::env::{Env, Instant, planted, timeout_at};
 use crate::error::Error;
 use crate::metrics::metrics;
 use crate::pb;
@@ -300,6 +300,7 @@ impl Node {
                 Err(error) => Err(error),
             };
             match outcome {
+                Err(Error::TimeoutConnectionLost) if planted!("forwarded-proposal-retried") => {}
                 // Certainly not proposed: safe to try again.
                 Err(Error::NotLeader) if self.wait_route(seen, deadline).await => {}
                 Err(Error::NotLeader) => return Err(Error::Timeout),
@@ -337,6 +338,7 @@ impl Node {
                 Err(error) => Err(error),
             };
             match outcome {
+                Ok(_) if planted!("read-before-applied") => return Ok(()),
                 Ok(index) if self.inner.store.wait_applied(index, deadline).await => return Ok(()),
                 Ok(_) => return Err(Error::Timeout),
                 Err(error @ (Error::TooManyRequests | Error::Stopped)) => return Err(error),

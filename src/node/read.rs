@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Node;
 use super::propose::Forwarded;
+use crate::env::planted;
 use crate::error::Error;
 
 /// Waiters taken into one round.
@@ -58,6 +59,10 @@ impl Reader {
 
     /// The index that a state must have applied to be as new as this moment.
     async fn round(&self) -> Result<u64, Error> {
+        if planted!("stale-lease-read") {
+            let status = self.node.status();
+            return if status.is_leader { Ok(status.committed_index) } else { Err(Error::NotLeader) };
+        }
         let policy = if self.node.inner.options.lease_reads { ReadPolicy::LeaseRead } else { ReadPolicy::ReadIndex };
         match self.node.inner.raft.get_read_linearizer(policy).await {
             Ok(linearizer) => Ok(linearizer.read_log_id().index()),

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use super::convert::{log_id_from_pb, log_id_to_pb, stored_membership_from_pb, stored_membership_to_pb};
 use super::{Answers, Batch, Entry, LogId, Member, SnapshotMeta, StoredMembership, TypeConfig};
-use crate::env::{Env, Instant};
+use crate::env::{Env, Instant, planted};
 use crate::error::Error;
 use crate::kv;
 use crate::pb;
@@ -191,7 +191,13 @@ impl Store {
         if std::mem::take(&mut locked.replaced) || journal.overflowed {
             Unsaved::Everything
         } else {
-            Unsaved::Changes(journal.changes, locked.state.meta())
+            let mut meta = locked.state.meta();
+            if planted!("applied-apart-from-data")
+                && let Some(applied) = &mut meta.applied
+            {
+                applied.index = applied.index.saturating_sub(1);
+            }
+            Unsaved::Changes(journal.changes, meta)
         }
     }
 
@@ -338,7 +344,10 @@ pub fn write_snapshot(
     this: Member,
     view: &Applied,
 ) -> Result<SnapshotFile, snapshot::Error> {
-    let head = Head { cluster_id: this.cluster_id, member_id: this.member_id, meta: view.meta() };
+    let mut head = Head { cluster_id: this.cluster_id, member_id: this.member_id, meta: view.meta() };
+    if planted!("snapshot-without-membership") {
+        head.meta.membership = None;
+    }
     let mut writer = snapshots.create(head)?;
     for change in view.kv.changes() {
         writer.push(&change)?;

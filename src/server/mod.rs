@@ -90,7 +90,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 /// Runs a server until `env` is asked to stop.
-async fn serve(
+pub async fn serve(
     env: Env,
     config: Config,
     state_engine: state::Engine,

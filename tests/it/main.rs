@@ -26,6 +26,7 @@ mod migrate;
 mod parity;
 mod scaling;
 mod services;
+mod sim;
 mod snapshot;
 mod storage;
 mod support;

@@ -22,6 +22,7 @@ const LAYERS: &[&[&str]] = &[
     &["cluster", "api", "http"],
     &["server"],
     &["cli"],
+    &["testing"],
 ];
 
 /// Imports within one line of [`LAYERS`]: importer, imported.
@@ -57,9 +58,9 @@ const HOMES: &[(&str, &[&str])] = &[
     ("std::sync::mpsc::channel", &[]),
     ("tokio::sync::mpsc::unbounded_channel", &[]),
 ];
-const GRPC: &[&str] = &["src/api", "src/raft", "src/pb", "src/error", "src/server", "src/cli"];
-/// `cli/dev` runs processes and makes their directories; it is no part of a member.
-const WORLD: &[&str] = &["src/env", "src/cli/dev*"];
+const GRPC: &[&str] = &["src/api", "src/raft", "src/pb", "src/error", "src/server", "src/cli", "src/testing"];
+/// `cli/dev` runs processes and makes their directories, and `testing` the simulated world; they are no part of a member.
+const WORLD: &[&str] = &["src/env", "src/cli/dev*", "src/testing"];
 
 const FILE_LINES_MAX: usize = 800;
 const FUNCTION_LINES_MAX: usize = 80;
@@ -265,6 +266,23 @@ fn every_membership_case_has_a_test() {
     }
     let missing: Vec<u32> = (1..=40).filter(|case| *case != 38 && !named.contains(case)).collect();
     assert!(missing.is_empty(), "no test names the cases {missing:?}");
+}
+
+/// A planted fault that is nowhere in the source would count as caught by nobody's fault; and what is shipped has the word `false`.
+#[test]
+fn planted_faults_are_in_the_source_and_not_in_what_is_shipped() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sources: Vec<(std::path::PathBuf, String)> = files(&root.join("src"))
+        .into_iter()
+        .filter_map(|file| Some((file.clone(), std::fs::read_to_string(file).ok()?)))
+        .collect();
+    for (name, _) in quorate::env::planted::PLANTED {
+        let used = sources.iter().any(|(_, text)| text.contains(&format!("planted!(\"{name}\")")));
+        assert!(used, "{name} is planted nowhere");
+    }
+    let (_, planted) = sources.iter().find(|(file, _)| file.ends_with("env/planted.rs")).expect("it is there");
+    let shipped = planted.split("#[cfg(not(any(test, feature = \"testing\")))]").nth(1).expect("what is shipped");
+    assert!(shipped.starts_with("\nmacro_rules! planted {\n    ($name:literal) => {\n        false\n"), "{shipped}");
 }
 
 #[test]

@@ -3,15 +3,17 @@
 //! After [`SimDisk::crash`], of each file's unsynced writes any set of 512-byte sectors survives, and of the unsynced creations,
 //! renames and removals any set: by the seed all, none, the first few, or each by chance. A write or sync may be made to
 //! fail; what a failed sync covered is never written later, as on Linux.
-//! Absent: directories are durable once made; latencies.
+//! A slow disk takes its time for each flush of the log. Absent: directories are durable once made; latency of anything else.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::trace;
 use crate::env::disk::{Disk, File, OpenMode};
 
 const SECTOR: usize = 512;
@@ -36,6 +38,7 @@ struct World {
     on_power_loss: Option<Box<dyn FnOnce() + Send>>,
     writes_until_failure: Option<u64>,
     syncs_until_failure: Option<u64>,
+    latency_max: Duration,
 }
 
 /// What a directory does: `from` loses its name, `to` gets the file.
@@ -108,6 +111,7 @@ impl SimDisk {
             on_power_loss: None,
             writes_until_failure: None,
             syncs_until_failure: None,
+            latency_max: Duration::ZERO,
         })))
     }
 
@@ -119,6 +123,17 @@ impl SimDisk {
     /// Bytes that files take now.
     pub fn used_bytes(&self) -> u64 {
         self.0.lock().used_bytes()
+    }
+
+    /// From now on a flush of the log takes up to `most`.
+    pub fn set_latency(&self, most: Duration) {
+        self.0.lock().latency_max = most;
+    }
+
+    /// Every file with its content.
+    pub fn files(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let world = self.0.lock();
+        world.names.iter().map(|(path, file)| (path.clone(), world.files[file].seen.clone())).collect()
     }
 
     /// Makes the `nth` write from now fail, counted from 1.
@@ -182,6 +197,7 @@ impl SimDisk {
             on_power_loss: None,
             writes_until_failure: None,
             syncs_until_failure: None,
+            latency_max: Duration::ZERO,
             rng,
         })))
     }
@@ -250,6 +266,7 @@ impl World {
 
     fn rename(&mut self, rename: Rename) -> io::Result<()> {
         self.change()?;
+        trace::event(format_args!("rename {:?} {:?} {}", rename.from, rename.to, rename.file));
         rename.apply(&mut self.names);
         self.unsynced.push(rename);
         Ok(())
@@ -279,6 +296,7 @@ impl World {
 
     fn write(&mut self, file: u64, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.change()?;
+        trace::event(format_args!("write {file} {offset} {}", bytes.len()));
         if fails(&mut self.writes_until_failure) {
             return Err(io::Error::other("injected write error"));
         }
@@ -292,6 +310,7 @@ impl World {
 
     fn sync(&mut self, file: u64) -> io::Result<()> {
         self.change()?;
+        trace::event(format_args!("sync {file}"));
         let failed = fails(&mut self.syncs_until_failure);
         let node = self.file(file);
         let unsynced = std::mem::take(&mut node.unsynced);
@@ -431,6 +450,11 @@ impl Disk for SimDisk {
     fn free_bytes(&self, _: &Path) -> io::Result<u64> {
         let world = self.0.lock();
         Ok(world.capacity_bytes.saturating_sub(world.used_bytes()))
+    }
+
+    fn flush_latency(&self) -> Duration {
+        let mut world = self.0.lock();
+        if world.latency_max.is_zero() { Duration::ZERO } else { world.latency_max.mul_f64(world.rng.f64()) }
     }
 }
 

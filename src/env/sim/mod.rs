@@ -1,9 +1,12 @@
 //! A seeded world for tests.
 
 mod disk;
+mod gate;
 mod net;
+pub mod trace;
 
 pub use disk::SimDisk;
+pub use gate::Gate;
 pub use net::{Host, SimNet};
 
 use std::io;

@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Du
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use super::trace;
 use crate::env::net::{BoxFuture, Incoming, Net, Stream};
 
 const PIPE_BYTES: usize = 256 << 10;
@@ -28,24 +29,24 @@ const DIAL_TIME: Duration = Duration::from_millis(1);
 /// Between looks at a link that lets nothing through.
 const BLOCKED_LOOK: Duration = Duration::from_millis(20);
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Blocked {
-    Cut,
-    Held,
-}
-
 struct State {
     rng: fastrand::Rng,
     latency_max: Duration,
     listeners: BTreeMap<SocketAddr, mpsc::Sender<Box<dyn Stream>>>,
-    blocked: BTreeMap<BTreeSet<IpAddr>, Blocked>,
+    /// From, to.
+    blocked: BTreeSet<(IpAddr, IpAddr)>,
     connections: Vec<(IpAddr, IpAddr, CancellationToken)>,
     lives: BTreeMap<IpAddr, CancellationToken>,
 }
 
 impl State {
+    /// Whether what `a` sends does not reach `b`.
     fn blocked(&self, a: IpAddr, b: IpAddr) -> bool {
-        self.blocked.contains_key(&BTreeSet::from([a, b]))
+        self.blocked.contains(&(a, b))
+    }
+
+    fn is_severed(&self, a: IpAddr, b: IpAddr) -> bool {
+        self.blocked(a, b) || self.blocked(b, a)
     }
 
     fn break_connections(&mut self, hit: impl Fn(IpAddr, IpAddr) -> bool) {
@@ -77,7 +78,7 @@ impl SimNet {
             rng: fastrand::Rng::with_seed(seed),
             latency_max,
             listeners: BTreeMap::new(),
-            blocked: BTreeMap::new(),
+            blocked: BTreeSet::new(),
             connections: Vec::new(),
             lives: BTreeMap::new(),
         })))
@@ -94,13 +95,33 @@ impl SimNet {
     /// Breaks the connections between two hosts and lets no new one through.
     pub fn cut(&self, a: IpAddr, b: IpAddr) {
         let mut state = self.0.lock();
-        state.blocked.insert(BTreeSet::from([a, b]), Blocked::Cut);
+        state.blocked.extend([(a, b), (b, a)]);
         state.break_connections(|from, to| (from == a && to == b) || (from == b && to == a));
     }
 
     /// Keeps what two hosts send to one another; neither is told.
     pub fn hold(&self, a: IpAddr, b: IpAddr) {
-        self.0.lock().blocked.insert(BTreeSet::from([a, b]), Blocked::Held);
+        self.0.lock().blocked.extend([(a, b), (b, a)]);
+    }
+
+    /// Keeps what `from` sends to `to`; the other way is open.
+    pub fn hold_one_way(&self, from: IpAddr, to: IpAddr) {
+        self.0.lock().blocked.insert((from, to));
+    }
+
+    /// Lets everything through again between two hosts.
+    pub fn release(&self, a: IpAddr, b: IpAddr) {
+        self.0.lock().blocked.retain(|(from, to)| (*from, *to) != (a, b) && (*from, *to) != (b, a));
+    }
+
+    /// Breaks every connection of a host; new ones are let through.
+    pub fn reset(&self, host: IpAddr) {
+        self.0.lock().break_connections(|from, to| from == host || to == host);
+    }
+
+    /// From now on each piece takes up to `most`.
+    pub fn set_latency(&self, most: Duration) {
+        self.0.lock().latency_max = most;
     }
 
     /// Lets everyone reach everyone again.
@@ -139,6 +160,7 @@ impl SimNet {
                 while self.0.lock().blocked(ends.0, ends.1) {
                     crate::env::sleep(BLOCKED_LOOK).await;
                 }
+                trace::event(format_args!("piece {} {}", ends.0, ends.1));
                 if read == 0 {
                     let _ = to.shutdown().await;
                     return;
@@ -162,7 +184,7 @@ impl SimNet {
         let (our_read, our_write) = tokio::io::split(our_far);
         let (their_read, their_write) = tokio::io::split(their_far);
         tokio::spawn(self.clone().carry((from, to), our_read, their_write, broken.clone()));
-        tokio::spawn(self.clone().carry((from, to), their_read, our_write, broken.clone()));
+        tokio::spawn(self.clone().carry((to, from), their_read, our_write, broken.clone()));
         (Pipe::new(ours, broken), Pipe::new(theirs, broken))
     }
 }
@@ -189,9 +211,11 @@ impl Net for Host {
         Box::pin(async move {
             let to: SocketAddr = address.parse().map_err(|_| io::ErrorKind::NotFound)?;
             crate::env::sleep(DIAL_TIME).await;
-            while net.0.lock().blocked(from, to.ip()) {
+            // A handshake goes both ways.
+            while net.0.lock().is_severed(from, to.ip()) {
                 crate::env::sleep(BLOCKED_LOOK).await;
             }
+            trace::event(format_args!("dial {from} {to}"));
             let broken = CancellationToken::new();
             let listener = {
                 let mut state = net.0.lock();

@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::record::{HEAD_BYTES, Head, What};
 use super::segment::{self, HEADER_BYTES, Header};
 use super::{Change, Op, Place, Shared};
-use crate::env::{File, Instant};
+use crate::env::{File, Instant, planted, sleep};
 use crate::metrics::metrics;
 use crate::pb::log::LogId;
 
@@ -50,7 +50,7 @@ impl Flusher {
             };
             let mut written = self.write(&mut queue).await;
             if closed && written.is_ok() {
-                written = self.flush_committed();
+                written = self.flush_committed().await;
             }
             if let Err(error) = written {
                 self.fail(error, queue);
@@ -66,10 +66,10 @@ impl Flusher {
         while let Some(op) = queue.pop_front() {
             // A step is in one frame, and a frame in one segment.
             if !self.ops.is_empty() && self.buffer.len() as u64 + op.disk_bytes > FRAME_BYTES_MAX {
-                self.flush()?;
+                self.flush().await?;
             }
             if self.is_full(op.disk_bytes) {
-                self.flush()?;
+                self.flush().await?;
                 // The step is held by the frame that it waits for: a failure answers it there.
                 self.ops.push(op);
                 self.rotate().await?;
@@ -78,7 +78,7 @@ impl Flusher {
             }
             self.encode_newest();
         }
-        self.flush()
+        self.flush().await
     }
 
     /// A segment that holds a frame has no room for `bytes` more and the frame's end.
@@ -115,6 +115,7 @@ impl Flusher {
                 let id = LogId { term: vote.term, index: vote.member };
                 self.put(What::Vote, vote.committed.into(), id, &[]);
             }
+            Change::Truncate(_) if planted!("log-truncation-skipped") => {}
             Change::Truncate(after) => {
                 self.put(What::Truncate, after.is_some().into(), after.unwrap_or_default(), &[]);
             }
@@ -133,14 +134,14 @@ impl Flusher {
         offset
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        if self.ops.is_empty() { Ok(()) } else { self.flush_frame() }
+    async fn flush(&mut self) -> io::Result<()> {
+        if self.ops.is_empty() { Ok(()) } else { self.flush_frame().await }
     }
 
     /// A frame for the committed log id alone, if none of the others took it along.
-    fn flush_committed(&mut self) -> io::Result<()> {
+    async fn flush_committed(&mut self) -> io::Result<()> {
         let written = self.shared.inner.lock().durable.state.committed;
-        if self.committed() != written { self.flush_frame() } else { Ok(()) }
+        if self.committed() != written { self.flush_frame().await } else { Ok(()) }
     }
 
     /// What to save as committed: it may be ahead of our disk when the other members are a quorum. Then it waits, so that
@@ -151,12 +152,19 @@ impl Flusher {
         inner.state.committed.filter(|id| id.index < durable.next_index()).or(durable.committed)
     }
 
-    fn flush_frame(&mut self) -> io::Result<()> {
+    async fn flush_frame(&mut self) -> io::Result<()> {
+        let latency = self.shared.env.disk.flush_latency();
+        if !latency.is_zero() {
+            sleep(latency).await;
+        }
         let committed = self.committed();
         self.put(What::End, committed.is_some().into(), committed.unwrap_or_default(), &[]);
         self.file.write_at(&self.buffer, self.offset)?;
         let start = Instant::now();
-        self.file.sync_data()?;
+        // Planted: one flush in four waits for the next one.
+        if !planted!("ack-before-fsync") || self.frame.is_multiple_of(4) {
+            self.file.sync_data()?;
+        }
         let took = start.elapsed();
         self.shared.fsyncs.add(took);
         metrics().log_fsync.observe(took.as_secs_f64());

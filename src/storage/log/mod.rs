@@ -41,7 +41,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use flusher::FsyncStats;
 
-use crate::env::{Env, File, OpenMode};
+use crate::env::{Env, File, OpenMode, planted};
 use crate::pb::log::{LogId, Vote};
 use flusher::{Flusher, FsyncTimes};
 use recovery::Recovered;
@@ -480,6 +480,10 @@ impl Log {
     pub async fn save_vote(&self, vote: Vote) -> io::Result<()> {
         self.apply(|inner, done| {
             inner.state.vote = Some(vote);
+            if planted!("vote-not-persisted") {
+                done(Ok(()));
+                return Ok(());
+            }
             inner.enqueue(Change::Vote(vote), record::HEAD_BYTES as u64, done);
             Ok(())
         })

@@ -93,6 +93,12 @@ impl Head {
         (crc32c::crc32c_append(seed(segment, offset), covered) == crc).then_some(head)
     }
 
+    /// Planted faults take a record without looking at its checksum.
+    pub fn believe(bytes: &[u8]) -> Option<Self> {
+        let (_, head) = Self::peek(bytes)?;
+        (bytes.len() - HEAD_BYTES >= head.payload_bytes as usize).then_some(head)
+    }
+
     /// Appends the record to `into`; it will stand at `offset` of `segment`.
     pub fn encode(&self, payload: &[u8], segment: u32, offset: u32, into: &mut Vec<u8>) {
         assert_eq!(payload.len(), self.payload_bytes as usize, "a record says how long its payload is");
@@ -135,6 +141,34 @@ pub(super) fn find_later(bytes: &[u8], segment: u32, from: usize, frame: u64) ->
     }
     None
 }
+
+/// True if the frame `frame` that begins at `start`, and whose record at `bad` does not validate, was written whole: then it is
+/// damaged, and not torn.
+///
+/// What was torn lacks a sector, and reads as zeros there: segments are zeros before they are written, and nothing is written twice.
+/// A payload that holds a whole sector of zeros hides the difference; then the frame counts as torn.
+pub(super) fn was_written_whole(bytes: &[u8], segment: u32, start: usize, bad: usize, frame: u64) -> bool {
+    let lacks_sector = |end: usize| {
+        let sectors = (start / SECTOR_BYTES..end.div_ceil(SECTOR_BYTES)).map(|sector| {
+            let from = (sector * SECTOR_BYTES).max(start);
+            from..((sector + 1) * SECTOR_BYTES).min(end)
+        });
+        sectors.into_iter().any(|part| bytes.get(part).is_none_or(|part| part.iter().all(|byte| *byte == 0)))
+    };
+    let ends = (bad..bytes.len().saturating_sub(HEAD_BYTES - 1)).find(|at| {
+        let head = Head::peek(&bytes[*at..]).filter(|(_, head)| head.frame == frame && head.what == What::End);
+        head.is_some() && Head::decode(&bytes[*at..], segment, *at as u32).is_some()
+    });
+    if let Some(at) = ends {
+        return !lacks_sector(at + HEAD_BYTES);
+    }
+    // No end: it was not written, or is itself what is damaged. All of it is there if its last byte that is not zero is.
+    let Some(head) = bytes.get(bad..bad + HEAD_BYTES) else { return false };
+    !lacks_sector(bad + HEAD_BYTES) && head[32] == What::End as u8 && head[33] != 0
+}
+
+/// What a disk writes whole or not at all.
+const SECTOR_BYTES: usize = 512;
 
 /// How many bytes remain of `bytes` without the zeros at its end.
 pub(super) fn used_bytes(bytes: &[u8]) -> usize {

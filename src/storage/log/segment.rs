@@ -10,7 +10,7 @@ use bytes::{Buf as _, BufMut as _, Bytes};
 
 use super::record::{HEAD_BYTES, Head, What};
 use super::{Error, Owner, Place, Record, State};
-use crate::env::{Disk, File};
+use crate::env::{Disk, File, planted};
 use crate::pb::log::{LogId, Vote};
 
 /// Bytes of a segment before its first record.
@@ -169,7 +169,9 @@ impl Run {
         let bytes = Bytes::from(bytes);
         for (place, index) in self.places.iter().zip(self.first_index..) {
             let at = place.offset as usize - start;
-            let head = Head::decode(&bytes[at..], self.segment, place.offset)
+            let decoded = Head::decode(&bytes[at..], self.segment, place.offset);
+            let head = decoded
+                .or_else(|| if planted!("crc-not-checked") { Head::believe(&bytes[at..]) } else { None })
                 .filter(|head| head.what == What::Entry && head.log_id.index == index)
                 .ok_or_else(|| {
                     let name = self.name.display();

@@ -1,0 +1,434 @@
+//! What a history of etcd's KV service must look like: a sequential store whose revisions are part of what is checked.
+//!
+//! Every write makes the next revision, and answers carry revisions: so the order of all acknowledged writes is known, and the
+//! search of `linear` has a choice only where a write of unknown outcome may have been. What anybody saw of a revision (in any read,
+//! also a serializable one or one at an old revision, and in any watch) is collected first and must hold of that revision in
+//! the order that is found: there is one history, and all reads are of it.
+//!
+//! Invariant: [`KvModel::step`] is deterministic. [`Values`] is the model for histories whose revisions are not trusted or not
+//! known; it splits by key.
+//! Absent: leases on keys; compaction, which only refuses reads.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
+
+use imbl::OrdMap;
+
+use super::history::{Action, Answer, Effect, Is, Kv, NEVER, Op, Outcome, Request, Span, Stamp};
+use super::linear::{Kind, Model, Verdict};
+use super::watch::Event;
+
+/// The store after some revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Store {
+    pub revision: i64,
+    pub keys: OrdMap<String, Kv>,
+}
+
+impl Default for Store {
+    /// As etcd begins.
+    fn default() -> Self {
+        Self { revision: 1, keys: OrdMap::new() }
+    }
+}
+
+impl Hash for Store {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.revision.hash(state);
+        for kv in self.keys.values() {
+            kv.mod_revision.hash(state);
+            kv.value.hash(state);
+        }
+    }
+}
+
+impl Store {
+    pub fn get(&self, span: &Span) -> Vec<Kv> {
+        match &span.end {
+            None => self.keys.get(&span.key).cloned().into_iter().collect(),
+            Some(end) if *end <= span.key => Vec::new(),
+            Some(end) => self.keys.range(span.key.clone()..end.clone()).map(|(_, kv)| kv.clone()).collect(),
+        }
+    }
+
+    /// What changed since `before`, which is one revision older.
+    pub fn events_since(&self, before: &Store) -> Vec<Event> {
+        let puts = self.keys.values().filter(|kv| kv.mod_revision == self.revision).cloned().map(Event::Put);
+        let deleted = before.keys.keys().filter(|key| !self.keys.contains_key(*key));
+        puts.chain(deleted.map(|key| Event::Delete { key: key.clone(), mod_revision: self.revision })).collect()
+    }
+
+    fn apply(&mut self, action: &Action, wrote: &mut bool) -> Effect {
+        let next = self.revision + 1;
+        match action {
+            Action::Put { key, value } => {
+                let was = self.keys.get(key);
+                let kv = Kv {
+                    key: key.clone(),
+                    value: value.clone(),
+                    create_revision: was.map_or(next, |was| was.create_revision),
+                    mod_revision: next,
+                    version: was.map_or(1, |was| was.version + 1),
+                };
+                self.keys.insert(key.clone(), kv);
+                *wrote = true;
+                Effect::Put
+            }
+            Action::Delete(span) => {
+                let doomed = self.get(span);
+                for kv in &doomed {
+                    self.keys.remove(&kv.key);
+                }
+                *wrote |= !doomed.is_empty();
+                Effect::Deleted(doomed.len() as i64)
+            }
+            Action::Get(span) => Effect::Got(self.get(span)),
+        }
+    }
+
+    fn holds(&self, key: &str, is: &Is) -> bool {
+        let kv = self.keys.get(key);
+        match is {
+            Is::ModRevision(revision) => kv.map_or(0, |kv| kv.mod_revision) == *revision,
+            Is::Version(version) => kv.map_or(0, |kv| kv.version) == *version,
+            Is::Value(value) => kv.is_some_and(|kv| kv.value == *value),
+        }
+    }
+
+    /// Carries out a request, and answers as the server must.
+    pub fn execute(&self, request: &Request) -> (Self, Answer) {
+        let mut after = self.clone();
+        let mut wrote = false;
+        let (succeeded, effects) = match request {
+            Request::Do(action) => (false, vec![after.apply(action, &mut wrote)]),
+            Request::Txn { compare, then, or } => {
+                let succeeded = compare.iter().all(|(key, is)| self.holds(key, is));
+                let actions = if succeeded { then } else { or };
+                (succeeded, actions.iter().map(|action| after.apply(action, &mut wrote)).collect())
+            }
+            Request::GetAt(span, _) | Request::GetLocal(span) => (false, vec![Effect::Got(self.get(span))]),
+            Request::Compact(_) => (false, Vec::new()),
+        };
+        after.revision += i64::from(wrote);
+        let answer = Answer { revision: after.revision, succeeded, effects };
+        (after, answer)
+    }
+}
+
+/// What is known of one revision without knowing the order.
+#[derive(Default)]
+struct Known {
+    /// An acknowledged write made it: no other can have.
+    taken: bool,
+    /// Somebody saw a version that it made, or a key that it deleted.
+    puts: BTreeMap<String, Kv>,
+    deletes: BTreeSet<String>,
+    /// What keys in a span were when it was the newest one.
+    reads: Vec<(Span, Vec<Kv>)>,
+}
+
+/// The KV service with its revisions.
+#[derive(Default)]
+pub struct KvModel {
+    known: BTreeMap<i64, Known>,
+}
+
+impl KvModel {
+    /// A model for `ops`, whose reads and the events of whose watches are to be of one history.
+    pub fn new<'a>(ops: impl IntoIterator<Item = &'a Op>, events: impl IntoIterator<Item = &'a Event>) -> Self {
+        let mut model = Self::default();
+        for op in ops {
+            model.learn(op);
+        }
+        for event in events {
+            match event {
+                Event::Put(kv) => model.saw(kv),
+                Event::Delete { key, mod_revision } => {
+                    model.known.entry(*mod_revision).or_default().deletes.insert(key.clone());
+                }
+            }
+        }
+        model
+    }
+
+    fn saw(&mut self, kv: &Kv) {
+        self.known.entry(kv.mod_revision).or_default().puts.insert(kv.key.clone(), kv.clone());
+    }
+
+    fn learn(&mut self, op: &Op) {
+        let Some(answer) = op.answer() else { return };
+        if writes(answer) {
+            self.known.entry(answer.revision).or_default().taken = true;
+        }
+        // A transaction's reads see its own writes; those of a transaction are compared when it is carried out.
+        for kv in op.seen().filter(|kv| kv.mod_revision <= answer.revision) {
+            self.saw(kv);
+        }
+        let (span, revision) = match &op.request {
+            Request::Do(Action::Get(span)) | Request::GetLocal(span) => (span, answer.revision),
+            Request::GetAt(span, revision) => (span, *revision),
+            _ => return,
+        };
+        if let [Effect::Got(kvs)] = answer.effects.as_slice() {
+            self.known.entry(revision).or_default().reads.push((span.clone(), kvs.clone()));
+        }
+    }
+
+    /// Whether `after` is what everybody saw of its revision.
+    fn fits(&self, after: &Store) -> bool {
+        let Some(known) = self.known.get(&after.revision) else { return true };
+        known.puts.iter().all(|(key, kv)| after.keys.get(key) == Some(kv))
+            && known.deletes.iter().all(|key| !after.keys.contains_key(key))
+            && known.reads.iter().all(|(span, kvs)| after.get(span) == *kvs)
+    }
+}
+
+fn writes(answer: &Answer) -> bool {
+    answer.effects.iter().any(|effect| match effect {
+        Effect::Put => true,
+        Effect::Deleted(deleted) => *deleted > 0,
+        Effect::Got(_) => false,
+    })
+}
+
+impl Model for KvModel {
+    type Op = Op;
+    type State = Store;
+
+    fn initial(&self) -> Store {
+        Store::default()
+    }
+
+    fn step(&self, store: &Store, op: &Op) -> Option<Store> {
+        match (&op.outcome, &op.request) {
+            (Outcome::Refused(_), _) | (_, Request::Compact(_) | Request::GetLocal(_)) => Some(store.clone()),
+            // What it saw is compared at that revision; the header tells how new the member was.
+            (Outcome::Answered(answer), Request::GetAt(..)) => {
+                (answer.revision == store.revision).then(|| store.clone())
+            }
+            (Outcome::Answered(answer), request) => {
+                if answer.revision > store.revision + 1 || answer.revision < store.revision {
+                    return None;
+                }
+                let (after, right) = store.execute(request);
+                (right == *answer && (after.revision == store.revision || self.fits(&after))).then_some(after)
+            }
+            (Outcome::Unknown, request) => {
+                if op.is_read() || self.known.get(&(store.revision + 1)).is_some_and(|known| known.taken) {
+                    return None;
+                }
+                let (after, _) = store.execute(request);
+                // Without effect it need not have been.
+                (after.revision > store.revision && self.fits(&after)).then_some(after)
+            }
+        }
+    }
+
+    fn interval(&self, op: &Op) -> (Stamp, Stamp) {
+        match op.request {
+            // It may be of any time before; what it saw is compared all the same.
+            Request::GetLocal(_) => (0, op.returned),
+            _ => (op.called, op.returned),
+        }
+    }
+
+    fn kind(&self, op: &Op) -> Kind {
+        match &op.outcome {
+            Outcome::Refused(_) => Kind::Still,
+            Outcome::Unknown => Kind::Open,
+            // The next revision is its own.
+            Outcome::Answered(answer) if writes(answer) => Kind::Sure,
+            Outcome::Answered(_) => Kind::Still,
+        }
+    }
+}
+
+/// Checks the KV operations of a history, with the events that its watchers saw.
+pub fn check(ops: &[Op], events: &[Event], steps_max: u64) -> Verdict {
+    let model = KvModel::new(ops, events);
+    // What everybody saw of the beginning must hold too.
+    if !model.fits(&Store::default()) {
+        return Verdict::Violation { order: Vec::new(), stuck: first_of(ops, Store::default().revision) };
+    }
+    super::linear::check(&model, ops, steps_max)
+}
+
+fn first_of(ops: &[Op], revision: i64) -> usize {
+    ops.iter().position(|op| op.answer().is_some_and(|answer| answer.revision == revision)).unwrap_or(0)
+}
+
+/// The store after each revision, in the order that was found: element 0 is revision 1.
+pub fn replay(ops: &[Op], order: &[usize]) -> Vec<Store> {
+    let mut stores = vec![Store::default()];
+    for &op in order {
+        let before = stores.last().expect("there is a beginning");
+        let (after, _) = before.execute(&ops[op].request);
+        let refused = matches!(ops[op].outcome, Outcome::Refused(_));
+        if !refused && after.revision > before.revision {
+            stores.push(after);
+        }
+    }
+    stores
+}
+
+/// Keys and values without revisions: each key a register. Only puts, gets and deletes of single keys, and transactions.
+pub struct Values;
+
+/// The values of the keys that exist.
+type Registers = OrdMap<String, String>;
+
+impl Model for Values {
+    type Op = Op;
+    type State = Registers;
+
+    fn initial(&self) -> Registers {
+        Registers::new()
+    }
+
+    fn step(&self, registers: &Registers, op: &Op) -> Option<Registers> {
+        if matches!(op.outcome, Outcome::Refused(_)) || matches!(op.request, Request::Compact(_)) {
+            return Some(registers.clone());
+        }
+        // The sequential store does the work; its revisions are not looked at.
+        let kv = |(key, value): (&String, &String)| {
+            let (key, value) = (key.clone(), value.clone());
+            (key.clone(), Kv { key, value, create_revision: 0, mod_revision: 0, version: 0 })
+        };
+        let store = Store { revision: 0, keys: registers.iter().map(kv).collect() };
+        let (after, right) = store.execute(&op.request);
+        let plain = |answer: &Answer| -> (bool, Vec<Effect>) {
+            let strip = |kvs: &[Kv]| {
+                let bare = |kv: &Kv| Kv { create_revision: 0, mod_revision: 0, version: 0, ..kv.clone() };
+                kvs.iter().map(bare).collect()
+            };
+            let effects = answer.effects.iter().map(|effect| match effect {
+                Effect::Got(kvs) => Effect::Got(strip(kvs)),
+                other => other.clone(),
+            });
+            (answer.succeeded, effects.collect())
+        };
+        let after = after.keys.into_iter().map(|(key, kv)| (key, kv.value)).collect();
+        match &op.outcome {
+            Outcome::Answered(answer) => (plain(answer) == plain(&right)).then_some(after),
+            _ => (after != *registers).then_some(after),
+        }
+    }
+
+    fn interval(&self, op: &Op) -> (Stamp, Stamp) {
+        if matches!(op.request, Request::GetLocal(_)) { (0, op.returned) } else { (op.called, op.returned) }
+    }
+
+    fn kind(&self, op: &Op) -> Kind {
+        if op.is_read() || matches!(op.outcome, Outcome::Refused(_)) { Kind::Still } else { Kind::Open }
+    }
+}
+
+/// Splits a history into parts that share no key: each is checked alone, and the whole is linearizable if all are.
+pub fn partition(ops: &[Op]) -> Vec<Vec<Op>> {
+    let mut parts: Vec<(BTreeSet<String>, Vec<&Op>)> = Vec::new();
+    let all: BTreeSet<String> = ops.iter().flat_map(single_keys).collect();
+    for op in ops {
+        let mut keys: BTreeSet<String> = single_keys(op).into_iter().collect();
+        for span in spans(op) {
+            keys.extend(all.iter().filter(|key| span.holds(key)).cloned());
+        }
+        let (joined, apart): (Vec<_>, Vec<_>) =
+            parts.into_iter().partition(|(of, _)| of.iter().any(|key| keys.contains(key)));
+        let mut joint: (BTreeSet<String>, Vec<&Op>) = (keys, vec![op]);
+        for (keys, ops) in joined {
+            joint.0.extend(keys);
+            joint.1.extend(ops);
+        }
+        parts = apart;
+        parts.push(joint);
+    }
+    parts.into_iter().map(|(_, ops)| ops.into_iter().cloned().collect()).collect()
+}
+
+fn actions(op: &Op) -> Vec<&Action> {
+    match &op.request {
+        Request::Do(action) => vec![action],
+        Request::Txn { then, or, .. } => then.iter().chain(or).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn spans(op: &Op) -> Vec<Span> {
+    let mut spans: Vec<Span> = actions(op)
+        .into_iter()
+        .filter_map(|action| match action {
+            Action::Get(span) | Action::Delete(span) => Some(span.clone()),
+            Action::Put { .. } => None,
+        })
+        .collect();
+    if let Request::GetAt(span, _) | Request::GetLocal(span) = &op.request {
+        spans.push(span.clone());
+    }
+    spans
+}
+
+fn single_keys(op: &Op) -> Vec<String> {
+    let mut keys: Vec<String> = spans(op).into_iter().filter(|span| span.end.is_none()).map(|span| span.key).collect();
+    for action in actions(op) {
+        if let Action::Put { key, .. } = action {
+            keys.push(key.clone());
+        }
+    }
+    if let Request::Txn { compare, .. } = &op.request {
+        keys.extend(compare.iter().map(|(key, _)| key.clone()));
+    }
+    keys
+}
+
+/// As [`check`], by values alone, each part of the keys for itself. The verdict of the first part that is not linearizable,
+/// with the part.
+pub fn check_values(ops: &[Op], steps_max: u64) -> Result<(), (Verdict, Vec<Op>)> {
+    for part in partition(ops) {
+        let verdict = super::linear::check(&Values, &part, steps_max);
+        if !verdict.is_linearizable() {
+            return Err((verdict, part));
+        }
+    }
+    Ok(())
+}
+
+/// The part of a history that suffices for a violation: see [`narrow`].
+pub struct Narrowed {
+    /// The operations that returned, or were under way, when it became impossible.
+    pub ops: Vec<Op>,
+    /// Which of them it takes: any other may be at any time without making it right.
+    pub core: Vec<usize>,
+}
+
+/// Narrows a violation down: the shortest beginning of the history that is one, and in it the operations whose times it takes.
+pub fn narrow(ops: &[Op], events: &[Event], steps_max: u64) -> Narrowed {
+    let until = |end: Stamp| -> Vec<Op> {
+        let begun = ops.iter().filter(|op| op.called <= end);
+        let cut = begun.map(|op| match op.returned <= end {
+            true => op.clone(),
+            false => Op { returned: NEVER, outcome: Outcome::Unknown, ..op.clone() },
+        });
+        cut.collect()
+    };
+    let fails = |ops: &[Op]| matches!(check(ops, events, steps_max), Verdict::Violation { .. });
+    let mut ends: Vec<Stamp> = ops.iter().map(|op| op.returned).filter(|at| *at != NEVER).collect();
+    ends.sort_unstable();
+    // A beginning of a linearizable history is linearizable: so the first bad end can be searched by halves.
+    let bad = ends.partition_point(|end| !fails(&until(*end)));
+    let mut short = until(ends.get(bad).copied().unwrap_or(NEVER));
+    let mut core = Vec::new();
+    for at in 0..short.len() {
+        if short[at].outcome == Outcome::Unknown {
+            continue;
+        }
+        let was = short[at].clone();
+        let latest = short.iter().map(|op| op.returned).filter(|at| *at != NEVER).max().unwrap_or(0);
+        (short[at].called, short[at].returned) = (0, latest + 1);
+        if !fails(&short) {
+            short[at] = was;
+            core.push(at);
+        }
+    }
+    let ops = until(ends.get(bad).copied().unwrap_or(NEVER));
+    Narrowed { ops, core }
+}

@@ -1,0 +1,180 @@
+//! What must hold when the faults are over: of the history that the clients wrote down, and of the members themselves.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::world::World;
+use super::{Run, Violation};
+use crate::env::{Instant, sleep};
+use crate::identity::slot_of;
+use crate::testing::history::{Action, Effect, Op, Outcome, Request, Span};
+use crate::testing::linear::Verdict;
+use crate::testing::watch::{self, Event, Message, Watched};
+use crate::testing::{lease, model, picture};
+
+/// Steps of the search; a usual history takes a few thousand.
+const STEPS_MAX: u64 = 3_000_000;
+
+/// There is one simulated clock; what is left is its grain.
+const CLOCK_ERROR: Duration = Duration::from_millis(5);
+
+/// Heals the network, waits until the cluster is whole, and judges.
+pub(super) async fn judge(world: &mut World) -> Run {
+    world.net.mend();
+    world.wait_healed().await?;
+    let everything = Span::range("\0", "z");
+    let mut newest_revision = 0;
+    for member in 0..world.size() {
+        // Linearizable, and so the newest; then what the member itself holds.
+        let newest = world.ask(member, Request::Do(Action::Get(everything.clone()))).await;
+        let local = world.ask(member, Request::GetLocal(everything.clone())).await;
+        let kvs = |outcome: &Outcome| match outcome {
+            Outcome::Answered(answer) => Some(answer.effects.clone()),
+            _ => None,
+        };
+        if let Outcome::Answered(answer) = &newest {
+            newest_revision = answer.revision;
+        }
+        if kvs(&newest).is_none() || kvs(&newest) != kvs(&local) {
+            return Err(Violation::new("members agree", format!("member {member}: {newest}, but itself: {local}")));
+        }
+    }
+    world.stop_watchers(newest_revision).await?;
+    hashes(world).await?;
+    members(world).await?;
+    let ops = world.recorder.ops();
+    tally(world, &ops);
+    let stories = world.stories.all();
+    world.count("leases", stories.len() as u64);
+    if let Err(broken) = lease::check(&stories, &[], CLOCK_ERROR) {
+        return Err(Violation::new("lease", broken.to_string()));
+    }
+    linearizable(world, &ops)
+}
+
+async fn hashes(world: &mut World) -> Run {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let mut hashes = Vec::new();
+        for member in 0..world.size() {
+            hashes.push(world.clients.hash(member).await.map_err(|status| status.to_string()));
+        }
+        if hashes.iter().all(Result::is_ok) && hashes.windows(2).all(|pair| pair[0] == pair[1]) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(Violation::new("equal hashes", format!("{hashes:x?}")));
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// One member a slot, every machine in the membership, nobody else; and a crash has made nobody a new member.
+async fn members(world: &mut World) -> Run {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let mut problems = Vec::new();
+        for member in 0..world.size() {
+            let Ok(list) = world.clients.members(member).await else {
+                problems.push(format!("member {member} does not list members"));
+                continue;
+            };
+            let mut by_slot: BTreeMap<u16, Vec<u64>> = BTreeMap::new();
+            for id in &list {
+                by_slot.entry(slot_of(*id)).or_default().push(*id);
+            }
+            if by_slot.len() != world.size() || by_slot.values().any(|ids| ids.len() != 1) {
+                problems.push(format!("member {member} lists {by_slot:x?}"));
+            }
+        }
+        if problems.is_empty() {
+            break;
+        }
+        if Instant::now() > deadline {
+            return Err(Violation::new("one member a slot", problems.join("; ")));
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+    for member in 0..world.size() {
+        let selves = world.selves(member);
+        if selves != 1 && !world.machines[member].was_damaged {
+            let what = format!("member {member} has {selves} selves, though its disk was never lost or damaged");
+            return Err(Violation::new("identity kept", what));
+        }
+    }
+    Ok(())
+}
+
+fn tally(world: &mut World, ops: &[Op]) {
+    for op in ops {
+        let outcome = match &op.outcome {
+            Outcome::Answered(_) => "answered",
+            Outcome::Refused(_) => "refused",
+            Outcome::Unknown => "of unknown outcome",
+        };
+        let kind = match &op.request {
+            Request::Do(Action::Put { .. }) => "put",
+            Request::Do(Action::Delete(_)) => "delete",
+            Request::Do(Action::Get(_)) => "get",
+            Request::Txn { .. } => "txn",
+            Request::GetAt(..) => "get at a revision",
+            Request::GetLocal(_) => "serializable get",
+            Request::Compact(_) => "compact",
+        };
+        world.count(&format!("ops {outcome}"), 1);
+        world.count(&format!("op: {kind}"), 1);
+        let seen = op.answer().into_iter().flat_map(|answer| &answer.effects);
+        world.count("versions read", seen.map(|e| if let Effect::Got(kvs) = e { kvs.len() as u64 } else { 0 }).sum());
+    }
+}
+
+fn watched(world: &mut World, ops: &[Op], order: &[usize]) -> Run {
+    let stores = model::replay(ops, order);
+    for stream in world.seen.streams() {
+        world.count("watch streams", 1);
+        for message in &stream.messages {
+            match message {
+                Message::Progress(_) => world.count("watch bookmarks", 1),
+                Message::Events { events, .. } => world.count("watch events", events.len() as u64),
+            }
+        }
+        if let Err(broken) = watch::check(&stream, &stores) {
+            let what = format!("a watch of {} from {}: {broken}", stream.span, stream.start);
+            return Err(Violation::new("watch", what));
+        }
+    }
+    Ok(())
+}
+
+fn linearizable(world: &mut World, ops: &[Op]) -> Run {
+    let events: Vec<Event> = world.seen.streams().iter().flat_map(Watched::events).cloned().collect();
+    match model::check(ops, &events, STEPS_MAX) {
+        Verdict::Linearizable { order, steps } => {
+            world.count("checker steps", steps);
+            watched(world, ops, &order)
+        }
+        Verdict::Undecided => {
+            world.count("undecided by the checker", 1);
+            Ok(())
+        }
+        Verdict::Violation { order, stuck } => {
+            let narrowed = model::narrow(ops, &events, STEPS_MAX);
+            let core: Vec<String> = narrowed
+                .core
+                .iter()
+                .map(|at| &narrowed.ops[*at])
+                .map(|op| format!("client {} member {}: {} {}", op.client, op.member, op.request, op.outcome))
+                .collect();
+            let what = format!(
+                "not linearizable: after {} operations, {} {} has no place. It takes:\n  {}",
+                order.len(),
+                ops[stuck].request,
+                ops[stuck].outcome,
+                core.join("\n  ")
+            );
+            let heading = format!("seed {}: the first history that is not linearizable", world.seed);
+            let picture = Some(picture::svg(&heading, &narrowed));
+            Err(Violation { picture, ..Violation::new("linearizable", what) })
+        }
+    }
+}
