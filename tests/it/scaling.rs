@@ -197,7 +197,11 @@ async fn moved_member_is_found_at_its_new_address() {
         if urls.contains(&format!("http://{address}")) { Ok(()) } else { Err(format!("{urls:?}")) }
     })
     .await;
-    assert_eq!(cluster.membership(22).await, before);
+    wait_for("the member itself to know of it", async || {
+        let after = cluster.membership(22).await;
+        if after == before { Ok(()) } else { Err(format!("{after:?}")) }
+    })
+    .await;
     cluster.put(22, "k", "v").await;
     assert_eq!(cluster.get(0, "k").await.as_deref(), Some("v"));
 }
