@@ -18,7 +18,7 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
     VoteRequest, VoteResponse,
 };
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -46,6 +46,8 @@ pub type ForwardStream = Streaming<peer::ForwardResponse>;
 pub struct Peers {
     env: Env,
     channels: Mutex<HashMap<(String, Purpose), Channel>>,
+    /// Where the membership says that members are.
+    addresses: RwLock<HashMap<u64, String>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -62,7 +64,18 @@ const CHANNELS_MAX: usize = 1024;
 
 impl Peers {
     pub fn new(env: Env) -> Arc<Self> {
-        Arc::new(Self { env, channels: Mutex::new(HashMap::new()) })
+        Arc::new(Self { env, channels: Mutex::default(), addresses: RwLock::default() })
+    }
+
+    /// To be called with all members when the membership has changed. openraft keeps its streams to a member that has moved, with
+    /// the address that they began with.
+    pub fn set_addresses<'a>(&self, members: impl Iterator<Item = (u64, &'a str)>) {
+        *self.addresses.write() = members.map(|(id, address)| (id, address.to_owned())).collect();
+    }
+
+    /// Where `member` is, if that is not `known`.
+    fn moved(&self, member: u64, known: &str) -> Option<String> {
+        self.addresses.read().get(&member).filter(|address| *address != known).cloned()
     }
 
     fn client(&self, address: &str, purpose: Purpose) -> Result<PeerClient<Channel>, Status> {
@@ -184,6 +197,8 @@ impl Network {
         Connection {
             network: self.clone(),
             client: self.peers.client(&node.peer_address, purpose),
+            address: node.peer_address.clone(),
+            purpose,
             envelope: Envelope { cluster_id: self.cluster_id, from: self.member_id, to: target },
             counters: metrics().peer(target),
         }
@@ -210,6 +225,9 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 pub struct Connection {
     network: Network,
     client: Result<PeerClient<Channel>, Status>,
+    /// Where `client` leads.
+    address: String,
+    purpose: Purpose,
     envelope: Envelope,
     counters: Arc<metrics::Peer>,
 }
@@ -217,7 +235,11 @@ pub struct Connection {
 type Rpc<T> = Result<T, RPCError<TypeConfig>>;
 
 impl Connection {
-    fn client(&self) -> Rpc<PeerClient<Channel>> {
+    fn client(&mut self) -> Rpc<PeerClient<Channel>> {
+        if let Some(address) = self.network.peers.moved(self.envelope.to, &self.address) {
+            self.client = self.network.peers.client(&address, self.purpose);
+            self.address = address;
+        }
         self.client.clone().map_err(failed)
     }
 

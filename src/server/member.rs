@@ -472,15 +472,17 @@ impl Server {
             }
             let status = node.status();
             let Some(known) = status.membership.get_node(&node.member().member_id) else { continue };
-            if known.peer_address == self.bootstrap.node().peer_address {
+            let own_address = &self.bootstrap.node().peer_address;
+            if known.peer_address == *own_address {
                 continue;
             }
-            // A leader that looks for it at the old address is not known here: then all are asked, and it is among them.
-            let others = status.membership.nodes().filter(|(id, _)| **id != node.member().member_id);
-            let asked = others.filter(|(id, _)| status.leader.is_none_or(|leader| leader == **id));
-            for (_, member) in asked {
+            // A leader that looks for it at the old address is not known here: then all are asked, and it is among them. It may
+            // also be this member itself.
+            let asked = status.membership.nodes().filter(|(id, _)| status.leader.is_none_or(|leader| leader == **id));
+            for (id, member) in asked {
+                let address = if *id == node.member().member_id { own_address } else { &member.peer_address };
                 // The leader's answer is the change itself; without it, this is asked again.
-                let _ = self.peers.join(&member.peer_address, self.bootstrap.join_request()).await;
+                let _ = self.peers.join(address, self.bootstrap.join_request()).await;
             }
         }
     }
