@@ -25,3 +25,6 @@ pub mod http;
 pub mod server;
 
 pub mod cli;
+
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzzing;

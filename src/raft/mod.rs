@@ -6,7 +6,7 @@
 //! Absent: what is proposed and when (`node`), and who should be a member (`cluster`).
 
 mod checkpoint;
-mod convert;
+pub(crate) mod convert;
 mod log_store;
 mod network;
 pub mod recover;

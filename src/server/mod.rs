@@ -4,7 +4,7 @@
 //! over leadership, drain clients, stop Raft, flush. A part that fails for good stops the process: half a member is worse than
 //! a restart.
 
-mod authority;
+pub(crate) mod authority;
 mod listen;
 mod member;
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 mod api;
 mod cli;
+mod corpus;
 mod dev;
 mod docker;
 mod etcdctl;

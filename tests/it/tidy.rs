@@ -22,6 +22,7 @@ const LAYERS: &[&[&str]] = &[
     &["cluster", "api", "http"],
     &["server"],
     &["cli"],
+    &["fuzzing"],
 ];
 
 /// Imports within one line of [`LAYERS`]: importer, imported.

@@ -41,6 +41,16 @@ use tokio_util::sync::CancellationToken;
 
 pub use flusher::FsyncStats;
 
+/// Bytes of a segment before its first record; for the fuzzer.
+#[cfg(any(test, feature = "testing"))]
+pub const SEGMENT_HEADER_BYTES: usize = segment::HEADER_BYTES;
+
+/// `bytes` as records of the first segment, with their checksums put right; for the fuzzer.
+#[cfg(any(test, feature = "testing"))]
+pub fn with_checksums(bytes: &[u8]) -> Vec<u8> {
+    record::with_checksums(bytes, 1, SEGMENT_HEADER_BYTES)
+}
+
 use crate::env::{Env, File, OpenMode};
 use crate::pb::log::{LogId, Vote};
 use flusher::{Flusher, FsyncTimes};
