@@ -11,6 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(out.join("public.bin"), public.encode_to_vec())?;
     tonic_prost_build::configure()
         .bytes(".")
+        .codec_path("crate::pb::codec::ExactCodec")
         .extern_path(".mvccpb.KeyValue", "crate::pb::KeyValue")
         .compile_fds(descriptors)?;
     Ok(())

@@ -57,6 +57,12 @@ pub enum Error {
     BadLeaderTransferee,
     #[error("etcdserver: corrupt cluster")]
     Corrupt,
+    #[error("etcdserver: invalid downgrade target version")]
+    InvalidDowngradeTarget,
+    #[error("etcdserver: wrong downgrade target version format")]
+    DowngradeVersionFormat,
+    #[error("etcdserver: no inflight downgrade job")]
+    NoDowngrade,
     /// Something that etcd has no text for; the text is whole, and says what to do.
     #[error("quorate: {0}")]
     Unsupported(String),
@@ -68,17 +74,22 @@ impl Error {
         use Error::*;
         match self {
             EmptyKey | KeyNotFound | ValueProvided | LeaseProvided | RequestTooLarge | TooManyOps | DuplicateKey
-            | InvalidSortOption => Code::InvalidArgument,
+            | InvalidSortOption | InvalidDowngradeTarget | DowngradeVersionFormat => Code::InvalidArgument,
             Compacted | FutureRevision => Code::OutOfRange,
             NoSpace | TooManyRequests => Code::ResourceExhausted,
             LeaseNotFound | MemberNotFound => Code::NotFound,
             NoLeader | LeaderChanged | Timeout | TimeoutLeaderFailure | TimeoutConnectionLost | Stopped => {
                 Code::Unavailable
             }
-            NotLeader | NotSupportedForLearner | BadLeaderTransferee => Code::FailedPrecondition,
+            NotLeader | NotSupportedForLearner | BadLeaderTransferee | NoDowngrade => Code::FailedPrecondition,
             Corrupt => Code::DataLoss,
             Unsupported(_) => Code::Unimplemented,
         }
+    }
+
+    /// Whether the cluster could not decide on the request, rather than refuse it.
+    pub fn is_unavailable(&self) -> bool {
+        self.code() == Code::Unavailable
     }
 
     /// The stable number that stands for this failure between members; never reused.
@@ -110,13 +121,16 @@ impl Error {
             BadLeaderTransferee => 23,
             Corrupt => 24,
             Unsupported(_) => 25,
+            InvalidDowngradeTarget => 41,
+            DowngradeVersionFormat => 42,
+            NoDowngrade => 43,
         }
     }
 
     /// The failure that `number` stands for; a number from a newer member is an [`Error::Unsupported`].
     pub fn from_number(number: u32, detail: String) -> Self {
         use Error::*;
-        const PLAIN: [Error; 24] = [
+        const PLAIN: [Error; 27] = [
             EmptyKey,
             KeyNotFound,
             ValueProvided,
@@ -141,6 +155,9 @@ impl Error {
             MemberNotFound,
             BadLeaderTransferee,
             Corrupt,
+            InvalidDowngradeTarget,
+            DowngradeVersionFormat,
+            NoDowngrade,
         ];
         PLAIN.into_iter().find(|e| e.number() == number).unwrap_or(Unsupported(detail))
     }
@@ -158,7 +175,7 @@ mod tests {
 
     #[test]
     fn every_number_stands_for_one_failure() {
-        for number in 1..=24 {
+        for number in (1..=24).chain(41..=43) {
             assert_eq!(Error::from_number(number, String::new()).number(), number);
         }
         assert_eq!(Error::from_number(99, "x".into()), Error::Unsupported("x".into()));

@@ -4,6 +4,7 @@
 
 pub mod env;
 pub mod error;
+pub mod metrics;
 pub mod pb;
 
 pub mod config;

@@ -26,7 +26,7 @@ impl Api {
 #[tonic::async_trait]
 impl Kv for Api {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
-        let node = self.node(&request)?;
+        let node = self.data_node(&request)?;
         let range = request.into_inner();
         validate::range(&range)?;
         if !range.serializable {
@@ -42,8 +42,17 @@ impl Kv for Api {
         Ok(Response::new(answer))
     }
 
+    type RangeStreamStream = super::range_stream::Pieces;
+
+    async fn range_stream(
+        &self,
+        request: Request<RangeRequest>,
+    ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        self.pieces(request).await
+    }
+
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
-        let node = self.node(&request)?;
+        let node = self.data_node(&request)?;
         let put = request.into_inner();
         match self.propose(&node, command::Request::Put(put)).await?.response {
             Some(answer::Response::Put(mut answer)) => {
@@ -58,7 +67,7 @@ impl Kv for Api {
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
-        let node = self.node(&request)?;
+        let node = self.data_node(&request)?;
         let delete = request.into_inner();
         match self.propose(&node, command::Request::DeleteRange(delete)).await?.response {
             Some(answer::Response::DeleteRange(mut answer)) => {
@@ -70,7 +79,7 @@ impl Kv for Api {
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
-        let node = self.node(&request)?;
+        let node = self.data_node(&request)?;
         let txn = request.into_inner();
         let mut answer = if kv::is_read_only(&txn) {
             validate::txn(&txn, &self.shared.limits)?;
@@ -89,7 +98,7 @@ impl Kv for Api {
     }
 
     async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
-        let node = self.node(&request)?;
+        let node = self.data_node(&request)?;
         let compact = request.into_inner();
         let (revision, physical) = (compact.revision, compact.physical);
         match self.propose(&node, command::Request::Compact(compact)).await?.response {

@@ -1,40 +1,61 @@
-//! `etcdserverpb.Maintenance`, as far as it is served.
+//! `etcdserverpb.Maintenance`.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
 
-use super::{Api, ETCD_VERSION, VERSION, header, header_now};
+use super::{Api, ETCD_VERSION, VERSION, header, header_now, snapshot};
+use crate::env::Instant;
 use crate::error::Error;
+use crate::kv;
 use crate::node::Node;
 use crate::pb::etcd::alarm_request::AlarmAction;
 use crate::pb::etcd::maintenance_server::Maintenance;
+use crate::pb::etcd::downgrade_request::DowngradeAction;
 use crate::pb::etcd::{
-    AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DowngradeInfo, HashKvRequest, HashKvResponse,
-    MoveLeaderRequest, MoveLeaderResponse, ResponseHeader, StatusRequest, StatusResponse,
+    AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse, DowngradeInfo,
+    DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest,
+    MoveLeaderResponse, ResponseHeader, SnapshotRequest, StatusRequest, StatusResponse,
 };
+use crate::pb::log::{Command, answer, command};
 
-fn alarms(node: &Node) -> Vec<AlarmMember> {
-    if !node.space().exceeded.load(Ordering::Relaxed) {
-        return Vec::new();
+/// A rewrite writes all state and syncs it; a disk that needs longer needs attention.
+const DEFRAGMENT_PATIENCE: Duration = Duration::from_secs(600);
+
+/// Every alarm that is on: those in the log, and this member's own when its space is exceeded.
+pub(super) fn alarms(node: &Node) -> Vec<AlarmMember> {
+    let mut alarms = node.store().read(|s| s.kv.alarms());
+    let own = AlarmMember { member_id: node.member().member_id, alarm: AlarmType::Nospace.into() };
+    if node.space().short.load(Ordering::Relaxed) && !alarms.contains(&own) {
+        alarms.push(own);
     }
-    vec![AlarmMember { member_id: node.member().member_id, alarm: AlarmType::Nospace.into() }]
+    alarms
 }
 
 #[tonic::async_trait]
 impl Maintenance for Api {
-    /// Alarms clear by themselves when their cause is gone: disarming changes nothing and answers those still on.
+    /// An alarm that follows from a member's own space clears by itself when the cause is gone: to disarm it changes nothing,
+    /// and the answer still has it.
     async fn alarm(&self, request: Request<AlarmRequest>) -> Result<Response<AlarmResponse>, Status> {
-        let node = self.any_node()?;
+        let node = self.node(&request)?;
         let alarm = request.into_inner();
-        if alarm.action() == AlarmAction::Activate {
-            return Err(Error::Unsupported("alarms follow from the state; they cannot be set by hand".into()).into());
+        let mut changed = Vec::new();
+        if alarm.action() != AlarmAction::Get && alarm.alarm() != AlarmType::None {
+            changed = change_alarm(&node, alarm).await?;
         }
-        let alarms = alarms(&node)
-            .into_iter()
-            .filter(|on| alarm.alarm() == AlarmType::None || alarm.alarm == on.alarm)
-            .collect();
+        let on = alarms(&node);
+        let alarms = match alarm.action() {
+            AlarmAction::Activate => changed,
+            AlarmAction::Deactivate => {
+                let still = on.into_iter().filter(|on| (on.member_id, on.alarm) == (alarm.member_id, alarm.alarm));
+                changed.into_iter().chain(still).collect()
+            }
+            AlarmAction::Get => {
+                on.into_iter().filter(|on| alarm.alarm() == AlarmType::None || alarm.alarm == on.alarm).collect()
+            }
+        };
         Ok(Response::new(AlarmResponse { header: header_now(&node), alarms }))
     }
 
@@ -76,9 +97,52 @@ impl Maintenance for Api {
         Ok(Response::new(HashKvResponse {
             header: header(&node, now),
             hash: hash.hash,
-            compact_revision: hash.compact_revision,
+            // As etcd has it before the first compaction.
+            compact_revision: if hash.compact_revision == 0 { -1 } else { hash.compact_revision },
             hash_revision: hash.hash_revision,
         }))
+    }
+
+    /// Of the whole state at the newest revision; with us that is [`Self::hash_kv`]'s.
+    async fn hash(&self, _: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        let answer = self.hash_kv(Request::new(HashKvRequest::default())).await?.into_inner();
+        Ok(Response::new(HashResponse { header: answer.header, hash: answer.hash }))
+    }
+
+    /// Answers when the state store was written afresh and the old one is gone. Requests go on meanwhile.
+    async fn defragment(&self, _: Request<DefragmentRequest>) -> Result<Response<DefragmentResponse>, Status> {
+        let node = self.any_node()?;
+        let needs = node.store().read(|s| s.kv.bytes());
+        let free = self.facts().disk_free_bytes;
+        if free < needs {
+            let text = format!("defragmenting needs {needs} bytes of disk for a while, and {free} are free");
+            return Err(Error::Unsupported(text).into());
+        }
+        node.store().rewrite(Instant::now() + DEFRAGMENT_PATIENCE).await.map_err(Error::Unsupported)?;
+        // Without a header, as etcd.
+        Ok(Response::new(DefragmentResponse { header: None }))
+    }
+
+    type SnapshotStream = snapshot::Pieces;
+
+    async fn snapshot(&self, request: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
+        self.backup(request).await
+    }
+
+    /// Only what can be answered without doing anything: which build may follow which is the cluster version's affair.
+    async fn downgrade(&self, request: Request<DowngradeRequest>) -> Result<Response<DowngradeResponse>, Status> {
+        let node = self.node(&request)?;
+        let downgrade = request.into_inner();
+        match downgrade.action() {
+            DowngradeAction::Validate => validate_downgrade(&downgrade.version)?,
+            DowngradeAction::Cancel => return Err(Error::NoDowngrade.into()),
+            DowngradeAction::Enable => {
+                let text = "a downgrade needs no preparation: while the cluster version has not risen, the former build can \
+                            take over a member's disk";
+                return Err(Error::Unsupported(text.into()).into());
+            }
+        }
+        Ok(Response::new(DowngradeResponse { header: header_now(&node), version: snapshot::STORAGE_VERSION.into() }))
     }
 
     async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
@@ -86,6 +150,37 @@ impl Maintenance for Api {
         node.transfer_leader(request.into_inner().target_id).await?;
         Ok(Response::new(MoveLeaderResponse { header: header_now(&node) }))
     }
+}
+
+/// Carries an alarm through the log; answers what it changed.
+async fn change_alarm(node: &Node, alarm: AlarmRequest) -> Result<Vec<AlarmMember>, Error> {
+    let version = node.store().read(|s| s.kv.cluster_version());
+    if version < kv::ALARMS_SINCE {
+        let text = format!(
+            "alarms need cluster version {}; this cluster has {version}, and goes up by itself when all members run this build",
+            kv::ALARMS_SINCE
+        );
+        return Err(Error::Unsupported(text));
+    }
+    let command = Command { needs: kv::ALARMS_SINCE, request: Some(command::Request::Alarm(alarm)) };
+    let answer = node.propose(command).await?;
+    node.refresh_alarms();
+    match answer.response {
+        Some(answer::Response::Alarm(answer)) => Ok(answer.alarms),
+        _ => Err(Error::Unsupported("the answer does not fit the request; this is a bug".into())),
+    }
+}
+
+/// As etcd: the target is `major.minor[.patch]`, and one minor below.
+fn validate_downgrade(target: &str) -> Result<(), Error> {
+    let parse = |text: &str| -> Option<(u64, u64)> {
+        let mut parts = text.trim_start_matches('v').split('.');
+        let version = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        parts.all(|part| part.parse::<u64>().is_ok()).then_some(version)
+    };
+    let (major, minor) = parse(target).ok_or(Error::DowngradeVersionFormat)?;
+    let now = parse(ETCD_VERSION).expect("our own version is one");
+    if (major, minor + 1) == now { Ok(()) } else { Err(Error::InvalidDowngradeTarget) }
 }
 
 fn node_status(node: &Node, quota_bytes: u64, mut errors: Vec<String>) -> StatusResponse {
@@ -106,7 +201,7 @@ fn node_status(node: &Node, quota_bytes: u64, mut errors: Vec<String>) -> Status
         errors,
         db_size_in_use: in_use as i64,
         is_learner: raft.is_learner,
-        storage_version: "3.6.0".into(),
+        storage_version: snapshot::STORAGE_VERSION.into(),
         db_size_quota: quota_bytes as i64,
         downgrade_info: Some(DowngradeInfo::default()),
     }

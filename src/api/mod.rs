@@ -7,6 +7,9 @@ mod cluster;
 mod kv;
 mod maintenance;
 mod peer;
+mod range_stream;
+mod sample;
+mod snapshot;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +23,7 @@ use crate::node::Node;
 use crate::pb::etcd;
 
 pub use peer::{PeerApi, Running};
+pub use sample::Sample;
 
 /// The level of the etcd API that is spoken: clients switch features by it (Kubernetes: progress requests).
 pub const ETCD_VERSION: &str = "3.6.6";
@@ -36,6 +40,8 @@ struct Shared {
     node: RwLock<Option<Node>>,
     limits: Limits,
     quota_bytes: u64,
+    /// Bytes a second of one backup.
+    snapshot_rate: u64,
     /// Set when this member was ready once: from then on a learner serves every client.
     was_ready: AtomicBool,
     facts: RwLock<Facts>,
@@ -56,11 +62,13 @@ pub struct Facts {
 }
 
 impl Api {
-    pub fn new(limits: Limits, quota_bytes: u64) -> Self {
+    /// `snapshot_rate`: most bytes a second of one backup.
+    pub fn new(limits: Limits, quota_bytes: u64, snapshot_rate: u64) -> Self {
         let shared = Shared {
             node: RwLock::new(None),
             limits,
             quota_bytes,
+            snapshot_rate,
             was_ready: AtomicBool::new(false),
             facts: RwLock::default(),
         };
@@ -101,6 +109,21 @@ impl Api {
         }
         Ok(node)
     }
+
+    /// As [`Self::node`], for requests for data: not while it is known to be corrupt.
+    fn data_node<T>(&self, request: &Request<T>) -> Result<Node, Error> {
+        let node = self.node(request)?;
+        if node.space().corrupt.load(Ordering::Relaxed) { Err(Error::Corrupt) } else { Ok(node) }
+    }
+}
+
+/// What `/health` is asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Health {
+    /// Of this member alone.
+    pub serializable: bool,
+    /// Names of alarms that do not count.
+    pub exclude: Vec<String>,
 }
 
 /// What the status page shows.
@@ -128,15 +151,30 @@ impl Api {
         None
     }
 
-    /// As etcd's `/health`: unhealthy without a leader or with an alarm on.
-    pub fn not_healthy(&self) -> Option<String> {
+    /// As etcd's `/health`: unhealthy with an alarm on, without a leader, or if a read fails.
+    pub async fn not_healthy(&self, ask: &Health) -> Option<String> {
         let Ok(node) = self.any_node() else {
             return Some("RAFT NO LEADER".into());
         };
+        for alarm in maintenance::alarms(&node) {
+            let kind = alarm.alarm().as_str_name();
+            if !ask.exclude.iter().any(|excluded| excluded == kind) {
+                return Some(format!("ALARM {kind}"));
+            }
+        }
+        if ask.serializable {
+            return None;
+        }
         if node.status().leader.is_none() {
             return Some("RAFT NO LEADER".into());
         }
-        node.space().exceeded.load(Ordering::Relaxed).then(|| "ALARM NOSPACE".into())
+        node.read_index().await.err().map(|error| format!("RANGE ERROR:{error}"))
+    }
+
+    /// Why this member's data is not to be trusted; `None` if it is.
+    pub fn corrupt(&self) -> Option<String> {
+        let node = self.any_node().ok()?;
+        node.space().corrupt.load(Ordering::Relaxed).then(|| "alarm CORRUPT is on".into())
     }
 
     /// Everything the status page shows.

@@ -6,8 +6,10 @@
 mod client;
 pub mod dev;
 mod kv;
+mod maintenance;
 mod output;
 mod settings;
+mod snapshot;
 mod status;
 
 use std::io::Write;
@@ -49,6 +51,16 @@ pub enum Command {
     Del(kv::DelArgs),
     /// Forget revisions below this one
     Compact(kv::CompactArgs),
+    /// Back up, and restore
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
+    /// Alarms that are on
+    #[command(subcommand)]
+    Alarm(maintenance::AlarmCommand),
+    /// Give disk space back that members' state stores no longer need
+    Defrag(maintenance::DefragArgs),
+    /// Print the hash of each member's data: equal revisions must have equal hashes
+    Hash(maintenance::HashArgs),
     /// Print the settings in force, and where each comes from
     Config(ConfigArgs),
     /// Print a completion script
@@ -89,6 +101,10 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Put(args) => request(kv::put(args)),
         Command::Del(args) => request(kv::del(args)),
         Command::Compact(args) => request(kv::compact(args)),
+        Command::Snapshot(command) => request(snapshot::run(command)),
+        Command::Alarm(command) => request(maintenance::alarm(command)),
+        Command::Defrag(args) => request(maintenance::defrag(args)),
+        Command::Hash(args) => request(maintenance::hash(args)),
     }
 }
 

@@ -353,6 +353,19 @@ mod tests {
         async fn move_leader(&self, _: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
             Err(Status::unimplemented("move leader"))
         }
+        async fn defragment(&self, _: Request<DefragmentRequest>) -> Result<Response<DefragmentResponse>, Status> {
+            Err(Status::unimplemented("defragment"))
+        }
+        async fn hash(&self, _: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+            Err(Status::unimplemented("hash"))
+        }
+        type SnapshotStream = tokio_stream::Empty<Result<SnapshotResponse, Status>>;
+        async fn snapshot(&self, _: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
+            Err(Status::unimplemented("snapshot"))
+        }
+        async fn downgrade(&self, _: Request<DowngradeRequest>) -> Result<Response<DowngradeResponse>, Status> {
+            Err(Status::unimplemented("downgrade"))
+        }
     }
 
     async fn listener() -> (tokio::net::TcpListener, String) {

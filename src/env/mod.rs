@@ -7,6 +7,7 @@
 pub mod disk;
 pub mod fail;
 pub mod net;
+pub mod process;
 #[cfg(any(test, feature = "testing"))]
 pub mod sim;
 

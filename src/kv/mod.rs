@@ -7,6 +7,7 @@
 //! that fails changes nothing; what a read returns does not depend on how far a sweep has got.
 //! Absent: clocks, randomness, I/O, tasks. Whoever applies commands holds the lock and calls [`State::sweep`].
 
+mod alarm;
 mod compact;
 mod hash;
 mod history;
@@ -28,7 +29,10 @@ pub use txn::is_read_only;
 pub use validate::Limits;
 
 /// The greatest `Command.needs` that this build can apply.
-pub const APPLY_VERSION: u32 = 1;
+pub const APPLY_VERSION: u32 = 2;
+
+/// The cluster version from which on alarms are put on and taken off.
+pub const ALARMS_SINCE: u32 = 2;
 
 /// The cluster version of a new cluster: every build can apply what it allows.
 pub const CLUSTER_VERSION_MIN: u32 = 1;

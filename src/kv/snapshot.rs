@@ -7,7 +7,7 @@ use super::State;
 use super::history::History;
 use super::range::Interval;
 use crate::pb::KeyValue;
-use crate::pb::log::{Change, change};
+use crate::pb::log::{Alarms, Change, change};
 
 /// Changes that do not make a state: they are damaged or incomplete.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,9 +31,12 @@ impl State {
         let base = self.visible_at(Interval::all(), self.compacted);
         let events = self.history.iter_from(self.compacted + 1).flat_map(|x| x.1);
         let rest = [change::Change::Compacted(self.compacted), change::Change::ClusterVersion(self.cluster_version)];
+        // None on says nothing: a member of an older version can then load it.
+        let alarms = (!self.alarms.is_empty()).then(|| change::Change::Alarms(Alarms { alarms: self.alarms() }));
         base.chain(events)
             .map(|kv| change::Change::Version(kv.clone()))
             .chain(rest)
+            .chain(alarms)
             .map(|change| Change { change: Some(change) })
     }
 
@@ -78,6 +81,9 @@ impl Loader {
             change::Change::Compacted(revision) => self.state.compacted = self.state.compacted.max(revision),
             change::Change::ClusterVersion(version) => {
                 self.state.cluster_version = self.state.cluster_version.max(version);
+            }
+            change::Change::Alarms(on) => {
+                self.state.alarms = on.alarms.iter().map(|one| (one.member_id, one.alarm)).collect();
             }
         }
         Ok(())
@@ -144,6 +150,21 @@ impl Loader {
 }
 
 impl State {
+    /// Goes on `by` revisions later, as if everything until then were compacted: who remembers a revision of another life of
+    /// this data, watches from it or compares with it, is told so instead of being misled. For a restored backup.
+    pub fn bump_revision(&mut self, by: i64) {
+        self.revision += by;
+        self.compacted = self.revision;
+        self.history = History::new(self.revision + 1);
+        (self.swept, self.swept_events) = (self.compacted, 0);
+        self.remove_dead();
+    }
+
+    /// Takes all alarms off: those of a former cluster's members mean nothing in a restored one.
+    pub fn clear_alarms(&mut self) {
+        self.alarms.clear();
+    }
+
     /// What a complete sweep does, without the history to lead it.
     fn remove_dead(&mut self) {
         let dead: Vec<KeyValue> = self.old.iter_at(0).filter(|kv| !self.is_live(kv)).cloned().collect();

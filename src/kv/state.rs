@@ -6,12 +6,13 @@
 //! Invariant: a version superseded in its own revision was never visible, and is only in the history.
 
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 
 use super::history::{Events, History};
 use super::journal::{Journal, Recorder};
 use super::range::Interval;
 use super::tree::Tree;
-use super::{APPLY_VERSION, CLUSTER_VERSION_MIN, Fault};
+use super::{ALARMS_SINCE, APPLY_VERSION, CLUSTER_VERSION_MIN, Fault};
 use crate::error::Error;
 use crate::pb::etcd::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
@@ -33,6 +34,8 @@ pub struct State {
     pub(super) swept: i64,
     pub(super) swept_events: usize,
     pub(super) cluster_version: u32,
+    /// Member and kind of every alarm that is on.
+    pub(super) alarms: BTreeSet<(u64, i32)>,
     /// Ordered by key.
     pub(super) live: Tree,
     /// Ordered by key, then by mod revision.
@@ -40,7 +43,7 @@ pub struct State {
     pub(super) history: History,
     pub(super) live_bytes: u64,
     pub(super) old_bytes: u64,
-    journal: Recorder,
+    pub(super) journal: Recorder,
 }
 
 impl Clone for State {
@@ -51,6 +54,7 @@ impl Clone for State {
             swept: self.swept,
             swept_events: self.swept_events,
             cluster_version: self.cluster_version,
+            alarms: self.alarms.clone(),
             live: self.live.clone(),
             old: self.old.clone(),
             history: self.history.clone(),
@@ -76,6 +80,7 @@ impl State {
             swept: 1,
             swept_events: 0,
             cluster_version: CLUSTER_VERSION_MIN,
+            alarms: BTreeSet::new(),
             live: Tree::new(),
             old: Tree::new(),
             history: History::new(2),
@@ -149,6 +154,7 @@ impl State {
             Request::Txn(r) => self.txn(r, answer).map(Response::Txn),
             Request::Compact(r) => self.compact(r).map(Response::Compact),
             Request::SetClusterVersion(r) => Ok(Response::SetClusterVersion(self.set_cluster_version(r))),
+            Request::Alarm(r) => Ok(Response::Alarm(self.alarm(r))),
         };
         Ok(response.map(|r| Answer { response: answer.then_some(r) }))
     }
@@ -160,6 +166,7 @@ impl State {
             // A version that this build does not know stops it before it meets commands that need it.
             Request::SetClusterVersion(r) => command.needs.max(r.version),
             Request::Put(_) | Request::DeleteRange(_) | Request::Txn(_) | Request::Compact(_) => command.needs,
+            Request::Alarm(_) => command.needs.max(ALARMS_SINCE),
         };
         if needs > APPLY_VERSION { Err(Fault::Unsupported { needs }) } else { Ok(()) }
     }

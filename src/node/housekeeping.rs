@@ -115,10 +115,11 @@ impl Housekeeping {
                 "the data comes near its quota: compact, delete keys, or raise storage.quota_bytes"
             );
         }
-        let exceeded = bytes > quota || space.quorum_low_disk.load(Ordering::Relaxed);
-        if exceeded != space.exceeded.swap(exceeded, Ordering::Relaxed) {
-            tracing::warn!(bytes, quota, exceeded, "puts are refused while space is exceeded");
+        let short = bytes > quota || space.quorum_low_disk.load(Ordering::Relaxed);
+        if short != space.short.swap(short, Ordering::Relaxed) {
+            tracing::warn!(bytes, quota, short, "space");
         }
+        self.node.refresh_alarms();
     }
 
     /// Warns, once a state, of a disk that is too slow for the heartbeat and of a log that does not get shorter.

@@ -28,7 +28,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::env::{Env, Instant, timeout_at};
 use crate::error::Error;
+use crate::metrics::metrics;
 use crate::pb;
+use crate::pb::etcd::AlarmType;
 use crate::raft::{self, Member, Peers, Raft, Store};
 
 pub use forward::Serving;
@@ -89,8 +91,12 @@ struct Inner {
 /// Whether puts are taken; kept by the space watch, read by the proposer.
 #[derive(Default)]
 pub struct Space {
-    /// The data is over its quota, or a quorum has no disk left.
+    /// Puts are refused: space is short, or an alarm that says so is on.
     pub exceeded: AtomicBool,
+    /// The data is over its quota, or a quorum has no disk left.
+    pub short: AtomicBool,
+    /// An alarm says that the data is not to be trusted.
+    pub corrupt: AtomicBool,
     /// This member's disk is below its reserve.
     pub low_disk: AtomicBool,
     /// On the leader: the voters with disk left are no quorum.
@@ -175,6 +181,22 @@ impl Node {
         &self.inner.space
     }
 
+    /// Takes over what the replicated alarms say.
+    pub fn refresh_alarms(&self) {
+        let space = self.space();
+        let (no_space, corrupt) = self
+            .inner
+            .store
+            .read(|s| (s.kv.has_alarm(AlarmType::Nospace), s.kv.has_alarm(AlarmType::Corrupt)));
+        let exceeded = no_space || space.short.load(Ordering::Relaxed);
+        if exceeded != space.exceeded.swap(exceeded, Ordering::Relaxed) {
+            tracing::warn!(exceeded, "puts are refused while space is exceeded");
+        }
+        if corrupt != space.corrupt.swap(corrupt, Ordering::Relaxed) {
+            tracing::error!(corrupt, "requests for data are refused while alarm CORRUPT is on");
+        }
+    }
+
     pub fn options(&self) -> &Options {
         &self.inner.options
     }
@@ -195,6 +217,9 @@ impl Node {
                 (leader, address)
             };
             if known != Some((leader, address.clone())) {
+                if leader.is_some() && known.as_ref().map(|(leader, _)| *leader) != Some(leader) {
+                    crate::metrics::metrics().leader_changes.inc();
+                }
                 let route = match (leader, &address) {
                     (Some(id), _) if id == self.inner.this.member_id => Route::Leader,
                     (Some(id), Some(address)) => Route::Follower(Link::open(&self, id, address.clone())),
@@ -245,6 +270,15 @@ impl Node {
 
     /// Carries one command through Raft and returns what applying it answered.
     pub async fn propose(&self, command: pb::log::Command) -> Result<pb::log::Answer, Error> {
+        let _pending = Pending::begin();
+        let outcome = self.try_propose(command).await;
+        if outcome.as_ref().is_err_and(|error| error.is_unavailable()) {
+            metrics().proposals_failed.inc();
+        }
+        outcome
+    }
+
+    async fn try_propose(&self, command: pb::log::Command) -> Result<pb::log::Answer, Error> {
         let command = Bytes::from(command.encode_to_vec());
         let deadline = self.deadline();
         let _queued = self.reserve(command.len() as u64)?;
@@ -450,6 +484,22 @@ pub struct MembershipChange {
     /// Voters that are left out stay as learners.
     pub retain: bool,
     pub patience: Duration,
+}
+
+/// A proposal that waits for its answer, as long as this lives.
+struct Pending;
+
+impl Pending {
+    fn begin() -> Self {
+        metrics().proposals_pending.inc();
+        Self
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        metrics().proposals_pending.dec();
+    }
 }
 
 /// Bytes of a request that wait somewhere on the way.

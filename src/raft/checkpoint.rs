@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use super::convert::log_id_to_pb;
 use super::state_machine::{Applied, Store, Unsaved};
-use crate::env::{Env, sleep};
+use crate::env::{Env, Instant, sleep};
+use crate::metrics::metrics;
 use crate::pb::log::LogId;
 use crate::storage::state;
 
@@ -67,8 +68,10 @@ impl Checkpointer {
         match self.store.take_unsaved() {
             Unsaved::Everything => return self.rewrite(),
             Unsaved::Changes(changes, meta) if meta.applied != self.from => {
+                let start = Instant::now();
                 self.disk.append(self.from, &meta, &changes)?;
                 self.disk.checkpoint()?;
+                metrics().checkpoint.observe(start.elapsed().as_secs_f64());
                 self.from = meta.applied;
             }
             Unsaved::Changes(..) => {}
@@ -118,6 +121,7 @@ impl Checkpointer {
         self.disk.rewrite(&view.meta(), &mut view.kv.changes().map(Ok))?;
         (self.cleaning, self.cleaned) = (None, view.kv.compacted());
         self.from = view.log_id.as_ref().map(log_id_to_pb);
+        self.store.note_rewrite();
         tracing::info!(applied = self.from.map(|l| l.index), "state store written afresh");
         Ok(())
     }

@@ -5,6 +5,7 @@
 //! its API moves between alphas.
 //! Absent: what is proposed and when (`node`), and who should be a member (`cluster`).
 
+mod backup;
 mod checkpoint;
 pub(crate) mod convert;
 mod log_store;
@@ -29,7 +30,8 @@ pub use convert::{log_id_from_pb, log_id_to_pb, membership_from_pb, membership_t
 pub use log_store::LogStore;
 pub use network::{ForwardStream, MESSAGE_BYTES_MAX, Network, Peers, next_forwarded};
 pub use rpc::{Member, Rpc};
-pub use state_machine::{Applied, StateMachine, Store, Unsaved};
+pub use backup::{Backup, load_backup};
+pub use state_machine::{Applied, StateMachine, Store, Unsaved, write_snapshot};
 
 /// The commands of one log entry: an encoded [`pb::log::Batch`].
 #[derive(Clone, PartialEq, Eq)]

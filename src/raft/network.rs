@@ -19,6 +19,7 @@ use openraft::raft::{
     VoteRequest, VoteResponse,
 };
 use parking_lot::Mutex;
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -26,7 +27,8 @@ use tonic::{Code, Status, Streaming};
 
 use super::convert::{entry_to_pb, log_id_from_pb, log_id_to_pb, vote_from_pb, vote_to_pb};
 use super::{TypeConfig, Vote};
-use crate::env::{Env, timeout};
+use crate::env::{Env, Instant, timeout};
+use crate::metrics::{self, metrics};
 use crate::pb::log::{Formation, Node};
 use crate::pb::peer::peer_client::PeerClient;
 use crate::pb::peer::{self, Envelope};
@@ -163,6 +165,7 @@ impl Network {
             network: self.clone(),
             client: self.peers.client(&node.peer_address, purpose),
             envelope: Envelope { cluster_id: self.cluster_id, from: self.member_id, to: target },
+            counters: metrics().peer(target),
         }
     }
 }
@@ -188,6 +191,7 @@ pub struct Connection {
     network: Network,
     client: Result<PeerClient<Channel>, Status>,
     envelope: Envelope,
+    counters: Arc<metrics::Peer>,
 }
 
 type Rpc<T> = Result<T, RPCError<TypeConfig>>;
@@ -204,9 +208,18 @@ impl Connection {
         call: impl Future<Output = Result<tonic::Response<T>, Status>>,
     ) -> Rpc<T> {
         let deadline = option.hard_ttl();
+        let begin = Instant::now();
         match timeout(deadline, call).await {
-            Ok(answer) => answer.map(tonic::Response::into_inner).map_err(failed),
+            Ok(Ok(answer)) => {
+                self.counters.round_trip.observe(begin.elapsed().as_secs_f64());
+                Ok(answer.into_inner())
+            }
+            Ok(Err(status)) => {
+                self.counters.sent_failures.inc();
+                Err(failed(status))
+            }
             Err(_) => {
+                self.counters.sent_failures.inc();
                 Err(Timeout { action, id: self.envelope.from, target: self.envelope.to, timeout: deadline }.into())
             }
         }
@@ -243,6 +256,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
             leader_commit: rpc.leader_commit.as_ref().map(log_id_to_pb),
         };
         let mut client = self.client()?;
+        self.counters.sent_bytes.inc_by(request.encoded_len() as u64);
         let answer = self.call(RPCTypes::AppendEntries, &option, client.append(request)).await?;
         use peer::append_response::Outcome;
         Ok(match answer.outcome() {
@@ -338,6 +352,7 @@ async fn send_snapshot(
 ) -> Result<peer::SnapshotResponse, Status> {
     let offset = limited(client.snapshot_offset(head.clone())).await?.offset;
     let (chunks, receiver) = mpsc::channel(4);
+    let counters = metrics().peer(head.envelope.map_or(0, |envelope| envelope.to));
     let source = file.clone();
     let (total, piece, rate) = (file.bytes, network.snapshot_chunk_bytes, network.snapshot_rate.max(1));
     let reading = async move {
@@ -346,6 +361,7 @@ async fn send_snapshot(
         while offset < total || head.is_some() {
             let data = source.read_raw(offset, piece as usize).map_err(unreadable)?;
             let bytes = data.len() as u64;
+            counters.sent_bytes.inc_by(bytes);
             let chunk =
                 peer::SnapshotChunk { head: head.take(), offset, crc: crc32c::crc32c(&data), data: data.into() };
             match timeout(SNAPSHOT_CHUNK_TIMEOUT, chunks.send(chunk)).await {

@@ -88,6 +88,8 @@ pub struct Store {
     locked: RwLock<Locked>,
     journal_bytes_max: usize,
     applied_index: watch::Sender<Option<u64>>,
+    /// How often the state store was written afresh.
+    rewrites: watch::Sender<u64>,
 }
 
 /// What changes together: else a new state's log id could be taken with the old one's changes.
@@ -115,6 +117,7 @@ impl Store {
             locked: RwLock::new(Locked { state, replaced }),
             journal_bytes_max,
             applied_index: watch::Sender::new(index),
+            rewrites: watch::Sender::new(0),
         })
     }
 
@@ -162,6 +165,26 @@ impl Store {
     /// Has the state store written afresh.
     pub fn set_replaced(&self) {
         self.locked.write().replaced = true;
+    }
+
+    /// Has the state store written afresh, and waits for it; the error is a sentence. It may be done already by then for another
+    /// reason, and is then done once more.
+    pub async fn rewrite(&self, deadline: Instant) -> Result<(), String> {
+        let mut rewrites = self.rewrites.subscribe();
+        let seen = *rewrites.borrow_and_update();
+        if self.read(|s| s.log_id.is_none()) {
+            return Ok(());
+        }
+        self.set_replaced();
+        match crate::env::timeout_at(deadline, rewrites.wait_for(|n| *n > seen)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err("the member stops".into()),
+            Err(_) => Err("the state store was not written afresh in time; see the server's log".into()),
+        }
+    }
+
+    pub(super) fn note_rewrite(&self) {
+        self.rewrites.send_modify(|n| *n += 1);
     }
 
     pub(crate) fn apply(&self, entry: Entry, answer: bool) -> io::Result<Answers> {

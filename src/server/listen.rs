@@ -19,8 +19,10 @@ use tonic::transport::server::Connected;
 
 use super::Server;
 use super::authority::Filter;
+use super::meter::Meter;
 use crate::env::net::{Incoming, Stream};
 use crate::http;
+use crate::metrics::metrics;
 use crate::pb;
 use crate::pb::etcd::cluster_server::ClusterServer;
 use crate::pb::etcd::kv_server::KvServer;
@@ -36,10 +38,21 @@ const WINDOW_BYTES: u32 = 4 << 20;
 /// An accepted connection and its place among the allowed ones.
 struct Connection {
     io: Box<dyn Stream>,
+    /// Its bytes are counted as clients'.
+    counted: bool,
     filter: Filter,
     /// Filtered, and not taken yet.
     ready: Bytes,
     _place: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    fn count_sent(&self, bytes: usize) -> usize {
+        if self.counted {
+            metrics().client_sent_bytes.inc_by(bytes as u64);
+        }
+        bytes
+    }
 }
 
 impl Connected for Connection {
@@ -59,6 +72,9 @@ impl AsyncRead for Connection {
             let begin = into.filled().len();
             ready!(Pin::new(&mut this.io).poll_read(cx, into))?;
             let arrived = &into.filled()[begin..];
+            if this.counted {
+                metrics().client_received_bytes.inc_by(arrived.len() as u64);
+            }
             if arrived.is_empty() {
                 return Poll::Ready(Ok(()));
             }
@@ -73,7 +89,8 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
+        let written = ready!(Pin::new(&mut self.io).poll_write(cx, bytes))?;
+        Poll::Ready(Ok(self.count_sent(written)))
     }
 
     fn poll_write_vectored(
@@ -81,7 +98,8 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bytes)
+        let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bytes))?;
+        Poll::Ready(Ok(self.count_sent(written)))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -98,14 +116,14 @@ impl AsyncWrite for Connection {
 }
 
 /// At most `max` connections at a time; further ones are closed at once.
-fn bounded(incoming: Incoming, max: usize) -> impl futures_util::Stream<Item = io::Result<Connection>> {
+fn bounded(incoming: Incoming, max: usize, counted: bool) -> impl futures_util::Stream<Item = io::Result<Connection>> {
     let places = Arc::new(Semaphore::new(max));
     incoming.filter_map(move |accepted| {
         let place = places.clone().try_acquire_owned();
         async move {
             match (accepted, place) {
                 (Ok(io), Ok(place)) => {
-                    Some(Ok(Connection { io, filter: Filter::default(), ready: Bytes::new(), _place: place }))
+                    Some(Ok(Connection { io, counted, filter: Filter::default(), ready: Bytes::new(), _place: place }))
                 }
                 (Ok(_), Err(_)) => {
                     tracing::warn!(max, "connection refused: too many are open");
@@ -145,7 +163,7 @@ impl Server {
             .trace_fn(|request| tracing::debug_span!("peer", path = request.uri().path()))
             .add_service(peer_service)
             .serve_with_incoming_shutdown(
-                bounded(peers, PEER_CONNECTIONS_MAX),
+                bounded(peers, PEER_CONNECTIONS_MAX, false),
                 self.env.shutdown.clone().cancelled_owned(),
             );
         let client_server = Grpc::builder()
@@ -156,7 +174,7 @@ impl Server {
             .trace_fn(|request| tracing::debug_span!("rpc", path = request.uri().path()))
             .add_routes(self.client_routes(health)?)
             .serve_with_incoming_shutdown(
-                bounded(clients, self.config.limits.connections_max),
+                bounded(clients, self.config.limits.connections_max, true),
                 self.drain.clone().cancelled_owned(),
             );
         self.guard("peer", peer_server, self.env.shutdown.clone(), CancellationToken::new());
@@ -194,14 +212,20 @@ impl Server {
                 .register_encoded_file_descriptor_set(pb::PUBLIC_DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
-        Ok(Routes::from(http::router(api.clone()))
+        let services = Routes::from(axum::Router::new())
             .add_service(
                 KvServer::new(api.clone()).max_decoding_message_size(bytes_max).max_encoding_message_size(usize::MAX),
             )
             .add_service(ClusterServer::new(api.clone()))
-            .add_service(MaintenanceServer::new(api))
+            .add_service(MaintenanceServer::new(api.clone()))
             .add_service(health)
             .add_service(reflection().build_v1()?)
-            .add_service(reflection().build_v1alpha()?))
+            .add_service(reflection().build_v1alpha()?)
+            .into_axum_router()
+            .layer(Meter::new(&[pb::PUBLIC_DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET])?);
+        // In JSON, bytes take a third more.
+        let json_bytes_max = 2 * bytes_max;
+        let gateway = http::Gateway::new(services.clone(), pb::PUBLIC_DESCRIPTORS, json_bytes_max)?;
+        Ok(Routes::from(services.merge(http::router(api, gateway))))
     }
 }

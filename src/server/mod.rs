@@ -7,6 +7,8 @@
 pub(crate) mod authority;
 mod listen;
 mod member;
+mod meter;
+pub mod restore;
 #[cfg(test)]
 mod tests;
 
@@ -100,7 +102,7 @@ async fn serve(env: Env, config: Config, state_engine: state::Engine) -> anyhow:
     let (health, health_service) = tonic_health::server::health_reporter();
     let server = Arc::new(Server {
         places: places(&env, &config, &this),
-        api: Api::new(limits, quota_bytes.unwrap_or(0)),
+        api: Api::new(limits, quota_bytes.unwrap_or(0), config.raft.snapshot_rate.0),
         peer_api: PeerApi::new(bootstrap.clone()),
         quota_bytes,
         bootstrap,

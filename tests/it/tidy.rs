@@ -12,7 +12,7 @@ use source::{Token, UsedPath};
 
 /// Modules by height: a module imports only what stands on a lower line.
 const LAYERS: &[&[&str]] = &[
-    &["pb", "error", "env"],
+    &["pb", "error", "env", "metrics"],
     &["config", "identity", "telemetry"],
     &["storage"],
     &["kv"],

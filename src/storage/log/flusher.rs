@@ -13,6 +13,7 @@ use super::record::{HEAD_BYTES, Head, What};
 use super::segment::{self, HEADER_BYTES, Header};
 use super::{Change, Op, Place, Shared};
 use crate::env::{File, Instant};
+use crate::metrics::metrics;
 use crate::pb::log::LogId;
 
 /// A frame takes no further step once it has this many bytes: it bounds the write buffer, and how long a callback waits.
@@ -156,7 +157,9 @@ impl Flusher {
         self.file.write_at(&self.buffer, self.offset)?;
         let start = Instant::now();
         self.file.sync_data()?;
-        self.shared.fsyncs.add(start.elapsed());
+        let took = start.elapsed();
+        self.shared.fsyncs.add(took);
+        metrics().log_fsync.observe(took.as_secs_f64());
 
         self.offset += self.buffer.len() as u64;
         self.frame += 1;

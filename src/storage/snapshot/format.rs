@@ -17,7 +17,7 @@ use prost::Message as _;
 
 use super::{Dir, Error, SnapshotFile, make_id};
 use crate::env::{File, OpenMode};
-use crate::pb::log::{Change, StateMeta};
+use crate::pb::log::{Change, LogId, StateMeta};
 use crate::storage::state::change;
 
 const MAGIC: &[u8; 8] = b"QRSNAP\r\n";
@@ -46,48 +46,47 @@ pub struct Head {
     pub meta: StateMeta,
 }
 
-/// Writes one snapshot file. Dropped before [`Writer::finish`], it leaves nothing.
-pub struct Writer {
-    dir: Dir,
-    head: Head,
-    path: PathBuf,
-    file: Option<Box<dyn File>>,
-    /// Bytes written, and their CRC.
+/// Makes a snapshot's bytes and hands them to `sink`, a frame's head and its payload at a time.
+pub(super) struct Encoder<S> {
+    sink: S,
+    /// Bytes made, and their CRC.
     offset: u64,
     crc: u32,
-    synced: u64,
     block: Vec<u8>,
     blocks: u64,
     changes: u64,
 }
 
-impl Writer {
-    pub(super) fn create(dir: Dir, head: Head) -> Result<Self, Error> {
-        let applied = head.meta.applied.expect("a snapshot has an applied index");
-        let path = dir.path.join(format!("{:020}-{:020}.partial", applied.term, applied.index));
-        let file = Some(dir.env.disk.open(&path, OpenMode::CreateTruncate)?);
+/// Where the bytes of a snapshot go.
+pub(super) trait Sink {
+    /// Takes `bytes`, which begin at `offset`.
+    fn take(&mut self, bytes: &[u8], offset: u64) -> Result<(), Error>;
+    /// A block has ended at `offset`.
+    fn block_ended(&mut self, _offset: u64) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+impl<S: Sink> Encoder<S> {
+    pub(super) fn begin(head: &Head, sink: S) -> Result<Self, Error> {
+        let block = Vec::with_capacity(BLOCK_BYTES + (4 << 10));
+        let mut encoder = Self { sink, offset: 0, crc: 0, block, blocks: 0, changes: 0 };
         let mut preamble = MAGIC.to_vec();
         preamble.extend_from_slice(&VERSION.to_le_bytes());
-        let mut payload = head.cluster_id.to_le_bytes().to_vec();
-        payload.extend_from_slice(&head.member_id.to_le_bytes());
-        payload.extend_from_slice(&head.meta.encode_to_vec());
-        let block = Vec::with_capacity(BLOCK_BYTES + (4 << 10));
-        let mut writer = Self { dir, head, path, file, offset: 0, crc: 0, synced: 0, block, blocks: 0, changes: 0 };
-        writer.write(&preamble)?;
-        writer.frame(HEAD, &payload)?;
-        Ok(writer)
+        encoder.write(&preamble)?;
+        encoder.frame(HEAD, &head_payload(head))?;
+        Ok(encoder)
     }
 
-    /// Adds the next change.
-    pub fn push(&mut self, change: &Change) -> Result<(), Error> {
+    pub(super) fn push(&mut self, change: &Change) -> Result<(), Error> {
         change::encode(change, &mut self.block);
         assert!(self.block.len() <= FRAME_BYTES_MAX, "a change is smaller than a frame may be");
         self.changes += 1;
         if self.block.len() >= BLOCK_BYTES { self.flush() } else { Ok(()) }
     }
 
-    /// Ends the file, makes it durable, reads it back, and puts it in the place of the older ones.
-    pub fn finish(mut self) -> Result<SnapshotFile, Error> {
+    /// Makes the end frame; returns the sink, the bytes made, and the CRC of all before the end frame.
+    pub(super) fn end(mut self) -> Result<(S, u64, u32), Error> {
         self.flush()?;
         let (before, crc) = (self.offset, self.crc);
         let mut end = Vec::with_capacity(END_BYTES);
@@ -96,15 +95,7 @@ impl Writer {
         }
         end.extend_from_slice(&crc.to_le_bytes());
         self.frame(END, &end)?;
-        self.file().sync_all()?;
-        self.file = None;
-        let applied = self.head.meta.applied.expect("a snapshot has an applied index");
-        self.dir.finish(&make_id(applied, crc), &self.path)
-    }
-
-    /// Bytes written so far.
-    pub fn bytes(&self) -> u64 {
-        self.offset + self.block.len() as u64
+        Ok((self.sink, self.offset, crc))
     }
 
     fn flush(&mut self) -> Result<(), Error> {
@@ -116,11 +107,7 @@ impl Writer {
         block.clear();
         self.block = block;
         self.blocks += 1;
-        if self.offset - self.synced >= SYNC_BYTES {
-            self.file().sync_data()?;
-            self.synced = self.offset;
-        }
-        Ok(())
+        self.sink.block_ended(self.offset)
     }
 
     fn frame(&mut self, kind: u8, payload: &[u8]) -> Result<(), Error> {
@@ -134,14 +121,88 @@ impl Writer {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.file().write_at(bytes, self.offset)?;
+        self.sink.take(bytes, self.offset)?;
         self.offset += bytes.len() as u64;
         self.crc = crc32c::crc32c_append(self.crc, bytes);
         Ok(())
     }
+}
 
-    fn file(&self) -> &dyn File {
-        self.file.as_deref().expect("the file is open until it is finished")
+fn head_payload(head: &Head) -> Vec<u8> {
+    let mut payload = head.cluster_id.to_le_bytes().to_vec();
+    payload.extend_from_slice(&head.member_id.to_le_bytes());
+    payload.extend_from_slice(&head.meta.encode_to_vec());
+    payload
+}
+
+/// How many bytes an [`Encoder`] makes of `changes`.
+pub(super) fn size(head: &Head, changes: impl Iterator<Item = Change>) -> u64 {
+    let frame = |payload: usize| (FRAME_HEAD_BYTES + payload) as u64;
+    let mut bytes = PREAMBLE_BYTES + frame(head_payload(head).len()) + frame(END_BYTES);
+    let mut block = 0;
+    for change in changes {
+        block += change::encoded_len(&change);
+        if block >= BLOCK_BYTES {
+            bytes += frame(std::mem::take(&mut block));
+        }
+    }
+    if block > 0 { bytes + frame(block) } else { bytes }
+}
+
+/// A file that is handed to the disk now and then.
+struct FileSink {
+    file: Box<dyn File>,
+    synced: u64,
+}
+
+impl Sink for FileSink {
+    fn take(&mut self, bytes: &[u8], offset: u64) -> Result<(), Error> {
+        Ok(self.file.write_at(bytes, offset)?)
+    }
+
+    fn block_ended(&mut self, offset: u64) -> Result<(), Error> {
+        if offset - self.synced >= SYNC_BYTES {
+            self.file.sync_data()?;
+            self.synced = offset;
+        }
+        Ok(())
+    }
+}
+
+/// Writes one snapshot file. Dropped before [`Writer::finish`], it leaves nothing.
+pub struct Writer {
+    dir: Dir,
+    applied: LogId,
+    path: PathBuf,
+    encoder: Option<Encoder<FileSink>>,
+}
+
+impl Writer {
+    pub(super) fn create(dir: Dir, head: Head) -> Result<Self, Error> {
+        let applied = head.meta.applied.expect("a snapshot has an applied index");
+        let path = dir.path.join(format!("{:020}-{:020}.partial", applied.term, applied.index));
+        let file = dir.env.disk.open(&path, OpenMode::CreateTruncate)?;
+        let mut writer = Self { dir, applied, path, encoder: None };
+        writer.encoder = Some(Encoder::begin(&head, FileSink { file, synced: 0 })?);
+        Ok(writer)
+    }
+
+    /// Adds the next change.
+    pub fn push(&mut self, change: &Change) -> Result<(), Error> {
+        self.encoder.as_mut().expect("not finished").push(change)
+    }
+
+    /// Ends the file, makes it durable, reads it back, and puts it in the place of the older ones.
+    pub fn finish(mut self) -> Result<SnapshotFile, Error> {
+        let (sink, _, crc) = self.encoder.take().expect("not finished").end()?;
+        sink.file.sync_all()?;
+        drop(sink);
+        self.dir.finish(&make_id(self.applied, crc), &self.path)
+    }
+
+    /// Bytes written so far.
+    pub fn bytes(&self) -> u64 {
+        self.encoder.as_ref().map_or(0, |encoder| encoder.offset + encoder.block.len() as u64)
     }
 }
 
@@ -171,12 +232,21 @@ pub struct Reader {
     ended: bool,
     /// CRC of everything before the end frame; part of the snapshot's id.
     file_crc: u32,
+    /// Zeros that may follow the end.
+    padding_max: u64,
 }
 
 impl Reader {
     pub(super) fn open(file: Arc<dyn File>, name: &str) -> Result<Self, Error> {
+        let len = file.len()?;
+        Self::open_part(file, len, 0, name)
+    }
+
+    /// Reads the first `len` bytes of a file, of which up to `padding_max` at the end may be no part of the snapshot.
+    pub(super) fn open_part(file: Arc<dyn File>, len: u64, padding_max: u64, name: &str) -> Result<Self, Error> {
         let mut reader = Self {
-            len: file.len()?,
+            len,
+            padding_max,
             file,
             name: name.to_owned(),
             head: Head { cluster_id: 0, member_id: 0, meta: StateMeta::default() },
@@ -234,7 +304,8 @@ impl Reader {
             END if payload.len() == END_BYTES => {
                 let mut at = &payload[..];
                 let found = (at.get_u64_le(), at.get_u64_le(), at.get_u64_le(), at.get_u32_le());
-                if found != (self.blocks, self.changes, before, crc) || self.offset != self.len {
+                let rest = self.len - self.offset;
+                if found != (self.blocks, self.changes, before, crc) || rest > self.padding_max {
                     return Err(self.damaged("its end does not match its content"));
                 }
                 (self.ended, self.file_crc) = (true, crc);

@@ -13,6 +13,7 @@
 //! The id ends in a checksum of the whole file, so equal ids mean equal bytes and a transfer can resume.
 //! Absent: what the changes mean, when to write one, and the transport.
 
+pub mod backup;
 pub mod format;
 mod incoming;
 #[cfg(test)]

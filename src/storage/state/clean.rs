@@ -150,7 +150,7 @@ impl Store {
                 let gone = match change.change.as_ref().expect("a decoded change is of a known kind") {
                     // Ends with the greatest one, which is not below the view's.
                     Kind::Compacted(revision) => *revision < view.compacted,
-                    Kind::ClusterVersion(_) => false,
+                    Kind::ClusterVersion(_) | Kind::Alarms(_) => false,
                     Kind::Version(version) if (view.is_live)(version) => false,
                     Kind::Version(version) => {
                         let revision = version.mod_revision();

@@ -448,7 +448,7 @@ impl Model {
         match change.change.as_ref().unwrap() {
             Kind::Version(kv) => self.versions.entry(kv.key().to_vec()).or_default().push(kv.clone()),
             Kind::Compacted(revision) => self.compacted = self.compacted.max(*revision),
-            Kind::ClusterVersion(_) => {}
+            Kind::ClusterVersion(_) | Kind::Alarms(_) => {}
         }
     }
 

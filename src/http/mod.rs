@@ -1,26 +1,46 @@
-//! HTTP on the client port, beside gRPC: health, version and the status page.
+//! HTTP on the client port, beside gRPC: the JSON gateway, metrics, health, version and the status page.
 //!
-//! Absent: the JSON gateway and metrics.
+//! Owns the paths and the forms of the answers. Absent: what they say (`api`, `metrics`).
+
+mod gateway;
+mod sample;
 
 use axum::Router;
-use axum::extract::State;
+use axum::body::Body;
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, StatusCode, Uri, header};
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{any, get};
 use serde_json::json;
 
-use crate::api::{Api, ETCD_VERSION};
+use crate::api::{Api, ETCD_VERSION, Health};
+
+pub use gateway::Gateway;
 
 /// The routes; merged with the gRPC services.
-pub fn router(api: Api) -> Router {
+pub fn router(api: Api, gateway: Gateway) -> Router {
+    let older = gateway.clone();
     Router::new()
+        .route("/v3/{*path}", any(move |request| call("/v3/", gateway, request)))
+        .route("/v3beta/{*path}", any(move |request| call("/v3beta/", older, request)))
         .route("/", get(page))
+        .route("/metrics", get(metrics))
         .route("/health", get(health))
-        .route("/livez", get(|| async { "ok" }))
+        .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/version", get(version))
         .fallback(unknown)
         .with_state(api)
+}
+
+async fn call(version: &str, gateway: Gateway, request: Request<Body>) -> Response {
+    let path = request.uri().path().strip_prefix(version).unwrap_or_default().to_owned();
+    gateway.call(&path, request).await
+}
+
+async fn metrics(State(api): State<Api>) -> impl IntoResponse {
+    let text = sample::text(&api) + &crate::metrics::metrics().text();
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 
 /// A gRPC call of a service that is not served gets gRPC's own answer: not every client makes one of a bare 404.
@@ -38,18 +58,54 @@ async fn unknown(headers: HeaderMap, uri: Uri) -> Response {
     (StatusCode::NOT_FOUND, "not found\n").into_response()
 }
 
-async fn health(State(api): State<Api>) -> impl IntoResponse {
-    let reason = api.not_healthy();
+/// Values of `name` in a query; a name alone has the value "".
+fn query<'a>(uri: &'a Uri, name: &'a str) -> impl Iterator<Item = &'a str> {
+    let pairs = uri.query().unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    pairs.filter(move |(key, _)| *key == name).map(|(_, value)| value)
+}
+
+fn is_asked(uri: &Uri, name: &str) -> bool {
+    query(uri, name).any(|value| matches!(value, "" | "true" | "1"))
+}
+
+/// `?serializable` asks this member alone; `?exclude=NOSPACE` takes no notice of that alarm.
+async fn health(State(api): State<Api>, uri: Uri) -> impl IntoResponse {
+    let ask = Health { serializable: is_asked(&uri, "serializable"), exclude: query(&uri, "exclude").map(str::to_owned).collect() };
+    let reason = api.not_healthy(&ask).await;
     let code = if reason.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = json!({ "health": reason.is_none().to_string(), "reason": reason.unwrap_or_default() });
     (code, [(header::CONTENT_TYPE, "application/json")], body.to_string())
 }
 
-async fn readyz(State(api): State<Api>) -> impl IntoResponse {
-    match api.not_ready() {
+/// The checks by name, as etcd's `?verbose` prints them.
+fn verbose(checks: &[(&str, Option<String>)]) -> Response {
+    let mut text = String::new();
+    for (name, failure) in checks {
+        match failure {
+            None => text += &format!("[+]{name} ok\n"),
+            Some(reason) => text += &format!("[-]{name} failed: {reason}\n"),
+        }
+    }
+    let ok = checks.iter().all(|(_, failure)| failure.is_none());
+    let code = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, text + if ok { "ok\n" } else { "not ready\n" }).into_response()
+}
+
+/// Alive is who answers: whatever this member waits for, a restart would not help (membership rule 28).
+async fn livez(uri: Uri) -> Response {
+    if is_asked(&uri, "verbose") { verbose(&[("event_loop", None)]) } else { "ok".into_response() }
+}
+
+async fn readyz(State(api): State<Api>, uri: Uri) -> Response {
+    let not_ready = api.not_ready();
+    if is_asked(&uri, "verbose") {
+        return verbose(&[("data_corruption", api.corrupt()), ("linearizable_read", not_ready)]);
+    }
+    let answer = match not_ready {
         None => (StatusCode::OK, "ok\n".to_owned()),
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
-    }
+    };
+    answer.into_response()
 }
 
 async fn version() -> impl IntoResponse {

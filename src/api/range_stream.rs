@@ -1,0 +1,201 @@
+//! `KV.RangeStream`: a range in pieces of bounded size, all of one revision.
+//!
+//! In key order at the present revision, a page of keys is looked up at a time; any other order, and the past, first collects
+//! what it answers (16 bytes a key: the versions themselves are shared with the store). Every piece has keys and values; header,
+//! more and count come with the last, as in etcd.
+//! Invariant: one view for all pieces, whatever is written meanwhile. The view keeps what is overwritten meanwhile in memory, so a
+//! client that takes no piece for `STALL` is given up.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use futures_util::Stream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::{Api, header};
+use crate::env::timeout;
+use crate::error::Error;
+use crate::kv::validate;
+use crate::node::Node;
+use crate::pb::etcd::range_request::{SortOrder, SortTarget};
+use crate::pb::etcd::{RangeRequest, RangeResponse, RangeStreamResponse};
+use crate::pb::{KeyValue, delimited_len};
+use crate::raft::Applied;
+
+/// Bytes of a piece, unless one key-value pair alone is larger.
+const PIECE_BYTES: usize = 256 << 10;
+/// Keys looked up at a time.
+const PAGE_KEYS: i64 = 512;
+/// A client that takes nothing for so long is gone, or not worth what its view holds.
+const STALL: Duration = Duration::from_secs(60);
+
+pub(super) type Pieces = Pin<Box<dyn Stream<Item = Result<RangeStreamResponse, Status>> + Send>>;
+
+impl Api {
+    pub(super) async fn pieces(&self, request: Request<RangeRequest>) -> Result<Response<Pieces>, Status> {
+        let node = self.data_node(&request)?;
+        let range = request.into_inner();
+        validate::range(&range)?;
+        if !range.serializable {
+            node.read_index().await?;
+        }
+        let (to, pieces) = mpsc::channel(2);
+        let mut walk = Walk::begin(node.store().view(), range)?;
+        node.env().clone().spawn(async move {
+            let shutdown = node.env().shutdown.clone();
+            tokio::select! {
+                () = send(&node, &mut walk, &to) => {}
+                () = shutdown.cancelled() => drop(to.try_send(Err(Error::Stopped.into()))),
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(pieces))))
+    }
+}
+
+async fn send(node: &Node, walk: &mut Walk, to: &mpsc::Sender<Result<RangeStreamResponse, Status>>) {
+    loop {
+        let (message, last) = match walk.next() {
+            Ok((mut piece, last)) => {
+                if last {
+                    piece.header = header(node, walk.revision);
+                }
+                (Ok(RangeStreamResponse { range_response: Some(piece) }), last)
+            }
+            Err(error) => (Err(Status::from(error)), true),
+        };
+        match timeout(STALL, to.send(message)).await {
+            Ok(Ok(())) if !last => {}
+            Ok(_) => return,
+            Err(_) => {
+                tracing::warn!(stall = ?STALL, "a client took no piece of its range; given up");
+                return;
+            }
+        }
+    }
+}
+
+/// Where a stream is.
+struct Walk {
+    view: Applied,
+    /// The next page's; its key moves on.
+    range: RangeRequest,
+    /// Keys that the limit leaves; `i64::MAX` without one.
+    left: i64,
+    paged: bool,
+    found: VecDeque<KeyValue>,
+    /// There are keys beyond `found`.
+    more: bool,
+    count: i64,
+    revision: i64,
+}
+
+impl Walk {
+    fn begin(view: Applied, range: RangeRequest) -> Result<Self, Error> {
+        let present = range.revision <= 0 || range.revision == view.kv.revision();
+        let in_key_order = range.sort_target == SortTarget::Key as i32 && range.sort_order != SortOrder::Descend as i32;
+        let paged = present && in_key_order && !range.range_end.is_empty() && !range.count_only;
+        let left = if range.limit > 0 { range.limit } else { i64::MAX };
+        let revision = view.kv.revision();
+        let mut walk = Self { view, range, left, paged, found: VecDeque::new(), more: false, count: 0, revision };
+        let first = walk.look_up()?;
+        walk.count = first;
+        Ok(walk)
+    }
+
+    /// Finds further keys; returns the count of the interval that was looked at.
+    fn look_up(&mut self) -> Result<i64, Error> {
+        if self.paged {
+            self.range.limit = self.left.min(PAGE_KEYS);
+        }
+        let page = self.view.kv.range(&self.range)?;
+        self.left -= page.kvs.len() as i64;
+        self.more = page.more;
+        if let Some(last) = page.kvs.last().filter(|_| self.paged) {
+            let mut key = BytesMut::with_capacity(last.key().len() + 1);
+            key.put_slice(last.key());
+            key.put_u8(0);
+            self.range.key = Bytes::from(key);
+        }
+        self.found.extend(page.kvs);
+        Ok(page.count)
+    }
+
+    /// The next piece, and whether it is the last; its header is still missing.
+    fn next(&mut self) -> Result<(RangeResponse, bool), Error> {
+        let mut piece = RangeResponse::default();
+        let mut bytes = 0;
+        loop {
+            if self.found.is_empty() && self.paged && self.more && self.left > 0 {
+                self.look_up()?;
+            }
+            let Some(next) = self.found.front() else { break };
+            bytes += delimited_len(next.as_encoded().len());
+            if bytes > PIECE_BYTES && !piece.kvs.is_empty() {
+                return Ok((piece, false));
+            }
+            piece.kvs.extend(self.found.pop_front());
+        }
+        (piece.more, piece.count) = (self.more, self.count);
+        Ok((piece, true))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv::State;
+    use crate::pb::etcd::PutRequest;
+    use crate::pb::log::{Command, command};
+
+    fn filled(keys: usize, bytes: usize) -> Applied {
+        let mut kv = State::new();
+        for n in 0..keys {
+            let put = PutRequest { key: format!("k{n:05}").into(), value: vec![7; bytes].into(), ..Default::default() };
+            let command = Command { needs: 1, request: Some(command::Request::Put(put)) };
+            kv.apply(&command, false).unwrap().unwrap();
+        }
+        Applied { kv, ..Applied::default() }
+    }
+
+    /// Everything that the walk gives, without headers; the sizes of its pieces.
+    fn walk(view: &Applied, range: RangeRequest) -> (RangeResponse, usize) {
+        let mut walk = Walk::begin(view.clone(), range).unwrap();
+        let (mut all, mut pieces) = (RangeResponse::default(), 0);
+        loop {
+            let (piece, last) = walk.next().unwrap();
+            let bytes: usize = piece.kvs.iter().map(|kv| delimited_len(kv.as_encoded().len())).sum();
+            assert!(bytes <= PIECE_BYTES && (last || !piece.kvs.is_empty()), "a piece of {bytes} bytes");
+            pieces += 1;
+            all.kvs.extend(piece.kvs);
+            if last {
+                (all.more, all.count) = (piece.more, piece.count);
+                return (all, pieces);
+            }
+            assert!(!piece.more && piece.count == 0, "they come with the last piece");
+        }
+    }
+
+    #[test]
+    fn pieces_put_together_are_the_range() {
+        let view = filled(3000, 400);
+        let all = RangeRequest { key: "\0".into(), range_end: "\0".into(), ..Default::default() };
+        for (limit, sort_order, sort_target, revision) in
+            [(0, 0, 0, 0), (700, 0, 0, 0), (512, 1, 0, 0), (1, 0, 0, 0), (1500, 2, 0, 0), (0, 2, 3, 0), (1024, 0, 0, 2000)]
+        {
+            let range = RangeRequest { limit, sort_order, sort_target, revision, ..all.clone() };
+            let mut expected = view.kv.range(&range).unwrap();
+            expected.header = None;
+            let (found, pieces) = walk(&view, range);
+            assert_eq!(found, expected, "limit {limit}, order {sort_order}, revision {revision}");
+            assert_eq!(pieces > 1, expected.kvs.len() > 650, "{pieces} pieces of {} keys", expected.kvs.len());
+        }
+        let counted = RangeRequest { count_only: true, ..all.clone() };
+        assert_eq!(walk(&view, counted).0.count, 3000);
+        let none = RangeRequest { key: "z".into(), ..all };
+        assert_eq!(walk(&view, none), (RangeResponse::default(), 1));
+    }
+}

@@ -1,0 +1,204 @@
+//! `snapshot save`, `status` and `restore`.
+//!
+//! A saved file has its name only after it was verified and is on disk.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, anyhow, bail, ensure};
+use serde_json::json;
+
+use super::client::{ANSWER_BYTES_MAX, ClientArgs, failure};
+use super::output::{Format, human_bytes, json_line, table};
+use crate::env::{Env, File, OpenMode, timeout};
+use crate::pb::etcd::SnapshotRequest;
+use crate::pb::etcd::maintenance_client::MaintenanceClient;
+use crate::server::restore::{self, Restore, Restored};
+use crate::storage::snapshot::backup;
+
+#[derive(Debug, clap::Subcommand)]
+pub enum SnapshotCommand {
+    /// Take a backup of the whole state into FILE; of the first endpoint that can be reached
+    Save(SaveArgs),
+    /// Say what is in a backup
+    Status(StatusArgs),
+    /// Make data directories of a new cluster from a backup
+    Restore(Box<RestoreArgs>),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct SaveArgs {
+    file: PathBuf,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct StatusArgs {
+    file: PathBuf,
+    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
+    output: Format,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct RestoreArgs {
+    file: PathBuf,
+    /// Where to; with several members a directory each below it, named as the member. It must be empty, or not be there
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Peer address of every slot of the new cluster, as in kv-%d.kv-headless:2380 [default: none, a cluster of one]
+    #[arg(long, value_name = "PATTERN", default_value = "")]
+    peers: String,
+    /// Members of the new cluster
+    #[arg(long, default_value_t = 1)]
+    size: u16,
+    /// The lowest slot
+    #[arg(long, default_value_t = 0)]
+    first_slot: u16,
+    /// The members' name, with %d in the slot's place
+    #[arg(long, default_value = "quorate-%d")]
+    name: String,
+    /// Port that clients use, until the members say otherwise themselves
+    #[arg(long, default_value_t = 2379)]
+    client_port: u16,
+    /// Make only this slot's directory, at DIR itself; needs --token
+    #[arg(long, requires = "token")]
+    slot: Option<u16>,
+    /// A word that was never used for a restore before, the same for all members of this one [default: random]
+    #[arg(long)]
+    token: Option<String>,
+    /// Go on so many revisions later, and call everything before compacted: for clients that remember revisions newer than the
+    /// backup's
+    #[arg(long, value_name = "REVISIONS", default_value_t = 0, value_parser = clap::value_parser!(i64).range(0..=1 << 50))]
+    bump_revision: i64,
+    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
+    output: Format,
+}
+
+pub async fn run(command: SnapshotCommand) -> anyhow::Result<Vec<u8>> {
+    match command {
+        SnapshotCommand::Save(args) => save(args).await,
+        SnapshotCommand::Status(args) => status(&args),
+        SnapshotCommand::Restore(args) => restore(*args).await,
+    }
+}
+
+async fn save(args: SaveArgs) -> anyhow::Result<Vec<u8>> {
+    let env = Env::real();
+    let mut name = args.file.clone().into_os_string();
+    name.push(".part");
+    let part = PathBuf::from(name);
+    let file = env.disk.open(&part, OpenMode::CreateTruncate).with_context(|| format!("{}", part.display()))?;
+    let taken = take(&args, file.into(), &part).await;
+    let bytes = match taken {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            // What cannot be removed now is overwritten by the next try.
+            let _ = env.disk.remove_file(&part);
+            return Err(error);
+        }
+    };
+    env.disk.rename(&part, &args.file).with_context(|| format!("{}", args.file.display()))?;
+    env.disk.sync_dir(parent(&args.file)).with_context(|| format!("{}", args.file.display()))?;
+    Ok(format!("saved {} ({})\n", args.file.display(), human_bytes(bytes)).into_bytes())
+}
+
+fn parent(file: &Path) -> &Path {
+    file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Writes the stream to `file`, verifies it and makes it durable; returns its size.
+async fn take(args: &SaveArgs, file: Arc<dyn File>, path: &Path) -> anyhow::Result<u64> {
+    let client = &args.client;
+    let mut maintenance =
+        MaintenanceClient::new(client.connect().await?).max_decoding_message_size(ANSWER_BYTES_MAX);
+    let mut pieces = client.answer(maintenance.snapshot(SnapshotRequest {})).await?.into_inner();
+    let (mut offset, mut remaining) = (0, 0);
+    loop {
+        let piece = match timeout(client.timeout, pieces.message()).await {
+            Ok(Ok(Some(piece))) => piece,
+            Ok(Ok(None)) => break,
+            Ok(Err(status)) => return Err(failure(&status)),
+            Err(_) => bail!("nothing came for {}; is the member alive?", humantime::format_duration(client.timeout)),
+        };
+        file.write_at(&piece.blob, offset)?;
+        offset += piece.blob.len() as u64;
+        remaining = piece.remaining_bytes;
+    }
+    ensure!(remaining == 0, "the stream ended {remaining} bytes too early; the member may have stopped: try again");
+    let name = path.display().to_string();
+    backup::verify(&*file, &name)?;
+    for change in backup::open(file.clone(), &name)? {
+        change?;
+    }
+    file.sync_all()?;
+    Ok(offset)
+}
+
+fn status(args: &StatusArgs) -> anyhow::Result<Vec<u8>> {
+    let env = Env::real();
+    let (state, sha) = restore::load(&env, &args.file)?;
+    let bytes = env.disk.open(&args.file, OpenMode::Read)?.len()?;
+    let hash = state.hash_kv(0).map_err(|error| anyhow!(error))?;
+    let sha: String = sha.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(match args.output {
+        Format::Json => json_line(&json!({
+            "hash": hash.hash,
+            "revision": state.revision(),
+            "compactRevision": state.compacted(),
+            "totalKey": state.key_count(),
+            "totalSize": bytes,
+            "clusterVersion": state.cluster_version(),
+            "sha256": sha,
+        })),
+        Format::Simple => {
+            let row = vec![
+                format!("{:08x}", hash.hash),
+                state.revision().to_string(),
+                state.compacted().to_string(),
+                state.key_count().to_string(),
+                human_bytes(bytes),
+            ];
+            table(&["HASH", "REVISION", "COMPACTED", "KEYS", "SIZE"], &[row])
+        }
+    })
+}
+
+async fn restore(args: RestoreArgs) -> anyhow::Result<Vec<u8>> {
+    let env = Env::real();
+    let members = restore::members(&args.peers, &args.name, args.first_slot, args.size, args.client_port)?;
+    let directories = match args.slot {
+        Some(slot) => vec![(slot, args.data_dir.clone())],
+        None if args.peers.is_empty() => vec![(args.first_slot, args.data_dir.clone())],
+        None => members.iter().map(|member| (member.slot, args.data_dir.join(&member.name))).collect(),
+    };
+    let token = args.token.clone().unwrap_or_else(|| format!("{:016x}{:016x}", env.random_u64(), env.random_u64()));
+    let wanted =
+        Restore { file: args.file.clone(), members, token, bump_revision: args.bump_revision, directories };
+    let made = restore::restore(&env, wanted).await?;
+    Ok(match args.output {
+        Format::Json => json_line(&restored_json(&made)),
+        Format::Simple => {
+            let rows: Vec<Vec<String>> = made
+                .members
+                .iter()
+                .map(|(slot, id, dir)| vec![slot.to_string(), format!("{id:x}"), dir.display().to_string()])
+                .collect();
+            let head = format!(
+                "a new cluster {:x} with {} keys at revision {}\n",
+                made.cluster_id, made.keys, made.revision
+            );
+            [head.into_bytes(), table(&["SLOT", "MEMBER", "DATA DIRECTORY"], &rows)].concat()
+        }
+    })
+}
+
+fn restored_json(made: &Restored) -> serde_json::Value {
+    let member = |(slot, id, dir): &(u16, u64, PathBuf)| json!({ "slot": slot, "memberID": id, "dataDir": dir });
+    json!({
+        "clusterID": made.cluster_id,
+        "revision": made.revision,
+        "keys": made.keys,
+        "members": made.members.iter().map(member).collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,459 @@
+//! The JSON gateway: `POST /v3/...` as etcd's own speaks it, for clients without gRPC.
+//!
+//! Owns one table, from path to gRPC method, and the transcoding, which goes by the compiled descriptors: a service is reachable
+//! as soon as it is in both. A request becomes a gRPC request to the very services that the port serves, in this process; so
+//! there is one meaning, one place that counts, and one that checks.
+//! Invariants: what is read of a request is bounded; a stream is passed on message by message, and ends when its client goes.
+//! Absent: every meaning of a request; browsers' needs (CORS, WebSocket).
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use futures_util::{StreamExt as _, stream};
+use http_body_util::BodyExt as _;
+use prost::Message as _;
+use prost_reflect::{DeserializeOptions, DescriptorPool, DynamicMessage, MethodDescriptor, SerializeOptions};
+use serde_json::json;
+use tower::Service as _;
+
+use crate::metrics::metrics;
+
+/// Paths below `/v3/` and `/v3beta/`, and what they call. Those of services that this build lacks answer `Unimplemented`.
+const PATHS: &[(&str, &str)] = &[
+    ("kv/range", "etcdserverpb.KV.Range"),
+    ("kv/put", "etcdserverpb.KV.Put"),
+    ("kv/deleterange", "etcdserverpb.KV.DeleteRange"),
+    ("kv/txn", "etcdserverpb.KV.Txn"),
+    ("kv/compaction", "etcdserverpb.KV.Compact"),
+    ("watch", WATCH),
+    ("lease/grant", "etcdserverpb.Lease.LeaseGrant"),
+    ("lease/revoke", "etcdserverpb.Lease.LeaseRevoke"),
+    ("kv/lease/revoke", "etcdserverpb.Lease.LeaseRevoke"),
+    ("lease/keepalive", "etcdserverpb.Lease.LeaseKeepAlive"),
+    ("lease/timetolive", "etcdserverpb.Lease.LeaseTimeToLive"),
+    ("kv/lease/timetolive", "etcdserverpb.Lease.LeaseTimeToLive"),
+    ("lease/leases", "etcdserverpb.Lease.LeaseLeases"),
+    ("kv/lease/leases", "etcdserverpb.Lease.LeaseLeases"),
+    ("cluster/member/add", "etcdserverpb.Cluster.MemberAdd"),
+    ("cluster/member/remove", "etcdserverpb.Cluster.MemberRemove"),
+    ("cluster/member/update", "etcdserverpb.Cluster.MemberUpdate"),
+    ("cluster/member/list", "etcdserverpb.Cluster.MemberList"),
+    ("cluster/member/promote", "etcdserverpb.Cluster.MemberPromote"),
+    ("maintenance/alarm", "etcdserverpb.Maintenance.Alarm"),
+    ("maintenance/status", "etcdserverpb.Maintenance.Status"),
+    ("maintenance/defragment", "etcdserverpb.Maintenance.Defragment"),
+    // HashKV until etcd 3.6 and Hash since; the answer of the former has everything that the latter's has.
+    ("maintenance/hash", "etcdserverpb.Maintenance.HashKV"),
+    ("maintenance/hashkv", "etcdserverpb.Maintenance.HashKV"),
+    ("maintenance/snapshot", "etcdserverpb.Maintenance.Snapshot"),
+    ("maintenance/transfer-leadership", "etcdserverpb.Maintenance.MoveLeader"),
+    ("maintenance/downgrade", "etcdserverpb.Maintenance.Downgrade"),
+    ("auth/enable", "etcdserverpb.Auth.AuthEnable"),
+    ("auth/disable", "etcdserverpb.Auth.AuthDisable"),
+    ("auth/status", "etcdserverpb.Auth.AuthStatus"),
+    ("auth/authenticate", "etcdserverpb.Auth.Authenticate"),
+    ("auth/user/add", "etcdserverpb.Auth.UserAdd"),
+    ("auth/user/get", "etcdserverpb.Auth.UserGet"),
+    ("auth/user/list", "etcdserverpb.Auth.UserList"),
+    ("auth/user/delete", "etcdserverpb.Auth.UserDelete"),
+    ("auth/user/changepw", "etcdserverpb.Auth.UserChangePassword"),
+    ("auth/user/grant", "etcdserverpb.Auth.UserGrantRole"),
+    ("auth/user/revoke", "etcdserverpb.Auth.UserRevokeRole"),
+    ("auth/role/add", "etcdserverpb.Auth.RoleAdd"),
+    ("auth/role/get", "etcdserverpb.Auth.RoleGet"),
+    ("auth/role/list", "etcdserverpb.Auth.RoleList"),
+    ("auth/role/delete", "etcdserverpb.Auth.RoleDelete"),
+    ("auth/role/grant", "etcdserverpb.Auth.RoleGrantPermission"),
+    ("auth/role/revoke", "etcdserverpb.Auth.RoleRevokePermission"),
+    ("election/campaign", "v3electionpb.Election.Campaign"),
+    ("election/proclaim", "v3electionpb.Election.Proclaim"),
+    ("election/leader", "v3electionpb.Election.Leader"),
+    ("election/observe", "v3electionpb.Election.Observe"),
+    ("election/resign", "v3electionpb.Election.Resign"),
+    ("lock/lock", "v3lockpb.Lock.Lock"),
+    ("lock/unlock", "v3lockpb.Lock.Unlock"),
+];
+/// Its requests go on while the client listens; every other stream of requests ends with the body.
+const WATCH: &str = "etcdserverpb.Watch.Watch";
+
+/// Bytes before a message: not compressed, and its length.
+const FRAME_HEAD_BYTES: usize = 5;
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const METADATA_PREFIX: &str = "grpc-metadata-";
+
+const INVALID_ARGUMENT: u16 = 3;
+const RESOURCE_EXHAUSTED: u16 = 8;
+const UNIMPLEMENTED: u16 = 12;
+const INTERNAL: u16 = 13;
+
+/// The gateway in front of `services`. Cloning shares it.
+#[derive(Clone)]
+pub struct Gateway {
+    inner: Arc<Inner>,
+    /// The gRPC services, as the port serves them.
+    services: Router,
+}
+
+struct Inner {
+    /// By path; `None` for a method that this build lacks.
+    methods: BTreeMap<&'static str, Option<MethodDescriptor>>,
+    body_bytes_max: usize,
+}
+
+/// A failure: its gRPC code and text.
+#[derive(Debug, PartialEq)]
+struct Failure {
+    code: u16,
+    message: String,
+}
+
+impl Gateway {
+    /// `descriptors` describe the services; a request's body has at most `body_bytes_max` bytes.
+    pub fn new(services: Router, descriptors: &[u8], body_bytes_max: usize) -> Result<Self, prost_reflect::DescriptorError> {
+        let pool = DescriptorPool::decode(descriptors)?;
+        let find = |full_name: &str| pool.services().flat_map(|s| s.methods().collect::<Vec<_>>()).find(|m| m.full_name() == full_name);
+        let methods = PATHS.iter().map(|(path, name)| (*path, find(name))).collect();
+        Ok(Self { inner: Arc::new(Inner { methods, body_bytes_max }), services })
+    }
+
+    /// Answers a request whose path is `path` below the version.
+    pub async fn call(self, path: &str, request: Request<Body>) -> Response {
+        metrics().gateway_requests.inc();
+        match self.try_call(path, request).await {
+            Ok(response) => response,
+            Err(failure) => failure.into_response(),
+        }
+    }
+
+    async fn try_call(self, path: &str, request: Request<Body>) -> Result<Response, Failure> {
+        let method = match self.inner.methods.get(path) {
+            Some(Some(method)) => method.clone(),
+            Some(None) => return Err(Failure { code: UNIMPLEMENTED, message: format!("{path} is not served") }),
+            None => return Ok(refusal(StatusCode::NOT_FOUND, 5, "Not Found")),
+        };
+        if request.method() != Method::POST {
+            return Ok(refusal(StatusCode::METHOD_NOT_ALLOWED, UNIMPLEMENTED, "Method Not Allowed"));
+        }
+        let (head, body) = request.into_parts();
+        let body = match http_body_util::Limited::new(body, self.inner.body_bytes_max).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+                let text = format!("request body is larger than {} bytes", self.inner.body_bytes_max);
+                return Ok(refusal(StatusCode::PAYLOAD_TOO_LARGE, RESOURCE_EXHAUSTED, &text));
+            }
+            Err(error) => return Err(Failure { code: INVALID_ARGUMENT, message: format!("request body: {error}") }),
+        };
+        let messages = requests(&method, &body)?;
+        let answer = grpc_request(&method, &head.headers, messages);
+        let answer = self.services.clone().call(answer).await.unwrap_or_else(|never: Infallible| match never {});
+        if method.is_server_streaming() { stream_answer(method, answer).await } else { unary_answer(&method, answer).await }
+    }
+}
+
+/// The messages in a body: one, or for a method that takes many, any number one after the other. An empty body is an empty message.
+fn requests(method: &MethodDescriptor, body: &[u8]) -> Result<Bytes, Failure> {
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let mut framed = BytesMut::new();
+    let mut count = 0;
+    let malformed = |error: serde_json::Error| Failure { code: INVALID_ARGUMENT, message: format!("request body: {error}") };
+    while json.end().is_err() || (count == 0 && !method.is_client_streaming()) {
+        let message = match count {
+            0 if body.trim_ascii().is_empty() => DynamicMessage::new(method.input()),
+            _ => DynamicMessage::deserialize_with_options(method.input(), &mut json, &DeserializeOptions::new().deny_unknown_fields(false))
+                .map_err(malformed)?,
+        };
+        count += 1;
+        framed.put_u8(0);
+        framed.put_u32(message.encoded_len() as u32);
+        message.encode(&mut framed).expect("a buffer grows");
+        if !method.is_client_streaming() {
+            json.end().map_err(malformed)?;
+        }
+    }
+    Ok(framed.freeze())
+}
+
+fn grpc_request(method: &MethodDescriptor, headers: &HeaderMap, messages: Bytes) -> Request<Body> {
+    let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
+    let first = stream::once(async { Ok::<_, Infallible>(messages) });
+    let body = match method.full_name() {
+        WATCH => Body::from_stream(first.chain(stream::pending())),
+        _ => Body::from_stream(first),
+    };
+    let mut request = Request::new(body);
+    *request.method_mut() = Method::POST;
+    *request.version_mut() = axum::http::Version::HTTP_2;
+    *request.uri_mut() = axum::http::Uri::try_from(path).expect("names in descriptors make a path");
+    let metadata = request.headers_mut();
+    metadata.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    metadata.insert(header::TE, HeaderValue::from_static("trailers"));
+    for (name, value) in headers {
+        if let Some(name) = name.as_str().strip_prefix(METADATA_PREFIX)
+            && let Ok(name) = HeaderName::try_from(name)
+        {
+            metadata.append(name, value.clone());
+        }
+    }
+    if let Some(token) = headers.get(header::AUTHORIZATION) {
+        let bare = token.to_str().ok().map(|text| text.strip_prefix("Bearer ").unwrap_or(text));
+        if let Some(token) = bare.and_then(|text| HeaderValue::from_str(text).ok()) {
+            metadata.insert(HeaderName::from_static("token"), token);
+        }
+    }
+    if let Some(timeout) = headers.get("grpc-timeout") {
+        metadata.insert(HeaderName::from_static("grpc-timeout"), timeout.clone());
+    }
+    request
+}
+
+/// The messages of a gRPC response, and at their end its status.
+struct Answers {
+    body: Body,
+    buffer: BytesMut,
+    /// Known once trailers, or a head that stands for them, were read.
+    status: Option<Failure>,
+    ended: bool,
+}
+
+impl Answers {
+    fn new(response: Response) -> Self {
+        let (head, body) = response.into_parts();
+        let status = head.headers.contains_key(GRPC_STATUS).then(|| status(&head.headers));
+        Self { body, buffer: BytesMut::new(), status, ended: false }
+    }
+
+    /// The next message; `None` at the end, then [`Self::failure`] has the outcome.
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if self.buffer.len() >= FRAME_HEAD_BYTES {
+                let len = (&self.buffer[1..FRAME_HEAD_BYTES]).get_u32() as usize;
+                if self.buffer.len() >= FRAME_HEAD_BYTES + len {
+                    self.buffer.advance(FRAME_HEAD_BYTES);
+                    return Some(self.buffer.split_to(len).freeze());
+                }
+                self.buffer.reserve(FRAME_HEAD_BYTES + len - self.buffer.len());
+            }
+            if self.ended {
+                return None;
+            }
+            match self.body.frame().await {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => self.buffer.put(data),
+                    Err(frame) => {
+                        self.status = frame.trailers_ref().map(status);
+                    }
+                },
+                Some(Err(error)) => {
+                    self.status = Some(Failure { code: INTERNAL, message: error.to_string() });
+                    self.ended = true;
+                }
+                None => self.ended = true,
+            }
+        }
+    }
+
+    /// How the call ended, if not well.
+    fn failure(&mut self) -> Option<Failure> {
+        let unknown = || Failure { code: INTERNAL, message: "the call ended without a status".into() };
+        Some(self.status.take().unwrap_or_else(unknown)).filter(|status| status.code != 0)
+    }
+}
+
+fn status(headers: &HeaderMap) -> Failure {
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).unwrap_or_default();
+    let message = percent_encoding::percent_decode_str(text(GRPC_MESSAGE)).decode_utf8_lossy().into_owned();
+    Failure { code: text(GRPC_STATUS).parse().unwrap_or(2), message }
+}
+
+async fn unary_answer(method: &MethodDescriptor, response: Response) -> Result<Response, Failure> {
+    let mut answers = Answers::new(response);
+    let message = answers.next().await;
+    // To the end: the status comes last.
+    while answers.next().await.is_some() {}
+    if let Some(failure) = answers.failure() {
+        return Err(failure);
+    }
+    let message = message.ok_or_else(|| Failure { code: INTERNAL, message: "the call ended without an answer".into() })?;
+    let mut body = Vec::new();
+    write_json(method, message, &mut body)?;
+    Ok(json_response(StatusCode::OK, Body::from(body)))
+}
+
+/// One line a message. A failure before the first message is the whole answer, as with etcd's gateway.
+async fn stream_answer(method: MethodDescriptor, response: Response) -> Result<Response, Failure> {
+    let mut answers = Answers::new(response);
+    let first = answers.next().await;
+    if first.is_none()
+        && let Some(failure) = answers.failure()
+    {
+        let code = http_status(failure.code);
+        return Ok(json_response(code, Body::from(failure.in_stream())));
+    }
+    let lines = stream::unfold(Some((answers, first)), move |state| {
+        let method = method.clone();
+        async move {
+            let (mut answers, first) = state?;
+            let message = match first {
+                Some(message) => Some(message),
+                None => answers.next().await,
+            };
+            let (line, next) = match message {
+                Some(message) => match result_line(&method, message) {
+                    Ok(line) => (line, Some((answers, None))),
+                    Err(failure) => (failure.in_stream(), None),
+                },
+                None => (answers.failure()?.in_stream(), None),
+            };
+            Some((Ok::<_, Infallible>(line), next))
+        }
+    });
+    Ok(json_response(StatusCode::OK, Body::from_stream(lines)))
+}
+
+fn result_line(method: &MethodDescriptor, message: Bytes) -> Result<Vec<u8>, Failure> {
+    let mut line = b"{\"result\":".to_vec();
+    write_json(method, message, &mut line)?;
+    line.extend_from_slice(b"}\n");
+    Ok(line)
+}
+
+/// The names of the .proto files, 64-bit numbers as strings, bytes in base64, unset fields left out, enums by name.
+fn write_json(method: &MethodDescriptor, message: Bytes, out: &mut Vec<u8>) -> Result<(), Failure> {
+    const OPTIONS: SerializeOptions = SerializeOptions::new()
+        .stringify_64_bit_integers(true)
+        .use_enum_numbers(false)
+        .use_proto_field_name(true)
+        .skip_default_fields(true);
+    let internal = |error: String| Failure { code: INTERNAL, message: error };
+    let message = DynamicMessage::decode(method.output(), message).map_err(|error| internal(error.to_string()))?;
+    let mut json = serde_json::Serializer::new(out);
+    message.serialize_with_options(&mut json, &OPTIONS).map_err(|error| internal(error.to_string()))?;
+    Ok(())
+}
+
+impl Failure {
+    /// As a line of a stream: the fields of both generations of gateways.
+    fn in_stream(&self) -> Vec<u8> {
+        let http = http_status(self.code);
+        let error = json!({
+            "grpc_code": self.code,
+            "http_code": http.as_u16(),
+            "code": self.code,
+            "message": self.message,
+            "http_status": http.canonical_reason().unwrap_or_default(),
+        });
+        format!("{}\n", json!({ "error": error })).into_bytes()
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        refusal(http_status(self.code), self.code, &self.message)
+    }
+}
+
+fn refusal(status: StatusCode, code: u16, message: &str) -> Response {
+    let body = json!({ "error": message, "message": message, "code": code });
+    json_response(status, Body::from(body.to_string()))
+}
+
+fn json_response(status: StatusCode, body: Body) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// As grpc-gateway maps codes.
+fn http_status(code: u16) -> StatusCode {
+    match code {
+        0 => StatusCode::OK,
+        // Client closed request; nginx's number.
+        1 => StatusCode::from_u16(499).expect("three digits"),
+        3 | 9 | 11 => StatusCode::BAD_REQUEST,
+        4 => StatusCode::GATEWAY_TIMEOUT,
+        5 => StatusCode::NOT_FOUND,
+        6 | 10 => StatusCode::CONFLICT,
+        7 => StatusCode::FORBIDDEN,
+        8 => StatusCode::TOO_MANY_REQUESTS,
+        12 => StatusCode::NOT_IMPLEMENTED,
+        14 => StatusCode::SERVICE_UNAVAILABLE,
+        16 => StatusCode::UNAUTHORIZED,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn method(name: &str) -> MethodDescriptor {
+        let gateway = Gateway::new(Router::new(), crate::pb::PUBLIC_DESCRIPTORS, 1000).unwrap();
+        let path = PATHS.iter().find(|(_, n)| *n == name).unwrap().0;
+        gateway.inner.methods[path].clone().unwrap()
+    }
+
+    fn put(json: &str) -> Result<crate::pb::etcd::PutRequest, String> {
+        let framed = requests(&method("etcdserverpb.KV.Put"), json.as_bytes()).map_err(|f| f.message)?;
+        Ok(crate::pb::etcd::PutRequest::decode(&framed[FRAME_HEAD_BYTES..]).unwrap())
+    }
+
+    #[test]
+    fn json_is_taken_in_every_form_that_it_may_have() {
+        let expected = put(r#"{"key":"Zm9v","value":"YmFy","lease":"7","prev_kv":true}"#).unwrap();
+        assert_eq!((&expected.key[..], &expected.value[..], expected.lease, expected.prev_kv), (&b"foo"[..], &b"bar"[..], 7, true));
+        for same in [
+            r#" {"key":"Zm9v","value":"YmFy","lease":7,"prevKv":true} "#,
+            r#"{"key":"Zm9v","value":"YmFy","lease":7,"prev_kv":true,"unknown":[{}],"ignore_value":null}"#,
+        ] {
+            assert_eq!(put(same).as_ref(), Ok(&expected), "{same}");
+        }
+        assert_eq!(put(""), Ok(Default::default()));
+    }
+
+    #[test]
+    fn malformed_json_is_refused_with_the_place() {
+        for broken in ["{", "[]", r#"{"key":1}"#, r#"{"key":"!"}"#, r#"{"lease":"x"}"#, "{} {}", "nonsense"] {
+            let text = put(broken).expect_err(broken);
+            assert!(text.starts_with("request body: ") && text.contains("line 1"), "{broken}: {text}");
+        }
+    }
+
+    #[test]
+    fn enums_are_taken_by_name_and_number() {
+        let range = method("etcdserverpb.KV.Range");
+        let [by_name, by_number] = [r#"{"sort_order":"DESCEND"}"#, r#"{"sortOrder":2}"#]
+            .map(|json| requests(&range, json.as_bytes()).unwrap());
+        assert_eq!(by_name, by_number);
+        let unknown = requests(&range, br#"{"sort_order":"UPWARDS"}"#).unwrap();
+        assert_eq!(unknown.len(), FRAME_HEAD_BYTES, "an unknown name is as an unknown field: not there");
+    }
+
+    #[test]
+    fn paths_are_unique_and_those_of_served_services_are_found() {
+        let gateway = Gateway::new(Router::new(), crate::pb::PUBLIC_DESCRIPTORS, 1000).unwrap();
+        assert_eq!(gateway.inner.methods.len(), PATHS.len());
+        let pool = DescriptorPool::decode(crate::pb::PUBLIC_DESCRIPTORS).unwrap();
+        // Not in JSON, as in etcd.
+        let absent = ["etcdserverpb.KV.RangeStream", "etcdserverpb.Maintenance.Hash"];
+        for method in pool.services().flat_map(|s| s.methods().collect::<Vec<_>>()) {
+            let name = method.full_name();
+            assert!(absent.contains(&name) || PATHS.iter().any(|(_, n)| *n == name), "{name} has no path");
+        }
+    }
+
+    #[test]
+    fn failures_carry_both_names_of_their_text() {
+        let failure = Failure { code: 11, message: "etcdserver: mvcc: required revision has been compacted".into() };
+        let line: serde_json::Value = serde_json::from_slice(&failure.in_stream()).unwrap();
+        assert_eq!((&line["error"]["http_code"], &line["error"]["grpc_code"]), (&400.into(), &11.into()));
+        let mut headers = HeaderMap::new();
+        headers.insert(GRPC_STATUS, HeaderValue::from_static("3"));
+        headers.insert(GRPC_MESSAGE, HeaderValue::from_static("a%20b%0A"));
+        assert_eq!(status(&headers), Failure { code: 3, message: "a b\n".into() });
+    }
+}

@@ -1,0 +1,75 @@
+//! The part of `/metrics` that is read off the member's state, in Prometheus's text form.
+
+use std::fmt::{Display, Write as _};
+
+use crate::api::{Api, ETCD_VERSION, VERSION};
+use crate::env::process::this_process;
+
+struct Text(String);
+
+impl Text {
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
+        self.head(name, "gauge", help);
+        let _ = writeln!(self.0, "{name} {value}");
+    }
+
+    /// One that says something by its label.
+    fn info(&mut self, name: &str, help: &str, label: &str, text: &str) {
+        self.labeled(name, help, label, &[(text, 1)]);
+    }
+
+    fn labeled(&mut self, name: &str, help: &str, label: &str, values: &[(&str, u64)]) {
+        self.head(name, "gauge", help);
+        for (text, value) in values {
+            let _ = writeln!(self.0, "{name}{{{label}=\"{text}\"}} {value}");
+        }
+    }
+}
+
+/// The lines for the member as it is now.
+pub(super) fn text(api: &Api) -> String {
+    let now = api.sample();
+    let mut text = Text(String::with_capacity(8 << 10));
+    let t = &mut text;
+    let flag = u8::from;
+    t.gauge("etcd_server_has_leader", "Whether a leader is known.", flag(now.has_leader));
+    t.gauge("etcd_server_is_leader", "Whether this member leads.", flag(now.is_leader));
+    t.gauge("etcd_server_is_learner", "Whether this member does not vote.", flag(now.is_learner));
+    t.info("etcd_server_id", "This member's id.", "server_id", &format!("{:x}", now.member_id));
+    t.info("etcd_server_version", "The level of the etcd API.", "server_version", ETCD_VERSION);
+    t.info("etcd_cluster_version", "The level of the etcd API, of the cluster.", "cluster_version", "3.6");
+    t.gauge("etcd_server_quota_backend_bytes", "Most bytes of data; 0 without a quota.", now.quota_bytes);
+    t.gauge("etcd_server_proposals_committed_total", "The newest committed log index.", now.committed_index);
+    t.gauge("etcd_server_proposals_applied_total", "The newest applied log index.", now.applied_index);
+    t.gauge("etcd_mvcc_db_total_size_in_bytes", "Bytes of data, old revisions included.", now.data_bytes);
+    t.gauge(
+        "etcd_mvcc_db_total_size_in_use_in_bytes",
+        "Bytes of data that compacting everything would leave.",
+        now.data_in_use_bytes,
+    );
+    t.gauge("etcd_debugging_mvcc_keys_total", "Keys that exist.", now.keys);
+    t.gauge("etcd_debugging_mvcc_current_revision", "The newest revision.", now.revision);
+    t.gauge("etcd_debugging_mvcc_compact_revision", "The compacted revision; 0 for none.", now.compacted);
+
+    t.info("quorate_info", "This build.", "version", VERSION);
+    t.gauge("quorate_ready", "Whether this member is ready, as /readyz says it.", flag(now.ready));
+    t.gauge("quorate_raft_term", "The newest term that was seen.", now.term);
+    t.labeled("quorate_members", "Members by what they are.", "role", &[("voter", now.voters), ("learner", now.learners)]);
+    t.gauge("quorate_cluster_version", "The greatest apply version that may be proposed.", now.cluster_version);
+    let alarms = [("NOSPACE", now.alarms_nospace), ("CORRUPT", now.alarms_corrupt)];
+    t.labeled("quorate_alarms", "Alarms that are on, by kind.", "alarm", &alarms);
+    t.gauge("quorate_disk_free_bytes", "Bytes that the file system of the data directory has left.", now.disk_free_bytes);
+
+    let process = this_process();
+    t.gauge("process_resident_memory_bytes", "Resident memory.", process.resident_bytes);
+    t.gauge("process_virtual_memory_bytes", "Virtual memory.", process.virtual_bytes);
+    t.gauge("process_open_fds", "Open file descriptors.", process.open_files);
+    t.gauge("process_start_time_seconds", "When the process began, in seconds since 1970.", process.start_seconds);
+    t.head("process_cpu_seconds_total", "counter", "CPU time of user and system together.");
+    let _ = writeln!(t.0, "process_cpu_seconds_total {}", process.cpu_seconds);
+    text.0
+}

@@ -1,0 +1,247 @@
+//! What a process counts about itself, for `/metrics`.
+//!
+//! Owns every counter and histogram. One set a process, as the things that they count (bytes, calls, syncs) are a process's; what
+//! can be read off the state is not counted here but sampled when somebody looks. The names that etcd's dashboards and alerts read
+//! have etcd's meaning; what etcd has no name for begins with `quorate_`.
+//! Invariant: counting is one atomic addition, without a lock, a lookup by label or an allocation.
+//! Absent: HTTP, and what is sampled (`http`).
+
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use prometheus::core::Collector;
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    exponential_buckets,
+};
+
+/// Members whose counters are remembered here; ids come and go over the years.
+const PEERS_MAX: usize = 256;
+
+/// The gRPC codes by number.
+pub const CODES: [&str; 17] = [
+    "OK",
+    "Canceled",
+    "Unknown",
+    "InvalidArgument",
+    "DeadlineExceeded",
+    "NotFound",
+    "AlreadyExists",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "FailedPrecondition",
+    "Aborted",
+    "OutOfRange",
+    "Unimplemented",
+    "Internal",
+    "Unavailable",
+    "DataLoss",
+    "Unauthenticated",
+];
+
+/// Everything that is counted.
+pub struct Metrics {
+    registry: Registry,
+    /// Changes of leader that this process has seen.
+    pub leader_changes: IntCounter,
+    /// Proposals that failed, for whatever reason.
+    pub proposals_failed: IntCounter,
+    /// Proposals that wait for their answer.
+    pub proposals_pending: IntGauge,
+    /// Syncs of the Raft log.
+    pub log_fsync: Histogram,
+    /// Checkpoints of the state store.
+    pub checkpoint: Histogram,
+    /// Bytes on connections of clients.
+    pub client_sent_bytes: IntCounter,
+    pub client_received_bytes: IntCounter,
+    /// Bytes of snapshots that clients have asked for.
+    pub snapshot_sent_bytes: IntCounter,
+    /// Requests over the JSON gateway.
+    pub gateway_requests: IntCounter,
+    peer_sent_bytes: IntCounterVec,
+    peer_received_bytes: IntCounterVec,
+    peer_sent_failures: IntCounterVec,
+    peer_round_trip: HistogramVec,
+    /// A few: the members that this process has spoken to.
+    peers: RwLock<Vec<(u64, Arc<Peer>)>>,
+    started: IntCounterVec,
+    handled: IntCounterVec,
+    handling: HistogramVec,
+}
+
+/// The counters of one gRPC method.
+pub struct Method {
+    started: IntCounter,
+    handled: Vec<IntCounter>,
+    handling: Histogram,
+}
+
+/// The counters of the way to, or from, one member.
+pub struct Peer {
+    pub sent_bytes: IntCounter,
+    pub received_bytes: IntCounter,
+    pub sent_failures: IntCounter,
+    pub round_trip: Histogram,
+}
+
+static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
+
+/// The process's one set.
+pub fn metrics() -> &'static Metrics {
+    &METRICS
+}
+
+/// Names and texts are constants, and each is registered once: none of it can fail at run time and not in every test.
+const FIXED: &str = "metric names are constant, valid and registered once";
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+    let made = made.expect(FIXED);
+    registry.register(Box::new(made.clone())).expect(FIXED);
+    made
+}
+
+impl Metrics {
+    fn new() -> Self {
+        let registry = Registry::new();
+        let r = &registry;
+        let counter = |name: &str, help: &str| register(r, IntCounter::new(name, help));
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            register(r, IntCounterVec::new(Opts::new(name, help), labels))
+        };
+        let histogram = |name: &str, help: &str, buckets: prometheus::Result<Vec<f64>>| {
+            register(r, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.expect(FIXED))))
+        };
+        let rpc = ["grpc_type", "grpc_service", "grpc_method"];
+        let handled = ["grpc_type", "grpc_service", "grpc_method", "grpc_code"];
+        let handling = HistogramOpts::new("grpc_server_handling_seconds", "Seconds from a call's begin to its end.");
+        let round_trip = HistogramOpts::new(
+            "etcd_network_peer_round_trip_time_seconds",
+            "Seconds between a heartbeat or append to a member and its answer.",
+        );
+        let round_trip = round_trip.buckets(exponential_buckets(0.0001, 2.0, 16).expect(FIXED));
+        Self {
+            leader_changes: counter("etcd_server_leader_changes_seen_total", "Changes of leader that were seen."),
+            proposals_failed: counter("etcd_server_proposals_failed_total", "Proposals that failed."),
+            proposals_pending: register(
+                r,
+                IntGauge::new("etcd_server_proposals_pending", "Proposals that wait for their answer."),
+            ),
+            log_fsync: histogram(
+                "etcd_disk_wal_fsync_duration_seconds",
+                "Seconds that a sync of the Raft log takes.",
+                exponential_buckets(0.0001, 2.0, 16),
+            ),
+            checkpoint: histogram(
+                "etcd_disk_backend_commit_duration_seconds",
+                "Seconds that a checkpoint of the state store takes; requests do not wait for it.",
+                exponential_buckets(0.001, 2.0, 14),
+            ),
+            client_sent_bytes: counter(
+                "etcd_network_client_grpc_sent_bytes_total",
+                "Bytes sent to clients, HTTP and framing included.",
+            ),
+            client_received_bytes: counter(
+                "etcd_network_client_grpc_received_bytes_total",
+                "Bytes received from clients, HTTP and framing included.",
+            ),
+            snapshot_sent_bytes: counter("quorate_snapshot_sent_bytes_total", "Bytes of backups sent to clients."),
+            gateway_requests: counter("quorate_gateway_requests_total", "Requests over the JSON gateway."),
+            peer_sent_bytes: counters("etcd_network_peer_sent_bytes_total", "Bytes sent to a member.", &["To"]),
+            peer_received_bytes: counters(
+                "etcd_network_peer_received_bytes_total",
+                "Bytes received from a member.",
+                &["From"],
+            ),
+            peer_sent_failures: counters(
+                "etcd_network_peer_sent_failures_total",
+                "Calls to a member that failed.",
+                &["To"],
+            ),
+            peer_round_trip: register(r, HistogramVec::new(round_trip, &["To"])),
+            peers: RwLock::default(),
+            started: counters("grpc_server_started_total", "Calls that have begun.", &rpc),
+            handled: counters("grpc_server_handled_total", "Calls that have ended, by code.", &handled),
+            handling: register(r, HistogramVec::new(handling, &rpc)),
+            registry,
+        }
+    }
+
+    /// The counters of a method; `kind` is `unary`, `client_stream`, `server_stream` or `bidi_stream`.
+    pub fn method(&self, kind: &str, service: &str, method: &str) -> Method {
+        let labels = [kind, service, method];
+        let handled = |code: &&str| self.handled.with_label_values(&[kind, service, method, code]);
+        Method {
+            started: self.started.with_label_values(&labels),
+            handled: CODES.iter().map(handled).collect(),
+            handling: self.handling.with_label_values(&labels),
+        }
+    }
+
+    /// The counters of one member.
+    pub fn peer(&self, member_id: u64) -> Arc<Peer> {
+        let find = |peers: &[(u64, Arc<Peer>)]| peers.iter().find(|(id, _)| *id == member_id).map(|(_, p)| p.clone());
+        if let Some(peer) = find(&self.peers.read()) {
+            return peer;
+        }
+        let id = format!("{member_id:x}");
+        let peer = Arc::new(Peer {
+            sent_bytes: self.peer_sent_bytes.with_label_values(&[&id]),
+            received_bytes: self.peer_received_bytes.with_label_values(&[&id]),
+            sent_failures: self.peer_sent_failures.with_label_values(&[&id]),
+            round_trip: self.peer_round_trip.with_label_values(&[&id]),
+        });
+        let mut peers = self.peers.write();
+        if peers.len() < PEERS_MAX && find(&peers).is_none() {
+            peers.push((member_id, peer.clone()));
+        }
+        peer
+    }
+
+    /// Everything counted, in Prometheus's text form.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text).expect("a String grows");
+        text
+    }
+}
+
+impl Method {
+    pub fn begin(&self) {
+        self.started.inc();
+    }
+
+    /// `code` as in gRPC; an unknown one counts as Unknown.
+    pub fn end(&self, code: usize, took: Duration) {
+        self.handled.get(code).unwrap_or(&self.handled[2]).inc();
+        self.handling.observe(took.as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counted_things_are_in_the_text() {
+        let metrics = Metrics::new();
+        let method = metrics.method("unary", "etcdserverpb.KV", "Range");
+        method.begin();
+        method.end(0, Duration::from_millis(3));
+        method.end(99, Duration::from_millis(3));
+        metrics.peer(0xab).sent_bytes.inc_by(7);
+        metrics.log_fsync.observe(0.0003);
+        let text = metrics.text();
+        for line in [
+            r#"grpc_server_started_total{grpc_method="Range",grpc_service="etcdserverpb.KV",grpc_type="unary"} 1"#,
+            r#"grpc_server_handled_total{grpc_code="OK",grpc_method="Range",grpc_service="etcdserverpb.KV",grpc_type="unary"} 1"#,
+            r#"grpc_server_handled_total{grpc_code="Unknown",grpc_method="Range",grpc_service="etcdserverpb.KV",grpc_type="unary"} 1"#,
+            r#"etcd_network_peer_sent_bytes_total{To="ab"} 7"#,
+            r#"etcd_disk_wal_fsync_duration_seconds_bucket{le="0.0004"} 1"#,
+            "# TYPE etcd_server_leader_changes_seen_total counter",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+    }
+}

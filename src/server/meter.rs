@@ -1,0 +1,169 @@
+//! Counts gRPC calls: begun, ended by code, and how long they took.
+//!
+//! A method's counters are found by a binary search among constant paths; no label is looked up. A call has ended when its trailers
+//! were made; one whose client has gone before ends as Canceled.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use axum::http::{HeaderMap, Request, Response};
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use prost::Message as _;
+use tower::{Layer, Service};
+
+use crate::env::Instant;
+use crate::env::net::BoxFuture;
+use crate::metrics::{self, metrics};
+
+const OK: usize = 0;
+const CANCELED: usize = 1;
+const UNKNOWN: usize = 2;
+
+/// The layer around all gRPC services. Cloning shares the counters.
+#[derive(Clone)]
+pub(super) struct Meter {
+    /// By path, ascending.
+    methods: Arc<[(String, Arc<metrics::Method>)]>,
+}
+
+impl Meter {
+    /// Counts the methods in these encoded descriptor sets.
+    pub(super) fn new(descriptors: &[&[u8]]) -> Result<Self, prost::DecodeError> {
+        let mut methods = Vec::new();
+        for bytes in descriptors {
+            for file in prost_types::FileDescriptorSet::decode(*bytes)?.file {
+                for service in &file.service {
+                    let service_name = format!("{}.{}", file.package(), service.name());
+                    for method in &service.method {
+                        let kind = match (method.client_streaming(), method.server_streaming()) {
+                            (false, false) => "unary",
+                            (true, false) => "client_stream",
+                            (false, true) => "server_stream",
+                            (true, true) => "bidi_stream",
+                        };
+                        let counters = metrics().method(kind, &service_name, method.name());
+                        methods.push((format!("/{service_name}/{}", method.name()), Arc::new(counters)));
+                    }
+                }
+            }
+        }
+        methods.sort_by(|a, b| a.0.cmp(&b.0));
+        methods.dedup_by(|a, b| a.0 == b.0);
+        Ok(Self { methods: methods.into() })
+    }
+
+    fn find(&self, path: &str) -> Option<Arc<metrics::Method>> {
+        let at = self.methods.binary_search_by(|(known, _)| known.as_str().cmp(path)).ok()?;
+        Some(self.methods[at].1.clone())
+    }
+}
+
+impl<S> Layer<S> for Meter {
+    type Service = Metered<S>;
+
+    fn layer(&self, inner: S) -> Metered<S> {
+        Metered { meter: self.clone(), inner }
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct Metered<S> {
+    meter: Meter,
+    inner: S,
+}
+
+impl<S> Service<Request<Body>> for Metered<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let mut call = self.meter.find(request.uri().path()).map(Call::begin);
+        let response = self.inner.call(request);
+        Box::pin(async move {
+            let response = response.await?;
+            let Some(mut call) = call.take() else { return Ok(response) };
+            // Trailers alone: the call has failed before its first message.
+            if let Some(code) = code(response.headers()) {
+                call.end(code);
+                return Ok(response);
+            }
+            Ok(response.map(|body| Body::new(MeteredBody { body, call })))
+        })
+    }
+}
+
+/// A call under way. Dropped before its end, its client has gone.
+struct Call {
+    method: Option<Arc<metrics::Method>>,
+    began: Instant,
+}
+
+impl Call {
+    fn begin(method: Arc<metrics::Method>) -> Self {
+        method.begin();
+        Self { method: Some(method), began: Instant::now() }
+    }
+
+    fn end(&mut self, code: usize) {
+        if let Some(method) = self.method.take() {
+            method.end(code, self.began.elapsed());
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.end(CANCELED);
+    }
+}
+
+fn code(headers: &HeaderMap) -> Option<usize> {
+    let value = headers.get("grpc-status")?;
+    Some(value.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or(UNKNOWN))
+}
+
+struct MeteredBody {
+    body: Body,
+    call: Call,
+}
+
+impl http_body::Body for MeteredBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(trailers) = frame.trailers_ref() {
+                    self.call.end(code(trailers).unwrap_or(UNKNOWN));
+                }
+            }
+            Poll::Ready(Some(Err(_))) => self.call.end(UNKNOWN),
+            Poll::Ready(None) => self.call.end(OK),
+            Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
