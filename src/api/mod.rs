@@ -148,7 +148,7 @@ impl Api {
         if !self.shared.was_ready.load(Ordering::Acquire) {
             return Some("has not applied yet what was committed when it started".into());
         }
-        None
+        node.corrupt().map(str::to_owned)
     }
 
     /// As etcd's `/health`: unhealthy with an alarm on, without a leader, or if a read fails.
@@ -174,7 +174,7 @@ impl Api {
     /// Why this member's data is not to be trusted; `None` if it is.
     pub fn corrupt(&self) -> Option<String> {
         let node = self.any_node().ok()?;
-        node.space().corrupt.load(Ordering::Relaxed).then(|| "alarm CORRUPT is on".into())
+        node.corrupt().map(str::to_owned)
     }
 
     /// Everything the status page shows.

@@ -10,7 +10,8 @@ use futures_util::{Stream, StreamExt as _, stream};
 use parking_lot::RwLock;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::cluster::{Bootstrap, Reconciler};
+use crate::cluster::{Audit, Bootstrap, Reconciler};
+use crate::kv;
 use crate::node::Node;
 use crate::pb::peer::peer_server::Peer;
 use crate::pb::peer::{
@@ -33,11 +34,12 @@ pub struct Running {
 pub struct PeerApi {
     bootstrap: Arc<Bootstrap>,
     running: Arc<RwLock<Option<Running>>>,
+    audit: Arc<RwLock<Option<Arc<Audit>>>>,
 }
 
 impl PeerApi {
     pub fn new(bootstrap: Arc<Bootstrap>) -> Self {
-        Self { bootstrap, running: Arc::default() }
+        Self { bootstrap, running: Arc::default(), audit: Arc::default() }
     }
 
     /// From now on Raft's calls go to `running`.
@@ -48,6 +50,16 @@ impl PeerApi {
     /// Why a wanted membership change is not made, if this member leads.
     pub fn blocked(&self) -> Option<String> {
         self.running.read().as_ref()?.reconciler.blocked()
+    }
+
+    /// The comparison of the members' states, which says here what it has found.
+    pub fn set_audit(&self, audit: Arc<Audit>) {
+        *self.audit.write() = Some(audit);
+    }
+
+    /// Which members' states differ, if this member leads and some do.
+    pub fn audit_note(&self) -> Option<String> {
+        self.audit.read().as_ref()?.note()
     }
 
     fn running(&self) -> Result<Running, Status> {
@@ -62,7 +74,15 @@ fn disk(error: impl std::fmt::Display) -> Status {
 #[tonic::async_trait]
 impl Peer for PeerApi {
     async fn who(&self, request: Request<WhoRequest>) -> Result<Response<WhoResponse>, Status> {
-        Ok(Response::new(self.bootstrap.who(request.into_inner().nonce)))
+        let WhoRequest { nonce, digest_index } = request.into_inner();
+        let mut answer = self.bootstrap.who(nonce);
+        answer.digest_version = kv::DIGEST_VERSION;
+        if let Ok(running) = self.running() {
+            let store = running.node.store();
+            answer.digest_unknown = store.read(|s| s.kv.digest().is_none());
+            answer.digest = (digest_index != 0).then(|| store.digest_at(digest_index)).flatten();
+        }
+        Ok(Response::new(answer))
     }
 
     async fn accept(&self, request: Request<AcceptRequest>) -> Result<Response<AcceptResponse>, Status> {

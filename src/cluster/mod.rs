@@ -8,6 +8,7 @@
 //! join       what the leader answers to those who ask to join
 //! leaderless what a member says that runs Raft and knows no leader
 //! reconcile  the leader's loop: observe, plan, carry out
+//! audit      the leader's comparison of the members' states
 //! plan       the next change of the membership: a pure function of what the leader observes
 //! ```
 //!
@@ -18,6 +19,7 @@
 //! Invariant: Raft's membership is the only membership; nothing here stores a second one.
 //! Absent: openraft and tonic; the rules for pods that end (`kubernetes`, `node`).
 
+pub mod audit;
 pub mod bootstrap;
 pub mod decide;
 pub mod formation;
@@ -27,6 +29,7 @@ pub mod peers;
 pub mod plan;
 pub mod reconcile;
 
+pub use audit::Audit;
 pub use bootstrap::{Bootstrap, RaftFacts};
 pub use formation::{Outcome, Places};
 pub use peers::{Peers, Unreachable};

@@ -140,6 +140,9 @@ pub struct Raft {
     pub queue_requests_max: usize,
     /// Answer linearizable reads without a round to the quorum. Relies on bounded clock drift, so it is off.
     pub lease_reads: bool,
+    /// How often the leader compares the members' states; 0: never. Two small calls a member.
+    #[serde(with = "units::duration")]
+    pub self_check_interval: Duration,
     /// Bytes of one message of a snapshot transfer.
     pub snapshot_chunk_bytes: Bytes,
     /// Most bytes a second that a snapshot transfer sends: heartbeats share the wire.
@@ -158,6 +161,7 @@ impl Default for Raft {
             queue_bytes_max: Bytes::mib(64),
             queue_requests_max: 10_000,
             lease_reads: false,
+            self_check_interval: Duration::from_secs(5),
             snapshot_chunk_bytes: Bytes::kib(256),
             snapshot_rate: Bytes::mib(64),
         }

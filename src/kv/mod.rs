@@ -9,6 +9,7 @@
 
 mod alarm;
 mod compact;
+mod digest;
 mod hash;
 mod history;
 mod journal;
@@ -21,6 +22,7 @@ mod tree;
 mod txn;
 pub mod validate;
 
+pub use digest::DIGEST_VERSION;
 pub use hash::HashKv;
 pub use journal::Journal;
 pub use snapshot::{LoadError, Loader};
@@ -33,6 +35,9 @@ pub const APPLY_VERSION: u32 = 2;
 
 /// The cluster version from which on alarms are put on and taken off.
 pub const ALARMS_SINCE: u32 = 2;
+
+/// The cluster version from which on the digest is begun anew.
+pub const DIGESTS_SINCE: u32 = 2;
 
 /// The cluster version of a new cluster: every build can apply what it allows.
 pub const CLUSTER_VERSION_MIN: u32 = 1;

@@ -8,11 +8,12 @@
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
+use super::digest::Digest;
 use super::history::{Events, History};
 use super::journal::{Journal, Recorder};
 use super::range::Interval;
 use super::tree::Tree;
-use super::{ALARMS_SINCE, APPLY_VERSION, CLUSTER_VERSION_MIN, Fault};
+use super::{ALARMS_SINCE, APPLY_VERSION, CLUSTER_VERSION_MIN, DIGESTS_SINCE, Fault};
 use crate::error::Error;
 use crate::pb::etcd::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
@@ -60,7 +61,7 @@ impl Clone for State {
             history: self.history.clone(),
             live_bytes: self.live_bytes,
             old_bytes: self.old_bytes,
-            journal: Recorder::default(),
+            journal: Recorder::new(self.journal.digest),
         }
     }
 }
@@ -86,7 +87,7 @@ impl State {
             history: History::new(2),
             live_bytes: 0,
             old_bytes: 0,
-            journal: Recorder::default(),
+            journal: Recorder::new(Some(Digest::START)),
         }
     }
 
@@ -122,7 +123,7 @@ impl State {
 
     /// Starts an empty journal that is dropped when it holds more than `bytes_max`; 0 keeps none.
     pub fn keep_journal(&mut self, bytes_max: usize) {
-        self.journal = Recorder::new(bytes_max);
+        self.journal.keep(bytes_max);
     }
 
     /// What commands changed since the last call.
@@ -155,6 +156,7 @@ impl State {
             Request::Compact(r) => self.compact(r).map(Response::Compact),
             Request::SetClusterVersion(r) => Ok(Response::SetClusterVersion(self.set_cluster_version(r))),
             Request::Alarm(r) => Ok(Response::Alarm(self.alarm(r))),
+            Request::StartDigest(_) => Ok(Response::StartDigest(self.start_digest())),
         };
         Ok(response.map(|r| Answer { response: answer.then_some(r) }))
     }
@@ -167,6 +169,7 @@ impl State {
             Request::SetClusterVersion(r) => command.needs.max(r.version),
             Request::Put(_) | Request::DeleteRange(_) | Request::Txn(_) | Request::Compact(_) => command.needs,
             Request::Alarm(_) => command.needs.max(ALARMS_SINCE),
+            Request::StartDigest(_) => command.needs.max(DIGESTS_SINCE),
         };
         if needs > APPLY_VERSION { Err(Fault::Unsupported { needs }) } else { Ok(()) }
     }

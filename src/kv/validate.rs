@@ -37,7 +37,7 @@ pub fn command(command: &Command, limits: &Limits) -> Result<(), Error> {
         Some(command::Request::Put(r)) => put(r)?,
         Some(command::Request::DeleteRange(r)) => delete_range(r)?,
         Some(command::Request::Txn(r)) => txn(r, limits)?,
-        Some(command::Request::Compact(_) | command::Request::SetClusterVersion(_) | command::Request::Alarm(_)) | None => {}
+        Some(command::Request::Compact(_) | command::Request::SetClusterVersion(_) | command::Request::Alarm(_) | command::Request::StartDigest(_)) | None => {}
     }
     if command.encoded_len() > limits.request_bytes_max {
         return Err(Error::RequestTooLarge);

@@ -155,7 +155,7 @@ fn takes_space(command: &Bytes) -> bool {
     match command.request {
         Some(Request::Put(_)) => true,
         Some(Request::Txn(txn)) => txn_puts(&txn),
-        Some(Request::DeleteRange(_) | Request::Compact(_) | Request::SetClusterVersion(_) | Request::Alarm(_)) | None => false,
+        Some(Request::DeleteRange(_) | Request::Compact(_) | Request::SetClusterVersion(_) | Request::Alarm(_) | Request::StartDigest(_)) | None => false,
     }
 }
 

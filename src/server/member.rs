@@ -11,7 +11,7 @@ use tonic_health::ServingStatus;
 
 use super::{Ended, Server};
 use crate::api::Running;
-use crate::cluster::{Outcome, RaftFacts, Reconciler, formation, leaderless, reconcile};
+use crate::cluster::{Audit, Outcome, RaftFacts, Reconciler, formation, leaderless, reconcile};
 use crate::env::{Env, Instant, fail_point, interval, timeout};
 use crate::node::housekeeping::{Housekeeping, Settings};
 use crate::node::{self, Node};
@@ -232,6 +232,9 @@ impl Server {
         env.spawn(reconciler.clone().run());
         self.bootstrap
             .set_raft(Some(Arc::new(Facts { node: node.clone(), lease: self.config.raft.election_timeout_max })));
+        let audit = Audit::new(node.clone(), self.peers.clone(), self.config.raft.self_check_interval);
+        self.peer_api.set_audit(audit.clone());
+        env.spawn(audit.run());
         let rpc = Rpc::new(env.clone(), raft, this, snapshots);
         self.peer_api.set_running(Some(Running { rpc, node: node.clone(), reconciler }));
         self.api.set_node(Some(node.clone()));
@@ -319,7 +322,9 @@ impl Server {
             if target.is_none() && status.leader.is_some() {
                 target = node.confirmed_index().await;
             }
-            let ready = status.leader.is_some() && target.is_some_and(|index| status.applied_index >= index);
+            let ready = status.leader.is_some()
+                && target.is_some_and(|index| status.applied_index >= index)
+                && node.corrupt().is_none();
             if ready != was {
                 was = ready;
                 tracing::info!(

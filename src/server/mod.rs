@@ -194,6 +194,8 @@ impl Server {
                 let dir = &server.config.server.data_dir;
                 let mut notes: Vec<String> = server.bootstrap.waits().into_iter().collect();
                 notes.extend(server.peer_api.blocked());
+                notes.extend(server.peer_api.audit_note());
+                notes.extend(server.api.corrupt());
                 let identity = server.bootstrap.identity();
                 server.api.set_facts(Facts {
                     name: server.this.name.clone(),

@@ -15,6 +15,7 @@ mod helm;
 mod import;
 mod membership;
 mod parity;
+mod self_check;
 mod services;
 mod storage;
 mod support;

@@ -197,7 +197,7 @@ impl Model {
                 self.compacted = r.revision;
                 Ok(Response::Compact(CompactionResponse { header: self.header() }))
             }
-            Request::SetClusterVersion(_) | Request::Alarm(_) => unreachable!("not among the random commands"),
+            Request::SetClusterVersion(_) | Request::Alarm(_) | Request::StartDigest(_) => unreachable!("not among the random commands"),
         };
         match answer {
             Err(_) => *self = before,
