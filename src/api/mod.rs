@@ -3,6 +3,7 @@
 //! Owns what a request needs before and after the store: the stateless checks, the read index, headers, the mapping of
 //! errors. Absent: semantics (`kv`), transport security, the HTTP gateway.
 
+mod answers;
 mod cluster;
 mod kv;
 mod maintenance;
@@ -11,19 +12,24 @@ mod range_stream;
 mod sample;
 mod snapshot;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
-use tonic::{Request, Status};
+use tonic::{Request, Response, Status};
 
+use self::answers::Answers;
 use crate::error::Error;
 use crate::kv::validate::Limits;
 use crate::node::Node;
 use crate::pb::etcd;
 
+pub use answers::Held;
 pub use peer::{PeerApi, Running};
 pub use sample::Sample;
+
+/// Of large answers on their way, if nobody said how many.
+const ANSWER_BYTES_MAX: usize = 256 << 20;
 
 /// The level of the etcd API that is spoken: clients switch features by it (Kubernetes: progress requests).
 pub const ETCD_VERSION: &str = "3.6.6";
@@ -40,6 +46,7 @@ struct Shared {
     node: RwLock<Option<Node>>,
     limits: Limits,
     quota_bytes: u64,
+    answers: OnceLock<Answers>,
     /// Bytes a second of one backup.
     snapshot_rate: u64,
     /// Set when this member was ready once: from then on a learner serves every client.
@@ -68,6 +75,7 @@ impl Api {
             node: RwLock::new(None),
             limits,
             quota_bytes,
+            answers: OnceLock::new(),
             snapshot_rate,
             was_ready: AtomicBool::new(false),
             facts: RwLock::default(),
@@ -78,6 +86,23 @@ impl Api {
     /// From now on requests go to `node`; `None` while this member belongs to no cluster.
     pub fn set_node(&self, node: Option<Node>) {
         *self.shared.node.write() = node;
+    }
+
+    /// Bounds the bytes of large answers on their way to clients; to be called once, before the first request.
+    pub fn bound_answers(&self, bytes_max: usize) {
+        let _ = self.shared.answers.set(Answers::new(bytes_max));
+    }
+
+    /// `answer` with its place among the large ones.
+    async fn placed<M: prost::Message>(&self, node: &Node, answer: M) -> Result<Response<M>, Error> {
+        let bytes = answer.encoded_len();
+        let answers = self.shared.answers.get_or_init(|| Answers::new(ANSWER_BYTES_MAX));
+        let held = answers.hold(bytes, node.options().request_timeout).await?;
+        let mut response = Response::new(answer);
+        if let Some(held) = held {
+            response.extensions_mut().insert(held);
+        }
+        Ok(response)
     }
 
     pub fn set_ready(&self) {

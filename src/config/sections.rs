@@ -299,6 +299,19 @@ pub struct Limits {
     pub concurrent_streams_max: u32,
     /// Most connections of clients.
     pub connections_max: usize,
+    /// Most bytes of all clients' requests that have begun to arrive and are not whole.
+    pub receive_bytes_max: Bytes,
+    /// Longest that a connection may take to say what it speaks, and a request to arrive once it has begun to.
+    #[serde(with = "units::duration")]
+    pub receive_timeout: Duration,
+    /// Most bytes of large answers that are being sent to clients.
+    pub answer_bytes_max: Bytes,
+    /// A client that says nothing for this long is asked whether it is there ...
+    #[serde(with = "units::duration")]
+    pub keepalive_interval: Duration,
+    /// ... and must answer within this, or its connection is closed.
+    #[serde(with = "units::duration")]
+    pub keepalive_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -308,6 +321,11 @@ impl Default for Limits {
             txn_ops_max: 128,
             concurrent_streams_max: 10_000,
             connections_max: 20_000,
+            receive_bytes_max: Bytes::mib(256),
+            receive_timeout: Duration::from_secs(10),
+            answer_bytes_max: Bytes::mib(256),
+            keepalive_interval: Duration::from_secs(60),
+            keepalive_timeout: Duration::from_secs(75),
         }
     }
 }

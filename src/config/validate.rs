@@ -71,6 +71,25 @@ impl Config {
         faults.positive("limits.txn_ops_max", self.limits.txn_ops_max as u64);
         faults.positive("limits.concurrent_streams_max", u64::from(self.limits.concurrent_streams_max));
         faults.positive("limits.connections_max", self.limits.connections_max as u64);
+        self.check_patience(faults);
+    }
+
+    /// What clients may take before they are cut off.
+    fn check_patience(&self, faults: &mut Faults) {
+        let limits = &self.limits;
+        for (key, got) in [
+            ("limits.receive_timeout", limits.receive_timeout),
+            ("limits.keepalive_interval", limits.keepalive_interval),
+            ("limits.keepalive_timeout", limits.keepalive_timeout),
+        ] {
+            let least = Duration::from_secs(1);
+            faults.check(got >= least, key, humantime::format_duration(got), "at least 1s", "raise it");
+        }
+        for (key, got) in
+            [("limits.receive_bytes_max", limits.receive_bytes_max), ("limits.answer_bytes_max", limits.answer_bytes_max)]
+        {
+            faults.at_least(key, got, limits.request_bytes_max, "limits.request_bytes_max");
+        }
     }
 
     fn check_cluster(&self, faults: &mut Faults) {

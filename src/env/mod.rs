@@ -23,7 +23,7 @@ pub use disk::{Disk, File, OpenMode};
 pub use fail::fail_point;
 pub use net::Net;
 /// tokio's clock: real, or a simulation's.
-pub use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+pub use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout, timeout_at};
 
 /// Ticks at once and then every `period`; a tick that comes late delays those after it instead of bunching them.
 pub fn interval(period: Duration) -> tokio::time::Interval {

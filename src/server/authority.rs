@@ -57,6 +57,15 @@ pub(crate) struct Filter {
 }
 
 impl Filter {
+    /// Whether this is HTTP/2; `None` while what has come may become its preface.
+    pub(crate) fn is_http2(&self) -> Option<bool> {
+        match self.stage {
+            Stage::Preface => None,
+            Stage::Frames { .. } => Some(true),
+            Stage::Off => Some(false),
+        }
+    }
+
     /// Takes what has arrived, and gives what may go on; borrowed if that is the same.
     pub(crate) fn pass<'a>(&mut self, chunk: &'a [u8]) -> Cow<'a, [u8]> {
         let data = if self.held.is_empty() {

@@ -5,6 +5,8 @@
 //! a restart.
 
 pub(crate) mod authority;
+mod budget;
+mod connection;
 mod listen;
 mod member;
 mod meter;
@@ -115,6 +117,7 @@ async fn serve(env: Env, config: Config, state_engine: state::Engine) -> anyhow:
         config,
         env: env.clone(),
     });
+    server.api.bound_answers(server.config.limits.answer_bytes_max.as_usize());
     tracing::info!(version = VERSION, name = server.this.name, slot, "quorate");
     server.show_facts();
     server.set_health(false).await;

@@ -14,6 +14,7 @@ mod formation;
 mod helm;
 mod import;
 mod membership;
+mod overload;
 mod parity;
 mod self_check;
 mod services;

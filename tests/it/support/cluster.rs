@@ -165,7 +165,6 @@ impl Cluster {
     }
 
     /// Resident memory of the pod's process.
-    #[allow(dead_code, reason = "only the import example prints it")]
     pub fn resident_bytes(&self, slot: u64) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pods[&slot].id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
