@@ -174,6 +174,8 @@ impl Server {
             recovered.store.clone(),
             self.peers.clone(),
         );
+        // Before anybody can ask: a fenced member stays so over a restart.
+        node.refresh_alarms();
         let checkpointer = Checkpointer {
             env: env.clone(),
             dir: paths.state,
