@@ -63,6 +63,19 @@ pub enum Error {
     DowngradeVersionFormat,
     #[error("etcdserver: no inflight downgrade job")]
     NoDowngrade,
+    #[error("etcdserver: lease already exists")]
+    LeaseExists,
+    #[error("etcdserver: too large lease TTL")]
+    LeaseTtlTooLarge,
+    /// The lease that was to hold a lock or a candidacy ended while waiting.
+    #[error("mutex: session is expired")]
+    SessionExpired,
+    #[error("election: not leader")]
+    ElectionNotLeader,
+    #[error("election: no leader")]
+    ElectionNoLeader,
+    #[error("\"leader\" field must be provided")]
+    MissingLeaderKey,
     /// Something that etcd has no text for; the text is whole, and says what to do.
     #[error("quorate: {0}")]
     Unsupported(String),
@@ -73,15 +86,27 @@ impl Error {
     pub fn code(&self) -> Code {
         use Error::*;
         match self {
-            EmptyKey | KeyNotFound | ValueProvided | LeaseProvided | RequestTooLarge | TooManyOps | DuplicateKey
-            | InvalidSortOption | InvalidDowngradeTarget | DowngradeVersionFormat => Code::InvalidArgument,
-            Compacted | FutureRevision => Code::OutOfRange,
+            EmptyKey
+            | KeyNotFound
+            | ValueProvided
+            | LeaseProvided
+            | RequestTooLarge
+            | TooManyOps
+            | DuplicateKey
+            | InvalidSortOption
+            | InvalidDowngradeTarget
+            | DowngradeVersionFormat => Code::InvalidArgument,
+            Compacted | FutureRevision | LeaseTtlTooLarge => Code::OutOfRange,
             NoSpace | TooManyRequests => Code::ResourceExhausted,
             LeaseNotFound | MemberNotFound => Code::NotFound,
             NoLeader | LeaderChanged | Timeout | TimeoutLeaderFailure | TimeoutConnectionLost | Stopped => {
                 Code::Unavailable
             }
-            NotLeader | NotSupportedForLearner | BadLeaderTransferee | NoDowngrade => Code::FailedPrecondition,
+            NotLeader | NotSupportedForLearner | BadLeaderTransferee | NoDowngrade | LeaseExists => {
+                Code::FailedPrecondition
+            }
+            // etcd gives these no code of their own.
+            SessionExpired | ElectionNotLeader | ElectionNoLeader | MissingLeaderKey => Code::Unknown,
             Corrupt => Code::DataLoss,
             Unsupported(_) => Code::Unimplemented,
         }
@@ -121,6 +146,12 @@ impl Error {
             BadLeaderTransferee => 23,
             Corrupt => 24,
             Unsupported(_) => 25,
+            LeaseExists => 26,
+            LeaseTtlTooLarge => 27,
+            SessionExpired => 28,
+            ElectionNotLeader => 29,
+            ElectionNoLeader => 30,
+            MissingLeaderKey => 31,
             InvalidDowngradeTarget => 41,
             DowngradeVersionFormat => 42,
             NoDowngrade => 43,
@@ -130,7 +161,7 @@ impl Error {
     /// The failure that `number` stands for; a number from a newer member is an [`Error::Unsupported`].
     pub fn from_number(number: u32, detail: String) -> Self {
         use Error::*;
-        const PLAIN: [Error; 27] = [
+        const PLAIN: [Error; 33] = [
             EmptyKey,
             KeyNotFound,
             ValueProvided,
@@ -158,6 +189,12 @@ impl Error {
             InvalidDowngradeTarget,
             DowngradeVersionFormat,
             NoDowngrade,
+            LeaseExists,
+            LeaseTtlTooLarge,
+            SessionExpired,
+            ElectionNotLeader,
+            ElectionNoLeader,
+            MissingLeaderKey,
         ];
         PLAIN.into_iter().find(|e| e.number() == number).unwrap_or(Unsupported(detail))
     }
@@ -175,7 +212,7 @@ mod tests {
 
     #[test]
     fn every_number_stands_for_one_failure() {
-        for number in (1..=24).chain(41..=43) {
+        for number in (1..=24).chain(26..=31).chain(41..=43) {
             assert_eq!(Error::from_number(number, String::new()).number(), number);
         }
         assert_eq!(Error::from_number(99, "x".into()), Error::Unsupported("x".into()));

@@ -14,10 +14,13 @@ pub mod telemetry;
 pub mod storage;
 
 pub mod kv;
+pub mod lease;
 
 pub mod raft;
 
 pub mod node;
+
+pub mod watch;
 
 pub mod api;
 pub mod cluster;

@@ -110,9 +110,8 @@ impl Metrics {
         let registry = Registry::new();
         let r = &registry;
         let counter = |name: &str, help: &str| register(r, IntCounter::new(name, help));
-        let counters = |name: &str, help: &str, labels: &[&str]| {
-            register(r, IntCounterVec::new(Opts::new(name, help), labels))
-        };
+        let counters =
+            |name: &str, help: &str, labels: &[&str]| register(r, IntCounterVec::new(Opts::new(name, help), labels));
         let histogram = |name: &str, help: &str, buckets: prometheus::Result<Vec<f64>>| {
             register(r, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.expect(FIXED))))
         };

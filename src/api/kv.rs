@@ -16,7 +16,7 @@ use crate::pb::log::{Answer, Command, answer, command};
 
 impl Api {
     /// Carries a request that passes the stateless checks through Raft.
-    async fn propose(&self, node: &Node, request: command::Request) -> Result<Answer, Error> {
+    pub(super) async fn propose(&self, node: &Node, request: command::Request) -> Result<Answer, Error> {
         let command = Command { needs: kv::CLUSTER_VERSION_MIN, request: Some(request) };
         validate::command(&command, &self.shared.limits)?;
         node.propose(command).await
@@ -44,10 +44,7 @@ impl Kv for Api {
 
     type RangeStreamStream = super::range_stream::Pieces;
 
-    async fn range_stream(
-        &self,
-        request: Request<RangeRequest>,
-    ) -> Result<Response<Self::RangeStreamStream>, Status> {
+    async fn range_stream(&self, request: Request<RangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {
         self.pieces(request).await
     }
 

@@ -12,8 +12,8 @@ use crate::error::Error;
 use crate::kv;
 use crate::node::Node;
 use crate::pb::etcd::alarm_request::AlarmAction;
-use crate::pb::etcd::maintenance_server::Maintenance;
 use crate::pb::etcd::downgrade_request::DowngradeAction;
+use crate::pb::etcd::maintenance_server::Maintenance;
 use crate::pb::etcd::{
     AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse, DowngradeInfo,
     DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest,

@@ -5,12 +5,18 @@
 
 mod answers;
 mod cluster;
+mod election;
 mod kv;
+mod lease;
+mod lock;
 mod maintenance;
 mod peer;
+mod queue;
 mod range_stream;
 mod sample;
 mod snapshot;
+mod wait;
+mod watch;
 
 use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,12 +27,15 @@ use tonic::{Request, Response, Status};
 use self::answers::Answers;
 use crate::error::Error;
 use crate::kv::validate::Limits;
+use crate::lease::Leases;
 use crate::node::Node;
 use crate::pb::etcd;
+use crate::watch::Hub;
 
 pub use answers::Held;
 pub use peer::{PeerApi, Running};
 pub use sample::Sample;
+pub use watch::{Responses as WatchResponses, WatchOptions};
 
 /// Of large answers on their way, if nobody said how many.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
@@ -44,6 +53,9 @@ pub struct Api {
 
 struct Shared {
     node: RwLock<Option<Node>>,
+    leases: RwLock<Option<Leases>>,
+    watch: RwLock<Option<Hub>>,
+    watch_options: WatchOptions,
     limits: Limits,
     quota_bytes: u64,
     answers: OnceLock<Answers>,
@@ -70,9 +82,12 @@ pub struct Facts {
 
 impl Api {
     /// `snapshot_rate`: most bytes a second of one backup.
-    pub fn new(limits: Limits, quota_bytes: u64, snapshot_rate: u64) -> Self {
+    pub fn new(limits: Limits, watch_options: WatchOptions, quota_bytes: u64, snapshot_rate: u64) -> Self {
         let shared = Shared {
             node: RwLock::new(None),
+            leases: RwLock::new(None),
+            watch: RwLock::new(None),
+            watch_options,
             limits,
             quota_bytes,
             answers: OnceLock::new(),
@@ -105,12 +120,32 @@ impl Api {
         Ok(response)
     }
 
+    /// The leases of the node.
+    pub fn set_leases(&self, leases: Option<Leases>) {
+        *self.shared.leases.write() = leases;
+    }
+
+    /// From now on watchers are served by `hub`; `None` while there is none. The one before is closed: its streams end.
+    pub fn set_watch(&self, hub: Option<Hub>) {
+        if let Some(old) = std::mem::replace(&mut *self.shared.watch.write(), hub) {
+            old.close();
+        }
+    }
+
     pub fn set_ready(&self) {
         self.shared.was_ready.store(true, Ordering::Release);
     }
 
     pub fn set_facts(&self, facts: Facts) {
         *self.shared.facts.write() = facts;
+    }
+
+    fn hub(&self) -> Result<Hub, Error> {
+        self.shared.watch.read().clone().ok_or(Error::NoLeader)
+    }
+
+    fn leases(&self) -> Result<Leases, Error> {
+        self.shared.leases.read().clone().ok_or(Error::NoLeader)
     }
 
     fn facts(&self) -> Facts {
@@ -128,8 +163,7 @@ impl Api {
         if !self.shared.was_ready.load(Ordering::Acquire) && node.status().is_learner {
             return Err(Error::NotSupportedForLearner);
         }
-        let needs_leader = request.metadata().get("hasleader").is_some_and(|v| v.as_bytes() == b"true");
-        if needs_leader && node.status().leader.is_none() {
+        if needs_leader(request) && node.status().leader.is_none() {
             return Err(Error::NoLeader);
         }
         Ok(node)
@@ -149,6 +183,11 @@ pub struct Health {
     pub serializable: bool,
     /// Names of alarms that do not count.
     pub exclude: Vec<String>,
+}
+
+/// Whether the client wants to be refused without a leader.
+fn needs_leader<T>(request: &Request<T>) -> bool {
+    request.metadata().get("hasleader").is_some_and(|v| v.as_bytes() == b"true")
 }
 
 /// What the status page shows.

@@ -12,12 +12,14 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::cluster::{Audit, Bootstrap, Reconciler};
 use crate::kv;
+use crate::lease::Leases;
 use crate::node::Node;
 use crate::pb::peer::peer_server::Peer;
 use crate::pb::peer::{
     AbandonRequest, AbandonResponse, AcceptRequest, AcceptResponse, AppendRequest, AppendResponse, ForwardRequest,
-    ForwardResponse, JoinRequest, JoinResponse, SnapshotChunk, SnapshotHead, SnapshotOffsetResponse, SnapshotResponse,
-    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse, WhoRequest, WhoResponse, append_response,
+    ForwardResponse, JoinRequest, JoinResponse, LeasesRequest, LeasesResponse, SnapshotChunk, SnapshotHead,
+    SnapshotOffsetResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+    WhoRequest, WhoResponse, append_response,
 };
 use crate::raft::Rpc;
 
@@ -27,6 +29,7 @@ pub struct Running {
     pub rpc: Rpc,
     pub node: Node,
     pub reconciler: Arc<Reconciler>,
+    pub leases: Leases,
 }
 
 /// The peer service of one process.
@@ -134,6 +137,13 @@ impl Peer for PeerApi {
 
     async fn snapshot(&self, request: Request<Streaming<SnapshotChunk>>) -> Result<Response<SnapshotResponse>, Status> {
         Ok(Response::new(self.running()?.rpc.snapshot(request.into_inner()).await?))
+    }
+
+    async fn leases(&self, request: Request<LeasesRequest>) -> Result<Response<LeasesResponse>, Status> {
+        let running = self.running()?;
+        let request = request.into_inner();
+        running.rpc.check(request.envelope.as_ref())?;
+        Ok(Response::new(running.leases.answer_peer(&request).await))
     }
 
     type ForwardStream = Pin<Box<dyn Stream<Item = Result<ForwardResponse, Status>> + Send>>;

@@ -183,9 +183,15 @@ mod tests {
     fn pieces_put_together_are_the_range() {
         let view = filled(3000, 400);
         let all = RangeRequest { key: "\0".into(), range_end: "\0".into(), ..Default::default() };
-        for (limit, sort_order, sort_target, revision) in
-            [(0, 0, 0, 0), (700, 0, 0, 0), (512, 1, 0, 0), (1, 0, 0, 0), (1500, 2, 0, 0), (0, 2, 3, 0), (1024, 0, 0, 2000)]
-        {
+        for (limit, sort_order, sort_target, revision) in [
+            (0, 0, 0, 0),
+            (700, 0, 0, 0),
+            (512, 1, 0, 0),
+            (1, 0, 0, 0),
+            (1500, 2, 0, 0),
+            (0, 2, 3, 0),
+            (1024, 0, 0, 2000),
+        ] {
             let range = RangeRequest { limit, sort_order, sort_target, revision, ..all.clone() };
             let mut expected = view.kv.range(&range).unwrap();
             expected.header = None;

@@ -15,6 +15,9 @@ use crate::env::timeout;
 /// Largest answer that is taken, in bytes.
 pub const ANSWER_BYTES_MAX: usize = 1 << 30;
 
+/// Between signs of life that are asked of a connection, and the wait for one.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+
 /// Where the cluster is, and how long to wait for it.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ClientArgs {
@@ -50,6 +53,9 @@ impl ClientArgs {
     /// Connects to one endpoint; the error is a short reason.
     pub async fn dial(&self, endpoint: &str) -> Result<Channel, String> {
         let endpoint = Endpoint::from_shared(url(endpoint)?).map_err(|error| last_source(&error))?;
+        // A watch may wait for hours: a server that lost its power must be noticed.
+        let endpoint =
+            endpoint.http2_keep_alive_interval(KEEPALIVE).keep_alive_timeout(KEEPALIVE).keep_alive_while_idle(true);
         match timeout(self.dial_timeout, endpoint.connect()).await {
             Err(_) => Err(format!("no connection within {}", humantime::format_duration(self.dial_timeout))),
             Ok(connected) => connected.map_err(|error| last_source(&error)),

@@ -70,6 +70,9 @@ pub struct PutArgs {
     key: OsString,
     /// The value; left out: standard input to its end
     value: Option<OsString>,
+    /// The key goes when this lease ends; hexadecimal
+    #[arg(long, value_parser = super::lease::parse_id)]
+    lease: Option<i64>,
     /// Print what was there before
     #[arg(long)]
     prev_kv: bool,
@@ -105,7 +108,7 @@ pub struct CompactArgs {
 
 impl KeyRange {
     /// Key and range end, as the API means them.
-    fn bounds(&self) -> (Bytes, Bytes) {
+    pub(super) fn bounds(&self) -> (Bytes, Bytes) {
         const FROM_HERE_ON: &[u8] = b"\0";
         let key = self.key.as_bytes();
         let end = match &self.range_end {
@@ -121,7 +124,7 @@ impl KeyRange {
 }
 
 /// The first key after all that begin with `prefix`; "\0", the end of all keys, if there is none.
-fn prefix_end(prefix: &[u8]) -> Vec<u8> {
+pub(super) fn prefix_end(prefix: &[u8]) -> Vec<u8> {
     match prefix.iter().rposition(|byte| *byte != 0xff) {
         Some(last) => {
             let mut end = prefix[..=last].to_vec();
@@ -182,7 +185,7 @@ fn line(out: &mut Vec<u8>, bytes: &[u8]) {
     out.push(b'\n');
 }
 
-fn key_value_lines(out: &mut Vec<u8>, kv: &KeyValue) {
+pub(super) fn key_value_lines(out: &mut Vec<u8>, kv: &KeyValue) {
     line(out, kv.key());
     line(out, kv.value());
 }
@@ -193,7 +196,8 @@ pub async fn put(args: PutArgs) -> anyhow::Result<Vec<u8>> {
         None => read_value(std::io::stdin().lock())?,
     };
     let key = Bytes::copy_from_slice(args.key.as_bytes());
-    let request = PutRequest { key, value, prev_kv: args.prev_kv, ..PutRequest::default() };
+    let lease = args.lease.unwrap_or(0);
+    let request = PutRequest { key, value, lease, prev_kv: args.prev_kv, ..PutRequest::default() };
     let mut client = connect(&args.client).await?;
     let answer = args.client.answer(client.put(request)).await?.into_inner();
     Ok(format_put(args.output, &answer))

@@ -82,7 +82,11 @@ pub async fn defrag(args: DefragArgs) -> anyhow::Result<Vec<u8>> {
             Err(reason) => failures.push(format!("{endpoint}: {reason}")),
         }
     }
-    if failures.is_empty() && !done.is_empty() { Ok(done.into_bytes()) } else { bail!("{done}{}", unreachable(&failures)) }
+    if failures.is_empty() && !done.is_empty() {
+        Ok(done.into_bytes())
+    } else {
+        bail!("{done}{}", unreachable(&failures))
+    }
 }
 
 pub async fn hash(args: HashArgs) -> anyhow::Result<Vec<u8>> {

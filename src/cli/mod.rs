@@ -6,11 +6,15 @@
 mod client;
 pub mod dev;
 mod kv;
+mod lease;
+mod lock;
 mod maintenance;
+mod migrate;
 mod output;
 mod settings;
 mod snapshot;
 mod status;
+mod watch;
 
 use std::io::Write;
 
@@ -49,11 +53,15 @@ pub enum Command {
     Put(kv::PutArgs),
     /// Delete keys
     Del(kv::DelArgs),
+    /// Print changes as they happen
+    Watch(watch::WatchArgs),
     /// Forget revisions below this one
     Compact(kv::CompactArgs),
     /// Back up, and restore
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
+    /// Copy a live etcd into this cluster, and follow it until you switch
+    Migrate(migrate::MigrateArgs),
     /// Alarms that are on
     #[command(subcommand)]
     Alarm(maintenance::AlarmCommand),
@@ -61,6 +69,13 @@ pub enum Command {
     Defrag(maintenance::DefragArgs),
     /// Print the hash of each member's data: equal revisions must have equal hashes
     Hash(maintenance::HashArgs),
+    /// Leases: keys that are put with one go when it ends
+    #[command(subcommand)]
+    Lease(lease::LeaseCommand),
+    /// Hold a lock while a command runs
+    Lock(lock::LockArgs),
+    /// Stand for election, or follow who is elected
+    Elect(lock::ElectArgs),
     /// Print the settings in force, and where each comes from
     Config(ConfigArgs),
     /// Print a completion script
@@ -102,9 +117,14 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Del(args) => request(kv::del(args)),
         Command::Compact(args) => request(kv::compact(args)),
         Command::Snapshot(command) => request(snapshot::run(command)),
+        Command::Migrate(args) => request(migrate::migrate(args)),
         Command::Alarm(command) => request(maintenance::alarm(command)),
         Command::Defrag(args) => request(maintenance::defrag(args)),
         Command::Hash(args) => request(maintenance::hash(args)),
+        Command::Lease(command) => client_runtime()?.block_on(lease::run(command)),
+        Command::Lock(args) => exit(client_runtime()?.block_on(lock::lock(args))?),
+        Command::Elect(args) => exit(client_runtime()?.block_on(lock::elect(args))?),
+        Command::Watch(args) => client_runtime()?.block_on(watch::watch(args)),
     }
 }
 
@@ -131,8 +151,19 @@ fn runtime(worker_threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
 
 /// Runs one client command, and prints what it gives.
 fn request(command: impl Future<Output = anyhow::Result<Vec<u8>>>) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    print(&runtime.block_on(command)?)
+    print(&client_runtime()?.block_on(command)?)
+}
+
+fn client_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+/// Ends with the exit code of a command that was run; 0 goes the usual way.
+fn exit(code: i32) -> anyhow::Result<()> {
+    if code != 0 {
+        std::process::exit(code);
+    }
+    Ok(())
 }
 
 fn completion(shell: clap_complete::Shell) -> Vec<u8> {
@@ -177,8 +208,30 @@ mod tests {
             "put k -- --value",
             "del k --prefix --prev-kv",
             "compact 7 --physical",
+            "put k v --lease 1f",
+            "lease grant 60s --id ff -o json",
+            "lease keep-alive 694d71ddacfda227 --once",
+            "lease revoke 1f",
+            "lease list",
+            "lease ttl 1f --keys",
+            "lock name",
+            "lock name --ttl 5s -- sh -c true",
+            "elect name value",
+            "elect --listen name",
+            "watch k --prefix --rev 2 --prev-kv --progress-notify -o json",
+            "watch a z",
+            "watch k -- sh -c true",
             "config --set raft.lease_reads=true",
             "config --manual",
+            "snapshot save backup.db --endpoints a:1",
+            "snapshot status backup.db -o json",
+            "snapshot restore backup.db --data-dir d --name kv-%d --peers kv-%d.kv:2380 --size 3 --bump-revision 9",
+            "snapshot restore backup.db --data-dir d --peers kv-%d.kv:2380 --size 3 --slot 2 --token x",
+            "migrate --from a:1,b:1 --to c:1 --until-synced",
+            "alarm list",
+            "alarm disarm",
+            "defrag --endpoints a:1,b:1",
+            "hash --rev 7 -o json",
             "completion bash",
         ];
         for line in lines {
@@ -199,9 +252,19 @@ mod tests {
             "get a -o yaml",
             "put k v w",
             "compact x",
+            "lease grant 60",
+            "lease ttl 0",
+            "lock",
+            "elect name",
+            "elect --listen name value",
+            "watch",
+            "watch a z --prefix",
+            "watch a --rev x",
             "status --timeout 3",
             "completion tcsh",
             "serve --slot 70000",
+            "snapshot restore f --data-dir d --slot 1",
+            "migrate",
         ];
         for line in lines {
             let words = std::iter::once("quorate").chain(line.split(' ').filter(|word| !word.is_empty()));

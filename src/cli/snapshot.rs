@@ -110,8 +110,7 @@ fn parent(file: &Path) -> &Path {
 /// Writes the stream to `file`, verifies it and makes it durable; returns its size.
 async fn take(args: &SaveArgs, file: Arc<dyn File>, path: &Path) -> anyhow::Result<u64> {
     let client = &args.client;
-    let mut maintenance =
-        MaintenanceClient::new(client.connect().await?).max_decoding_message_size(ANSWER_BYTES_MAX);
+    let mut maintenance = MaintenanceClient::new(client.connect().await?).max_decoding_message_size(ANSWER_BYTES_MAX);
     let mut pieces = client.answer(maintenance.snapshot(SnapshotRequest {})).await?.into_inner();
     let (mut offset, mut remaining) = (0, 0);
     loop {
@@ -173,8 +172,7 @@ async fn restore(args: RestoreArgs) -> anyhow::Result<Vec<u8>> {
         None => members.iter().map(|member| (member.slot, args.data_dir.join(&member.name))).collect(),
     };
     let token = args.token.clone().unwrap_or_else(|| format!("{:016x}{:016x}", env.random_u64(), env.random_u64()));
-    let wanted =
-        Restore { file: args.file.clone(), members, token, bump_revision: args.bump_revision, directories };
+    let wanted = Restore { file: args.file.clone(), members, token, bump_revision: args.bump_revision, directories };
     let made = restore::restore(&env, wanted).await?;
     Ok(match args.output {
         Format::Json => json_line(&restored_json(&made)),
@@ -184,10 +182,8 @@ async fn restore(args: RestoreArgs) -> anyhow::Result<Vec<u8>> {
                 .iter()
                 .map(|(slot, id, dir)| vec![slot.to_string(), format!("{id:x}"), dir.display().to_string()])
                 .collect();
-            let head = format!(
-                "a new cluster {:x} with {} keys at revision {}\n",
-                made.cluster_id, made.keys, made.revision
-            );
+            let head =
+                format!("a new cluster {:x} with {} keys at revision {}\n", made.cluster_id, made.keys, made.revision);
             [head.into_bytes(), table(&["SLOT", "MEMBER", "DATA DIRECTORY"], &rows)].concat()
         }
     })

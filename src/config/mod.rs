@@ -17,7 +17,8 @@ pub use load::{DEFAULT_FILE, Flag, Loaded, Sources, load};
 pub use memory::{cgroup_memory_limit, effective_quota};
 pub use node::Node;
 pub use sections::{
-    Cluster, Compaction, CompactionMode, Identity, Limits, Log, LogFormat, Raft, Server, State, Storage, Telemetry,
+    Cluster, Compaction, CompactionMode, Identity, Lease, Limits, Log, LogFormat, Raft, Server, State, Storage,
+    Telemetry, Watch,
 };
 pub use units::Bytes;
 pub use validate::MESSAGE_BYTES_MAX;
@@ -33,10 +34,12 @@ pub struct Config {
     pub identity: Identity,
     pub cluster: Cluster,
     pub raft: Raft,
+    pub lease: Lease,
     pub log: Log,
     pub state: State,
     pub storage: Storage,
     pub limits: Limits,
+    pub watch: Watch,
     pub telemetry: Telemetry,
 }
 

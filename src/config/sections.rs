@@ -168,6 +168,23 @@ impl Default for Raft {
     }
 }
 
+/// `[lease]`: what the leader does for leases.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Lease {
+    /// Between checkpoints of the remaining time of a lease that is not renewed: what a change of leader may add to its life.
+    #[serde(with = "units::duration")]
+    pub checkpoint_interval: Duration,
+    /// Revocations of expired leases under way at once: many end together, and clients' writes share the log with them.
+    pub revokes_in_flight_max: usize,
+}
+
+impl Default for Lease {
+    fn default() -> Self {
+        Self { checkpoint_interval: Duration::from_secs(60), revokes_in_flight_max: 1000 }
+    }
+}
+
 /// `[log]`: the Raft log on disk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -326,6 +343,32 @@ impl Default for Limits {
             answer_bytes_max: Bytes::mib(256),
             keepalive_interval: Duration::from_secs(60),
             keepalive_timeout: Duration::from_secs(75),
+        }
+    }
+}
+
+/// `[watch]`: what watchers may cost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Watch {
+    /// Most bytes of events that wait for one stream's client; what comes on top is read again later, from the history.
+    pub stream_bytes_max: Bytes,
+    /// Silence of a watcher with `progress_notify` after which it is told how far it is. As etcd's.
+    #[serde(with = "units::duration")]
+    pub progress_interval: Duration,
+    /// Most watchers of one stream.
+    pub stream_watchers_max: usize,
+    /// Most watchers of this member: each takes a few hundred bytes.
+    pub watchers_max: usize,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self {
+            stream_bytes_max: Bytes::mib(1),
+            progress_interval: Duration::from_secs(600),
+            stream_watchers_max: 50_000,
+            watchers_max: 200_000,
         }
     }
 }

@@ -68,9 +68,16 @@ impl Config {
         let valid = tracing_subscriber::EnvFilter::try_new(level).is_ok();
         let expected = "a level (off, error, warn, info, debug, trace) or module=level, with commas";
         faults.check(valid, "telemetry.level", format!("{level:?}"), expected, "correct it");
+        faults.positive("lease.revokes_in_flight_max", self.lease.revokes_in_flight_max as u64);
         faults.positive("limits.txn_ops_max", self.limits.txn_ops_max as u64);
         faults.positive("limits.concurrent_streams_max", u64::from(self.limits.concurrent_streams_max));
         faults.positive("limits.connections_max", self.limits.connections_max as u64);
+        faults.positive("watch.stream_watchers_max", self.watch.stream_watchers_max as u64);
+        let (most, stream) = (self.watch.watchers_max, self.watch.stream_watchers_max);
+        let expected = format!("at least watch.stream_watchers_max ({stream})");
+        faults.check(most >= stream, "watch.watchers_max", most, expected, "raise it, or lower the other");
+        let bytes = self.watch.stream_bytes_max;
+        faults.at_least("watch.stream_bytes_max", bytes, Bytes::kib(4), "each event would be read twice");
         self.check_patience(faults);
     }
 
@@ -131,6 +138,9 @@ impl Config {
         at_least("cluster.failure_timeout", self.cluster.failure_timeout, max * 2, "2 x raft.election_timeout_max");
         at_least("server.request_timeout", self.server.request_timeout, max, "raft.election_timeout_max");
         at_least("server.grace_period", self.server.grace_period, max, "raft.election_timeout_max");
+        let interval = self.lease.checkpoint_interval;
+        at_least("lease.checkpoint_interval", interval, Duration::from_secs(1), "lease times are whole seconds");
+        at_least("watch.progress_interval", self.watch.progress_interval, millis(100), "each notice is a message");
         at_least(
             "state.checkpoint_interval",
             self.state.checkpoint_interval,
@@ -247,6 +257,10 @@ mod tests {
             ("limits.txn_ops_max", |c| c.limits.txn_ops_max = 0),
             ("limits.concurrent_streams_max", |c| c.limits.concurrent_streams_max = 0),
             ("limits.connections_max", |c| c.limits.connections_max = 0),
+            ("watch.stream_watchers_max", |c| c.watch.stream_watchers_max = 0),
+            ("watch.watchers_max", |c| c.watch.watchers_max = 49_999),
+            ("watch.stream_bytes_max", |c| c.watch.stream_bytes_max = Bytes(1)),
+            ("watch.progress_interval", |c| c.watch.progress_interval = Duration::from_millis(99)),
             ("telemetry.level", |c| c.telemetry.level = "quorate=loud".into()),
         ];
         for (key, change) in cases {

@@ -18,7 +18,7 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use futures_util::{StreamExt as _, stream};
 use http_body_util::BodyExt as _;
 use prost::Message as _;
-use prost_reflect::{DeserializeOptions, DescriptorPool, DynamicMessage, MethodDescriptor, SerializeOptions};
+use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MethodDescriptor, SerializeOptions};
 use serde_json::json;
 use tower::Service as _;
 
@@ -116,9 +116,15 @@ struct Failure {
 
 impl Gateway {
     /// `descriptors` describe the services; a request's body has at most `body_bytes_max` bytes.
-    pub fn new(services: Router, descriptors: &[u8], body_bytes_max: usize) -> Result<Self, prost_reflect::DescriptorError> {
+    pub fn new(
+        services: Router,
+        descriptors: &[u8],
+        body_bytes_max: usize,
+    ) -> Result<Self, prost_reflect::DescriptorError> {
         let pool = DescriptorPool::decode(descriptors)?;
-        let find = |full_name: &str| pool.services().flat_map(|s| s.methods().collect::<Vec<_>>()).find(|m| m.full_name() == full_name);
+        let find = |full_name: &str| {
+            pool.services().flat_map(|s| s.methods().collect::<Vec<_>>()).find(|m| m.full_name() == full_name)
+        };
         let methods = PATHS.iter().map(|(path, name)| (*path, find(name))).collect();
         Ok(Self { inner: Arc::new(Inner { methods, body_bytes_max }), services })
     }
@@ -153,7 +159,11 @@ impl Gateway {
         let messages = requests(&method, &body)?;
         let answer = grpc_request(&method, &head.headers, messages);
         let answer = self.services.clone().call(answer).await.unwrap_or_else(|never: Infallible| match never {});
-        if method.is_server_streaming() { stream_answer(method, answer).await } else { unary_answer(&method, answer).await }
+        if method.is_server_streaming() {
+            stream_answer(method, answer).await
+        } else {
+            unary_answer(&method, answer).await
+        }
     }
 }
 
@@ -162,12 +172,17 @@ fn requests(method: &MethodDescriptor, body: &[u8]) -> Result<Bytes, Failure> {
     let mut json = serde_json::Deserializer::from_slice(body);
     let mut framed = BytesMut::new();
     let mut count = 0;
-    let malformed = |error: serde_json::Error| Failure { code: INVALID_ARGUMENT, message: format!("request body: {error}") };
+    let malformed =
+        |error: serde_json::Error| Failure { code: INVALID_ARGUMENT, message: format!("request body: {error}") };
     while json.end().is_err() || (count == 0 && !method.is_client_streaming()) {
         let message = match count {
             0 if body.trim_ascii().is_empty() => DynamicMessage::new(method.input()),
-            _ => DynamicMessage::deserialize_with_options(method.input(), &mut json, &DeserializeOptions::new().deny_unknown_fields(false))
-                .map_err(malformed)?,
+            _ => DynamicMessage::deserialize_with_options(
+                method.input(),
+                &mut json,
+                &DeserializeOptions::new().deny_unknown_fields(false),
+            )
+            .map_err(malformed)?,
         };
         count += 1;
         framed.put_u8(0);
@@ -280,7 +295,8 @@ async fn unary_answer(method: &MethodDescriptor, response: Response) -> Result<R
     if let Some(failure) = answers.failure() {
         return Err(failure);
     }
-    let message = message.ok_or_else(|| Failure { code: INTERNAL, message: "the call ended without an answer".into() })?;
+    let message =
+        message.ok_or_else(|| Failure { code: INTERNAL, message: "the call ended without an answer".into() })?;
     let mut body = Vec::new();
     write_json(method, message, &mut body)?;
     Ok(json_response(StatusCode::OK, Body::from(body)))
@@ -405,7 +421,10 @@ mod tests {
     #[test]
     fn json_is_taken_in_every_form_that_it_may_have() {
         let expected = put(r#"{"key":"Zm9v","value":"YmFy","lease":"7","prev_kv":true}"#).unwrap();
-        assert_eq!((&expected.key[..], &expected.value[..], expected.lease, expected.prev_kv), (&b"foo"[..], &b"bar"[..], 7, true));
+        assert_eq!(
+            (&expected.key[..], &expected.value[..], expected.lease, expected.prev_kv),
+            (&b"foo"[..], &b"bar"[..], 7, true)
+        );
         for same in [
             r#" {"key":"Zm9v","value":"YmFy","lease":7,"prevKv":true} "#,
             r#"{"key":"Zm9v","value":"YmFy","lease":7,"prev_kv":true,"unknown":[{}],"ignore_value":null}"#,

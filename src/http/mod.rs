@@ -70,7 +70,10 @@ fn is_asked(uri: &Uri, name: &str) -> bool {
 
 /// `?serializable` asks this member alone; `?exclude=NOSPACE` takes no notice of that alarm.
 async fn health(State(api): State<Api>, uri: Uri) -> impl IntoResponse {
-    let ask = Health { serializable: is_asked(&uri, "serializable"), exclude: query(&uri, "exclude").map(str::to_owned).collect() };
+    let ask = Health {
+        serializable: is_asked(&uri, "serializable"),
+        exclude: query(&uri, "exclude").map(str::to_owned).collect(),
+    };
     let reason = api.not_healthy(&ask).await;
     let code = if reason.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = json!({ "health": reason.is_none().to_string(), "reason": reason.unwrap_or_default() });

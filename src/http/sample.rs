@@ -58,11 +58,20 @@ pub(super) fn text(api: &Api) -> String {
     t.info("quorate_info", "This build.", "version", VERSION);
     t.gauge("quorate_ready", "Whether this member is ready, as /readyz says it.", flag(now.ready));
     t.gauge("quorate_raft_term", "The newest term that was seen.", now.term);
-    t.labeled("quorate_members", "Members by what they are.", "role", &[("voter", now.voters), ("learner", now.learners)]);
+    t.labeled(
+        "quorate_members",
+        "Members by what they are.",
+        "role",
+        &[("voter", now.voters), ("learner", now.learners)],
+    );
     t.gauge("quorate_cluster_version", "The greatest apply version that may be proposed.", now.cluster_version);
     let alarms = [("NOSPACE", now.alarms_nospace), ("CORRUPT", now.alarms_corrupt)];
     t.labeled("quorate_alarms", "Alarms that are on, by kind.", "alarm", &alarms);
-    t.gauge("quorate_disk_free_bytes", "Bytes that the file system of the data directory has left.", now.disk_free_bytes);
+    t.gauge(
+        "quorate_disk_free_bytes",
+        "Bytes that the file system of the data directory has left.",
+        now.disk_free_bytes,
+    );
 
     let process = this_process();
     t.gauge("process_resident_memory_bytes", "Resident memory.", process.resident_bytes);

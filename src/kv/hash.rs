@@ -1,7 +1,8 @@
 //! The hash that members compare to find out that they have diverged.
 //!
 //! Over what a swept store holds, as encoded: the state at the compacted revision in key order, then every event after it.
-//! So it is the same whatever the sweep's progress, and after a restart from a snapshot.
+//! So it is the same whatever the sweep's progress, and after a restart from a snapshot. A version's lease is part of its
+//! encoding; the leases themselves have no revision, and are not in it.
 
 use super::State;
 use super::range::Interval;

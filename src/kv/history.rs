@@ -40,6 +40,23 @@ impl From<Vec<KeyValue>> for Events {
     }
 }
 
+/// One revision with its events, in their order; a deletion is a tombstone. Cloning is a reference count.
+#[derive(Clone)]
+pub struct Revision {
+    number: i64,
+    events: Events,
+}
+
+impl Revision {
+    pub fn number(&self) -> i64 {
+        self.number
+    }
+
+    pub fn events(&self) -> &[KeyValue] {
+        self.events.as_slice()
+    }
+}
+
 #[derive(Clone)]
 pub(super) struct History {
     first: i64,
@@ -79,9 +96,18 @@ impl History {
 
     /// Every revision from `revision` on that is held, with its events.
     pub(super) fn iter_from(&self, revision: i64) -> impl Iterator<Item = (i64, &[KeyValue])> {
+        self.held_from(revision).map(|(revision, events)| (revision, events.as_slice()))
+    }
+
+    /// As [`Self::iter_from`], for who keeps them.
+    pub(super) fn revisions_from(&self, revision: i64) -> impl Iterator<Item = Revision> {
+        self.held_from(revision).map(|(number, events)| Revision { number, events: events.clone() })
+    }
+
+    fn held_from(&self, revision: i64) -> impl Iterator<Item = (i64, &Events)> {
         let first = revision.clamp(self.first, self.next());
         let held = self.revisions.focus().narrow((first - self.first) as usize..);
-        (first..).zip(held).map(|(revision, events)| (revision, events.as_slice()))
+        (first..).zip(held)
     }
 
     pub(super) fn pop_first(&mut self) {

@@ -1,7 +1,7 @@
 //! The replicated key-value state: multi-version, synchronous, deterministic.
 //!
-//! Owns the rules of the etcd v3 KV API: puts, deletes, ranges, transactions, compaction, the hash that members compare,
-//! and how the state is written as [`log::Change`](crate::pb::log::Change)s and loaded again.
+//! Owns the rules of the etcd v3 KV API: puts, deletes, ranges, transactions, compaction, the facts of leases, the hash that
+//! members compare, and how the state is written as [`log::Change`](crate::pb::log::Change)s and loaded again.
 //!
 //! Invariants: the same commands in the same order give the same answers and the same state on every member; a command
 //! that fails changes nothing; what a read returns does not depend on how far a sweep has got.
@@ -10,21 +10,25 @@
 mod alarm;
 mod compact;
 mod digest;
+mod events;
 mod hash;
 mod history;
 mod journal;
+mod lease;
 mod range;
 mod snapshot;
 mod state;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tree;
 mod txn;
 pub mod validate;
 
 pub use digest::DIGEST_VERSION;
 pub use hash::HashKv;
+pub use history::Revision;
 pub use journal::Journal;
+pub use lease::{LEASES_SINCE, Lease, LeaseTable, TTL_MAX_SECONDS, only_in_term};
 pub use snapshot::{LoadError, Loader};
 pub use state::State;
 pub use txn::is_read_only;

@@ -1,7 +1,7 @@
 //! The state as a sequence of changes, and back.
 //!
 //! A snapshot is [`State::changes`]; the state store keeps what [`State::take_journal`] gave it, and may drop versions for
-//! which [`State::is_live`] no longer holds. [`Loader`] takes either.
+//! which [`State::is_live`] no longer holds, and what it says of leases when [`State::is_live_lease`] does not. [`Loader`] takes either.
 
 use super::State;
 use super::history::History;
@@ -22,11 +22,13 @@ pub enum LoadError {
     Gap { missing: i64, compacted: i64 },
     #[error("versions up to revision {loaded}, of a state that ends at {revision}")]
     BeyondEnd { loaded: i64, revision: i64 },
+    #[error("a key is attached to lease {0:x}, which is missing")]
+    LeaseMissing(i64),
 }
 
 impl State {
     /// Changes that make this state from nothing: what was visible at the compacted revision in key order, then every
-    /// later event in revision order, then the rest. The same on every member, whatever the sweep's progress.
+    /// later event in revision order, then the rest, leases last. The same on every member, whatever the sweep's progress.
     pub fn changes(&self) -> impl Iterator<Item = Change> {
         let base = self.visible_at(Interval::all(), self.compacted);
         let events = self.history.iter_from(self.compacted + 1).flat_map(|x| x.1);
@@ -36,6 +38,7 @@ impl State {
         base.chain(events)
             .map(|kv| change::Change::Version(kv.clone()))
             .chain(rest)
+            .chain(self.lease_changes())
             .chain(alarms)
             .map(|change| Change { change: Some(change) })
     }
@@ -47,7 +50,9 @@ impl State {
     pub fn is_live(&self, kv: &KeyValue) -> bool {
         let x = kv.fields();
         x.mod_revision > self.compacted
-            || self.version_at(x.key, self.compacted).is_some_and(|held| held.mod_revision() == x.mod_revision)
+            // A transaction that was never checked may delete and put a key in one revision.
+            || x.version > 0
+                && self.version_at(x.key, self.compacted).is_some_and(|held| held.mod_revision() == x.mod_revision)
     }
 }
 
@@ -85,6 +90,7 @@ impl Loader {
             change::Change::Alarms(on) => {
                 self.state.alarms = on.alarms.iter().map(|one| (one.member_id, one.alarm)).collect();
             }
+            change::Change::Lease(lease) => self.state.leases.load(&lease),
         }
         Ok(())
     }
@@ -137,6 +143,9 @@ impl Loader {
         self.end_revision(revision + 1);
         if self.incomplete > compacted {
             return Err(LoadError::Gap { missing: self.incomplete, compacted });
+        }
+        if let Some(id) = self.state.leases.missing() {
+            return Err(LoadError::LeaseMissing(id));
         }
         let mut state = self.state;
         state.revision = revision;

@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use super::digest::Digest;
 use super::history::{Events, History};
 use super::journal::{Journal, Recorder};
+use super::lease::Leases;
 use super::range::Interval;
 use super::tree::Tree;
 use super::{ALARMS_SINCE, APPLY_VERSION, CLUSTER_VERSION_MIN, DIGESTS_SINCE, Fault};
@@ -42,6 +43,7 @@ pub struct State {
     /// Ordered by key, then by mod revision.
     pub(super) old: Tree,
     pub(super) history: History,
+    pub(super) leases: Leases,
     pub(super) live_bytes: u64,
     pub(super) old_bytes: u64,
     pub(super) journal: Recorder,
@@ -59,6 +61,7 @@ impl Clone for State {
             live: self.live.clone(),
             old: self.old.clone(),
             history: self.history.clone(),
+            leases: self.leases.clone(),
             live_bytes: self.live_bytes,
             old_bytes: self.old_bytes,
             journal: Recorder::new(self.journal.digest),
@@ -85,6 +88,7 @@ impl State {
             live: Tree::new(),
             old: Tree::new(),
             history: History::new(2),
+            leases: Leases::new(),
             live_bytes: 0,
             old_bytes: 0,
             journal: Recorder::new(Some(Digest::START)),
@@ -113,12 +117,12 @@ impl State {
 
     /// Bytes that the state takes in memory: payload, and an estimate of the index. Depends on how far sweeping has got.
     pub fn bytes(&self) -> u64 {
-        self.live_bytes + self.old_bytes + self.history.overhead_bytes()
+        self.live_bytes + self.old_bytes + self.history.overhead_bytes() + self.leases.bytes()
     }
 
-    /// Bytes that the newest versions of the keys that exist take: what [`Self::bytes`] would be after compacting all.
+    /// Bytes that leases and the newest versions of the keys that exist take: what [`Self::bytes`] would be after compacting all.
     pub fn bytes_in_use(&self) -> u64 {
-        self.live_bytes
+        self.live_bytes + self.leases.bytes()
     }
 
     /// Starts an empty journal that is dropped when it holds more than `bytes_max`; 0 keeps none.
@@ -157,6 +161,9 @@ impl State {
             Request::SetClusterVersion(r) => Ok(Response::SetClusterVersion(self.set_cluster_version(r))),
             Request::Alarm(r) => Ok(Response::Alarm(self.alarm(r))),
             Request::StartDigest(_) => Ok(Response::StartDigest(self.start_digest())),
+            Request::LeaseGrant(r) => self.grant_lease(r).map(Response::LeaseGrant),
+            Request::LeaseRevoke(r) => self.revoke_lease(r).map(Response::LeaseRevoke),
+            Request::LeaseCheckpoint(r) => Ok(Response::LeaseCheckpoint(self.checkpoint_leases(r))),
         };
         Ok(response.map(|r| Answer { response: answer.then_some(r) }))
     }
@@ -170,12 +177,13 @@ impl State {
             Request::Put(_) | Request::DeleteRange(_) | Request::Txn(_) | Request::Compact(_) => command.needs,
             Request::Alarm(_) => command.needs.max(ALARMS_SINCE),
             Request::StartDigest(_) => command.needs.max(DIGESTS_SINCE),
+            Request::LeaseGrant(_) | Request::LeaseRevoke(_) | Request::LeaseCheckpoint(_) => command.needs,
         };
         if needs > APPLY_VERSION { Err(Fault::Unsupported { needs }) } else { Ok(()) }
     }
 
     fn put(&mut self, r: &PutRequest, answer: bool) -> Result<PutResponse, Error> {
-        self.check_put_lease(r)?;
+        self.check_lease(r.lease)?;
         self.check_put_key(r)?;
         let mut events = Vec::with_capacity(1);
         let response = self.write_put(r, &mut events, answer);
@@ -209,12 +217,6 @@ impl State {
             self.journal.record(change::Change::ClusterVersion(r.version), size_of::<u32>());
         }
         SetClusterVersion { version: self.cluster_version }
-    }
-
-    /// Refuses a put to a lease that does not exist.
-    pub(super) fn check_put_lease(&self, r: &PutRequest) -> Result<(), Error> {
-        // No lease exists yet; the check is where `kv::lease` will have its own.
-        if r.lease != 0 { Err(Error::LeaseNotFound) } else { Ok(()) }
     }
 
     /// Refuses a put that keeps something of a key that does not exist.
@@ -278,12 +280,19 @@ impl State {
         self.history.push(Events::from(events));
     }
 
+    /// Notes a change that is no version for the state store.
+    pub(super) fn record(&mut self, change: change::Change, payload_bytes: usize) {
+        self.journal.record(change, payload_bytes);
+    }
+
     /// Makes `kv` its key's newest version.
     pub(super) fn insert_live(&mut self, kv: KeyValue) {
         let revision = kv.mod_revision();
         self.live_bytes += cost_bytes(&kv);
-        let key = kv.clone();
-        if let Some(prev) = self.live.insert(kv, by_key(key.key())) {
+        let now = kv.clone();
+        let prev = self.live.insert(kv, by_key(now.key()));
+        self.leases.follow(prev.as_ref(), Some(&now));
+        if let Some(prev) = prev {
             self.live_bytes -= cost_bytes(&prev);
             self.supersede(prev, revision);
         }
@@ -292,6 +301,7 @@ impl State {
     /// Ends the life of a key.
     pub(super) fn insert_tombstone(&mut self, tombstone: KeyValue) {
         if let Some(prev) = self.live.remove(by_key(tombstone.key())) {
+            self.leases.follow(Some(&prev), None);
             self.live_bytes -= cost_bytes(&prev);
             self.supersede(prev, tombstone.mod_revision());
         }

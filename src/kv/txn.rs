@@ -88,7 +88,7 @@ impl State {
                 Some(Request::RequestRange(r)) if what == Check::Ranges => self.check_readable(r.revision)?,
                 Some(Request::RequestPut(r)) if what == Check::Puts => {
                     self.check_put_key(r)?;
-                    self.check_put_lease(r)?;
+                    self.check_lease(r.lease)?;
                 }
                 Some(Request::RequestRange(_) | Request::RequestPut(_) | Request::RequestDeleteRange(_)) => {}
                 Some(Request::RequestTxn(r)) => self.check_txn(r, path, what)?,

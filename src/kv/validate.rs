@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use prost::Message as _;
 
+use super::lease::TTL_MAX_SECONDS;
 use super::range::Interval;
 use crate::error::Error;
 use crate::pb::etcd::compare::{CompareResult, CompareTarget};
@@ -37,7 +38,17 @@ pub fn command(command: &Command, limits: &Limits) -> Result<(), Error> {
         Some(command::Request::Put(r)) => put(r)?,
         Some(command::Request::DeleteRange(r)) => delete_range(r)?,
         Some(command::Request::Txn(r)) => txn(r, limits)?,
-        Some(command::Request::Compact(_) | command::Request::SetClusterVersion(_) | command::Request::Alarm(_) | command::Request::StartDigest(_)) | None => {}
+        Some(command::Request::LeaseGrant(r)) if r.ttl > TTL_MAX_SECONDS => return Err(Error::LeaseTtlTooLarge),
+        Some(
+            command::Request::Compact(_)
+            | command::Request::SetClusterVersion(_)
+            | command::Request::LeaseGrant(_)
+            | command::Request::LeaseRevoke(_)
+            | command::Request::LeaseCheckpoint(_)
+            | command::Request::Alarm(_)
+            | command::Request::StartDigest(_),
+        )
+        | None => {}
     }
     if command.encoded_len() > limits.request_bytes_max {
         return Err(Error::RequestTooLarge);

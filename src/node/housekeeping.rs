@@ -22,6 +22,8 @@ const TICK: Duration = Duration::from_millis(500);
 const SWEEP_STEPS: usize = 256;
 /// A snapshot that is under way is not asked for again; one that failed is, after this.
 const SNAPSHOT_RETRY: Duration = Duration::from_secs(10);
+/// Compacted history is kept at most this long for watchers to read; they are a few milliseconds behind.
+const HISTORY_HOLD_MAX: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -53,6 +55,8 @@ pub struct Housekeeping {
     /// Bytes that may be left behind that snapshot.
     kept_bytes: u64,
     asked_at: Option<Instant>,
+    /// Since when the sweep waits for watchers.
+    held_since: Option<Instant>,
 }
 
 impl Housekeeping {
@@ -69,6 +73,7 @@ impl Housekeeping {
             purged_behind: None,
             kept_bytes: 0,
             asked_at: None,
+            held_since: None,
         }
     }
 
@@ -90,7 +95,15 @@ impl Housekeeping {
         }
     }
 
-    async fn sweep(&self) {
+    /// Watchers that are nearly up to date get what was compacted before they read it, unless that takes too long.
+    async fn sweep(&mut self) {
+        if self.node.store().is_history_wanted() {
+            let since = *self.held_since.get_or_insert_with(Instant::now);
+            if since.elapsed() < HISTORY_HOLD_MAX {
+                return;
+            }
+        }
+        self.held_since = None;
         while self.node.store().read(|s| s.kv.sweep_pending()) {
             self.node.store().write(|s| s.kv.sweep(SWEEP_STEPS));
             tokio::task::yield_now().await;

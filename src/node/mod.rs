@@ -379,6 +379,33 @@ impl Node {
         timeout_at(self.deadline(), rx).await.ok()?.ok()?.ok()
     }
 
+    /// Asks a quorum whether this member leads, clocks aside. What it answers held at some moment after this call began.
+    pub async fn confirm_leadership(&self) -> Result<Confirmed, Error> {
+        let asking = self.inner.raft.get_read_linearizer(openraft::ReadPolicy::ReadIndex);
+        match timeout_at(self.deadline(), asking).await {
+            Ok(Ok(linearizer)) => {
+                // Not older than the first entry of the leader's own term, so it names that term.
+                let id = linearizer.read_log_id();
+                Ok(Confirmed { term: **id.committed_leader_id(), index: id.index() })
+            }
+            Ok(Err(_)) => Err(Error::NotLeader),
+            Err(_) => Err(Error::Timeout),
+        }
+    }
+
+    /// Another member that leads, and its address, as far as this one knows.
+    pub fn other_leader(&self) -> Option<(u64, String)> {
+        match &*self.inner.route.read() {
+            Route::Follower(link) => Some((link.leader, link.address.clone())),
+            Route::Leader | Route::Unknown => None,
+        }
+    }
+
+    /// The connections to the other members.
+    pub fn peers(&self) -> &Arc<Peers> {
+        &self.inner.peers
+    }
+
     /// To be called when a leader's append was taken or answered as its own.
     pub fn hear_leader(&self) {
         *self.inner.heard_leader.lock() = Some(Instant::now());
@@ -483,6 +510,14 @@ impl Node {
             Err(_) => Err(format!("not committed within {:?}", change.patience)),
         }
     }
+}
+
+/// A leader that a quorum has confirmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Confirmed {
+    pub term: u64,
+    /// The log index that a state must have applied to be as new as the confirmation.
+    pub index: u64,
 }
 
 /// Why a bounded queue of this member did not take a request.

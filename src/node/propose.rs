@@ -153,9 +153,18 @@ fn takes_space(command: &Bytes) -> bool {
         return false;
     };
     match command.request {
-        Some(Request::Put(_)) => true,
+        Some(Request::Put(_) | Request::LeaseGrant(_)) => true,
         Some(Request::Txn(txn)) => txn_puts(&txn),
-        Some(Request::DeleteRange(_) | Request::Compact(_) | Request::SetClusterVersion(_) | Request::Alarm(_) | Request::StartDigest(_)) | None => false,
+        Some(
+            Request::DeleteRange(_)
+            | Request::Compact(_)
+            | Request::SetClusterVersion(_)
+            | Request::LeaseRevoke(_)
+            | Request::LeaseCheckpoint(_)
+            | Request::Alarm(_)
+            | Request::StartDigest(_),
+        )
+        | None => false,
     }
 }
 

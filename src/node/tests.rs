@@ -69,6 +69,9 @@ impl Peer for Leader {
     async fn append(&self, _: Request<AppendRequest>) -> Grpc<AppendResponse> {
         no()
     }
+    async fn leases(&self, _: Request<LeasesRequest>) -> Grpc<LeasesResponse> {
+        no()
+    }
     async fn vote(&self, _: Request<VoteRequest>) -> Grpc<VoteResponse> {
         no()
     }

@@ -16,6 +16,20 @@ pub mod etcdserverpb {
 }
 
 #[allow(clippy::all, clippy::unwrap_used, missing_docs, rustdoc::all)]
+pub mod v3lockpb {
+    tonic::include_proto!("v3lockpb");
+}
+
+#[allow(clippy::all, clippy::unwrap_used, missing_docs, rustdoc::all)]
+pub mod v3electionpb {
+    tonic::include_proto!("v3electionpb");
+}
+
+pub mod mvccpb {
+    tonic::include_proto!("mvccpb");
+}
+
+#[allow(clippy::all, clippy::unwrap_used, missing_docs, rustdoc::all)]
 pub mod quorate {
     pub mod log {
         pub mod v1 {
@@ -31,10 +45,15 @@ pub mod quorate {
 
 /// The etcd v3 API (`proto/rpc.proto`).
 pub use etcdserverpb as etcd;
+pub use mvccpb::{Event, event::EventType};
 /// What is replicated and stored (`proto/log.proto`).
 pub use quorate::log::v1 as log;
 /// Between members (`proto/peer.proto`).
 pub use quorate::peer::v1 as peer;
+/// The election service (`proto/election.proto`).
+pub use v3electionpb as election;
+/// The lock service (`proto/lock.proto`).
+pub use v3lockpb as lock;
 
 /// Compiled descriptors of the public API, for server reflection.
 pub const PUBLIC_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/public.bin"));

@@ -13,13 +13,15 @@ use super::convert::log_id_to_pb;
 use super::state_machine::{Applied, Store, Unsaved};
 use crate::env::{Env, Instant, sleep};
 use crate::metrics::metrics;
-use crate::pb::log::LogId;
+use crate::pb::log::{Change, LogId, change};
 use crate::storage::state;
 
 /// After an error the store is left alone this long.
 const REOPEN_AFTER: Duration = Duration::from_secs(30);
 /// Records looked at in one go by cleaning; the rest waits for the next interval.
 const CLEAN_BUDGET: usize = 64;
+/// Changes of leases, beyond two for each that lives, after which cleaning is worth its while.
+const LEASE_CHANGES_MAX: usize = 50_000;
 
 pub struct Checkpointer {
     pub env: Env,
@@ -34,6 +36,8 @@ pub struct Checkpointer {
     pub cleaning: Option<Applied>,
     /// The compacted revision that the last whole pass went by.
     pub cleaned: i64,
+    /// What was written of leases since the last pass began; most of it is dead soon, compaction or not.
+    pub lease_changes: usize,
 }
 
 impl Checkpointer {
@@ -68,6 +72,8 @@ impl Checkpointer {
         match self.store.take_unsaved() {
             Unsaved::Everything => return self.rewrite(),
             Unsaved::Changes(changes, meta) if meta.applied != self.from => {
+                let of_lease = |c: &&Change| matches!(c.change, Some(change::Change::Lease(_)));
+                self.lease_changes += changes.iter().filter(of_lease).count();
                 let start = Instant::now();
                 self.disk.append(self.from, &meta, &changes)?;
                 self.disk.checkpoint()?;
@@ -86,15 +92,20 @@ impl Checkpointer {
             None => {
                 let now = self.store.view();
                 // A view ahead of the chain would drop what only a later span makes dead.
-                if now.kv.compacted() <= self.cleaned || now.log_id.as_ref().map(log_id_to_pb) != self.disk.durable() {
+                let stale = self.lease_changes > LEASE_CHANGES_MAX + 2 * now.kv.leases().len();
+                let worth = now.kv.compacted() > self.cleaned || stale;
+                if !worth || now.log_id.as_ref().map(log_id_to_pb) != self.disk.durable() {
                     return Ok(());
                 }
+                self.lease_changes = 0;
                 now
             }
         };
         let applied = view.log_id.as_ref().map(log_id_to_pb).expect("a compacted state has applied something");
         let is_live = |version: &crate::pb::KeyValue| view.kv.is_live(version);
-        let by = state::View { applied, compacted: view.kv.compacted(), is_live: &is_live };
+        let is_live_lease = |lease: &crate::pb::log::Lease| view.kv.is_live_lease(lease);
+        let by =
+            state::View { applied, compacted: view.kv.compacted(), is_live: &is_live, is_live_lease: &is_live_lease };
         let stats = self.disk.clean(&by, CLEAN_BUDGET)?;
         if stats.records_removed > 0 || stats.records_written > 0 {
             self.disk.checkpoint()?;
@@ -119,7 +130,7 @@ impl Checkpointer {
             return Ok(());
         }
         self.disk.rewrite(&view.meta(), &mut view.kv.changes().map(Ok))?;
-        (self.cleaning, self.cleaned) = (None, view.kv.compacted());
+        (self.cleaning, self.cleaned, self.lease_changes) = (None, view.kv.compacted(), 0);
         self.from = view.log_id.as_ref().map(log_id_to_pb);
         self.store.note_rewrite();
         tracing::info!(applied = self.from.map(|l| l.index), "state store written afresh");

@@ -25,12 +25,12 @@ use crate::config;
 use crate::error::Error;
 use crate::pb;
 
+pub use backup::{Backup, load_backup};
 pub use checkpoint::Checkpointer;
 pub use convert::{log_id_from_pb, log_id_to_pb, membership_from_pb, membership_to_pb, stored_membership_from_pb};
 pub use log_store::LogStore;
 pub use network::{ForwardStream, MESSAGE_BYTES_MAX, Network, Peers, next_forwarded};
 pub use rpc::{Member, Rpc};
-pub use backup::{Backup, load_backup};
 pub use state_machine::{Applied, StateMachine, Store, Unsaved, write_snapshot};
 
 /// The commands of one log entry: an encoded [`pb::log::Batch`].

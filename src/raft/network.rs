@@ -94,7 +94,7 @@ impl Peers {
         Ok(endpoint.connect_with_connector_lazy(connector))
     }
 
-    /// Asks whoever listens at `address` who it is. This and the next three fail with a short text for people.
+    /// Asks whoever listens at `address` who it is. This and the next four fail with a short text for people.
     pub async fn who(&self, address: &str, nonce: u64) -> Result<peer::WhoResponse, String> {
         let mut client = self.client(address, Purpose::Ask).map_err(reason)?;
         limited(client.who(peer::WhoRequest { nonce, digest_index: 0 })).await.map_err(reason)
@@ -119,6 +119,12 @@ impl Peers {
     pub async fn join(&self, address: &str, request: peer::JoinRequest) -> Result<peer::JoinResponse, String> {
         let mut client = self.client(address, Purpose::Ask).map_err(reason)?;
         limited(client.join(request)).await.map_err(reason)
+    }
+
+    /// Asks the leader's lease clock.
+    pub async fn leases(&self, address: &str, request: peer::LeasesRequest) -> Result<peer::LeasesResponse, String> {
+        let mut client = self.client(address, Purpose::Forward).map_err(reason)?;
+        limited(client.leases(request)).await.map_err(reason)
     }
 
     /// Opens a forward stream to the leader; returns when the leader has taken it, so that what is sent on `requests`

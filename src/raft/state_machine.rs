@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use futures_util::{Stream, StreamExt as _};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
@@ -19,6 +20,7 @@ use tokio::sync::watch;
 use super::convert::{log_id_from_pb, log_id_to_pb, stored_membership_from_pb, stored_membership_to_pb};
 use super::{Answers, Batch, Entry, LogId, Member, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::env::{Env, Instant};
+use crate::error::Error;
 use crate::kv;
 use crate::pb;
 use crate::storage::snapshot::{self, Head, SnapshotFile};
@@ -58,7 +60,7 @@ impl Applied {
         assert_eq!(entry.log_id.index(), expected, "entries are applied in order");
         let answers = match entry.payload {
             EntryPayload::Blank => Vec::new(),
-            EntryPayload::Normal(batch) => self.apply_batch(batch, answer)?,
+            EntryPayload::Normal(batch) => self.apply_batch(batch, **entry.log_id.committed_leader_id(), answer)?,
             EntryPayload::Membership(membership) => {
                 self.membership = StoredMembership::new(Some(entry.log_id), membership);
                 Vec::new()
@@ -68,7 +70,7 @@ impl Applied {
         Ok(answers)
     }
 
-    fn apply_batch(&mut self, batch: Batch, answer: bool) -> io::Result<Answers> {
+    fn apply_batch(&mut self, batch: Batch, term: u64, answer: bool) -> io::Result<Answers> {
         let mut batch = pb::log::Batch::decode(batch.0).map_err(invalid)?;
         if let Some(key) = crate::env::fail::corrupt_key() {
             corrupt(&mut batch, key);
@@ -77,7 +79,11 @@ impl Applied {
         batch.commands.iter().try_for_each(kv::State::check).map_err(invalid)?;
         let mut answers = Vec::with_capacity(if answer { batch.commands.len() } else { 0 });
         for command in &batch.commands {
-            let outcome = self.kv.apply(command, answer).map_err(invalid)?;
+            let outcome = match kv::only_in_term(command) {
+                // Decided by a leader that no longer was one.
+                Some(only) if only != term => Err(Error::LeaderChanged),
+                _ => self.kv.apply(command, answer).map_err(invalid)?,
+            };
             if answer {
                 answers.push(outcome);
             }
@@ -109,6 +115,10 @@ pub struct Store {
     applied_index: watch::Sender<Option<u64>>,
     /// How often the state store was written afresh.
     rewrites: watch::Sender<u64>,
+    /// Counts the states that were replaced as a whole; changes under the lock.
+    generation: AtomicU64,
+    /// The first revision that watchers have not read yet.
+    unread: AtomicI64,
 }
 
 /// What changes together: else a new state's log id could be taken with the old one's changes.
@@ -169,6 +179,8 @@ impl Store {
             journal_bytes_max,
             applied_index: watch::Sender::new(index),
             rewrites: watch::Sender::new(0),
+            generation: AtomicU64::new(0),
+            unread: AtomicI64::new(i64::MAX),
         })
     }
 
@@ -195,6 +207,27 @@ impl Store {
     /// The digest of the state as it was after the entry at `index`, if that is known and not long ago.
     pub fn digest_at(&self, index: u64) -> Option<u64> {
         self.locked.read().digests.at(index)
+    }
+
+    /// Changes whenever something was applied or the state was replaced.
+    pub fn applied(&self) -> watch::Receiver<Option<u64>> {
+        self.applied_index.subscribe()
+    }
+
+    /// Which state this is: it changes when a snapshot replaces the whole. Consistent with what [`Store::read`] sees if called
+    /// inside of it.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Asks that compacted history from `revision` on be kept until this is called again; `i64::MAX` keeps none.
+    pub fn keep_history(&self, revision: i64) {
+        self.unread.store(revision, Ordering::Release);
+    }
+
+    /// Whether somebody still wants history that is compacted.
+    pub fn is_history_wanted(&self) -> bool {
+        self.unread.load(Ordering::Acquire) < self.read(|s| s.kv.compacted())
     }
 
     /// Waits until the entry at `index` is applied; false if that did not happen before `deadline`.
@@ -256,11 +289,15 @@ impl Store {
         Ok(answers)
     }
 
-    fn replace(&self, mut state: Applied) {
+    pub(crate) fn replace(&self, mut state: Applied) {
         state.kv.keep_journal(self.journal_bytes_max);
         let index = state.log_id.as_ref().map(|l| l.index());
-        let new = Locked { digests: Digests::of(&state), state, replaced: true };
-        let old = std::mem::replace(&mut *self.locked.write(), new);
+        let old = {
+            let mut locked = self.locked.write();
+            self.generation.fetch_add(1, Ordering::AcqRel);
+            let new = Locked { digests: Digests::of(&state), state, replaced: true };
+            std::mem::replace(&mut *locked, new)
+        };
         self.applied_index.send_replace(index);
         drop(old);
     }

@@ -15,9 +15,13 @@ use super::meter::Meter;
 use crate::env::process;
 use crate::http;
 use crate::pb;
+use crate::pb::election::election_server::ElectionServer;
 use crate::pb::etcd::cluster_server::ClusterServer;
 use crate::pb::etcd::kv_server::KvServer;
+use crate::pb::etcd::lease_server::LeaseServer;
 use crate::pb::etcd::maintenance_server::MaintenanceServer;
+use crate::pb::etcd::watch_server::WatchServer;
+use crate::pb::lock::lock_server::LockServer;
 use crate::pb::peer::peer_server::PeerServer;
 use crate::raft;
 
@@ -135,6 +139,14 @@ impl Server {
         let services = Routes::from(axum::Router::new())
             .add_service(
                 KvServer::new(api.clone()).max_decoding_message_size(bytes_max).max_encoding_message_size(usize::MAX),
+            )
+            .add_service(LeaseServer::new(api.clone()).max_decoding_message_size(bytes_max))
+            .add_service(LockServer::new(api.clone()).max_decoding_message_size(bytes_max))
+            .add_service(ElectionServer::new(api.clone()).max_decoding_message_size(bytes_max))
+            .add_service(
+                WatchServer::new(api.clone())
+                    .max_decoding_message_size(bytes_max)
+                    .max_encoding_message_size(usize::MAX),
             )
             .add_service(ClusterServer::new(api.clone()))
             .add_service(MaintenanceServer::new(api.clone()))

@@ -13,6 +13,7 @@ use super::{Ended, Server};
 use crate::api::Running;
 use crate::cluster::{Audit, Outcome, RaftFacts, Reconciler, formation, leaderless, reconcile};
 use crate::env::{Env, Instant, fail_point, interval, timeout};
+use crate::lease::{self, Leases};
 use crate::node::housekeeping::{Housekeeping, Settings};
 use crate::node::{self, Node};
 use crate::pb::log::Formation;
@@ -20,6 +21,7 @@ use crate::pb::peer::WhoResponse;
 use crate::raft::{self, Checkpointer, LogStore, Member, Network, Rpc, StateMachine, recover};
 use crate::storage::log::{self, Log, Owner};
 use crate::storage::{snapshot, state};
+use crate::watch::{self, Hub};
 
 /// Time that a handover at shutdown may take.
 const HANDOVER_PATIENCE: Duration = Duration::from_secs(2);
@@ -186,6 +188,7 @@ impl Server {
             from: recovered.from,
             cleaning: None,
             cleaned: 0,
+            lease_changes: 0,
         };
         env.spawn_thread("checkpoint", checkpointer.run());
         let housekeeping = Housekeeping::new(node.clone(), log.clone(), self.housekeeping()?);
@@ -238,10 +241,26 @@ impl Server {
         self.peer_api.set_audit(audit.clone());
         env.spawn(audit.run());
         let rpc = Rpc::new(env.clone(), raft, this, snapshots);
-        self.peer_api.set_running(Some(Running { rpc, node: node.clone(), reconciler }));
+        let leases = Leases::start(node.clone(), self.lease_settings());
+        self.peer_api.set_running(Some(Running { rpc, node: node.clone(), reconciler, leases: leases.clone() }));
+        self.api.set_leases(Some(leases));
         self.api.set_node(Some(node.clone()));
+        self.api.set_watch(Some(self.start_hub(env, node)));
         env.spawn(self.clone().watch_readiness(env.clone(), node.clone()));
         env.spawn(self.clone().watch_leader(env.clone(), node.clone()));
+    }
+
+    fn start_hub(&self, env: &Env, node: &Node) -> Hub {
+        let settings = &self.config.watch;
+        let options = watch::Options {
+            stream_bytes_max: settings.stream_bytes_max.as_usize(),
+            stream_watchers_max: settings.stream_watchers_max,
+            watchers_max: settings.watchers_max,
+        };
+        let hub = Hub::start(env, node.store().clone(), options);
+        // A leader is no longer known after two election timeouts of silence; watchers that need one end after three.
+        hub.follow_leader(node, self.config.raft.election_timeout_max);
+        hub
     }
 
     /// All acceptors initialize with the same bytes; who is already initialized goes on.
@@ -267,6 +286,17 @@ impl Server {
             lease_reads: raft.lease_reads,
             leader_silence_max: 2 * raft.election_timeout_max,
             retry_interval: Duration::from_millis(50),
+        }
+    }
+
+    fn lease_settings(&self) -> lease::Settings {
+        let longest_election = self.config.raft.election_timeout_max;
+        lease::Settings {
+            // As etcd's: one and a half elections, in whole seconds.
+            ttl_min_seconds: (longest_election * 3 / 2).as_millis().div_ceil(1000) as i64,
+            checkpoint_interval: self.config.lease.checkpoint_interval,
+            revokes_in_flight_max: self.config.lease.revokes_in_flight_max,
+            extension: longest_election,
         }
     }
 
@@ -398,6 +428,8 @@ impl Server {
                 "handed leadership over"
             );
         }
+        // Streams do not end by themselves; their clients go on elsewhere.
+        self.api.set_watch(None);
         if drain {
             self.drain.cancel();
             if timeout(self.config.server.request_timeout, self.drained.cancelled()).await.is_err() {
@@ -405,6 +437,7 @@ impl Server {
             }
         }
         self.api.set_node(None);
+        self.api.set_leases(None);
         self.peer_api.set_running(None);
         self.bootstrap.set_raft(None);
         if let Err(error) = life.node.raft().shutdown().await {

@@ -22,7 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tonic_health::ServingStatus;
 
-use crate::api::{Api, Facts, PeerApi, VERSION};
+use crate::api::{Api, Facts, PeerApi, VERSION, WatchOptions};
 use crate::cluster::decide::Expected;
 use crate::cluster::{Bootstrap, Outcome, Places, formation};
 use crate::config::{self, Config};
@@ -104,7 +104,12 @@ async fn serve(env: Env, config: Config, state_engine: state::Engine) -> anyhow:
     let (health, health_service) = tonic_health::server::health_reporter();
     let server = Arc::new(Server {
         places: places(&env, &config, &this),
-        api: Api::new(limits, quota_bytes.unwrap_or(0), config.raft.snapshot_rate.0),
+        api: Api::new(
+            limits,
+            WatchOptions { progress_interval: config.watch.progress_interval },
+            quota_bytes.unwrap_or(0),
+            config.raft.snapshot_rate.0,
+        ),
         peer_api: PeerApi::new(bootstrap.clone()),
         quota_bytes,
         bootstrap,

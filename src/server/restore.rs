@@ -181,8 +181,7 @@ impl Plan {
         let mut voters: Vec<u64> = ids.iter().map(|(_, id)| *id).collect();
         voters.sort_unstable();
         let configs = vec![membership::Config { voters }];
-        let membership =
-            StoredMembership { log_id: Some(FIRST), membership: Some(Membership { configs, members }) };
+        let membership = StoredMembership { log_id: Some(FIRST), membership: Some(Membership { configs, members }) };
         Self { cluster_id: derive(b"cluster").max(1), ids, membership, bump_revision: wanted.bump_revision }
     }
 

@@ -1,5 +1,7 @@
 //! Quorate's own commands against a cluster, as a user and as a script sees them.
 
+mod watch;
+
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
@@ -172,7 +174,8 @@ fn config_and_completion_print_what_a_user_needs() {
         let script = cli.run(&["completion", shell]);
         assert!(script.contains("quorate") && script.contains("compact"), "{shell}");
     }
-    for command in ["serve", "dev", "status", "member", "get", "put", "del", "compact", "config", "completion"] {
+    for command in ["serve", "dev", "status", "member", "get", "put", "del", "compact", "watch", "config", "completion"]
+    {
         assert!(cli.run(&["--help"]).contains(command), "{command} is not in the help");
         assert!(cli.run(&[command, "--help"]).contains("Usage: quorate"), "{command}");
     }

@@ -1,12 +1,14 @@
 //! Debian's etcdctl, unmodified, against a cluster of three: its commands, its table and its JSON.
 
+mod watch;
+
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-use crate::support::cluster::Cluster;
+use crate::support::cluster::{Cluster, PATIENCE};
 use crate::support::tools::{self, ETCDCTL};
 
 struct Ctl {
@@ -210,6 +212,80 @@ async fn etcdctl_shows_endpoints_and_members_and_moves_the_leader() {
     assert_eq!(cluster.wait_formed().await, other_slot);
     let error = ctl.at(&cluster.endpoint(leader)).fails(&["move-leader", &other]);
     assert!(error.contains("no leader endpoint given"), "{error}");
-    let error = ctl.fails(&["lease", "grant", "10"]);
-    assert!(error.contains("unknown service etcdserverpb.Lease"), "{error}");
+    let error = ctl.fails(&["auth", "enable"]);
+    assert!(error.contains("unknown service etcdserverpb.Auth"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn etcdctl_grants_keeps_and_revokes_leases() {
+    let Some((_cluster, ctl)) = Ctl::start().await else { return };
+    let granted = ctl.run(&["lease", "grant", "60"]);
+    let id = granted.strip_prefix("lease ").and_then(|rest| rest.strip_suffix(" granted with TTL(60s)\n")).unwrap();
+    assert_eq!(ctl.run(&["put", "a", "1", "--lease", id]), "OK\n");
+    assert_eq!(ctl.run(&["put", "b", "2", "--lease", id]), "OK\n");
+    let shown = ctl.run(&["lease", "timetolive", "--keys", id]);
+    let (left, keys) = shown.rsplit_once("remaining(").unwrap();
+    assert_eq!(left, format!("lease {id} granted with TTL(60s), "));
+    assert!(keys.ends_with("s), attached keys([a b])\n"), "{shown}");
+    assert_eq!(ctl.run(&["lease", "list"]), format!("found 1 leases\n{id}\n"));
+    assert_eq!(ctl.run(&["lease", "keep-alive", "--once", id]), format!("lease {id} keepalived with TTL(60)\n"));
+    let json = ctl.json(&["lease", "timetolive", id]);
+    assert_eq!(json["granted-ttl"], 60, "{json}");
+    assert_eq!(ctl.run(&["lease", "revoke", id]), format!("lease {id} revoked\n"));
+    assert_eq!(ctl.run(&["get", "", "--prefix"]), "");
+    assert_eq!(ctl.run(&["lease", "timetolive", id]), format!("lease {id} already expired\n"));
+    assert_eq!(ctl.run(&["lease", "list"]), "found 0 leases\n");
+    let error = ctl.fails(&["lease", "revoke", id]);
+    assert!(error.contains("requested lease not found"), "{error}");
+    let error = ctl.fails(&["put", "a", "1", "--lease", id]);
+    assert!(error.contains("requested lease not found"), "{error}");
+}
+
+/// Its locks and elections are made of leases, transactions and watches by the client.
+#[tokio::test(flavor = "multi_thread")]
+async fn etcdctl_locks_and_elects() {
+    let Some((cluster, ctl)) = Ctl::start().await else { return };
+    let run = |args: &[&str]| {
+        let mut command = tokio::process::Command::new(&ctl.program);
+        command.env("ETCDCTL_API", "3").args(["--endpoints", &ctl.endpoints]).args(args);
+        let mut child = command.stdout(Stdio::piped()).stdin(Stdio::null()).kill_on_drop(true).spawn().unwrap();
+        let lines = tokio::io::BufReader::new(child.stdout.take().unwrap());
+        (child, tokio::io::AsyncBufReadExt::lines(lines))
+    };
+    macro_rules! line {
+        ($from:expr) => {
+            tokio::time::timeout(PATIENCE, $from.1.next_line()).await.expect("a line in time").unwrap().expect("a line")
+        };
+    }
+    let mut held = run(&["lock", "job", "--ttl", "5"]);
+    let key = line!(held);
+    assert!(key.starts_with("job/"), "{key}");
+    let mut next = run(&["lock", "job", "echo", "mine"]);
+    // One line for both kinds of client: ours waits behind etcdctl's.
+    let behind = tokio::spawn({
+        let endpoints = cluster.endpoints();
+        async move {
+            let mut command = tokio::process::Command::new(crate::support::cluster::binary());
+            command.args(["lock", "job", "--endpoints", &endpoints, "--", "echo", "ours"]);
+            command.kill_on_drop(true).output().await.unwrap()
+        }
+    });
+    crate::support::cluster::wait_for("three in line", async || {
+        match ctl.run(&["get", "--prefix", "job/", "--keys-only"]) {
+            text if text.matches("job/").count() == 3 => Ok(()),
+            text => Err(text),
+        }
+    })
+    .await;
+    let pid = rustix::process::Pid::from_raw(held.0.id().unwrap() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert_eq!(line!(next), "mine");
+    let ours = tokio::time::timeout(PATIENCE, behind).await.expect("it is handed on").unwrap();
+    assert_eq!(String::from_utf8_lossy(&ours.stdout), "ours\n");
+
+    let mut listener = run(&["elect", "--listen", "e"]);
+    let mut leader = run(&["elect", "e", "one"]);
+    let key = line!(leader);
+    assert!(key.starts_with("e/") && line!(leader) == "one", "{key}");
+    assert_eq!((line!(listener), line!(listener)), (key, "one".to_owned()));
 }

@@ -21,7 +21,7 @@ use crate::support::cluster::{Cluster, wait_for};
 use crate::support::tools::{self, ETCD};
 
 /// An etcd process of one member, with an empty disk.
-struct Etcd {
+pub struct Etcd {
     child: Child,
     endpoint: String,
     _dir: tempfile::TempDir,
@@ -29,7 +29,7 @@ struct Etcd {
 
 impl Etcd {
     /// On an address of `cluster` that no pod has.
-    async fn start(program: &std::path::Path, cluster: &Cluster) -> Self {
+    pub async fn start(program: &std::path::Path, cluster: &Cluster) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (endpoint, peer) = (cluster.endpoint(250), cluster.peer_address(250));
         let child = Command::new(program)
@@ -54,8 +54,16 @@ impl Etcd {
         etcd
     }
 
-    fn kv(&self) -> KvClient<Channel> {
-        KvClient::new(Endpoint::from_shared(format!("http://{}", self.endpoint)).unwrap().connect_lazy())
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    pub fn channel(&self) -> Channel {
+        Endpoint::from_shared(format!("http://{}", self.endpoint)).unwrap().connect_lazy()
+    }
+
+    pub fn kv(&self) -> KvClient<Channel> {
+        KvClient::new(self.channel())
     }
 }
 

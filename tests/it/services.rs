@@ -57,7 +57,15 @@ async fn liveness_is_served_before_there_is_a_cluster_and_readiness_only_then() 
 #[tokio::test(flavor = "multi_thread")]
 async fn reflection_names_the_services_in_both_versions() {
     let cluster = Cluster::start(1).await;
-    let expected = ["etcdserverpb.Cluster", "etcdserverpb.KV", "etcdserverpb.Maintenance", "grpc.health.v1.Health"];
+    let expected = [
+        "etcdserverpb.Cluster",
+        "etcdserverpb.KV",
+        "etcdserverpb.Lease",
+        "etcdserverpb.Maintenance",
+        "grpc.health.v1.Health",
+        "v3electionpb.Election",
+        "v3lockpb.Lock",
+    ];
     macro_rules! listed {
         ($version:ident) => {{
             use tonic_reflection::pb::$version::server_reflection_client::ServerReflectionClient;
@@ -92,9 +100,9 @@ async fn a_service_that_is_not_served_is_unimplemented_by_name() {
     let mut grpc = tonic::client::Grpc::new(cluster.channel(0));
     grpc.ready().await.unwrap();
     let codec = tonic_prost::ProstCodec::<StatusRequest, StatusRequest>::default();
-    let path = tonic::codegen::http::uri::PathAndQuery::from_static("/etcdserverpb.Lease/LeaseGrant");
+    let path = tonic::codegen::http::uri::PathAndQuery::from_static("/etcdserverpb.Auth/AuthEnable");
     let status = grpc.unary(Request::new(StatusRequest {}), path, codec).await.unwrap_err();
-    assert_eq!((status.code(), status.message()), (Code::Unimplemented, "unknown service etcdserverpb.Lease"));
+    assert_eq!((status.code(), status.message()), (Code::Unimplemented, "unknown service etcdserverpb.Auth"));
     assert_eq!(http_get(&cluster.endpoint(0), "/nothing").await.unwrap().0, 404);
 }
 

@@ -380,7 +380,7 @@ fn the_journal_holds_what_changed_or_says_that_it_could_not() {
         .map(|c| match c.change.as_ref().unwrap() {
             change::Change::Version(kv) => kv.mod_revision(),
             change::Change::Compacted(revision) => -revision,
-            change::Change::ClusterVersion(_) | change::Change::Alarms(_) => 0,
+            change::Change::ClusterVersion(_) | change::Change::Lease(_) | change::Change::Alarms(_) => 0,
         })
         .collect();
     assert_eq!((kinds, journal.overflowed), (vec![3, 4, -3], false));

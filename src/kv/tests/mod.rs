@@ -1,7 +1,8 @@
 //! What the state must do: facts by name, and a random comparison with a naive model.
 
 mod facts;
-mod model;
+mod lease;
+pub(crate) mod model;
 mod validation;
 
 use bytes::Bytes;
@@ -35,7 +36,7 @@ fn op(request: Op) -> RequestOp {
 }
 
 fn apply(state: &mut State, request: Request) -> Result<Response, Error> {
-    let command = Command { needs: 1, request: Some(request) };
+    let command = Command { needs: 2, request: Some(request) };
     let answer: Result<Answer, Error> = state.apply(&command, true).expect("a known command");
     answer.map(|a| a.response.expect("an answer was asked for"))
 }

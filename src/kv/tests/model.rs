@@ -12,23 +12,26 @@ use crate::kv::Loader;
 use crate::pb::Fields;
 use crate::pb::etcd::compare::TargetUnion;
 use crate::pb::etcd::response_op::Response as OpResponse;
-use crate::pb::log::change;
+use crate::pb::log::{LeaseCheckpoint as Checkpoints, LeaseRevoke, change};
 
 /// Everything that ever happened; nothing is ever removed.
 #[derive(Clone)]
-struct Model {
-    revision: i64,
-    compacted: i64,
+pub(crate) struct Model {
+    pub(crate) revision: i64,
+    pub(crate) compacted: i64,
     /// The versions of each key with the revision that wrote them; `None` is a deletion.
     keys: BTreeMap<Bytes, Vec<(i64, Option<KeyValue>)>>,
-    events: Vec<(i64, KeyValue)>,
+    pub(crate) events: Vec<(i64, KeyValue)>,
+    /// Granted and left time of each lease.
+    leases: BTreeMap<i64, (i64, i64)>,
     /// True inside a command that has written.
     wrote: bool,
 }
 
 impl Model {
-    fn new() -> Self {
-        Self { revision: 1, compacted: 0, keys: BTreeMap::new(), events: Vec::new(), wrote: false }
+    pub(crate) fn new() -> Self {
+        let (keys, events, leases) = Default::default();
+        Self { revision: 1, compacted: 0, keys, events, leases, wrote: false }
     }
 
     fn present(&self) -> i64 {
@@ -39,7 +42,7 @@ impl Model {
         Some(ResponseHeader { revision: self.present(), ..ResponseHeader::default() })
     }
 
-    fn within(key: &[u8], from: &[u8], range_end: &[u8]) -> bool {
+    pub(crate) fn within(key: &[u8], from: &[u8], range_end: &[u8]) -> bool {
         match range_end {
             [] => key == from,
             [0] => key >= from,
@@ -47,7 +50,7 @@ impl Model {
         }
     }
 
-    fn at(&self, from: &[u8], range_end: &[u8], revision: i64) -> Vec<KeyValue> {
+    pub(crate) fn at(&self, from: &[u8], range_end: &[u8], revision: i64) -> Vec<KeyValue> {
         let last = |versions: &Vec<(i64, Option<KeyValue>)>| {
             versions.iter().rev().find(|v| v.0 <= revision).and_then(|v| v.1.clone())
         };
@@ -109,6 +112,9 @@ impl Model {
         if (r.ignore_value || r.ignore_lease) && before.now(&r.key, b"").is_empty() {
             return Err(Error::KeyNotFound);
         }
+        if r.lease != 0 && !self.leases.contains_key(&r.lease) {
+            return Err(Error::LeaseNotFound);
+        }
         let prev = self.now(&r.key, b"").pop();
         let revision = self.revision + 1;
         let kv = KeyValue::new(Fields {
@@ -117,7 +123,7 @@ impl Model {
             mod_revision: revision,
             version: prev.as_ref().map_or(0, KeyValue::version) + 1,
             value: if r.ignore_value { prev.as_ref().map_or(b"", KeyValue::value) } else { &r.value },
-            lease: 0,
+            lease: if r.ignore_lease { prev.as_ref().map_or(0, KeyValue::lease) } else { r.lease },
         });
         self.write(&r.key, Some(kv));
         Ok(PutResponse { header: self.header(), prev_kv: prev.filter(|_| r.prev_kv) })
@@ -185,9 +191,40 @@ impl Model {
         })
     }
 
-    fn apply(&mut self, request: &Request) -> Result<Response, Error> {
+    fn attached(&self, id: i64) -> Vec<KeyValue> {
+        self.now(b"\0", b"\0").into_iter().filter(|kv| kv.lease() == id).collect()
+    }
+
+    fn grant(&mut self, r: &LeaseGrantRequest) -> Result<LeaseGrantResponse, Error> {
+        if self.leases.contains_key(&r.id) {
+            return Err(Error::LeaseExists);
+        }
+        self.leases.insert(r.id, (r.ttl, 0));
+        Ok(LeaseGrantResponse { header: self.header(), id: r.id, ttl: r.ttl, error: String::new() })
+    }
+
+    fn revoke(&mut self, id: i64) -> Result<LeaseRevokeResponse, Error> {
+        for kv in self.attached(id) {
+            self.write(&Bytes::copy_from_slice(kv.key()), None);
+        }
+        self.leases.remove(&id).ok_or(Error::LeaseNotFound)?;
+        Ok(LeaseRevokeResponse { header: self.header() })
+    }
+
+    fn checkpoint(&mut self, r: &Checkpoints) -> LeaseCheckpointResponse {
+        for one in &r.checkpoints {
+            if let Some((granted, left)) = self.leases.get_mut(&one.id) {
+                *left = if one.remaining_ttl < *granted { one.remaining_ttl } else { 0 };
+            }
+        }
+        LeaseCheckpointResponse { header: self.header() }
+    }
+
+    pub(crate) fn apply(&mut self, request: &Request) -> Result<Response, Error> {
         let before = self.clone();
         let answer = match request {
+            // A put alone is refused for its lease first, one in a transaction for its key.
+            Request::Put(r) if r.lease != 0 && !self.leases.contains_key(&r.lease) => Err(Error::LeaseNotFound),
             Request::Put(r) => self.put(&before, r).map(Response::Put),
             Request::DeleteRange(r) => Ok(Response::DeleteRange(self.delete(r))),
             Request::Txn(r) => before.check_puts(r).and_then(|()| self.txn(&before, r)).map(Response::Txn),
@@ -197,6 +234,9 @@ impl Model {
                 self.compacted = r.revision;
                 Ok(Response::Compact(CompactionResponse { header: self.header() }))
             }
+            Request::LeaseGrant(r) => self.grant(r).map(Response::LeaseGrant),
+            Request::LeaseRevoke(r) => self.revoke(r.id).map(Response::LeaseRevoke),
+            Request::LeaseCheckpoint(r) => Ok(Response::LeaseCheckpoint(self.checkpoint(r))),
             Request::SetClusterVersion(_) | Request::Alarm(_) | Request::StartDigest(_) => unreachable!("not among the random commands"),
         };
         match answer {
@@ -216,29 +256,42 @@ enum Step {
     Reload,
 }
 
-fn key() -> impl Strategy<Value = Bytes> {
+pub(crate) fn key() -> impl Strategy<Value = Bytes> {
     prop::sample::select(vec!["a", "aa", "b", "c", "d", "e"]).prop_map(b)
 }
 
-fn range_end() -> impl Strategy<Value = Bytes> {
+pub(crate) fn range_end() -> impl Strategy<Value = Bytes> {
     prop_oneof![3 => Just(b("")), 1 => Just(b("\0")), 3 => key()]
 }
 
-fn put_request() -> impl Strategy<Value = PutRequest> {
+pub(crate) fn put_request() -> impl Strategy<Value = PutRequest> {
     let value = prop::sample::select(vec!["", "1", "2", "a longer one"]).prop_map(b);
-    (key(), value, any::<bool>(), prop::bool::weighted(0.1), prop::bool::weighted(0.1)).prop_map(
-        |(key, value, prev_kv, ignore_value, ignore_lease)| PutRequest {
+    let lease = prop_oneof![2 => Just(0), 1 => 1..4_i64];
+    (key(), value, any::<bool>(), prop::bool::weighted(0.1), prop::bool::weighted(0.1), lease).prop_map(
+        |(key, value, prev_kv, ignore_value, ignore_lease, lease)| PutRequest {
             key,
             value,
             prev_kv,
             ignore_value,
             ignore_lease,
-            lease: 0,
+            lease,
         },
     )
 }
 
-fn delete_request() -> impl Strategy<Value = DeleteRangeRequest> {
+fn lease_request() -> impl Strategy<Value = Request> {
+    let id = || 1..4_i64;
+    prop_oneof![
+        3 => (id(), 1..9_i64).prop_map(|(id, ttl)| Request::LeaseGrant(LeaseGrantRequest { ttl, id })),
+        2 => id().prop_map(|id| Request::LeaseRevoke(LeaseRevoke { id, term: 0 })),
+        1 => prop::collection::vec((id(), 0..12_i64), 0..4).prop_map(|all| {
+            let one = |(id, remaining_ttl)| LeaseCheckpoint { id, remaining_ttl };
+            Request::LeaseCheckpoint(Checkpoints { checkpoints: all.into_iter().map(one).collect(), term: 0 })
+        }),
+    ]
+}
+
+pub(crate) fn delete_request() -> impl Strategy<Value = DeleteRangeRequest> {
     (key(), range_end(), any::<bool>()).prop_map(|(key, range_end, prev_kv)| DeleteRangeRequest {
         key,
         range_end,
@@ -282,13 +335,13 @@ fn compare() -> impl Strategy<Value = Compare> {
             1 => TargetUnion::CreateRevision(n),
             2 => TargetUnion::ModRevision(n),
             3 => TargetUnion::Value(b(["", "1", "2"][n as usize % 3])),
-            _ => TargetUnion::Lease(n % 2),
+            _ => TargetUnion::Lease(n % 3),
         }),
     })
 }
 
 /// Not only valid ones: what slips through validation must still mean the same on every member.
-fn txn_request() -> impl Strategy<Value = TxnRequest> {
+pub(crate) fn txn_request() -> impl Strategy<Value = TxnRequest> {
     let leaf = prop_oneof![
         3 => put_request().prop_map(Op::RequestPut),
         2 => delete_request().prop_map(Op::RequestDeleteRange),
@@ -308,6 +361,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => put_request().prop_map(|r| Step::Apply(Request::Put(r))),
         3 => delete_request().prop_map(|r| Step::Apply(Request::DeleteRange(r))),
         3 => txn_request().prop_map(|r| Step::Apply(Request::Txn(r))),
+        3 => lease_request().prop_map(Step::Apply),
         1 => (0..60_i64).prop_map(|revision| Step::Apply(Request::Compact(CompactionRequest { revision, physical: false }))),
         4 => range_request().prop_map(Step::Range),
         2 => (0..6_usize).prop_map(Step::Sweep),
@@ -316,7 +370,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// What holds of any state: reads at every revision, events, and the accounts.
-fn check(state: &State, model: &Model) {
+pub(crate) fn check(state: &State, model: &Model) {
     assert_eq!((state.revision(), state.compacted()), (model.revision, model.compacted));
     for revision in model.compacted.max(1)..=model.revision {
         let all = state.range(&RangeRequest { revision, ..get("\0", "\0") }).unwrap().kvs;
@@ -337,6 +391,13 @@ fn check(state: &State, model: &Model) {
     let bytes =
         |tree: &crate::kv::tree::Tree| -> u64 { tree.iter_at(0).map(|kv| kv.as_encoded().len() as u64 + 56).sum() };
     assert_eq!((state.live_bytes, state.old_bytes), (bytes(&state.live), bytes(&state.old)));
+    let leases: BTreeMap<i64, (i64, i64)> =
+        state.leases().iter().map(|(id, x)| (id, (x.ttl_seconds, x.left_seconds.unwrap_or(0)))).collect();
+    assert_eq!(leases, model.leases);
+    for id in 0..5 {
+        let expected = if id == 0 { Vec::new() } else { model.attached(id) };
+        assert!(state.lease_keys(id).eq(&expected), "keys of lease {id}");
+    }
 }
 
 fn assert_same(one: &State, other: &State) {
@@ -351,7 +412,15 @@ fn assert_same(one: &State, other: &State) {
 fn cleaned(state: &State, journal: &[Change], mut drops: impl FnMut() -> bool) -> Vec<Change> {
     let mut stored = Vec::new();
     let mut held: Vec<Bytes> = Vec::new();
+    let mut words: Vec<i64> = Vec::new();
     for change in journal {
+        if let Some(change::Change::Lease(lease)) = &change.change {
+            let needed = lease.ttl == 0 && words.contains(&lease.id);
+            if !state.is_live_lease(lease) && !needed && drops() {
+                continue;
+            }
+            words.push(lease.id);
+        }
         if let Some(change::Change::Version(kv)) = &change.change {
             let key = Bytes::copy_from_slice(kv.key());
             let needed = kv.is_tombstone() && held.contains(&key);
@@ -375,11 +444,16 @@ fn run(steps: Vec<Step>, seed: u64) {
     for step in steps {
         match step {
             Step::Apply(request) => {
-                let command = Command { needs: 1, request: Some(request.clone()) };
+                let command = Command { needs: 2, request: Some(request.clone()) };
+                let before = (state.clone(), model.clone());
                 let answer = apply(&mut state, request.clone());
                 assert_eq!(answer, model.apply(&request), "{request:?}");
                 assert_eq!(follower.apply(&command, false).unwrap().err(), answer.err());
                 journal.extend(state.take_journal().changes);
+                assert_eq!(before.0.leases().iter().count(), before.1.leases.len(), "a clone changed");
+                let seen: Vec<i64> = state.leases().changed_since(before.0.leases()).map(|x| x.0).collect();
+                let changed = |id: &i64| before.1.leases.get(id) != model.leases.get(id);
+                assert_eq!(seen, (1..5).filter(changed).collect::<Vec<_>>(), "{request:?}");
             }
             Step::Range(r) => assert_eq!(state.range(&r), model.range(&r), "{r:?}"),
             Step::Sweep(steps) => drop(state.sweep(steps)),

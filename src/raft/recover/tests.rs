@@ -141,6 +141,7 @@ async fn store_whose_records_make_no_state_is_written_afresh() {
         from: recovered.from,
         cleaning: None,
         cleaned: 0,
+        lease_changes: 0,
     };
     checkpointer.step().unwrap();
     for index in 0..=9 {

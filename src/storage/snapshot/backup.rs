@@ -12,8 +12,8 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use sha2::{Digest as _, Sha256};
 
-use super::format::{self, Encoder, Head, Reader, Sink};
 use super::Error;
+use super::format::{self, Encoder, Head, Reader, Sink};
 use crate::env::File;
 use crate::pb::log::Change;
 

@@ -8,16 +8,24 @@
 //! - A tombstone may go only when no put of its key is left before it, or that put would rise from the dead. The pass
 //!   keeps a *floor*: every put that it left behind although dead has a greater mod revision than the floor, and everything
 //!   superseded at or below the floor is gone from the records behind. So a tombstone at or below the floor may go.
+//! - A lease's last word is what the view has, or its end. An end may go only when no earlier word of that lease is left
+//!   before it. The pass keeps the leases of which it left dead words behind; of an end that the pass's first view does not
+//!   know, there may be more.
 //! - A view is never ahead of what is durable, so that a crash cannot lose the change that superseded while keeping the
 //!   removal of what it superseded.
 //!
-//! The floor lives in memory: after a restart, a new pass begins at the start of the chain.
+//! Floor and leases live in memory: after a restart, a new pass begins at the start of the chain.
+
+use std::collections::BTreeSet;
 
 use super::record::{Key, Position, RECORD_BYTES_MAX, Record};
 use super::{Error, Store, change, each_change};
 use crate::pb::KeyValue;
 use crate::pb::log::change::Change as Kind;
-use crate::pb::log::{LogId, StateMeta};
+use crate::pb::log::{Lease, LogId, StateMeta};
+
+/// Leases with dead words behind that a pass remembers.
+const LEASES_MAX: usize = 1 << 16;
 
 /// A consistent view of the state, that cleaning decides by. Later calls bring later views, or the same.
 pub struct View<'a> {
@@ -27,6 +35,8 @@ pub struct View<'a> {
     pub compacted: i64,
     /// Whether a sweep at `compacted` keeps this version.
     pub is_live: &'a dyn Fn(&KeyValue) -> bool,
+    /// Whether the view has this very lease.
+    pub is_live_lease: &'a dyn Fn(&Lease) -> bool,
 }
 
 /// What one call did.
@@ -46,6 +56,10 @@ pub struct CleanStats {
 pub(super) struct Pass {
     at: Key,
     floor: i64,
+    /// Leases with dead words behind; `None` if there are too many to remember, and then no lease's end is dropped.
+    leases: Option<BTreeSet<i64>>,
+    /// The applied index of the pass's first view.
+    since: Option<u64>,
     /// Bytes of dead changes that were left.
     left: u64,
     /// Replaces every record with anything dead in it. Taken when what the last pass left is over a quarter of the store.
@@ -54,7 +68,7 @@ pub(super) struct Pass {
 
 impl Default for Pass {
     fn default() -> Self {
-        Self { at: Key::MIN, floor: i64::MAX, left: 0, thorough: false }
+        Self { at: Key::MIN, floor: i64::MAX, leases: Some(BTreeSet::new()), since: None, left: 0, thorough: false }
     }
 }
 
@@ -84,12 +98,13 @@ impl Store {
         let read = self.read_units(view, budget);
         let (units, finished) = self.sticky(read)?;
         self.pass.floor = self.pass.floor.min(view.compacted);
+        let since = *self.pass.since.get_or_insert(view.applied.index);
 
         let mut run: Option<Unit> = None;
         for (keys, records) in units {
             stats.records_read += keys.len();
             self.pass.at = Key { part: keys.last().expect("a unit has a record").part + 1, ..keys[keys.len() - 1] };
-            let sifted = self.sift(view, keys, &records, &mut stats);
+            let sifted = self.sift(view, since, keys, &records, &mut stats);
             let unit = self.sticky(sifted.map_err(Error::Damaged))?;
             run = match run.take() {
                 Some(run) if self.joins(&run, &unit) => Some(join(run, unit)),
@@ -137,6 +152,7 @@ impl Store {
     fn sift(
         &mut self,
         view: &View<'_>,
+        since: u64,
         keys: Vec<Key>,
         stored: &[Vec<u8>],
         stats: &mut CleanStats,
@@ -145,12 +161,26 @@ impl Store {
             keys.iter().zip(stored).map(|(key, bytes)| Record::decode(*key, bytes)).collect::<Result<Vec<_>, _>>()?;
         let (mut kept, mut dead, mut dead_bytes, mut floor) = (Vec::new(), 0, 0, self.pass.floor);
         let mut carry = Vec::new();
+        let mut dead_leases = BTreeSet::new();
+        let ends_are_known = keys.iter().all(|key| key.index <= since);
         for record in &decoded {
             each_change(record, &mut carry, &mut |change| {
                 let gone = match change.change.as_ref().expect("a decoded change is of a known kind") {
                     // Ends with the greatest one, which is not below the view's.
                     Kind::Compacted(revision) => *revision < view.compacted,
                     Kind::ClusterVersion(_) | Kind::Alarms(_) => false,
+                    Kind::Lease(lease) if lease.ttl > 0 => {
+                        let dead = !(view.is_live_lease)(lease);
+                        if dead {
+                            dead_leases.insert(lease.id);
+                        }
+                        dead
+                    }
+                    Kind::Lease(end) => {
+                        let left_behind = |left: &BTreeSet<i64>| left.contains(&end.id);
+                        // A dead word in this very record goes with its end, or stays with it.
+                        ends_are_known && !self.pass.leases.as_ref().is_none_or(left_behind)
+                    }
                     Kind::Version(version) if (view.is_live)(version) => false,
                     Kind::Version(version) => {
                         let revision = version.mod_revision();
@@ -179,6 +209,12 @@ impl Store {
         } else if dead > 0 {
             self.pass.left += dead_bytes;
             self.pass.floor = floor;
+            if let Some(left) = &mut self.pass.leases {
+                left.append(&mut dead_leases);
+                if left.len() > LEASES_MAX {
+                    self.pass.leases = None;
+                }
+            }
         }
         if !replace && let [only] = &decoded[..] {
             kept = only.changes.to_vec();

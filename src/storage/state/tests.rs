@@ -9,7 +9,7 @@ use super::memory::Memory;
 use super::*;
 use crate::env::OpenMode;
 use crate::pb::log::change::Change as Kind;
-use crate::pb::log::{Membership, StoredMembership};
+use crate::pb::log::{Lease, Membership, StoredMembership};
 use crate::pb::{Fields, KeyValue};
 
 fn change(kind: Kind) -> Change {
@@ -125,12 +125,12 @@ fn behaves(place: &dyn Place) {
     assert_eq!(load(&mut store), (Some(meta(7)), all.clone()), "loading twice is no harm");
 
     // Cleaning with everything live keeps every change.
-    let view = View { applied: id(7), compacted: 0, is_live: &|_| true };
+    let view = View { applied: id(7), compacted: 0, is_live: &|_| true, is_live_lease: &|_| true };
     while !store.clean(&view, 3).unwrap().finished {}
     assert_eq!(load(&mut store).1, all);
     // With only the large one live, it is what remains.
     let is_live = |kv: &KeyValue| kv.key() == b"large";
-    let view = View { applied: id(7), compacted: 7, is_live: &is_live };
+    let view = View { applied: id(7), compacted: 7, is_live: &is_live, is_live_lease: &|_| true };
     let mut dropped = 0;
     loop {
         let stats = store.clean(&view, 3).unwrap();
@@ -273,7 +273,7 @@ fn cleaning_ahead_of_the_checkpoint_is_refused() {
     let mut store = Place::open(&Memory::default());
     load(&mut store);
     fill(&mut store, 1..=2);
-    let _ = store.clean(&View { applied: id(2), compacted: 0, is_live: &|_| true }, 1);
+    let _ = store.clean(&View { applied: id(2), compacted: 0, is_live: &|_| true, is_live_lease: &|_| true }, 1);
 }
 
 #[test]
@@ -441,6 +441,7 @@ fn a_rewrite_that_crashes_anywhere_leaves_the_old_or_the_new() {
 struct Model {
     versions: BTreeMap<Vec<u8>, Vec<KeyValue>>,
     compacted: i64,
+    leases: BTreeMap<i64, Lease>,
 }
 
 impl Model {
@@ -449,6 +450,8 @@ impl Model {
             Kind::Version(kv) => self.versions.entry(kv.key().to_vec()).or_default().push(kv.clone()),
             Kind::Compacted(revision) => self.compacted = self.compacted.max(*revision),
             Kind::ClusterVersion(_) | Kind::Alarms(_) => {}
+            Kind::Lease(lease) if lease.ttl > 0 => drop(self.leases.insert(lease.id, *lease)),
+            Kind::Lease(end) => drop(self.leases.remove(&end.id)),
         }
     }
 
@@ -467,6 +470,15 @@ impl Model {
     fn is_live(&self, kv: &KeyValue) -> bool {
         self.versions.get(kv.key()).is_some_and(|versions| versions.contains(kv))
     }
+
+    /// Cleans by this model, which is of `index`.
+    fn clean(&self, store: &mut Store, index: u64, budget: usize) -> CleanStats {
+        let is_live = |kv: &KeyValue| self.is_live(kv);
+        let is_live_lease = |lease: &Lease| self.leases.get(&lease.id) == Some(lease);
+        let view =
+            View { applied: id(index), compacted: self.compacted, is_live: &is_live, is_live_lease: &is_live_lease };
+        store.clean(&view, budget).unwrap()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -475,6 +487,8 @@ enum Step {
     Span(Vec<(u8, bool)>),
     /// Compacts so many revisions behind the current one.
     Compact(i64),
+    /// Grants, checkpoints and ends of leases: id and seconds, 0 for its end.
+    Leases(Vec<(i64, i64)>),
     Checkpoint,
     Clean(usize),
     /// Loses what was not checkpointed, but some.
@@ -486,6 +500,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => prop::collection::vec((0..12u8, prop::bool::weighted(0.6)), 0..12).prop_map(Step::Span),
         2 => (0..8i64).prop_map(Step::Compact),
+        3 => prop::collection::vec((0..5i64, 0..3i64), 0..12).prop_map(Step::Leases),
         3 => Just(Step::Checkpoint),
         6 => (1..6usize).prop_map(Step::Clean),
         1 => (0..20usize).prop_map(Step::Crash),
@@ -552,15 +567,17 @@ impl World {
                     self.append(&[change(Kind::Compacted(to))]);
                 }
             }
+            Step::Leases(words) => {
+                let word = |(id, ttl): &(i64, i64)| change(Kind::Lease(Lease { id: *id, ttl: *ttl, remaining_ttl: 0 }));
+                self.append(&words.iter().map(word).collect::<Vec<_>>());
+            }
             Step::Checkpoint => {
                 self.store.checkpoint().unwrap();
                 self.durable = Some((self.index, self.model.clone())).filter(|(index, _)| *index > 0);
             }
             Step::Clean(budget) => {
                 if let Some((index, model)) = &self.durable {
-                    let is_live = |kv: &KeyValue| model.is_live(kv);
-                    let view = View { applied: id(*index), compacted: model.compacted, is_live: &is_live };
-                    self.store.clean(&view, *budget).unwrap();
+                    model.clean(&mut self.store, *index, *budget);
                 }
             }
             Step::Crash(kept) => {
@@ -576,7 +593,8 @@ impl World {
                     let mut all: Vec<KeyValue> = self.model.versions.values().flatten().cloned().collect();
                     all.sort_by_key(KeyValue::mod_revision);
                     let compacted = (self.model.compacted > 0).then_some(Kind::Compacted(self.model.compacted));
-                    let changes = all.into_iter().map(Kind::Version).chain(compacted);
+                    let leases = self.model.leases.values().copied().map(Kind::Lease);
+                    let changes = all.into_iter().map(Kind::Version).chain(compacted).chain(leases);
                     self.store.rewrite(&meta(self.index), &mut changes.map(|kind| Ok(change(kind)))).unwrap();
                     self.durable = Some((self.index, self.model.clone()));
                 }
@@ -629,9 +647,7 @@ fn a_deleted_and_compacted_history_shrinks_to_almost_nothing() {
         world.run(&Step::Checkpoint);
         for _ in 0..4 {
             let (index, model) = world.durable.clone().unwrap();
-            let is_live = |kv: &KeyValue| model.is_live(kv);
-            let view = View { applied: id(index), compacted: model.compacted, is_live: &is_live };
-            while !world.store.clean(&view, 16).unwrap().finished {}
+            while !model.clean(&mut world.store, index, 16).finished {}
         }
         world.check();
     };
@@ -649,4 +665,23 @@ fn a_deleted_and_compacted_history_shrinks_to_almost_nothing() {
     assert!(world.store.bytes() < live * 3, "{} bytes for {live}", world.store.bytes());
     let records = world.memory.records();
     assert!(records < 200, "{records} records: small ones were joined");
+}
+
+#[test]
+fn leases_that_came_and_went_leave_almost_nothing() {
+    let mut world = World::new();
+    world.append(&[change(Kind::Lease(Lease { id: -1, ttl: 9, remaining_ttl: 0 }))]);
+    for round in 0..300 {
+        let word = |id: i64, ttl| change(Kind::Lease(Lease { id, ttl, remaining_ttl: 0 }));
+        world.append(&[word(round, 60), word(round + 1_000, 60)]);
+        world.append(&[word(round, 0), word(round + 1_000, 30), word(round + 1_000, 0)]);
+    }
+    world.run(&Step::Checkpoint);
+    for _ in 0..4 {
+        let (index, model) = world.durable.clone().unwrap();
+        while !model.clean(&mut world.store, index, 16).finished {}
+    }
+    world.check();
+    let left = load(&mut world.store).1.len();
+    assert!(left < 20, "{left} changes are left of one lease");
 }

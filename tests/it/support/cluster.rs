@@ -164,11 +164,43 @@ impl Cluster {
         self.pods.get_mut(&slot).is_some_and(|child| child.try_wait().unwrap().is_none())
     }
 
+    /// The pod's process.
+    #[allow(dead_code, reason = "only the watch bench asks")]
+    pub fn pid(&self, slot: u64) -> u32 {
+        self.pods[&slot].id()
+    }
+
     /// Resident memory of the pod's process.
     pub fn resident_bytes(&self, slot: u64) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pods[&slot].id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    /// The most memory that the pod's process has had since its start or the last [`Cluster::forget_peak`].
+    pub fn peak_resident_bytes(&self, slot: u64) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pods[&slot].id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    pub fn forget_peak(&self, slot: u64) {
+        std::fs::write(format!("/proc/{}/clear_refs", self.pods[&slot].id()), "5").unwrap();
+    }
+
+    /// Where the data directories of all pods are.
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// Processor time that the pod's process has used.
+    #[allow(dead_code, reason = "examples do not ask for it")]
+    pub fn cpu_time(&self, slot: u64) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pods[&slot].id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        // Linux counts in hundredths of a second.
+        Duration::from_millis(ticks * 10)
     }
 
     /// SIGKILL, and waits until the process is gone.
@@ -475,6 +507,50 @@ pub async fn http_get(endpoint: &str, path: &str) -> std::io::Result<(u16, Strin
     let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
     let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
     code.zip(body).ok_or_else(|| std::io::Error::other(format!("not HTTP: {answer:?}")))
+}
+
+/// A POST with HTTP/1.1: code and body.
+pub async fn http_post(endpoint: &str, path: &str, body: &str) -> std::io::Result<(u16, String)> {
+    http_request(endpoint, "POST", path, &[], body).await
+}
+
+/// A request with HTTP/1.1 and further headers: code and body.
+pub async fn http_request(
+    endpoint: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> std::io::Result<(u16, String)> {
+    let mut stream = tokio::net::TcpStream::connect(endpoint).await?;
+    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {endpoint}\r\nConnection: close\r\n{headers}Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    let answer = String::from_utf8_lossy(&answer);
+    let broken = || std::io::Error::other(format!("not HTTP: {answer:?}"));
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(broken)?;
+    let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(broken)?;
+    let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
+    Ok((code, if chunked { unchunk(body) } else { body.to_owned() }))
+}
+
+/// The content of a body in chunks.
+fn unchunk(mut body: &str) -> String {
+    let mut content = String::new();
+    while let Some((size, rest)) = body.split_once("\r\n") {
+        let size = usize::from_str_radix(size.trim(), 16).unwrap_or(0);
+        if size == 0 || size > rest.len() {
+            break;
+        }
+        content += &rest[..size];
+        body = rest[size..].trim_start_matches("\r\n");
+    }
+    content
 }
 
 /// Two bytes of a loopback address that no other test uses now.

@@ -2,4 +2,6 @@
 
 pub mod attack;
 pub mod cluster;
+#[allow(dead_code, reason = "not every program that shares this runs others")]
+pub mod process;
 pub mod tools;

@@ -15,6 +15,9 @@ pub struct Tool {
 
 pub const ETCD: Tool = Tool { name: "etcd", install: "`apt-get install etcd-server`" };
 pub const ETCDCTL: Tool = Tool { name: "etcdctl", install: "`apt-get install etcd-client`" };
+pub const CURL: Tool = Tool { name: "curl", install: "`apt-get install curl`" };
+/// `QUORATE_PYTHON` names another.
+pub const PYTHON: Tool = Tool { name: "python3", install: "`pip install -r examples/clients/requirements.txt`" };
 pub const HELM: Tool = Tool { name: "helm", install: "`go install helm.sh/helm/v3/cmd/helm@v3.21.4`" };
 pub const DEBOOTSTRAP: Tool = Tool { name: "debootstrap", install: "`apt-get install debootstrap`" };
 
@@ -27,6 +30,22 @@ pub fn require(tool: &Tool) -> Option<PathBuf> {
             &format!("{} is not on PATH; install it with {}", tool.name, tool.install),
             is_set("QUORATE_REQUIRE_TOOLS"),
         );
+    }
+    found
+}
+
+/// A Python that has `module`: the one that `QUORATE_PYTHON` names, else the one on PATH.
+#[track_caller]
+pub fn require_python(tool: &Tool, module: &str) -> Option<PathBuf> {
+    let python = std::env::var_os("QUORATE_PYTHON").map(PathBuf::from).or_else(|| find(tool.name));
+    let has = |python: &PathBuf| {
+        let probe = Command::new(python).args(["-c", &format!("import {module}")]).output();
+        probe.is_ok_and(|output| output.status.success())
+    };
+    let found = python.filter(has);
+    if found.is_none() {
+        let reason = format!("no {} with the module {module}; install it with {}", tool.name, tool.install);
+        skip(&reason, is_set("QUORATE_REQUIRE_TOOLS"));
     }
     found
 }

@@ -1,0 +1,130 @@
+//! `etcdserverpb.Lease`.
+//!
+//! A keep-alive stream is answered in its order; so many of its keep-alives may be under way as [`KEEPALIVES_MAX`], and the
+//! client's flow control holds back the rest.
+
+use std::pin::Pin;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _, stream};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Api, complete, header, header_now};
+use crate::env::Instant;
+use crate::error::Error;
+use crate::node::Node;
+use crate::pb::etcd::lease_server::Lease;
+use crate::pb::etcd::{
+    LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
+    LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveRequest,
+    LeaseTimeToLiveResponse,
+};
+use crate::watch::Hub;
+
+/// Keep-alives of one stream that are under way at once.
+const KEEPALIVES_MAX: usize = 256;
+
+#[tonic::async_trait]
+impl Lease for Api {
+    async fn lease_grant(&self, request: Request<LeaseGrantRequest>) -> Result<Response<LeaseGrantResponse>, Status> {
+        let node = self.node(&request)?;
+        let grant = request.into_inner();
+        if grant.ttl > crate::kv::TTL_MAX_SECONDS {
+            return Err(Error::LeaseTtlTooLarge.into());
+        }
+        let mut answer = self.leases()?.grant(grant.id, grant.ttl).await?;
+        answer.header = complete(&node, &answer.header);
+        Ok(Response::new(answer))
+    }
+
+    async fn lease_revoke(
+        &self,
+        request: Request<LeaseRevokeRequest>,
+    ) -> Result<Response<LeaseRevokeResponse>, Status> {
+        let node = self.node(&request)?;
+        let mut answer = self.leases()?.revoke(request.into_inner().id).await?;
+        answer.header = complete(&node, &answer.header);
+        Ok(Response::new(answer))
+    }
+
+    type LeaseKeepAliveStream = Pin<Box<dyn Stream<Item = Result<LeaseKeepAliveResponse, Status>> + Send>>;
+
+    async fn lease_keep_alive(
+        &self,
+        request: Request<Streaming<LeaseKeepAliveRequest>>,
+    ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        let node = self.node(&request)?;
+        let needs_leader = request.metadata().get("hasleader").is_some_and(|v| v.as_bytes() == b"true");
+        let leases = self.leases()?;
+        let ended = ended(node.clone(), self.hub()?, needs_leader);
+        let answers = request
+            .into_inner()
+            .map(move |asked| {
+                let (node, leases) = (node.clone(), leases.clone());
+                async move {
+                    let id = asked?.id;
+                    let ttl = leases.renew(id).await?;
+                    Ok(LeaseKeepAliveResponse { header: header_now(&node), id, ttl })
+                }
+            })
+            .buffered(KEEPALIVES_MAX);
+        Ok(Response::new(Box::pin(until(answers, ended))))
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: Request<LeaseTimeToLiveRequest>,
+    ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
+        let node = self.node(&request)?;
+        let ask = request.into_inner();
+        let remaining = self.leases()?.remaining(ask.id).await?;
+        let deadline = Instant::now() + node.options().request_timeout;
+        if !node.store().wait_applied(remaining.index, deadline).await {
+            return Err(Error::Timeout.into());
+        }
+        let state = node.store().view().kv;
+        let header = header(&node, state.revision());
+        // The leader has it, and it may be gone since.
+        let answer = match (remaining.seconds, state.leases().get(ask.id)) {
+            (Some(ttl), Some(lease)) => {
+                let keys = state.lease_keys(ask.id).filter(|_| ask.keys);
+                let keys = keys.map(|kv| Bytes::copy_from_slice(kv.key())).collect();
+                LeaseTimeToLiveResponse { header, id: ask.id, ttl, granted_ttl: lease.ttl_seconds, keys }
+            }
+            _ => LeaseTimeToLiveResponse { header, id: ask.id, ttl: -1, ..LeaseTimeToLiveResponse::default() },
+        };
+        Ok(Response::new(answer))
+    }
+
+    async fn lease_leases(
+        &self,
+        request: Request<LeaseLeasesRequest>,
+    ) -> Result<Response<LeaseLeasesResponse>, Status> {
+        let node = self.node(&request)?;
+        node.read_index().await?;
+        let state = node.store().view().kv;
+        let leases = state.leases().iter().map(|(id, _)| LeaseStatus { id }).collect();
+        Ok(Response::new(LeaseLeasesResponse { header: header(&node, state.revision()), leases }))
+    }
+}
+
+/// Resolves with the reason when a long stream has to end: this member stops, or the leader is lost and the client has asked to be
+/// told.
+pub(super) async fn ended(node: Node, hub: Hub, needs_leader: bool) -> Error {
+    tokio::select! {
+        () = node.env().stopping.cancelled() => Error::Stopped,
+        () = node.env().shutdown.cancelled() => Error::Stopped,
+        () = hub.leader_lost(), if needs_leader => Error::NoLeader,
+    }
+}
+
+/// A stream that ends with the error that `ended` gives.
+pub(super) fn until<T: Send>(
+    answers: impl Stream<Item = Result<T, Status>> + Send,
+    ended: impl Future<Output = Error> + Send,
+) -> impl Stream<Item = Result<T, Status>> + Send {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let ended = async move { drop(tell.send(ended.await)) };
+    let last = stream::once(told).filter_map(|told| async move { told.ok().map(|error| Err(error.into())) });
+    answers.take_until(ended).chain(last)
+}

@@ -1,0 +1,283 @@
+//! Waiting in line by name: what locks and elections have in common.
+//!
+//! A place is the key `name/<lease in hex>`, attached to its lease; whoever has the least create revision below `name/` is served, so
+//! the create revision is also the fencing token. Each waits only for the one before it, and for its own place to vanish.
+//! A caller that goes away leaves the line. Absent: any state of this member's own; who calls again with the same lease
+//! finds its place as it was, on any member.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::wait::until_found;
+use super::{Api, mismatched};
+use crate::env::sleep;
+use crate::error::Error;
+use crate::kv::{self, State};
+use crate::lease::Leases;
+use crate::node::Node;
+use crate::pb::KeyValue;
+use crate::pb::etcd::compare::{CompareResult, CompareTarget, TargetUnion};
+use crate::pb::etcd::range_request::{SortOrder, SortTarget};
+use crate::pb::etcd::request_op::Request;
+use crate::pb::etcd::{
+    Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, ResponseHeader, TxnRequest, TxnResponse,
+    response_op,
+};
+use crate::pb::log::{Command, answer, command};
+use crate::watch::{Hub, Output, Shape};
+
+/// The lease of a caller that brings none, in seconds, as etcd's.
+const OWN_LEASE_TTL: i64 = 60;
+
+/// A place in the line.
+pub(super) struct Place {
+    pub key: Bytes,
+    pub create_revision: i64,
+    pub lease: i64,
+    /// What was found there already; `None` if the place is new.
+    pub found: Option<KeyValue>,
+}
+
+/// The keys of everybody in the line.
+pub(super) fn prefix(name: &[u8]) -> (Bytes, Bytes) {
+    let first = [name, b"/"].concat();
+    // "/" has a next byte, so that is the end of all that begins so.
+    let end = [name, b"0"].concat();
+    (first.into(), end.into())
+}
+
+/// Who is served: the longest in the line, as of `revision` (0: now), which must not be compacted.
+pub(super) fn first(state: &State, name: &[u8], revision: i64) -> Result<Option<KeyValue>, Error> {
+    let (key, range_end) = prefix(name);
+    let range = RangeRequest {
+        key,
+        range_end,
+        revision,
+        limit: 1,
+        sort_order: SortOrder::Ascend.into(),
+        sort_target: SortTarget::Create.into(),
+        ..RangeRequest::default()
+    };
+    Ok(state.range(&range)?.kvs.pop())
+}
+
+/// The one right before `create_revision`.
+fn before(state: &State, name: &[u8], create_revision: i64) -> Option<KeyValue> {
+    let (key, range_end) = prefix(name);
+    let range = RangeRequest {
+        key,
+        range_end,
+        limit: 1,
+        max_create_revision: create_revision - 1,
+        sort_order: SortOrder::Descend.into(),
+        sort_target: SortTarget::Create.into(),
+        ..RangeRequest::default()
+    };
+    state.range(&range).ok()?.kvs.pop()
+}
+
+/// True while `key` lives the life that began at `create_revision`.
+fn is_there(state: &State, key: &Bytes, create_revision: i64) -> bool {
+    let range = RangeRequest { key: key.clone(), ..RangeRequest::default() };
+    let found = state.range(&range).ok().and_then(|answer| answer.kvs.into_iter().next());
+    found.is_some_and(|kv| kv.create_revision() == create_revision)
+}
+
+/// A transaction that does `then` if the key's life began at `create_revision` (0: there is no such key), else `otherwise`.
+pub(super) fn if_created_at(
+    key: &Bytes,
+    create_revision: i64,
+    then: Request,
+    otherwise: Option<Request>,
+) -> TxnRequest {
+    let compare = Compare {
+        key: key.clone(),
+        result: CompareResult::Equal.into(),
+        target: CompareTarget::Create.into(),
+        target_union: Some(TargetUnion::CreateRevision(create_revision)),
+        ..Compare::default()
+    };
+    let op = |request| RequestOp { request: Some(request) };
+    TxnRequest { compare: vec![compare], success: vec![op(then)], failure: otherwise.into_iter().map(op).collect() }
+}
+
+pub(super) fn delete(key: &Bytes) -> Request {
+    Request::RequestDeleteRange(DeleteRangeRequest { key: key.clone(), ..DeleteRangeRequest::default() })
+}
+
+impl Api {
+    /// Carries a transaction through Raft.
+    pub(super) async fn write_txn(&self, node: &Node, txn: TxnRequest) -> Result<TxnResponse, tonic::Status> {
+        match self.propose(node, command::Request::Txn(txn)).await?.response {
+            Some(answer::Response::Txn(answer)) => Ok(answer),
+            _ => Err(mismatched()),
+        }
+    }
+
+    /// Joins the line, or finds the place that this lease has in it, which holds `value` from then on, and waits for the turn.
+    /// Returns the place, and the header of the moment in which its turn had come.
+    pub(super) async fn queue(
+        &self,
+        node: &Node,
+        name: &[u8],
+        lease: i64,
+        value: Bytes,
+    ) -> Result<(Place, ResponseHeader), tonic::Status> {
+        let leases = self.leases()?;
+        let (lease, own) = match lease {
+            0 => (leases.grant(0, OWN_LEASE_TTL).await?.id, true),
+            lease => (lease, false),
+        };
+        let mut leaver = Leaver { node: node.clone(), leases: leases.clone(), place: None, own: own.then_some(lease) };
+        let place = self.join_certainly(node, name, lease, value.clone()).await?;
+        leaver.place = Some((place.key.clone(), place.create_revision));
+        if place.found.as_ref().is_some_and(|kv| kv.value() != value) {
+            self.set_value(node, &place.key, place.create_revision, lease, value).await?;
+        }
+        let hub = self.hub()?;
+        let turn = tokio::select! {
+            turn = turn(node, &hub, name, &place) => turn,
+            failed = keep(&leases, lease), if own => Err(failed),
+        };
+        match turn {
+            Ok(header) => {
+                leaver.stay();
+                Ok((place, header))
+            }
+            Err(error) => {
+                // Whoever calls again elsewhere with the same lease shall find its place.
+                if error == Error::Stopped && !own {
+                    leaver.stay();
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Joins although the caller goes away meanwhile, to know what there is to leave then.
+    async fn join_certainly(&self, node: &Node, name: &[u8], lease: i64, value: Bytes) -> Result<Place, tonic::Status> {
+        let (tell, told) = oneshot::channel();
+        let (api, at, name) = (self.clone(), node.clone(), name.to_vec());
+        node.env().spawn(async move {
+            let joined = api.join(&at, &name, lease, value).await;
+            // Nobody is there to take it. A place that was there before is another call's.
+            if let Err(Ok(place)) = tell.send(joined)
+                && place.found.is_none()
+            {
+                let txn = if_created_at(&place.key, place.create_revision, delete(&place.key), None);
+                let _ = api.write_txn(&at, txn).await;
+            }
+        });
+        told.await.map_err(|_| Error::Stopped)?
+    }
+
+    async fn join(&self, node: &Node, name: &[u8], lease: i64, value: Bytes) -> Result<Place, tonic::Status> {
+        let key = Bytes::from([name, format!("/{lease:x}").as_bytes()].concat());
+        let put = Request::RequestPut(PutRequest { key: key.clone(), value, lease, ..PutRequest::default() });
+        let get = Request::RequestRange(RangeRequest { key: key.clone(), ..RangeRequest::default() });
+        let answer = self.write_txn(node, if_created_at(&key, 0, put, Some(get))).await?;
+        let revision = answer.header.map_or(0, |header| header.revision);
+        let found = answer.responses.into_iter().find_map(|op| match op.response {
+            Some(response_op::Response::ResponseRange(range)) => range.kvs.into_iter().next(),
+            _ => None,
+        });
+        let create_revision = found.as_ref().map_or(revision, KeyValue::create_revision);
+        Ok(Place { key, create_revision, lease, found })
+    }
+
+    /// Sets the value of a place that is still there; else tells that it is not.
+    pub(super) async fn set_value(
+        &self,
+        node: &Node,
+        key: &Bytes,
+        create_revision: i64,
+        lease: i64,
+        value: Bytes,
+    ) -> Result<ResponseHeader, tonic::Status> {
+        let put = Request::RequestPut(PutRequest { key: key.clone(), value, lease, ..PutRequest::default() });
+        let answer = self.write_txn(node, if_created_at(key, create_revision, put, None)).await?;
+        if answer.succeeded { Ok(answer.header.unwrap_or_default()) } else { Err(Error::ElectionNotLeader.into()) }
+    }
+}
+
+/// Waits until nobody is before `place`; fails if it is lost meanwhile.
+async fn turn(node: &Node, hub: &Hub, name: &[u8], place: &Place) -> Result<ResponseHeader, Error> {
+    // This member may not have seen yet that the place was taken.
+    until_found(node, |state| (state.revision() >= place.create_revision).then_some(())).await?;
+    loop {
+        let state = node.store().view().kv;
+        if !is_there(&state, &place.key, place.create_revision) {
+            return Err(Error::SessionExpired);
+        }
+        let Some(ahead) = before(&state, name, place.create_revision) else { break };
+        let mut session = hub.session();
+        for (watcher, key) in [(0, place.key.clone()), (1, Bytes::copy_from_slice(ahead.key()))] {
+            let deleted = Shape { puts: false, ..Shape::of_key(key) };
+            session.watch(watcher, &deleted, state.revision() + 1).map_err(|_| Error::TooManyRequests)?;
+        }
+        // Whichever was deleted, or may have been: the state says what is so now.
+        while let Output::CaughtUp = session.next().await.map_err(|_| Error::Stopped)? {}
+    }
+    // That nobody is before stays true. That the own place is still there must be as new as this moment.
+    node.read_index().await?;
+    let (there, revision) =
+        node.store().read(|s| (is_there(&s.kv, &place.key, place.create_revision), s.kv.revision()));
+    if there { Ok(super::header(node, revision).unwrap_or_default()) } else { Err(Error::SessionExpired) }
+}
+
+/// Keeps the lease of a caller that brought none while it waits.
+async fn keep(leases: &Leases, lease: i64) -> Error {
+    loop {
+        sleep(Duration::from_secs(OWN_LEASE_TTL as u64 / 3)).await;
+        match leases.renew(lease).await {
+            Ok(0) => return Error::SessionExpired,
+            Ok(_) => {}
+            Err(Error::Stopped) => return Error::Stopped,
+            Err(error) => tracing::debug!(%error, lease = format!("{lease:x}"), "not renewed; tried again"),
+        }
+    }
+}
+
+/// Leaves the line for a caller that goes away.
+struct Leaver {
+    node: Node,
+    leases: Leases,
+    place: Option<(Bytes, i64)>,
+    /// A lease that was granted for this caller alone.
+    own: Option<i64>,
+}
+
+impl Leaver {
+    fn stay(&mut self) {
+        (self.place, self.own) = (None, None);
+    }
+}
+
+impl Drop for Leaver {
+    fn drop(&mut self) {
+        let (place, own) = (self.place.take(), self.own.take());
+        if place.is_none() && own.is_none() {
+            return;
+        }
+        let (node, leases) = (self.node.clone(), self.leases.clone());
+        // Should this fail, the lease's end does it.
+        let leave = async move {
+            if let Some(lease) = own {
+                let _ = leases.revoke(lease).await;
+            } else if let Some((key, create_revision)) = place {
+                let txn = if_created_at(&key, create_revision, delete(&key), None);
+                let needs = kv::CLUSTER_VERSION_MIN;
+                let _ = node.propose(Command { needs, request: Some(command::Request::Txn(txn)) }).await;
+            }
+        };
+        let shutdown = self.node.env().shutdown.clone();
+        self.node.env().spawn(async move {
+            tokio::select! {
+                () = leave => {}
+                () = shutdown.cancelled() => {}
+            }
+        });
+    }
+}

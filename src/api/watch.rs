@@ -1,0 +1,366 @@
+//! `etcdserverpb.Watch`: one stream of requests, one of responses, many watchers.
+//!
+//! Owns what is told when: numbers, `created` before events, fragments, progress, the end without a leader. A response is made only
+//! when the client takes it, so a client that does not read costs its session's queue and what the transport holds.
+//! Absent: which event goes to whom, and catching up (`watch`).
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _, stream};
+use prost::Message as _;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Api, header};
+use crate::env::{Instant, sleep_until};
+use crate::error::Error;
+use crate::node::Node;
+use crate::pb::etcd::watch_create_request::FilterType;
+use crate::pb::etcd::watch_request::RequestUnion;
+use crate::pb::etcd::watch_server::Watch;
+use crate::pb::etcd::{WatchCreateRequest, WatchRequest, WatchResponse};
+use crate::watch::{Batch, Hub, Output, Session, Shape};
+
+/// The number that stands for no watcher, or for all of the stream.
+const NO_WATCHER: i64 = -1;
+
+/// Settings of the service; see `config/quorate.toml`.
+#[derive(Clone, Copy, Debug)]
+pub struct WatchOptions {
+    pub progress_interval: Duration,
+}
+
+/// Responses, until the client or the member goes.
+pub type Responses = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Watch for Api {
+    type WatchStream = Responses;
+
+    async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Responses>, Status> {
+        let node = self.node(&request)?;
+        let needs_leader = super::needs_leader(&request);
+        Ok(Response::new(self.watch_stream(node, request.into_inner(), needs_leader)?))
+    }
+}
+
+impl Api {
+    /// Serves the watchers that `requests` ask for; with `needs_leader` the stream ends when the leader is lost.
+    pub fn watch_stream(
+        &self,
+        node: Node,
+        requests: impl Stream<Item = Result<WatchRequest, Status>> + Send + Unpin + 'static,
+        needs_leader: bool,
+    ) -> Result<Responses, Error> {
+        let hub = self.shared.watch.read().clone().ok_or(Error::NoLeader)?;
+        let client = Client {
+            session: hub.session(),
+            hub,
+            node,
+            needs_leader,
+            requests: requests.fuse(),
+            asked: HashMap::new(),
+            next_number: 0,
+            replies: VecDeque::new(),
+            revision: 0,
+            progress_wanted: None,
+            progress_due: BTreeSet::new(),
+            progress_interval: self.shared.watch_options.progress_interval,
+            tick_at: None,
+            fragment_bytes: self.shared.limits.request_bytes_max,
+            streak: 0,
+        };
+        Ok(Box::pin(stream::unfold(Some(client), |client| async move {
+            let mut client = client?;
+            match client.next().await {
+                Some(Ok(response)) => Some((Ok(response), Some(client))),
+                Some(Err(status)) => Some((Err(status), None)),
+                None => None,
+            }
+        })))
+    }
+}
+
+/// What a client asked for beside the events.
+struct Asked {
+    progress: bool,
+    fragment: bool,
+    /// No event since the last tick.
+    quiet: bool,
+}
+
+struct Client<R> {
+    session: Session,
+    hub: Hub,
+    node: Node,
+    needs_leader: bool,
+    requests: stream::Fuse<R>,
+    asked: HashMap<i64, Asked>,
+    next_number: i64,
+    replies: VecDeque<WatchResponse>,
+    /// The greatest revision told: no header goes below it.
+    revision: i64,
+    /// A progress request waits until this revision was given out.
+    progress_wanted: Option<i64>,
+    /// Watchers that are to be told how far they are.
+    progress_due: BTreeSet<i64>,
+    progress_interval: Duration,
+    tick_at: Option<Instant>,
+    fragment_bytes: usize,
+    /// Outputs taken in a row without a look at anything else.
+    streak: usize,
+}
+
+/// Outputs that a stream takes in a row before it looks for requests and the rest.
+const STREAK_MAX: usize = 64;
+
+/// Why the stream goes on.
+enum Wake {
+    Request(Option<Result<WatchRequest, Status>>),
+    Output(Result<Output, crate::watch::Ended>),
+    Tick,
+    Delivered,
+    LeaderLost,
+}
+
+impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
+    async fn next(&mut self) -> Option<Result<WatchResponse, Status>> {
+        loop {
+            let delivered = self.session.delivered();
+            self.tell_progress();
+            if let Some(response) = self.replies.pop_front() {
+                return Some(Ok(response));
+            }
+            if self.streak < STREAK_MAX
+                && let Some(output) = self.session.try_next()
+            {
+                self.streak += 1;
+                self.put(output);
+                continue;
+            }
+            self.streak = 0;
+            match self.wait(delivered).await {
+                Wake::Request(Some(Ok(request))) => self.take(request),
+                Wake::Request(Some(Err(status))) => return Some(Err(status)),
+                // The client has no more to ask; it goes on reading.
+                Wake::Request(None) => {}
+                Wake::Output(Ok(output)) => self.put(output),
+                Wake::Output(Err(_)) => return Some(Err(Error::Stopped.into())),
+                Wake::Tick => self.tick(),
+                Wake::Delivered => {}
+                Wake::LeaderLost => return Some(Err(Error::NoLeader.into())),
+            }
+        }
+    }
+
+    async fn wait(&mut self, delivered: i64) -> Wake {
+        let due = self.progress_wanted.is_some() || !self.progress_due.is_empty();
+        let more = due.then(|| self.session.delivered_after(delivered));
+        let more = async {
+            match more {
+                Some(more) => more.await,
+                None => std::future::pending().await,
+            }
+        };
+        let tick_at = self.tick_at;
+        tokio::select! {
+            output = self.session.next() => Wake::Output(output),
+            request = self.requests.next(), if !self.requests.is_done() => Wake::Request(request),
+            () = more => Wake::Delivered,
+            () = sleep_until(tick_at.unwrap_or_else(Instant::now)), if tick_at.is_some() => Wake::Tick,
+            () = self.hub.leader_lost(), if self.needs_leader => Wake::LeaderLost,
+        }
+    }
+
+    fn take(&mut self, request: WatchRequest) {
+        match request.request_union {
+            Some(RequestUnion::CreateRequest(create)) => self.create(create),
+            Some(RequestUnion::CancelRequest(cancel)) => self.cancel(cancel.watch_id),
+            // Without watchers there is nothing to tell of, as in etcd.
+            Some(RequestUnion::ProgressRequest(_)) => {
+                let watched = self.session.watchers() > 0;
+                self.progress_wanted = watched.then(|| self.session.revision()).or(self.progress_wanted);
+            }
+            None => {}
+        }
+    }
+
+    /// Of a number that is not in use nothing is told, as in etcd.
+    fn cancel(&mut self, number: i64) {
+        if self.session.cancel(number) {
+            self.forget(number);
+            let canceled = WatchResponse { canceled: true, ..self.response_now(number) };
+            self.replies.push_back(canceled);
+        }
+    }
+
+    fn create(&mut self, create: WatchCreateRequest) {
+        let refused =
+            |why: String| (NO_WATCHER, WatchResponse { canceled: true, cancel_reason: why, ..Default::default() });
+        let start = create.start_revision;
+        let (number, created) = if start < 0 {
+            refused(Error::Compacted.to_string())
+        } else {
+            let number = self.number(create.watch_id);
+            match self.session.watch(number, &shape(&create), start) {
+                Ok(created) => {
+                    self.revision = self.revision.max(created.revision);
+                    (number, WatchResponse::default())
+                }
+                Err(error) => refused(error.to_string()),
+            }
+        };
+        if number != NO_WATCHER {
+            let asked = Asked { progress: create.progress_notify, fragment: create.fragment, quiet: true };
+            self.asked.insert(number, asked);
+            if create.progress_notify && self.tick_at.is_none() {
+                self.tick_at = Some(Instant::now() + self.progress_interval);
+            }
+        }
+        let now = self.response_now(number);
+        self.replies.push_back(WatchResponse { header: now.header, watch_id: number, created: true, ..created });
+    }
+
+    /// The number that the client chose, or a free one.
+    fn number(&mut self, chosen: i64) -> i64 {
+        if chosen != 0 && chosen != NO_WATCHER {
+            return chosen;
+        }
+        while self.session.contains(self.next_number) {
+            self.next_number += 1;
+        }
+        self.next_number += 1;
+        self.next_number - 1
+    }
+
+    fn forget(&mut self, number: i64) {
+        self.asked.remove(&number);
+        self.progress_due.remove(&number);
+        if self.tick_at.is_some() && !self.asked.values().any(|asked| asked.progress) {
+            self.tick_at = None;
+        }
+    }
+
+    fn put(&mut self, output: Output) {
+        match output {
+            Output::Events { watcher, batch } => self.put_events(watcher, &batch),
+            Output::Compacted { watcher, compacted } => {
+                self.forget(watcher);
+                let canceled = WatchResponse {
+                    canceled: true,
+                    compact_revision: compacted,
+                    cancel_reason: Error::Compacted.to_string(),
+                    ..self.response_now(watcher)
+                };
+                self.replies.push_back(canceled);
+            }
+            Output::CaughtUp => {}
+        }
+    }
+
+    fn put_events(&mut self, watcher: i64, batch: &Arc<Batch>) {
+        self.revision = self.revision.max(batch.revision);
+        let Some(asked) = self.asked.get_mut(&watcher) else { return };
+        asked.quiet = false;
+        let whole = WatchResponse {
+            header: header(&self.node, self.revision),
+            watch_id: watcher,
+            events: batch.events.clone(),
+            ..Default::default()
+        };
+        if asked.fragment && whole.encoded_len() > self.fragment_bytes {
+            self.replies.extend(fragments(whole, self.fragment_bytes));
+        } else {
+            self.replies.push_back(whole);
+        }
+    }
+
+    fn response_now(&mut self, number: i64) -> WatchResponse {
+        self.revision = self.revision.max(self.session.revision());
+        WatchResponse { header: header(&self.node, self.revision), watch_id: number, ..Default::default() }
+    }
+
+    fn tick(&mut self) {
+        self.tick_at = Some(Instant::now() + self.progress_interval);
+        for (number, asked) in &mut self.asked {
+            let quiet = std::mem::replace(&mut asked.quiet, true);
+            if asked.progress && quiet {
+                self.progress_due.insert(*number);
+            }
+        }
+    }
+
+    /// Tells what was asked for and is certain. A revision below one that was told has to wait: the hub is a moment behind what
+    /// catching up has read.
+    fn tell_progress(&mut self) {
+        let told = self.revision;
+        let notice = |node: &Node, number, revision| WatchResponse {
+            header: header(node, revision),
+            watch_id: number,
+            ..Default::default()
+        };
+        if let Some(wanted) = self.progress_wanted
+            && let Some(revision) = self.session.progress().filter(|r| *r >= told.max(wanted))
+        {
+            self.progress_wanted = None;
+            self.replies.push_back(notice(&self.node, NO_WATCHER, revision));
+            self.revision = revision;
+        }
+        if self.progress_due.is_empty() {
+            return;
+        }
+        let certain = self.session.delivered();
+        if certain < self.revision {
+            return;
+        }
+        let (replies, session, node) = (&mut self.replies, &self.session, &self.node);
+        self.progress_due.retain(|number| match session.progress_of(*number) {
+            Some(revision) if revision >= certain => {
+                replies.push_back(notice(node, *number, certain));
+                false
+            }
+            _ => true,
+        });
+        if !self.replies.is_empty() {
+            self.revision = self.revision.max(certain);
+        }
+    }
+}
+
+/// What a request asks to see. An empty key stands for the least one.
+fn shape(create: &WatchCreateRequest) -> Shape {
+    let leaves_out = |filter: FilterType| create.filters.contains(&filter.into());
+    let key = if create.key.is_empty() { Bytes::from_static(b"\0") } else { Bytes::copy_from_slice(&create.key) };
+    Shape {
+        puts: !leaves_out(FilterType::Noput),
+        deletes: !leaves_out(FilterType::Nodelete),
+        prev_kv: create.prev_kv,
+        // Copies: what was decoded shares the buffer of its message, and a watcher stays for long.
+        ..Shape::new(key, Bytes::copy_from_slice(&create.range_end))
+    }
+}
+
+/// Parts of at most `bytes_max`, or one event; all but the last say that more follows.
+fn fragments(whole: WatchResponse, bytes_max: usize) -> Vec<WatchResponse> {
+    let (header, watch_id) = (whole.header, whole.watch_id);
+    let part = || WatchResponse { header, watch_id, fragment: true, ..Default::default() };
+    let (mut parts, mut bytes) = (vec![part()], 0);
+    for event in whole.events {
+        let size = crate::pb::delimited_len(event.encoded_len());
+        if bytes + size > bytes_max && bytes > 0 {
+            parts.push(part());
+            bytes = 0;
+        }
+        bytes += size;
+        if let Some(last) = parts.last_mut() {
+            last.events.push(event);
+        }
+    }
+    if let Some(last) = parts.last_mut() {
+        last.fragment = false;
+    }
+    parts
+}

@@ -1,0 +1,277 @@
+//! The way of keep-alives and questions to the leader's clock.
+//!
+//! What arrives while a call is under way goes with the next one, so a member has one call to the leader at a time, and the leader
+//! one round to its quorum for each. Asking again is harmless, so whatever fails is tried again until its time is over. The
+//! queue is bounded and says `too many requests`.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::Leases;
+use super::clock::Renewed;
+use crate::env::{Instant, sleep};
+use crate::error::Error;
+use crate::kv::LEASES_SINCE;
+use crate::pb::etcd::LeaseCheckpoint;
+use crate::pb::log::{self, Command, command};
+use crate::pb::peer::{Envelope, LeasesRequest, LeasesResponse};
+
+/// Questions that go with one call.
+const CALL_MAX: usize = 4096;
+/// After a call that failed: an election takes longer.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+/// In a list of renewals: no such lease.
+const GONE: i64 = 0;
+/// In a list of renewals: the checkpoint could not be taken back.
+const NOT_NOW: i64 = -1;
+/// In a list of remaining times: no such lease.
+const UNKNOWN: i64 = -1;
+
+/// What the leader says of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remaining {
+    /// Whole seconds that are left; `None`: there is no such lease.
+    pub seconds: Option<i64>,
+    /// The log index of the state that this is of.
+    pub index: u64,
+}
+
+pub(super) enum Question {
+    Renew(oneshot::Sender<Result<i64, Error>>),
+    Look(oneshot::Sender<Result<Remaining, Error>>),
+}
+
+pub(super) struct Ask {
+    id: i64,
+    question: Question,
+    deadline: Instant,
+}
+
+impl Ask {
+    fn fail(self, error: Error) {
+        match self.question {
+            Question::Renew(tx) => drop(tx.send(Err(error))),
+            Question::Look(tx) => drop(tx.send(Err(error))),
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        match &self.question {
+            Question::Renew(tx) => tx.is_closed(),
+            Question::Look(tx) => tx.is_closed(),
+        }
+    }
+}
+
+impl Leases {
+    /// Keeps a lease alive. Returns the seconds that it lives from now on; 0 if there is no such lease.
+    pub async fn renew(&self, id: i64) -> Result<i64, Error> {
+        self.ask(id, Question::Renew).await
+    }
+
+    /// How long a lease has to live, as the leader has it.
+    pub async fn remaining(&self, id: i64) -> Result<Remaining, Error> {
+        self.ask(id, Question::Look).await
+    }
+
+    async fn ask<T>(&self, id: i64, of: fn(oneshot::Sender<Result<T, Error>>) -> Question) -> Result<T, Error> {
+        let (tx, rx) = oneshot::channel();
+        let deadline = Instant::now() + self.inner.node.options().request_timeout;
+        self.inner.asks.try_send(Ask { id, question: of(tx), deadline }).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => Error::TooManyRequests,
+            mpsc::error::TrySendError::Closed(_) => Error::Stopped,
+        })?;
+        rx.await.map_err(|_| Error::Stopped)?
+    }
+
+    /// Answers as the leader; fails if this member is not, or could not make sure.
+    pub async fn answer(&self, renew: &[i64], look: &[i64]) -> Result<LeasesResponse, Error> {
+        let node = &self.inner.node;
+        let asked = Instant::now();
+        let confirmed = node.confirm_leadership().await?;
+        if !node.store().wait_applied(confirmed.index, Instant::now() + node.options().request_timeout).await {
+            return Err(Error::Timeout);
+        }
+        let mut take_back = Vec::new();
+        let (mut renewed, remaining) = {
+            let mut ticking = self.inner.ticking.lock();
+            // Without a clock of that term the keeper has not come to it yet.
+            let ticking = ticking.as_mut().filter(|t| t.term == confirmed.term).ok_or(Error::NotLeader)?;
+            ticking.follow(node);
+            let now = Instant::now();
+            let mut renewals = Vec::with_capacity(renew.len());
+            for (place, id) in renew.iter().enumerate() {
+                let renewed = ticking.clock.renew(now, *id);
+                if let Some(checkpoint) = renewed.and_then(|renewed| renewed.checkpoint) {
+                    take_back.push((place, *id, checkpoint));
+                }
+                renewals.push(renewed.map_or(GONE, |Renewed { ttl_seconds, .. }| ttl_seconds));
+            }
+            let looks = look.iter().map(|id| ticking.clock.remaining_seconds(now, *id).unwrap_or(UNKNOWN));
+            (renewals, looks.collect())
+        };
+        if !take_back.is_empty() {
+            let checkpoints = take_back.iter().map(|(_, id, checkpoint)| (*id, *checkpoint)).collect();
+            if let Err(error) = self.take_back(checkpoints, confirmed.term).await {
+                tracing::debug!(%error, leases = take_back.len(), "checkpoints were not taken back");
+                take_back.iter().for_each(|(place, ..)| renewed[*place] = NOT_NOW);
+            }
+        }
+        // A leader that was elected meanwhile counts from its election, and adds so much: nobody is promised more than it gives.
+        if asked.elapsed() > self.inner.settings.extension {
+            return Err(Error::Timeout);
+        }
+        Ok(LeasesResponse { renewed, remaining, index: confirmed.index, ..LeasesResponse::default() })
+    }
+
+    /// Has these leases start with all their time if another leader takes over.
+    async fn take_back(&self, taken: Vec<(i64, u32)>, term: u64) -> Result<(), Error> {
+        let _order = self.inner.checkpointing.lock().await;
+        let checkpoints = taken.iter().map(|(id, _)| LeaseCheckpoint { id: *id, remaining_ttl: 0 }).collect();
+        let request = command::Request::LeaseCheckpoint(log::LeaseCheckpoint { checkpoints, term });
+        self.inner.node.propose(Command { needs: LEASES_SINCE, request: Some(request) }).await?;
+        if let Some(ticking) = self.inner.ticking.lock().as_mut().filter(|ticking| ticking.term == term) {
+            taken.iter().for_each(|(id, checkpoint)| ticking.clock.taken_back(*id, *checkpoint));
+        }
+        Ok(())
+    }
+
+    /// For another member. Failures are part of the answer.
+    pub async fn answer_peer(&self, request: &LeasesRequest) -> LeasesResponse {
+        match self.answer(&request.renew, &request.look).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                LeasesResponse { error: error.number(), detail: error.to_string(), ..LeasesResponse::default() }
+            }
+        }
+    }
+}
+
+pub(super) struct Asker {
+    leases: Leases,
+    queue: mpsc::Receiver<Ask>,
+}
+
+impl Asker {
+    pub(super) fn new(leases: Leases, queue: mpsc::Receiver<Ask>) -> Self {
+        Self { leases, queue }
+    }
+
+    pub(super) async fn run(mut self) {
+        let shutdown = self.leases.inner.node.env().shutdown.clone();
+        tokio::select! {
+            () = self.carry() => {}
+            () = shutdown.cancelled() => {}
+        }
+        self.queue.close();
+        while let Ok(ask) = self.queue.try_recv() {
+            ask.fail(Error::Stopped);
+        }
+    }
+
+    async fn carry(&mut self) {
+        let mut waiting: Vec<Ask> = Vec::new();
+        loop {
+            if waiting.is_empty() {
+                if self.queue.recv_many(&mut waiting, CALL_MAX).await == 0 {
+                    return;
+                }
+            } else {
+                while waiting.len() < CALL_MAX
+                    && let Ok(ask) = self.queue.try_recv()
+                {
+                    waiting.push(ask);
+                }
+            }
+            let now = Instant::now();
+            let (open, late): (Vec<Ask>, Vec<Ask>) = waiting.drain(..).partition(|ask| now < ask.deadline);
+            late.into_iter().for_each(|ask| ask.fail(Error::Timeout));
+            // Clients that have given up need no answer.
+            waiting.extend(open.into_iter().filter(|ask| !ask.is_closed()));
+            if waiting.is_empty() {
+                continue;
+            }
+            match self.call(&waiting).await {
+                Ok(answer) => waiting = hand_out(waiting, &answer),
+                Err(error) => {
+                    tracing::debug!(%error, waiting = waiting.len(), "the leader's lease clock did not answer")
+                }
+            }
+            if !waiting.is_empty() {
+                sleep(RETRY_AFTER).await;
+            }
+        }
+    }
+
+    /// One call to the leader, wherever it is.
+    async fn call(&self, asks: &[Ask]) -> Result<LeasesResponse, Error> {
+        let (mut renew, mut look) = (Vec::new(), Vec::new());
+        for ask in asks {
+            match ask.question {
+                Question::Renew(_) => renew.push(ask.id),
+                Question::Look(_) => look.push(ask.id),
+            }
+        }
+        let node = &self.leases.inner.node;
+        let Some((leader, address)) = node.other_leader() else {
+            return self.leases.answer(&renew, &look).await;
+        };
+        let this = node.member();
+        let envelope = Some(Envelope { cluster_id: this.cluster_id, from: this.member_id, to: leader });
+        let counts = (renew.len(), look.len());
+        let answer = node.peers().leases(&address, LeasesRequest { envelope, renew, look }).await;
+        match answer {
+            Ok(answer) if answer.error != 0 => Err(Error::from_number(answer.error, answer.detail)),
+            Ok(answer) if (answer.renewed.len(), answer.remaining.len()) == counts => Ok(answer),
+            Ok(_) | Err(_) => Err(Error::TimeoutConnectionLost),
+        }
+    }
+}
+
+/// Answers all that can be; returns those that must be asked again.
+fn hand_out(asks: Vec<Ask>, answer: &LeasesResponse) -> Vec<Ask> {
+    let (mut renewed, mut remaining) = (answer.renewed.iter(), answer.remaining.iter());
+    let mut again = Vec::new();
+    for ask in asks {
+        let next = match ask.question {
+            Question::Renew(_) => renewed.next(),
+            Question::Look(_) => remaining.next(),
+        };
+        let seconds = *next.expect("there is an answer to every question");
+        match ask.question {
+            Question::Renew(_) if seconds == NOT_NOW => again.push(ask),
+            Question::Renew(tx) => drop(tx.send(Ok(seconds))),
+            Question::Look(tx) => {
+                let seconds = Some(seconds).filter(|seconds| *seconds != UNKNOWN);
+                drop(tx.send(Ok(Remaining { seconds, index: answer.index })));
+            }
+        }
+    }
+    again
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn answers_find_their_questions() {
+        let deadline = Instant::now();
+        let (renew, renewed) = oneshot::channel();
+        let (look, looked) = oneshot::channel();
+        let (later, mut not_yet) = oneshot::channel();
+        let asks = vec![
+            Ask { id: 1, question: Question::Renew(renew), deadline },
+            Ask { id: 2, question: Question::Look(look), deadline },
+            Ask { id: 3, question: Question::Renew(later), deadline },
+        ];
+        let answer =
+            LeasesResponse { renewed: vec![60, NOT_NOW], remaining: vec![UNKNOWN], index: 7, ..Default::default() };
+        let again = hand_out(asks, &answer);
+        assert_eq!(again.iter().map(|ask| ask.id).collect::<Vec<_>>(), [3]);
+        assert_eq!(renewed.await.unwrap(), Ok(60));
+        assert_eq!(looked.await.unwrap(), Ok(Remaining { seconds: None, index: 7 }));
+        assert!(not_yet.try_recv().is_err());
+    }
+}

@@ -1,0 +1,311 @@
+//! The one task that follows the state, and what it shares with the sessions.
+//!
+//! Invariants: the position only grows; what lies before it was given to every watcher that was synced at that time, or is in
+//! one of the queues; a watcher becomes synced only under the lock and only at or after the position.
+//! Locks, in this order: the hub's, the store's or a queue's.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::index::Index;
+use super::session::{Ended, Outbox, Output, Session};
+use super::{Batches, Shape};
+use crate::env::{Env, interval};
+use crate::error::Error;
+use crate::kv;
+use crate::node::Node;
+use crate::raft::Store;
+
+/// Settings of the hub; see `config/quorate.toml` for each.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    pub stream_bytes_max: usize,
+    pub stream_watchers_max: usize,
+    pub watchers_max: usize,
+}
+
+/// Revisions read at once; apply waits for as long as that takes, some tens of microseconds.
+pub(super) const SLICE_REVISIONS_MAX: usize = 256;
+/// Deliveries between two breaths of the hub: other tasks run on its thread too.
+const DELIVERIES_MAX: usize = 512;
+
+/// A handle to the hub; cloning shares it.
+#[derive(Clone)]
+pub struct Hub {
+    pub(super) inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    pub(super) store: Arc<Store>,
+    pub(super) options: Options,
+    pub(super) state: Mutex<State>,
+    /// Every event up to this revision is in the queue of each synced watcher that it concerns.
+    pub(super) delivered: watch::Sender<i64>,
+    /// True when the leader has been gone for too long.
+    leader_lost: watch::Sender<bool>,
+    pub(super) watchers: AtomicUsize,
+    sessions: AtomicU64,
+    pub(super) closed: CancellationToken,
+}
+
+pub(super) struct State {
+    /// The next revision to give out.
+    pub(super) position: i64,
+    /// The state that the position is of.
+    pub(super) generation: u64,
+    /// Every watcher, synced or not: who is not ignores what it is given.
+    pub(super) index: Index<Arc<Outbox>>,
+}
+
+/// Revisions read from the state, and what the state was then.
+pub(super) struct Slice {
+    pub(super) revisions: Vec<kv::Revision>,
+    /// The state's revision.
+    pub(super) head: i64,
+    pub(super) compacted: i64,
+    /// Whether the history reached back to where the slice was to begin.
+    pub(super) whole: bool,
+    pub(super) generation: u64,
+    /// For previous versions, if they were asked for.
+    pub(super) view: Option<kv::State>,
+}
+
+impl Inner {
+    /// Reads from revision `from` on, at most about `bytes_max` of payload.
+    pub(super) fn slice(&self, from: i64, bytes_max: usize, wants_view: bool) -> Slice {
+        self.store.read(|s| {
+            let mut bytes = 0;
+            let within = |revision: &kv::Revision| {
+                let before = bytes;
+                for event in revision.events() {
+                    bytes += event.as_encoded().len();
+                    if bytes > bytes_max {
+                        break;
+                    }
+                }
+                before <= bytes_max
+            };
+            Slice {
+                revisions: s.kv.revisions_from(from).take(SLICE_REVISIONS_MAX).take_while(within).collect(),
+                head: s.kv.revision(),
+                compacted: s.kv.compacted(),
+                whole: s.kv.holds_from(from),
+                generation: self.store.generation(),
+                view: wants_view.then(|| s.kv.clone()),
+            }
+        })
+    }
+}
+
+impl Hub {
+    /// Starts the hub on a state; it ends with `env`.
+    pub fn start(env: &Env, store: Arc<Store>, options: Options) -> Self {
+        let (position, generation) = store.read(|s| (s.kv.revision() + 1, store.generation()));
+        store.keep_history(position);
+        let inner = Arc::new(Inner {
+            store,
+            options,
+            state: Mutex::new(State { position, generation, index: Index::default() }),
+            delivered: watch::Sender::new(position - 1),
+            leader_lost: watch::Sender::new(false),
+            watchers: AtomicUsize::new(0),
+            sessions: AtomicU64::new(0),
+            closed: env.shutdown.child_token(),
+        });
+        env.spawn(run(inner.clone()));
+        Self { inner }
+    }
+
+    /// Ends every session, now and from now on.
+    pub fn close(&self) {
+        self.inner.closed.cancel();
+    }
+
+    /// A consumer without watchers yet.
+    pub fn session(&self) -> Session {
+        Session::new(self.inner.clone(), self.inner.sessions.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Watchers of all sessions.
+    pub fn watchers(&self) -> usize {
+        self.inner.watchers.load(Ordering::Relaxed)
+    }
+
+    /// Waits until `key` is deleted at revision `from` or later, and returns the revision that did it. Whoever wants to know of a
+    /// deletion reads the key first, and asks from the revision after that of the read. Cheap for many at once.
+    ///
+    /// Errors: `Compacted` if the history does not reach back to `from` (read the key again), `Stopped` at the end of this
+    /// member, `TooManyRequests` beyond the bound of watchers.
+    pub async fn wait_deleted(&self, key: Bytes, from: i64) -> Result<i64, Error> {
+        let mut session = self.session();
+        let shape = Shape { puts: false, ..Shape::of_key(key) };
+        session.watch(0, &shape, from).map_err(|_| Error::TooManyRequests)?;
+        loop {
+            match session.next().await {
+                Ok(Output::Events { batch, .. }) => return Ok(batch.revision),
+                Ok(Output::Compacted { .. }) => return Err(Error::Compacted),
+                Ok(Output::CaughtUp) => {}
+                Err(Ended) => return Err(Error::Stopped),
+            }
+        }
+    }
+
+    /// Keeps watch over the leader: one that is gone for `patience` longer than it takes to notice is lost.
+    pub fn follow_leader(&self, node: &Node, patience: Duration) {
+        let (inner, node) = (self.inner.clone(), node.clone());
+        node.env().clone().spawn(async move {
+            let mut tick = interval(patience / 4);
+            let mut missed = 0;
+            loop {
+                tokio::select! {
+                    _ = tick.tick() => {}
+                    () = inner.closed.cancelled() => return,
+                }
+                missed = if node.status().leader.is_some() { 0 } else { missed + 1 };
+                inner.leader_lost.send_if_modified(|lost| std::mem::replace(lost, missed > 4) != (missed > 4));
+            }
+        });
+    }
+
+    /// Resolves while the leader is lost, or when the hub ends.
+    pub async fn leader_lost(&self) {
+        let _ = self.inner.leader_lost.subscribe().wait_for(|lost| *lost).await;
+    }
+}
+
+/// What one group gets of one revision.
+struct Delivery {
+    /// Which of the slice's revisions.
+    revision: usize,
+    places: Vec<u32>,
+    prev_kv: bool,
+    members: Vec<(i64, Arc<Outbox>)>,
+}
+
+async fn run(inner: Arc<Inner>) {
+    let mut applied = inner.store.applied();
+    loop {
+        applied.borrow_and_update();
+        if !advance(&inner).await {
+            tokio::select! {
+                changed = applied.changed() => if changed.is_err() { break },
+                () = inner.closed.cancelled() => break,
+            }
+        } else if inner.closed.is_cancelled() {
+            break;
+        }
+    }
+    inner.closed.cancel();
+    inner.store.keep_history(i64::MAX);
+}
+
+/// Gives out one slice; false when there was nothing.
+async fn advance(inner: &Inner) -> bool {
+    let (from, wants_prev) = {
+        let mut state = inner.state.lock();
+        if state.index.is_empty() {
+            // Nobody to tell: go to where the next watcher begins.
+            let (next, generation) = inner.store.read(|s| (s.kv.revision() + 1, inner.store.generation()));
+            (state.position, state.generation) = (next, generation);
+            inner.store.keep_history(next);
+            drop(state);
+            publish(inner, next - 1);
+            return false;
+        }
+        (state.position, state.index.wants_prev())
+    };
+    let slice = inner.slice(from, inner.options.stream_bytes_max, wants_prev);
+    if slice.head < from {
+        return false;
+    }
+    if !is_continued(inner, from, &slice) {
+        return true;
+    }
+    let mut at = 0;
+    while at < slice.revisions.len() {
+        let end = at;
+        let (deliveries, next) = collect(inner, &slice, end);
+        at = next;
+        deliver(&slice, deliveries).await;
+        publish(inner, slice.revisions[at - 1].number());
+        tokio::task::yield_now().await;
+    }
+    true
+}
+
+/// False if the history does not lead on from the position: then every synced watcher catches up from there by itself, and
+/// those that cannot are told so.
+fn is_continued(inner: &Inner, from: i64, slice: &Slice) -> bool {
+    let mut state = inner.state.lock();
+    // After a snapshot was installed, the compacted revision itself may lack its deletions.
+    let replaced = slice.generation != state.generation;
+    if slice.whole && !(replaced && from <= slice.compacted) {
+        state.generation = slice.generation;
+        return true;
+    }
+    for (watcher, outbox) in state.index.members() {
+        outbox.fall_behind(watcher, from, state.generation);
+    }
+    state.position = slice.head + 1;
+    state.generation = slice.generation;
+    inner.store.keep_history(state.position);
+    drop(state);
+    publish(inner, slice.head);
+    false
+}
+
+/// Who gets what of the slice's revisions from place `at` on; stops after so many deliveries, and says where. From then on they
+/// lie before the position.
+fn collect(inner: &Inner, slice: &Slice, at: usize) -> (Vec<Delivery>, usize) {
+    let mut deliveries = Vec::new();
+    let mut count = 0;
+    let mut next = at;
+    let mut state = inner.state.lock();
+    for (revision, events) in slice.revisions.iter().enumerate().skip(at) {
+        for found in state.index.matches(events.events()) {
+            let members: Vec<_> = found.group.members().map(|(watcher, outbox)| (watcher, outbox.clone())).collect();
+            count += members.len();
+            let prev_kv = found.group.shape.prev_kv;
+            deliveries.push(Delivery { revision, places: found.events, prev_kv, members });
+        }
+        next = revision + 1;
+        if count >= DELIVERIES_MAX {
+            break;
+        }
+    }
+    state.position = slice.revisions[next - 1].number() + 1;
+    inner.store.keep_history(state.position);
+    (deliveries, next)
+}
+
+async fn deliver(slice: &Slice, deliveries: Vec<Delivery>) {
+    let mut count = 0;
+    let mut rest = deliveries.into_iter().peekable();
+    while let Some(first) = rest.peek() {
+        let revision = first.revision;
+        let mut batches = Batches::new(&slice.revisions[revision], slice.view.as_ref());
+        while let Some(delivery) = rest.next_if(|d| d.revision == revision) {
+            let batch = batches.get(&delivery.places, delivery.prev_kv);
+            // Members stand by session: a session is locked and woken once for all of its watchers.
+            for members in delivery.members.chunk_by(|a, b| Arc::ptr_eq(&a.1, &b.1)) {
+                let outbox = &members[0].1;
+                outbox.push(members.iter().map(|(watcher, _)| *watcher), &batch, slice.generation);
+                count += members.len();
+                if count >= DELIVERIES_MAX {
+                    count = 0;
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    }
+}
+
+fn publish(inner: &Inner, revision: i64) {
+    inner.delivered.send_if_modified(|at| std::mem::replace(at, revision) != revision);
+}

@@ -1,0 +1,383 @@
+//! One consumer of many watchers: its queue, and its catching up.
+//!
+//! Invariants: each watcher has a lower bound `next`, and takes no event below it, so what comes twice is dropped; the queue holds
+//! at most its bytes, or one revision if that is larger. The session reads the history only when its queue is empty (or it would
+//! never be), and only as much as fits a quarter of the bound.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::hub::{Inner, Slice};
+use super::index::Index;
+use super::{Batch, Batches, Refused, Shape};
+
+/// Items taken from the queue in a row while some watcher catches up: neither starves the other.
+const QUEUED_IN_A_ROW_MAX: usize = 64;
+
+/// What a session's consumer gets.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    /// All of one revision that concerns the watcher.
+    Events { watcher: i64, batch: Arc<Batch> },
+    /// The watcher lacks events that are compacted, and is gone.
+    Compacted { watcher: i64, compacted: i64 },
+    /// Every watcher that was behind is up to date.
+    CaughtUp,
+}
+
+/// The hub has ended, with this member's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the watch hub has ended")]
+pub struct Ended;
+
+/// A watcher that was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Created {
+    /// The state's revision at that moment: what comes after it is watched.
+    pub revision: i64,
+}
+
+/// The queue of a session, which the hub fills.
+pub(super) struct Outbox {
+    bytes_max: usize,
+    waiting: Mutex<Waiting>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Waiting {
+    queue: VecDeque<(i64, Arc<Batch>)>,
+    bytes: usize,
+    flows: HashMap<i64, Flow>,
+    /// Watchers that fell behind and of which the session does not know yet.
+    behind: Vec<i64>,
+}
+
+/// How far a watcher is.
+struct Flow {
+    /// Events below this revision are of no interest (any more).
+    next: i64,
+    /// The hub gives it events; else the session reads them.
+    synced: bool,
+    /// Not synced: the state whose history leads on from `next`.
+    generation: u64,
+    /// Its items in the queue; they come before what it reads from the history.
+    queued: usize,
+}
+
+impl Flow {
+    fn fall_behind(&mut self, next: i64, generation: u64) {
+        (self.next, self.synced, self.generation) = (next, false, generation);
+    }
+}
+
+impl Outbox {
+    /// Gives a batch to those of `watchers` that are synced and want it. Who finds the queue full falls behind.
+    pub(super) fn push(&self, watchers: impl Iterator<Item = i64>, batch: &Arc<Batch>, generation: u64) {
+        let mut waiting = self.waiting.lock();
+        let Waiting { queue, bytes, flows, behind } = &mut *waiting;
+        for watcher in watchers {
+            let flow = flows.get_mut(&watcher).filter(|f| f.synced && f.next <= batch.revision);
+            let Some(flow) = flow else { continue };
+            if !queue.is_empty() && *bytes + batch.bytes > self.bytes_max {
+                flow.fall_behind(batch.revision, generation);
+                behind.push(watcher);
+                continue;
+            }
+            flow.next = batch.revision + 1;
+            flow.queued += 1;
+            *bytes += batch.bytes;
+            queue.push_back((watcher, batch.clone()));
+        }
+        drop(waiting);
+        self.changed.notify_one();
+    }
+
+    /// A synced watcher has to catch up from `from` on, or from where it wants to begin.
+    pub(super) fn fall_behind(&self, watcher: i64, from: i64, generation: u64) {
+        let mut waiting = self.waiting.lock();
+        if let Some(flow) = waiting.flows.get_mut(&watcher).filter(|f| f.synced) {
+            flow.fall_behind(flow.next.max(from), generation);
+            waiting.behind.push(watcher);
+            drop(waiting);
+            self.changed.notify_one();
+        }
+    }
+}
+
+/// A watcher that catches up.
+struct Behind {
+    next: i64,
+    generation: u64,
+}
+
+/// A consumer; dropping it ends its watchers.
+pub struct Session {
+    hub: Arc<Inner>,
+    number: u64,
+    outbox: Arc<Outbox>,
+    watchers: HashMap<i64, Arc<Shape>>,
+    /// Those that catch up, and what they want.
+    behind: BTreeMap<i64, Behind>,
+    behind_index: Index<()>,
+    /// Read from the history, and not taken yet.
+    read: VecDeque<Output>,
+    in_a_row: usize,
+}
+
+impl Session {
+    pub(super) fn new(hub: Arc<Inner>, number: u64) -> Self {
+        // The rest of the bound is for what is read from the history.
+        let bytes_max = hub.options.stream_bytes_max / 4 * 3;
+        let outbox = Outbox { bytes_max, waiting: Mutex::default(), changed: Notify::new() };
+        Self {
+            hub,
+            number,
+            outbox: Arc::new(outbox),
+            watchers: HashMap::new(),
+            behind: BTreeMap::new(),
+            behind_index: Index::default(),
+            read: VecDeque::new(),
+            in_a_row: 0,
+        }
+    }
+
+    /// Adds a watcher under a number that is free. `start`: the first revision of interest, past or future; 0 or less: the next.
+    pub fn watch(&mut self, watcher: i64, shape: &Shape, start: i64) -> Result<Created, Refused> {
+        if shape.is_empty() {
+            return Err(Refused::EmptyRange);
+        }
+        if self.watchers.contains_key(&watcher) {
+            return Err(Refused::DuplicateId);
+        }
+        let options = &self.hub.options;
+        let all = self.hub.watchers.fetch_add(1, Ordering::Relaxed);
+        if all >= options.watchers_max || self.watchers.len() >= options.stream_watchers_max {
+            self.hub.watchers.fetch_sub(1, Ordering::Relaxed);
+            return Err(Refused::TooMany);
+        }
+        let mut state = self.hub.state.lock();
+        let revision = self.hub.store.read(|s| s.kv.revision());
+        let next = if start > 0 { start } else { revision + 1 };
+        let (synced, generation) = (next >= state.position, state.generation);
+        self.outbox.waiting.lock().flows.insert(watcher, Flow { next, synced, generation, queued: 0 });
+        let shape = state.index.insert(shape, (self.number, watcher), self.outbox.clone());
+        drop(state);
+        if !synced {
+            self.behind_index.insert(&shape, (0, watcher), ());
+            // The present state's: who begins at the compacted revision gets what is left of it.
+            self.behind.insert(watcher, Behind { next, generation: self.hub.store.generation() });
+        }
+        self.watchers.insert(watcher, shape);
+        Ok(Created { revision })
+    }
+
+    /// Ends a watcher; false if there is none of that number. What waits for it is dropped.
+    pub fn cancel(&mut self, watcher: i64) -> bool {
+        let Some(shape) = self.watchers.remove(&watcher) else { return false };
+        self.hub.state.lock().index.remove(&shape, (self.number, watcher));
+        self.hub.watchers.fetch_sub(1, Ordering::Relaxed);
+        let mut waiting = self.outbox.waiting.lock();
+        waiting.flows.remove(&watcher);
+        waiting.behind.retain(|w| *w != watcher);
+        let mut freed = 0;
+        waiting.queue.retain(|(w, batch)| {
+            freed += if *w == watcher { batch.bytes } else { 0 };
+            *w != watcher
+        });
+        waiting.bytes -= freed;
+        drop(waiting);
+        self.behind.remove(&watcher);
+        self.behind_index.remove(&shape, (0, watcher));
+        self.read.retain(|output| !matches!(output, Output::Events { watcher: w, .. } if *w == watcher));
+        true
+    }
+
+    pub fn contains(&self, watcher: i64) -> bool {
+        self.watchers.contains_key(&watcher)
+    }
+
+    pub fn watchers(&self) -> usize {
+        self.watchers.len()
+    }
+
+    /// Waits for what comes next. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Result<Output, Ended> {
+        loop {
+            if let Some(output) = self.try_next() {
+                return Ok(output);
+            }
+            if self.is_catching_up() {
+                self.catch_up();
+                // One slice at a time: other tasks run on this thread too.
+                tokio::task::yield_now().await;
+                continue;
+            }
+            tokio::select! {
+                () = self.outbox.changed.notified() => {}
+                () = self.hub.closed.cancelled() => return Err(Ended),
+            }
+        }
+    }
+
+    /// What waits already. `None` does not say that there is nothing: somebody may have to catch up.
+    pub fn try_next(&mut self) -> Option<Output> {
+        if let Some(output) = self.read.pop_front() {
+            return Some(output);
+        }
+        let mut waiting = self.outbox.waiting.lock();
+        if self.in_a_row < QUEUED_IN_A_ROW_MAX || (self.behind.is_empty() && waiting.behind.is_empty()) {
+            self.in_a_row += 1;
+            if let Some((watcher, batch)) = waiting.queue.pop_front() {
+                waiting.bytes -= batch.bytes;
+                if let Some(flow) = waiting.flows.get_mut(&watcher) {
+                    flow.queued -= 1;
+                }
+                return Some(Output::Events { watcher, batch });
+            }
+        }
+        self.in_a_row = 0;
+        let behind = std::mem::take(&mut waiting.behind);
+        let (later, now): (Vec<i64>, Vec<i64>) = behind.into_iter().partition(|w| waiting.flows[w].queued > 0);
+        for watcher in now {
+            let flow = &waiting.flows[&watcher];
+            self.behind.insert(watcher, Behind { next: flow.next, generation: flow.generation });
+            self.behind_index.insert(&self.watchers[&watcher], (0, watcher), ());
+        }
+        waiting.behind = later;
+        None
+    }
+
+    fn is_catching_up(&self) -> bool {
+        !self.behind.is_empty() || !self.outbox.waiting.lock().behind.is_empty()
+    }
+
+    /// Reads one slice of the history for those behind, and hands over who has all of it.
+    fn catch_up(&mut self) {
+        let Some(from) = self.behind.values().map(|b| b.next).min() else { return };
+        let budget = self.hub.options.stream_bytes_max / 4;
+        let slice = self.hub.slice(from, budget, self.behind_index.wants_prev());
+        self.drop_compacted(&slice);
+        let mut bytes = 0;
+        let mut next = slice.revisions.first().map_or(slice.head + 1, |r| r.number().max(from));
+        for revision in &slice.revisions {
+            let mut batches = Batches::new(revision, slice.view.as_ref());
+            for found in self.behind_index.matches(revision.events()) {
+                let interested = found.group.members().filter(|(w, ())| self.behind[w].next <= revision.number());
+                let mut interested = interested.peekable();
+                if interested.peek().is_none() {
+                    continue;
+                }
+                let batch = batches.get(&found.events, found.group.shape.prev_kv);
+                for (watcher, ()) in interested {
+                    bytes += batch.bytes;
+                    self.read.push_back(Output::Events { watcher, batch: batch.clone() });
+                }
+            }
+            next = revision.number() + 1;
+            if bytes >= budget {
+                break;
+            }
+        }
+        for behind in self.behind.values_mut() {
+            behind.next = behind.next.max(next);
+        }
+        if next > slice.head {
+            self.hand_over(next);
+        }
+    }
+
+    fn drop_compacted(&mut self, slice: &Slice) {
+        let is_lost = |b: &Behind| {
+            // See `hub::is_continued`.
+            b.next < slice.compacted || (b.generation != slice.generation && b.next <= slice.compacted)
+        };
+        let lost: Vec<i64> = self.behind.iter().filter(|(_, b)| is_lost(b)).map(|(w, _)| *w).collect();
+        for watcher in lost {
+            self.cancel(watcher);
+            self.read.push_back(Output::Compacted { watcher, compacted: slice.compacted });
+        }
+        for behind in self.behind.values_mut() {
+            behind.generation = slice.generation;
+        }
+    }
+
+    /// Those who have read all that the hub has given out so far go on with the hub.
+    fn hand_over(&mut self, read_to: i64) {
+        let state = self.hub.state.lock();
+        if read_to < state.position {
+            // The hub is ahead; the next slice is short.
+            return;
+        }
+        let mut waiting = self.outbox.waiting.lock();
+        for (watcher, behind) in std::mem::take(&mut self.behind) {
+            let flow = waiting.flows.get_mut(&watcher).expect("a watcher that catches up has a flow");
+            (flow.next, flow.synced) = (behind.next, true);
+            self.behind_index.remove(&self.watchers[&watcher], (0, watcher));
+        }
+        drop(waiting);
+        self.read.push_back(Output::CaughtUp);
+    }
+
+    /// The revision up to which the hub has given out every event.
+    pub fn delivered(&self) -> i64 {
+        *self.hub.delivered.borrow()
+    }
+
+    /// The revision up to which every event was taken from this session, if no watcher lacks any and all have begun; else
+    /// `None`: an output or [`Self::delivered_after`] tells when it is worth asking again.
+    pub fn progress(&self) -> Option<i64> {
+        // Before the queue is looked at: what is delivered later is not in it.
+        let delivered = self.delivered();
+        let waiting = self.outbox.waiting.lock();
+        let idle = self.read.is_empty() && self.behind.is_empty() && waiting.queue.is_empty();
+        (idle && waiting.flows.values().all(|f| f.synced && f.next <= delivered + 1)).then_some(delivered)
+    }
+
+    /// As [`Self::progress`], of one watcher.
+    pub fn progress_of(&self, watcher: i64) -> Option<i64> {
+        let delivered = self.delivered();
+        let waiting = self.outbox.waiting.lock();
+        let flow = waiting.flows.get(&watcher)?;
+        let idle = self.read.is_empty() && flow.queued == 0;
+        (idle && flow.synced && flow.next <= delivered + 1).then_some(delivered)
+    }
+
+    /// Waits until the hub has given out more than up to `revision`.
+    pub fn delivered_after(&self, revision: i64) -> impl Future<Output = ()> + use<> {
+        let mut delivered = self.hub.delivered.subscribe();
+        async move {
+            if delivered.wait_for(|at| *at > revision).await.is_err() {
+                std::future::pending().await
+            }
+        }
+    }
+
+    /// The state's revision now.
+    pub fn revision(&self) -> i64 {
+        self.hub.store.read(|s| s.kv.revision())
+    }
+
+    /// Bytes in the queue.
+    #[cfg(test)]
+    pub(super) fn queued_bytes(&self) -> usize {
+        self.outbox.waiting.lock().bytes
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.watchers.is_empty() {
+            return;
+        }
+        let mut state = self.hub.state.lock();
+        for (watcher, shape) in &self.watchers {
+            state.index.remove(shape, (self.number, *watcher));
+        }
+        self.hub.watchers.fetch_sub(self.watchers.len(), Ordering::Relaxed);
+    }
+}

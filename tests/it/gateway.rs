@@ -1,0 +1,185 @@
+//! The JSON gateway and the other HTTP paths, as any HTTP client sees them.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use quorate::pb::etcd::{PutRequest, RangeRequest};
+use serde_json::{Value, json};
+
+use crate::support::cluster::{Cluster, http_get, http_post, http_request, wait_for};
+
+fn encoded(text: &str) -> String {
+    BASE64.encode(text)
+}
+
+fn parsed(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// An answer that must be a success.
+async fn post(cluster: &Cluster, path: &str, body: Value) -> Value {
+    let (code, text) = http_post(&cluster.endpoint(0), path, &body.to_string()).await.unwrap();
+    assert_eq!(code, 200, "{path} {body}: {text}");
+    parsed(&text)
+}
+
+/// An answer that must be a refusal: HTTP status, gRPC code and text.
+async fn refused(cluster: &Cluster, path: &str, body: &str) -> (u16, i64, String) {
+    let (status, text) = http_post(&cluster.endpoint(0), path, body).await.unwrap();
+    let answer = parsed(&text);
+    assert_eq!(answer["error"], answer["message"], "clients look at either: {text}");
+    (status, answer["code"].as_i64().unwrap(), answer["message"].as_str().unwrap().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gateway_and_grpc_are_one_store() {
+    let cluster = Cluster::start(1).await;
+    for (version, key) in [("v3", "a"), ("v3beta", "b")] {
+        let put = json!({ "key": encoded(key), "value": encoded("x\u{0}y") });
+        let answer = post(&cluster, &format!("/{version}/kv/put"), put).await;
+        let revision: i64 = answer["header"]["revision"].as_str().expect("64-bit numbers are strings").parse().unwrap();
+        let mut kv = cluster.kv(0);
+        let read =
+            kv.range(RangeRequest { key: key.to_owned().into(), ..Default::default() }).await.unwrap().into_inner();
+        assert_eq!((read.kvs[0].value(), read.kvs[0].mod_revision()), (&b"x\0y"[..], revision));
+        let put = PutRequest { key: key.to_owned().into(), value: "z".into(), ..Default::default() };
+        kv.put(put).await.unwrap();
+        let range = json!({ "key": encoded(key) });
+        let answer = post(&cluster, &format!("/{version}/kv/range"), range).await;
+        let expected = json!({
+            "key": encoded(key), "value": encoded("z"), "version": "2",
+            "create_revision": revision.to_string(), "mod_revision": (revision + 1).to_string(),
+        });
+        assert_eq!(answer["kvs"], json!([expected]), "unset fields are left out");
+        assert_eq!((&answer["count"], answer.get("more")), (&json!("1"), None));
+    }
+    let header = post(&cluster, "/v3/kv/range", json!({ "key": encoded("a") })).await["header"].clone();
+    let member = cluster.member_id(0).await;
+    assert_eq!(header["member_id"], json!(member.to_string()));
+    assert_eq!(header["cluster_id"], json!(cluster.cluster_id(0).await.to_string()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_kv_request_goes_through_the_gateway() {
+    let cluster = Cluster::start(1).await;
+    let txn = json!({
+        "compare": [{ "result": "EQUAL", "target": "VERSION", "key": encoded("k"), "version": "0" }],
+        "success": [
+            { "requestPut": { "key": encoded("k"), "value": encoded("1") } },
+            { "request_range": { "key": encoded("k") } },
+        ],
+        "failure": [{ "request_delete_range": { "key": encoded("k") } }],
+    });
+    let first = post(&cluster, "/v3/kv/txn", txn.clone()).await;
+    assert_eq!(first["succeeded"], json!(true));
+    assert_eq!(first["responses"][1]["response_range"]["kvs"][0]["value"], json!(encoded("1")));
+    let second = post(&cluster, "/v3/kv/txn", txn).await;
+    assert_eq!(second.get("succeeded"), None, "false is left out: {second}");
+    assert_eq!(second["responses"][0]["response_delete_range"]["deleted"], json!("1"));
+
+    let put = json!({ "key": encoded("k"), "value": encoded("2") });
+    let revision: i64 =
+        post(&cluster, "/v3/kv/put", put).await["header"]["revision"].as_str().unwrap().parse().unwrap();
+    let deleted = json!({ "key": encoded("k"), "prev_kv": true });
+    let deleted = post(&cluster, "/v3/kv/deleterange", deleted).await;
+    assert_eq!(deleted["prev_kvs"][0]["value"], json!(encoded("2")));
+    let past = json!({ "key": encoded("k"), "revision": revision });
+    assert_eq!(post(&cluster, "/v3/kv/range", past).await["kvs"][0]["value"], json!(encoded("2")));
+    post(&cluster, "/v3/kv/compaction", json!({ "revision": (revision + 1).to_string(), "physical": true })).await;
+    let text =
+        refused(&cluster, "/v3/kv/range", &json!({ "key": encoded("k"), "revision": revision }).to_string()).await;
+    assert_eq!(text, (400, 11, "etcdserver: mvcc: required revision has been compacted".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_say_what_is_wrong() {
+    let mut cluster = Cluster::new(1);
+    cluster.set("limits.request_bytes_max", "64KiB");
+    cluster.start_all().await;
+    let cases = [
+        ("/v3/kv/put", "{", 400, 3, "request body: "),
+        ("/v3/kv/put", r#"{"key":"no base64!"}"#, 400, 3, "request body: "),
+        ("/v3/kv/put", "{}", 400, 3, "etcdserver: key is not provided"),
+        ("/v3/kv/nothing", "{}", 404, 5, "Not Found"),
+        ("/v3/auth/enable", "{}", 501, 12, "auth/enable is not served"),
+        ("/v3/maintenance/downgrade", r#"{"version":"2.0"}"#, 400, 3, "etcdserver: invalid downgrade target version"),
+    ];
+    for (path, body, status, code, text) in cases {
+        let found = refused(&cluster, path, body).await;
+        assert!(found.0 == status && found.1 == code && found.2.starts_with(text), "{path} {body}: {found:?}");
+    }
+    let large = json!({ "key": encoded("k"), "value": "A".repeat(2 << 20) }).to_string();
+    let (status, code, text) = refused(&cluster, "/v3/kv/put", &large).await;
+    assert!((status, code) == (413, 8) && text.contains("larger than"), "{text}");
+    let over = json!({ "key": encoded("k"), "value": "A".repeat(100 << 10) }).to_string();
+    assert_eq!(refused(&cluster, "/v3/kv/put", &over).await.2, "etcdserver: request is too large");
+    let (status, text) = http_get(&cluster.endpoint(0), "/v3/kv/range").await.unwrap();
+    assert_eq!((status, parsed(&text)["code"].as_i64()), (405, Some(12)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_become_metadata() {
+    let mut cluster = Cluster::new(3);
+    cluster.start_all().await;
+    cluster.kill(1);
+    cluster.kill(2);
+    let ask = async |headers: &[(&str, &str)]| {
+        let body = json!({ "key": encoded("k"), "serializable": true }).to_string();
+        http_request(&cluster.endpoint(0), "POST", "/v3/kv/range", headers, &body).await.unwrap()
+    };
+    wait_for("the survivor to know no leader", async || {
+        let (code, text) = ask(&[("Grpc-Metadata-hasleader", "true")]).await;
+        if code == 503 && text.contains("etcdserver: no leader") { Ok(()) } else { Err(format!("{code} {text}")) }
+    })
+    .await;
+    assert_eq!(ask(&[]).await.0, 200, "a serializable read needs none");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_comes_line_by_line() {
+    let cluster = Cluster::start(1).await;
+    for n in 0..50 {
+        cluster.put(0, &format!("k{n}"), &"v".repeat(5000)).await;
+    }
+    let (code, text) = http_post(&cluster.endpoint(0), "/v3/maintenance/snapshot", "").await.unwrap();
+    assert_eq!(code, 200);
+    let mut file = Vec::new();
+    let mut remaining = None;
+    for line in text.lines() {
+        let result = parsed(line)["result"].clone();
+        file.extend(BASE64.decode(result["blob"].as_str().expect(line)).unwrap());
+        remaining = Some(result["remaining_bytes"].as_str().unwrap_or("0").parse::<u64>().unwrap());
+    }
+    assert!(text.lines().count() > 3 && remaining == Some(0), "{} lines", text.lines().count());
+    assert_eq!(file.len() % 512, 32);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_can_be_asked_of_one_member_and_without_an_alarm() {
+    let mut cluster = Cluster::new(3);
+    cluster.start_all().await;
+    for path in ["/health", "/health?serializable=true", "/health?exclude=NOSPACE", "/health?serializable"] {
+        cluster.wait_http(0, path, 200, &[r#""health":"true""#]).await;
+    }
+    cluster
+        .wait_http(0, "/readyz?verbose", 200, &["[+]data_corruption ok\n", "[+]linearizable_read ok\n", "ok\n"])
+        .await;
+    cluster.wait_http(0, "/livez?verbose", 200, &["[+]", "ok\n"]).await;
+    wait_for("an alarm to be taken", async || {
+        let (code, text) = http_post(
+            &cluster.endpoint(1),
+            "/v3/maintenance/alarm",
+            r#"{"action":"ACTIVATE","alarm":"NOSPACE","memberID":"7"}"#,
+        )
+        .await
+        .unwrap();
+        if code == 200 { Ok(()) } else { Err(text) }
+    })
+    .await;
+    cluster.wait_http(0, "/health", 503, &["ALARM NOSPACE"]).await;
+    cluster.wait_http(0, "/health?exclude=NOSPACE", 200, &["true"]).await;
+    cluster.kill(1);
+    cluster.kill(2);
+    cluster.wait_http(0, "/health?exclude=NOSPACE", 503, &["RAFT NO LEADER"]).await;
+    cluster.wait_http(0, "/health?exclude=NOSPACE&serializable=true", 200, &["true"]).await;
+    cluster.wait_http(0, "/readyz?verbose", 503, &["[-]linearizable_read failed: "]).await;
+}
