@@ -18,8 +18,8 @@ mod snapshot;
 mod wait;
 mod watch;
 
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::RwLock;
 use tonic::{Request, Response, Status};
@@ -209,10 +209,11 @@ impl Api {
         if node.status().leader.is_none() {
             return Some(std::iter::once("knows no leader".into()).chain(facts.notes).collect::<Vec<_>>().join("; "));
         }
-        if !self.shared.was_ready.load(Ordering::Acquire) {
-            return Some("has not applied yet what was committed when it started".into());
+        if let Some(reason) = node.corrupt() {
+            return Some(reason.to_owned());
         }
-        node.corrupt().map(str::to_owned)
+        let was_ready = self.shared.was_ready.load(Ordering::Acquire);
+        (!was_ready).then(|| "has not applied yet what was committed when it started".into())
     }
 
     /// As etcd's `/health`: unhealthy with an alarm on, without a leader, or if a read fails.

@@ -173,18 +173,15 @@ impl Audit {
         let others: Vec<(u64, String)> =
             nodes.iter().filter(|(id, _)| **id != this).map(|(id, node)| (*id, node.peer_address.clone())).collect();
         let first = self.ask(&others, 0).await;
-        let comparable: Vec<(u64, String)> = others
-            .into_iter()
-            .filter(|(id, _)| first.get(id).is_some_and(|who| self.is_comparable(who)))
-            .collect();
+        let comparable: Vec<(u64, String)> =
+            others.into_iter().filter(|(id, _)| first.get(id).is_some_and(|who| self.is_comparable(who))).collect();
         let unknown = self.node.store().read(|s| s.kv.digest().is_none())
             || comparable.iter().any(|(id, _)| first[id].digest_unknown);
         let comparable: Vec<_> = comparable.into_iter().filter(|(id, _)| !first[id].digest_unknown).collect();
         let applied = comparable.iter().map(|(id, _)| first[id].applied_index);
         let index = applied.chain(self.node.store().applied_index()).min().filter(|index| *index > 0)?;
         let answers = self.ask(&comparable, index).await;
-        let mut digests: BTreeMap<u64, u64> =
-            answers.iter().filter_map(|(id, who)| Some((*id, who.digest?))).collect();
+        let mut digests: BTreeMap<u64, u64> = answers.iter().filter_map(|(id, who)| Some((*id, who.digest?))).collect();
         digests.extend(self.node.store().digest_at(index).map(|digest| (this, digest)));
         Some(Round { verdict: judge(&configs, &digests), index, unknown })
     }
@@ -235,8 +232,14 @@ impl Audit {
     async fn fence(&self, member_id: u64, index: u64) {
         let member = format!("{member_id:x}");
         match self.alarm(member_id, AlarmAction::Activate).await {
-            Ok(()) => tracing::error!(member, index, "corrupt cluster: fenced a member whose data differs from the majority's"),
-            Err(error) => tracing::error!(member, index, %error, "corrupt cluster: a member could not be fenced; tried again"),
+            Ok(()) => tracing::error!(
+                member,
+                index,
+                "corrupt cluster: fenced a member whose data differs from the majority's"
+            ),
+            Err(error) => {
+                tracing::error!(member, index, %error, "corrupt cluster: a member could not be fenced; tried again")
+            }
         }
         self.node.refresh_alarms();
         if self.node.corrupt().is_some() {
@@ -255,7 +258,10 @@ impl Audit {
             if status.membership.get_node(&alarm.member_id).is_none()
                 && self.alarm(alarm.member_id, AlarmAction::Deactivate).await.is_ok()
             {
-                tracing::info!(member = format!("{:x}", alarm.member_id), "alarm CORRUPT of a member that has left is off");
+                tracing::info!(
+                    member = format!("{:x}", alarm.member_id),
+                    "alarm CORRUPT of a member that has left is off"
+                );
             }
         }
     }

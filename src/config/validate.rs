@@ -92,9 +92,10 @@ impl Config {
             let least = Duration::from_secs(1);
             faults.check(got >= least, key, humantime::format_duration(got), "at least 1s", "raise it");
         }
-        for (key, got) in
-            [("limits.receive_bytes_max", limits.receive_bytes_max), ("limits.answer_bytes_max", limits.answer_bytes_max)]
-        {
+        for (key, got) in [
+            ("limits.receive_bytes_max", limits.receive_bytes_max),
+            ("limits.answer_bytes_max", limits.answer_bytes_max),
+        ] {
             faults.at_least(key, got, limits.request_bytes_max, "limits.request_bytes_max");
         }
     }

@@ -147,7 +147,8 @@ fn open_log(disk: &SimDisk, look: impl Fn(&[Record])) {
             look(&entries);
         }
         log.close().await;
-        let again = Log::open(&env(disk), Path::new(LOG), OWNER, log_options()).expect("what was recovered opens again");
+        let again =
+            Log::open(&env(disk), Path::new(LOG), OWNER, log_options()).expect("what was recovered opens again");
         assert_eq!(again.state().last, state.last, "recovery changes nothing twice");
         again.close().await;
     });

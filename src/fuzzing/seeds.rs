@@ -29,7 +29,8 @@ fn txn() -> TxnRequest {
         target_union: Some(TargetUnion::Value("6".into())),
         ..Compare::default()
     };
-    let put = |key: &'static str| PutRequest { key: key.into(), value: "v".into(), prev_kv: true, ..Default::default() };
+    let put =
+        |key: &'static str| PutRequest { key: key.into(), value: "v".into(), prev_kv: true, ..Default::default() };
     let nested = TxnRequest { success: ops([Request::RequestPut(put("n"))]), ..TxnRequest::default() };
     let delete = DeleteRangeRequest { key: "b".into(), range_end: "d".into(), prev_kv: true };
     TxnRequest {
@@ -92,7 +93,11 @@ fn messages() -> Vec<Seed> {
     let formation = Formation { cluster_id: 7, members: members().members };
     let kinds: [(&'static str, u8, Vec<u8>); 6] = [
         ("append", 0, append.encode_to_vec()),
-        ("vote", 1, peer::VoteRequest { envelope, vote, last_log: Some(log_id(7)), ..Default::default() }.encode_to_vec()),
+        (
+            "vote",
+            1,
+            peer::VoteRequest { envelope, vote, last_log: Some(log_id(7)), ..Default::default() }.encode_to_vec(),
+        ),
         ("forward", 4, forward.encode_to_vec()),
         ("membership", 6, members().encode_to_vec()),
         ("who", 7, peer::WhoResponse { nonce: 1, name: "kv-0".into(), ..Default::default() }.encode_to_vec()),
@@ -132,7 +137,11 @@ fn stored() -> Vec<Seed> {
         ("state_records", "flipped", vec![0, 2, 9]),
         ("state_records", "record", [&[0; 12][..], &[1; 120]].concat()),
         ("member_dir", "current", b"\x00quorate-current 1\nmember-0000000000010000\n".to_vec()),
-        ("member_dir", "identity", [&[2][..], &crate::pb::log::Identity { member_id: 0x10000, ..Default::default() }.encode_to_vec()].concat()),
+        (
+            "member_dir",
+            "identity",
+            [&[2][..], &crate::pb::log::Identity { member_id: 0x10000, ..Default::default() }.encode_to_vec()].concat(),
+        ),
     ]
 }
 
@@ -140,7 +149,12 @@ fn text() -> Vec<Seed> {
     let name = |name: &'static str, text: &str| ("names", name, text.as_bytes().to_vec());
     vec![
         ("config", "manual", MANUAL.as_bytes().to_vec()),
-        ("config", "small", b"[raft]\nheartbeat_interval = \"200ms\"\nelection_timeout_min = \"1s\"\nelection_timeout_max = \"2s\"\n".to_vec()),
+        (
+            "config",
+            "small",
+            b"[raft]\nheartbeat_interval = \"200ms\"\nelection_timeout_min = \"1s\"\nelection_timeout_max = \"2s\"\n"
+                .to_vec(),
+        ),
         name("headless", "kv-%d.kv-headless.ns:2380"),
         name("port", "127.0.0.1:2380%d"),
         name("ipv6", "[fd00::%d]:2380"),

@@ -12,7 +12,8 @@ use crate::server::authority::Filter;
 pub(super) fn config(data: &[u8]) {
     let read = |bytes: &[u8]| {
         let disk = SimDisk::new(1);
-        let path = PathBuf::from("/quorate.toml");
+        let path = PathBuf::from("/etc/quorate.toml");
+        disk.create_dir_all(Path::new("/etc")).expect("a simulated disk takes a directory");
         disk.write_atomic(&path, bytes).expect("a simulated disk takes a file");
         config::load(&disk, &Sources { file: Some(path), ..Sources::default() })
     };

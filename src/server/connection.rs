@@ -35,7 +35,10 @@ pub(super) enum Kind {
 /// Looks for what a client must say first.
 enum Greeting {
     /// How much of the blank line that ends an HTTP/1 head was seen, and until when it must be there.
-    Awaited { seen: usize, until: Pin<Box<Sleep>> },
+    Awaited {
+        seen: usize,
+        until: Pin<Box<Sleep>>,
+    },
     Done,
 }
 
@@ -163,7 +166,11 @@ impl AsyncWrite for Connection {
 }
 
 /// At most `max` connections at a time; further ones are closed at once.
-pub(super) fn bounded(incoming: Incoming, max: usize, kind: Kind) -> impl futures_util::Stream<Item = io::Result<Connection>> {
+pub(super) fn bounded(
+    incoming: Incoming,
+    max: usize,
+    kind: Kind,
+) -> impl futures_util::Stream<Item = io::Result<Connection>> {
     let places = Arc::new(Semaphore::new(max));
     incoming.filter_map(move |accepted| {
         let place = places.clone().try_acquire_owned();
@@ -232,7 +239,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_does_not_say_what_it_wants_in_time_is_closed() {
-        for text in [&b""[..], b"GET / HTTP/1.1\r\nHost: x\r\nX: ", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01"] {
+        for text in
+            [&b""[..], b"GET / HTTP/1.1\r\nHost: x\r\nX: ", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01"]
+        {
             assert_eq!(dribble(text).await, (PATIENCE, true), "{:?}", String::from_utf8_lossy(text));
         }
     }

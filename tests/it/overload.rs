@@ -12,7 +12,7 @@ use quorate::pb::etcd::{PutRequest, RangeRequest, TxnRequest};
 use tonic::Code;
 
 use crate::support::attack::{Raw, closed_within, dribble};
-use crate::support::cluster::{Cluster, PATIENCE, http_get, wait_for};
+use crate::support::cluster::{Cluster, PATIENCE, wait_for};
 
 /// What a server of these tests may take more than before, whatever is done to it: the two budgets, and as much again for
 /// buffers, the allocator and a debug build.
@@ -149,7 +149,7 @@ async fn floods_close_their_own_connection_only() {
         // Who floods with pings is throttled by TCP, as nobody reads the answers.
         assert!(kind == 1 || closed.is_some(), "flood {kind} was not cut off");
     }
-    assert_eq!(http_get(&endpoint, "/readyz").await.unwrap().0, 200);
+    cluster.wait_http(0, "/readyz", 200, &[]).await;
 }
 
 /// Clients that ask for 200 MB and read nothing.
@@ -262,7 +262,9 @@ async fn more_requests_than_places_are_refused_and_not_queued() {
             for round in 0..3 {
                 let puts = (0..100).map(|i| {
                     let (mut kv, key) = (kv.clone(), format!("{client}/{round}/{i}"));
-                    async move { kv.put(PutRequest { key: key.into(), value: vec![1; 512].into(), ..Default::default() }).await }
+                    async move {
+                        kv.put(PutRequest { key: key.into(), value: vec![1; 512].into(), ..Default::default() }).await
+                    }
                 });
                 for outcome in join_all(puts).await {
                     let text = outcome.map_or_else(|status| status.message().to_owned(), |_| "ok".into());

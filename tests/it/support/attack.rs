@@ -61,10 +61,7 @@ impl Raw {
     /// A whole request whose answer nobody reads.
     pub async fn ask(&mut self, path: &str, content: &[u8]) -> io::Result<()> {
         let id = self.id();
-        let request = [
-            frame(HEADERS, END_HEADERS, id, &block(path)),
-            frame(DATA, END_STREAM, id, &message(content)),
-        ];
+        let request = [frame(HEADERS, END_HEADERS, id, &block(path)), frame(DATA, END_STREAM, id, &message(content))];
         self.stream.write_all(&request.concat()).await
     }
 
