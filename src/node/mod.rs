@@ -418,7 +418,11 @@ impl Node {
         let this = self.inner.this.member_id;
         let index = |id: &Option<raft::LogId>| id.as_ref().map_or(0, |l| l.index());
         let is_leader = m.state == ServerState::Leader;
-        let quorum_ack_age = m.last_quorum_acked.as_ref().map(|at| at.elapsed());
+        let mut quorum_ack_age = m.last_quorum_acked.as_ref().map(|at| at.elapsed());
+        if is_leader && m.membership_config.voter_ids().all(|id| id == this) {
+            // The only voter is its own quorum; nobody else acknowledges anything.
+            quorum_ack_age = Some(Duration::ZERO);
+        }
         let heard = *self.inner.heard_leader.lock();
         let silence = if is_leader { quorum_ack_age } else { heard.map(|at| at.elapsed()) };
         let alive = silence.is_some_and(|silence| silence <= self.inner.options.leader_silence_max);
