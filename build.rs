@@ -4,11 +4,13 @@ use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let descriptors =
-        protox::compile(["rpc.proto", "lock.proto", "election.proto", "log.proto", "peer.proto"], ["proto"])?;
+    let descriptors = protox::compile(
+        ["rpc.proto", "lock.proto", "election.proto", "admin.proto", "log.proto", "peer.proto"],
+        ["proto"],
+    )?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
     // Server reflection shows clients their API, not the members'.
-    let public = protox::compile(["rpc.proto", "lock.proto", "election.proto"], ["proto"])?;
+    let public = protox::compile(["rpc.proto", "lock.proto", "election.proto", "admin.proto"], ["proto"])?;
     std::fs::write(out.join("public.bin"), public.encode_to_vec())?;
     tonic_prost_build::configure()
         .bytes(".")

@@ -76,6 +76,26 @@ pub enum Error {
     ElectionNoLeader,
     #[error("\"leader\" field must be provided")]
     MissingLeaderKey,
+    #[error("etcdserver: member ID already exist")]
+    MemberExists,
+    #[error("etcdserver: Peer URLs already exists")]
+    PeerUrlExists,
+    #[error("etcdserver: given member URLs are invalid")]
+    BadMemberUrls,
+    #[error("etcdserver: re-configuration failed due to not enough started members")]
+    NotEnoughStarted,
+    #[error("etcdserver: can only promote a learner member")]
+    NotLearner,
+    #[error("etcdserver: can only promote a learner member which is in sync with leader")]
+    LearnerNotReady,
+    #[error("etcdserver: unhealthy cluster")]
+    Unhealthy,
+    /// A node that has to answer does not. The text is whole.
+    #[error("quorate: {0}")]
+    MemberUnreachable(String),
+    /// A membership change that is refused, with no text of etcd's. The text is whole, and says what to do.
+    #[error("quorate: {0}")]
+    Membership(String),
     /// Something that etcd has no text for; the text is whole, and says what to do.
     #[error("quorate: {0}")]
     Unsupported(String),
@@ -95,7 +115,8 @@ impl Error {
             | DuplicateKey
             | InvalidSortOption
             | InvalidDowngradeTarget
-            | DowngradeVersionFormat => Code::InvalidArgument,
+            | DowngradeVersionFormat
+            | BadMemberUrls => Code::InvalidArgument,
             Compacted | FutureRevision | LeaseTtlTooLarge => Code::OutOfRange,
             NoSpace | TooManyRequests => Code::ResourceExhausted,
             LeaseNotFound | MemberNotFound => Code::NotFound,
@@ -105,6 +126,10 @@ impl Error {
             NotLeader | NotSupportedForLearner | BadLeaderTransferee | NoDowngrade | LeaseExists => {
                 Code::FailedPrecondition
             }
+            MemberExists | PeerUrlExists | NotEnoughStarted | NotLearner | LearnerNotReady | Membership(_) => {
+                Code::FailedPrecondition
+            }
+            Unhealthy | MemberUnreachable(_) => Code::Unavailable,
             // etcd gives these no code of their own.
             SessionExpired | ElectionNotLeader | ElectionNoLeader | MissingLeaderKey => Code::Unknown,
             Corrupt => Code::DataLoss,
@@ -155,13 +180,35 @@ impl Error {
             InvalidDowngradeTarget => 41,
             DowngradeVersionFormat => 42,
             NoDowngrade => 43,
+            MemberExists => 51,
+            PeerUrlExists => 52,
+            BadMemberUrls => 53,
+            NotEnoughStarted => 54,
+            NotLearner => 55,
+            LearnerNotReady => 56,
+            Unhealthy => 57,
+            MemberUnreachable(_) => 58,
+            Membership(_) => 59,
+        }
+    }
+
+    /// What [`Error::from_number`] needs beside the number: the text of a failure that has none of its own.
+    pub fn detail(&self) -> String {
+        match self {
+            Error::Unsupported(text) | Error::MemberUnreachable(text) | Error::Membership(text) => text.clone(),
+            plain => plain.to_string(),
         }
     }
 
     /// The failure that `number` stands for; a number from a newer member is an [`Error::Unsupported`].
     pub fn from_number(number: u32, detail: String) -> Self {
         use Error::*;
-        const PLAIN: [Error; 33] = [
+        match number {
+            58 => return MemberUnreachable(detail),
+            59 => return Membership(detail),
+            _ => {}
+        }
+        const PLAIN: &[Error] = &[
             EmptyKey,
             KeyNotFound,
             ValueProvided,
@@ -195,8 +242,15 @@ impl Error {
             ElectionNotLeader,
             ElectionNoLeader,
             MissingLeaderKey,
+            MemberExists,
+            PeerUrlExists,
+            BadMemberUrls,
+            NotEnoughStarted,
+            NotLearner,
+            LearnerNotReady,
+            Unhealthy,
         ];
-        PLAIN.into_iter().find(|e| e.number() == number).unwrap_or(Unsupported(detail))
+        PLAIN.iter().find(|e| e.number() == number).cloned().unwrap_or(Unsupported(detail))
     }
 }
 
@@ -212,7 +266,7 @@ mod tests {
 
     #[test]
     fn every_number_stands_for_one_failure() {
-        for number in (1..=24).chain(26..=31).chain(41..=43) {
+        for number in (1..=24).chain(26..=31).chain(41..=43).chain(51..=59) {
             assert_eq!(Error::from_number(number, String::new()).number(), number);
         }
         assert_eq!(Error::from_number(99, "x".into()), Error::Unsupported("x".into()));

@@ -19,7 +19,9 @@ fn subscriber<W>(telemetry: &Telemetry, writer: W) -> anyhow::Result<Box<dyn tra
 where
     W: for<'a> tracing_subscriber::fmt::MakeWriter<'a> + Send + Sync + 'static,
 {
-    let filter = EnvFilter::try_new(&telemetry.level)?;
+    // kube logs each failed call as an error; we say the same once, with what to do.
+    let quiet = if telemetry.level.contains("kube_client") { "" } else { ",kube_client=off" };
+    let filter = EnvFilter::try_new(format!("{}{quiet}", telemetry.level))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     Ok(match telemetry.format {
         LogFormat::Text => Box::new(builder.with_ansi(std::io::stderr().is_terminal()).finish()),

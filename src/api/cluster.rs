@@ -3,8 +3,15 @@
 use tonic::{Request, Response, Status};
 
 use super::{Api, header_now};
+use crate::error::Error;
+use crate::identity;
+use crate::node::Node;
 use crate::pb::etcd::cluster_server::Cluster;
-use crate::pb::etcd::{Member, MemberListRequest, MemberListResponse};
+use crate::pb::etcd::{
+    Member, MemberAddRequest, MemberAddResponse, MemberListRequest, MemberListResponse, MemberPromoteRequest,
+    MemberPromoteResponse, MemberRemoveRequest, MemberRemoveResponse, MemberUpdateRequest, MemberUpdateResponse,
+};
+use crate::pb::peer::manage_request::{Add, Operation, Update};
 use crate::raft::StoredMembership;
 
 /// The membership as clients see it, ascending by id.
@@ -22,6 +29,27 @@ fn members(membership: &StoredMembership) -> Vec<Member> {
         .collect()
 }
 
+fn members_now(node: &Node) -> Vec<Member> {
+    node.store().read(|s| members(&s.membership))
+}
+
+/// The address in the one URL that a member has here.
+fn peer_address(urls: &[String]) -> Result<String, Error> {
+    let [url] = urls else { return Err(Error::BadMemberUrls) };
+    let address = url.strip_prefix("http://").ok_or(Error::BadMemberUrls)?.trim_end_matches('/');
+    identity::host_port(address).map(|_| address.to_owned()).ok_or(Error::BadMemberUrls)
+}
+
+impl Api {
+    /// Has the leader do it, and waits until this member has applied it; gives the id of a member that was added.
+    async fn manage(&self, node: &Node, operation: Operation) -> Result<u64, Error> {
+        let answer = self.manager()?.manage(operation).await?;
+        // The change is done; that this member shows it may take longer than its client waits.
+        let _ = node.read_index().await;
+        Ok(answer.member_id)
+    }
+}
+
 #[tonic::async_trait]
 impl Cluster for Api {
     async fn member_list(&self, request: Request<MemberListRequest>) -> Result<Response<MemberListResponse>, Status> {
@@ -29,7 +57,61 @@ impl Cluster for Api {
         if request.into_inner().linearizable {
             node.read_index().await?;
         }
-        let members = node.store().read(|s| members(&s.membership));
-        Ok(Response::new(MemberListResponse { header: header_now(&node), members }))
+        Ok(Response::new(MemberListResponse { header: header_now(&node), members: members_now(&node) }))
+    }
+
+    async fn member_add(&self, request: Request<MemberAddRequest>) -> Result<Response<MemberAddResponse>, Status> {
+        let node = self.node(&request)?;
+        let MemberAddRequest { peer_ur_ls, is_learner } = request.into_inner();
+        let peer_address = peer_address(&peer_ur_ls)?;
+        let id = self.manage(&node, Operation::Add(Add { peer_address, held: is_learner })).await?;
+        let members = members_now(&node);
+        let member = members.iter().find(|member| member.id == id).cloned();
+        // Not applied here yet: what is certain is the id and the URL.
+        let member = member.unwrap_or(Member { id, peer_ur_ls, is_learner: true, ..Member::default() });
+        Ok(Response::new(MemberAddResponse { header: header_now(&node), member: Some(member), members }))
+    }
+
+    async fn member_remove(
+        &self,
+        request: Request<MemberRemoveRequest>,
+    ) -> Result<Response<MemberRemoveResponse>, Status> {
+        let node = self.node(&request)?;
+        self.manage(&node, Operation::Remove(request.into_inner().id)).await?;
+        Ok(Response::new(MemberRemoveResponse { header: header_now(&node), members: members_now(&node) }))
+    }
+
+    async fn member_update(
+        &self,
+        request: Request<MemberUpdateRequest>,
+    ) -> Result<Response<MemberUpdateResponse>, Status> {
+        let node = self.node(&request)?;
+        let MemberUpdateRequest { id, peer_ur_ls } = request.into_inner();
+        let peer_address = peer_address(&peer_ur_ls)?;
+        self.manage(&node, Operation::Update(Update { id, peer_address })).await?;
+        Ok(Response::new(MemberUpdateResponse { header: header_now(&node), members: members_now(&node) }))
+    }
+
+    async fn member_promote(
+        &self,
+        request: Request<MemberPromoteRequest>,
+    ) -> Result<Response<MemberPromoteResponse>, Status> {
+        let node = self.node(&request)?;
+        self.manage(&node, Operation::Promote(request.into_inner().id)).await?;
+        Ok(Response::new(MemberPromoteResponse { header: header_now(&node), members: members_now(&node) }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_plain_url_with_host_and_port_is_taken() {
+        let read = |urls: &[&str]| peer_address(&urls.iter().map(|url| (*url).to_owned()).collect::<Vec<_>>());
+        assert_eq!(read(&["http://kv-3.kv:2380/"]), Ok("kv-3.kv:2380".into()));
+        for urls in [&[][..], &["kv-3:2380"], &["http://kv-3"], &["https://kv-3:2380"], &["http://a:1", "http://b:1"]] {
+            assert_eq!(read(urls), Err(Error::BadMemberUrls), "{urls:?}");
+        }
     }
 }

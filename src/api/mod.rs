@@ -4,6 +4,7 @@
 //! errors. Absent: semantics (`kv`), transport security, the HTTP gateway.
 
 mod answers;
+mod admin;
 mod cluster;
 mod election;
 mod kv;
@@ -25,6 +26,7 @@ use parking_lot::RwLock;
 use tonic::{Request, Response, Status};
 
 use self::answers::Answers;
+use crate::cluster::Manager;
 use crate::error::Error;
 use crate::kv::validate::Limits;
 use crate::lease::Leases;
@@ -56,6 +58,9 @@ struct Shared {
     leases: RwLock<Option<Leases>>,
     watch: RwLock<Option<Hub>>,
     watch_options: WatchOptions,
+    manager: RwLock<Option<Arc<Manager>>>,
+    /// The lowest slot, where a request to scale names none.
+    first_slot: u64,
     limits: Limits,
     quota_bytes: u64,
     answers: OnceLock<Answers>,
@@ -81,13 +86,21 @@ pub struct Facts {
 }
 
 impl Api {
-    /// `snapshot_rate`: most bytes a second of one backup.
-    pub fn new(limits: Limits, watch_options: WatchOptions, quota_bytes: u64, snapshot_rate: u64) -> Self {
+    /// `snapshot_rate`: most bytes a second of one backup. `first_slot`: where a request to scale names none.
+    pub fn new(
+        limits: Limits,
+        watch_options: WatchOptions,
+        quota_bytes: u64,
+        snapshot_rate: u64,
+        first_slot: u64,
+    ) -> Self {
         let shared = Shared {
             node: RwLock::new(None),
             leases: RwLock::new(None),
             watch: RwLock::new(None),
             watch_options,
+            manager: RwLock::new(None),
+            first_slot,
             limits,
             quota_bytes,
             answers: OnceLock::new(),
@@ -130,6 +143,15 @@ impl Api {
         if let Some(old) = std::mem::replace(&mut *self.shared.watch.write(), hub) {
             old.close();
         }
+    }
+
+    /// As [`Api::set_node`], for what concerns the membership.
+    pub fn set_manager(&self, manager: Option<Arc<Manager>>) {
+        *self.shared.manager.write() = manager;
+    }
+
+    fn manager(&self) -> Result<Arc<Manager>, Error> {
+        self.shared.manager.read().clone().ok_or(Error::NoLeader)
     }
 
     pub fn set_ready(&self) {

@@ -10,16 +10,16 @@ use futures_util::{Stream, StreamExt as _, stream};
 use parking_lot::RwLock;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::cluster::{Audit, Bootstrap, Reconciler};
+use crate::cluster::{Audit, Bootstrap, Manager, Reconciler};
 use crate::kv;
 use crate::lease::Leases;
 use crate::node::Node;
 use crate::pb::peer::peer_server::Peer;
 use crate::pb::peer::{
     AbandonRequest, AbandonResponse, AcceptRequest, AcceptResponse, AppendRequest, AppendResponse, ForwardRequest,
-    ForwardResponse, JoinRequest, JoinResponse, LeasesRequest, LeasesResponse, SnapshotChunk, SnapshotHead,
-    SnapshotOffsetResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
-    WhoRequest, WhoResponse, append_response,
+    ForwardResponse, JoinRequest, JoinResponse, LeasesRequest, LeasesResponse, ManageRequest, ManageResponse,
+    SnapshotChunk, SnapshotHead, SnapshotOffsetResponse, SnapshotResponse, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse, WhoRequest, WhoResponse, append_response,
 };
 use crate::raft::Rpc;
 
@@ -30,6 +30,7 @@ pub struct Running {
     pub node: Node,
     pub reconciler: Arc<Reconciler>,
     pub leases: Leases,
+    pub manager: Arc<Manager>,
 }
 
 /// The peer service of one process.
@@ -50,9 +51,17 @@ impl PeerApi {
         *self.running.write() = running;
     }
 
-    /// Why a wanted membership change is not made, if this member leads.
-    pub fn blocked(&self) -> Option<String> {
-        self.running.read().as_ref()?.reconciler.blocked()
+    /// If this member leads: why a wanted membership change is not made, and what else should be known of the membership.
+    pub fn remarks(&self) -> Vec<String> {
+        let Some(reconciler) = self.running.read().as_ref().map(|running| running.reconciler.clone()) else {
+            return Vec::new();
+        };
+        if reconciler.observed().is_none() {
+            return Vec::new();
+        }
+        let view = reconciler.view();
+        let remarks = view.blocked.into_iter().chain(view.remarks);
+        remarks.map(|remark| format!("{} [{}]", remark.sentence, remark.name)).collect()
     }
 
     /// The comparison of the members' states, which says here what it has found.
@@ -101,6 +110,13 @@ impl Peer for PeerApi {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
         let running = self.running()?;
         Ok(Response::new(running.reconciler.join(request.into_inner())))
+    }
+
+    async fn manage(&self, request: Request<ManageRequest>) -> Result<Response<ManageResponse>, Status> {
+        let running = self.running()?;
+        let request = request.into_inner();
+        running.rpc.check(request.envelope.as_ref())?;
+        Ok(Response::new(running.manager.answer(request.operation).await))
     }
 
     async fn append(&self, request: Request<AppendRequest>) -> Result<Response<AppendResponse>, Status> {

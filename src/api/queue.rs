@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::wait::until_found;
 use super::{Api, mismatched};
-use crate::env::sleep;
+use crate::env::{Instant, sleep};
 use crate::error::Error;
 use crate::kv::{self, State};
 use crate::lease::Leases;
@@ -25,11 +25,13 @@ use crate::pb::etcd::{
     Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, ResponseHeader, TxnRequest, TxnResponse,
     response_op,
 };
-use crate::pb::log::{Command, answer, command};
+use crate::pb::log::{Answer, Command, answer, command};
 use crate::watch::{Hub, Output, Shape};
 
 /// The lease of a caller that brings none, in seconds, as etcd's.
 const OWN_LEASE_TTL: i64 = 60;
+/// After an answer that was lost, or a leader that did not answer.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
 
 /// A place in the line.
 pub(super) struct Place {
@@ -116,6 +118,24 @@ impl Api {
         }
     }
 
+    /// The same, of one that does nothing more when it is done again: so a lost answer is asked for again, within the time of a
+    /// request.
+    async fn write_idempotent(&self, node: &Node, txn: TxnRequest) -> Result<TxnResponse, tonic::Status> {
+        let deadline = Instant::now() + node.options().request_timeout;
+        loop {
+            let lost = match self.propose(node, command::Request::Txn(txn.clone())).await {
+                Ok(Answer { response: Some(answer::Response::Txn(answer)) }) => return Ok(answer),
+                Ok(_) => return Err(mismatched()),
+                Err(error @ (Error::TimeoutLeaderFailure | Error::TimeoutConnectionLost)) => error,
+                Err(error) => return Err(error.into()),
+            };
+            if Instant::now() >= deadline {
+                return Err(lost.into());
+            }
+            sleep(RETRY_AFTER).await;
+        }
+    }
+
     /// Joins the line, or finds the place that this lease has in it, which holds `value` from then on, and waits for the turn.
     /// Returns the place, and the header of the moment in which its turn had come.
     pub(super) async fn queue(
@@ -130,15 +150,22 @@ impl Api {
             0 => (leases.grant(0, OWN_LEASE_TTL).await?.id, true),
             lease => (lease, false),
         };
-        let mut leaver = Leaver { node: node.clone(), leases: leases.clone(), place: None, own: own.then_some(lease) };
+        let mut leaver = Leaver {
+            node: node.clone(),
+            leases: leases.clone(),
+            place: None,
+            leaves: false,
+            own: own.then_some(lease),
+        };
         let place = self.join_certainly(node, name, lease, value.clone()).await?;
         leaver.place = Some((place.key.clone(), place.create_revision));
+        leaver.leaves = place.found.is_none();
         if place.found.as_ref().is_some_and(|kv| kv.value() != value) {
             self.set_value(node, &place.key, place.create_revision, lease, value).await?;
         }
         let hub = self.hub()?;
         let turn = tokio::select! {
-            turn = turn(node, &hub, name, &place) => turn,
+            turn = turn(node, &hub, name, &place, &mut leaver.leaves) => turn,
             failed = keep(&leases, lease), if own => Err(failed),
         };
         match turn {
@@ -177,7 +204,8 @@ impl Api {
         let key = Bytes::from([name, format!("/{lease:x}").as_bytes()].concat());
         let put = Request::RequestPut(PutRequest { key: key.clone(), value, lease, ..PutRequest::default() });
         let get = Request::RequestRange(RangeRequest { key: key.clone(), ..RangeRequest::default() });
-        let answer = self.write_txn(node, if_created_at(&key, 0, put, Some(get))).await?;
+        // Done twice, it finds its own place.
+        let answer = self.write_idempotent(node, if_created_at(&key, 0, put, Some(get))).await?;
         let revision = answer.header.map_or(0, |header| header.revision);
         let found = answer.responses.into_iter().find_map(|op| match op.response {
             Some(response_op::Response::ResponseRange(range)) => range.kvs.into_iter().next(),
@@ -202,8 +230,9 @@ impl Api {
     }
 }
 
-/// Waits until nobody is before `place`; fails if it is lost meanwhile.
-async fn turn(node: &Node, hub: &Hub, name: &[u8], place: &Place) -> Result<ResponseHeader, Error> {
+/// Waits until nobody is before `place`; fails if it is lost meanwhile. `leaves` says at each moment whether a caller that goes away
+/// takes the place with it: not if that is first in the line and was found, for another call may have been told so.
+async fn turn(node: &Node, hub: &Hub, name: &[u8], place: &Place, leaves: &mut bool) -> Result<ResponseHeader, Error> {
     // This member may not have seen yet that the place was taken.
     until_found(node, |state| (state.revision() >= place.create_revision).then_some(())).await?;
     loop {
@@ -211,7 +240,9 @@ async fn turn(node: &Node, hub: &Hub, name: &[u8], place: &Place) -> Result<Resp
         if !is_there(&state, &place.key, place.create_revision) {
             return Err(Error::SessionExpired);
         }
-        let Some(ahead) = before(&state, name, place.create_revision) else { break };
+        let ahead = before(&state, name, place.create_revision);
+        *leaves = ahead.is_some() || place.found.is_none();
+        let Some(ahead) = ahead else { break };
         let mut session = hub.session();
         for (watcher, key) in [(0, place.key.clone()), (1, Bytes::copy_from_slice(ahead.key()))] {
             let deleted = Shape { puts: false, ..Shape::of_key(key) };
@@ -221,7 +252,13 @@ async fn turn(node: &Node, hub: &Hub, name: &[u8], place: &Place) -> Result<Resp
         while let Output::CaughtUp = session.next().await.map_err(|_| Error::Stopped)? {}
     }
     // That nobody is before stays true. That the own place is still there must be as new as this moment.
-    node.read_index().await?;
+    while let Err(error) = node.read_index().await {
+        // Whoever waits in line waits for a leader too.
+        if error == Error::Stopped {
+            return Err(error);
+        }
+        sleep(RETRY_AFTER).await;
+    }
     let (there, revision) =
         node.store().read(|s| (is_there(&s.kv, &place.key, place.create_revision), s.kv.revision()));
     if there { Ok(super::header(node, revision).unwrap_or_default()) } else { Err(Error::SessionExpired) }
@@ -245,6 +282,8 @@ struct Leaver {
     node: Node,
     leases: Leases,
     place: Option<(Bytes, i64)>,
+    /// Whether the place goes with the caller.
+    leaves: bool,
     /// A lease that was granted for this caller alone.
     own: Option<i64>,
 }
@@ -257,7 +296,7 @@ impl Leaver {
 
 impl Drop for Leaver {
     fn drop(&mut self) {
-        let (place, own) = (self.place.take(), self.own.take());
+        let (place, own) = (self.place.take().filter(|_| self.leaves), self.own.take());
         if place.is_none() && own.is_none() {
             return;
         }

@@ -207,6 +207,8 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
             let number = self.number(create.watch_id);
             match self.session.watch(number, &shape(&create), start) {
                 Ok(created) => {
+                    // A number that was given is not given again, a refused one is.
+                    self.next_number += i64::from(number == self.next_number && create.watch_id != number);
                     self.revision = self.revision.max(created.revision);
                     (number, WatchResponse::default())
                 }
@@ -232,8 +234,7 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
         while self.session.contains(self.next_number) {
             self.next_number += 1;
         }
-        self.next_number += 1;
-        self.next_number - 1
+        self.next_number
     }
 
     fn forget(&mut self, number: i64) {

@@ -148,6 +148,8 @@ impl Dev {
             .args(["--listen-peer", &address])
             .args(["--listen-client", &pod.endpoint])
             .args(["--advertise-client", &format!("http://{}", pod.endpoint)])
+            // All pods are stopped together: none need wait for the others.
+            .args(["--set", "server.quorum_wait=0s"])
             .arg("--data-dir")
             .arg(self.root.join(&pod.name))
             // A dev that is itself killed leaves no pods behind.

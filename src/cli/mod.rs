@@ -9,8 +9,10 @@ mod kv;
 mod lease;
 mod lock;
 mod maintenance;
+mod member;
 mod migrate;
 mod output;
+mod recover;
 mod settings;
 mod snapshot;
 mod status;
@@ -44,9 +46,11 @@ pub enum Command {
     Dev(dev::Args),
     /// Show every member: role, term, lag, sizes, and what it waits for
     Status(status::StatusArgs),
-    /// Show who belongs to the cluster
+    /// Show and change who belongs to the cluster
     #[command(subcommand)]
     Member(MemberCommand),
+    /// Form a new cluster from a survivor's disk, when a quorum is lost for good
+    Recover(recover::RecoverArgs),
     /// Read keys
     Get(kv::GetArgs),
     /// Write a key
@@ -89,6 +93,18 @@ pub enum Command {
 pub enum MemberCommand {
     /// One line a member
     List(status::MemberListArgs),
+    /// Add a node that runs with an empty disk; it votes when it has caught up
+    Add(member::AddArgs),
+    /// Remove a member for good; the leader hands over first
+    Remove(member::IdArgs),
+    /// Tell the others a member's new peer address
+    Update(member::UpdateArgs),
+    /// Let a learner vote that was added with --learner
+    Promote(member::IdArgs),
+    /// Say how many members there should be, outside of Kubernetes; those of higher slots are removed
+    Scale(member::ScaleArgs),
+    /// What the leader sees, wants and does about the membership, and what keeps it from more
+    Why(member::WhyArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -111,7 +127,11 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Completion { shell } => print(&completion(shell)),
         Command::Status(args) => request(status::status(args)),
-        Command::Member(MemberCommand::List(args)) => request(status::member_list(args)),
+        Command::Member(command) => member(command),
+        Command::Recover(args) => {
+            telemetry::init(&crate::config::Telemetry { level: "warn".into(), ..Default::default() })?;
+            print(&runtime(1)?.block_on(recover::recover(args))?)
+        }
         Command::Get(args) => request(kv::get(args)),
         Command::Put(args) => request(kv::put(args)),
         Command::Del(args) => request(kv::del(args)),
@@ -125,6 +145,18 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Lock(args) => exit(client_runtime()?.block_on(lock::lock(args))?),
         Command::Elect(args) => exit(client_runtime()?.block_on(lock::elect(args))?),
         Command::Watch(args) => client_runtime()?.block_on(watch::watch(args)),
+    }
+}
+
+fn member(command: MemberCommand) -> anyhow::Result<()> {
+    match command {
+        MemberCommand::List(args) => request(status::member_list(args)),
+        MemberCommand::Add(args) => request(member::add(args)),
+        MemberCommand::Remove(args) => request(member::remove(args)),
+        MemberCommand::Update(args) => request(member::update(args)),
+        MemberCommand::Promote(args) => request(member::promote(args)),
+        MemberCommand::Scale(args) => request(member::scale(args)),
+        MemberCommand::Why(args) => request(member::why(args)),
     }
 }
 
@@ -199,6 +231,16 @@ mod tests {
             "dev --replicas 5 --data-dir /d --kill-one-every 30s",
             "status --endpoints a:1,b:2 -o json",
             "member list --timeout 3s",
+            "recover --data-dir /d --dry-run",
+            "member add kv-3.kv:2380 --learner -o json",
+            "member remove a0001",
+            "member update 0xa0001 http://kv-3:2380",
+            "member promote a0001",
+            "member scale 5 --start 1",
+            "member scale --unset",
+            "member why -o json",
+            "serve --reader --join a:1,b:2",
+            "serve --by-hand --peers kv-%d:2380",
             "get k --prefix --limit 1 --rev 2 --serializable --keys-only -o json",
             "get a z --count-only",
             "get k --print-value-only --dial-timeout 1s",
@@ -265,6 +307,11 @@ mod tests {
             "serve --slot 70000",
             "snapshot restore f --data-dir d --slot 1",
             "migrate",
+            "serve --reader --by-hand",
+            "member scale 0",
+            "member scale",
+            "member scale 3 --unset",
+            "member remove kv-0",
         ];
         for line in lines {
             let words = std::iter::once("quorate").chain(line.split(' ').filter(|word| !word.is_empty()));

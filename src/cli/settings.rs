@@ -29,6 +29,15 @@ pub struct SettingsArgs {
     /// Members that the first formation waits for
     #[arg(long)]
     pub size: Option<u16>,
+    /// Join as a reader: never vote, forward writes, and be removed when this ends
+    #[arg(long, conflicts_with = "by_hand")]
+    pub reader: bool,
+    /// Wait to be added by `quorate member add`, then vote
+    #[arg(long)]
+    pub by_hand: bool,
+    /// Peer addresses of members to join, with commas, beside those of --peers
+    #[arg(long, value_name = "HOST:PORT")]
+    pub join: Option<String>,
     /// Where clients connect
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen_client: Option<String>,
@@ -64,12 +73,18 @@ impl SettingsArgs {
     /// The flags as settings. `--set` comes first, so that a named flag is not overridden by accident.
     fn flags(&self) -> Result<Vec<Flag>, Error> {
         let (slot, size) = (self.slot.map(|slot| slot.to_string()), self.size.map(|size| size.to_string()));
+        let kind = match (self.reader, self.by_hand) {
+            (true, _) => Some(("--reader", "reader".to_owned())),
+            (_, true) => Some(("--by-hand", "manual".to_owned())),
+            _ => None,
+        };
         let named = [
             ("identity.name", "--name", &self.name),
             ("identity.slot", "--slot", &slot),
             ("server.data_dir", "--data-dir", &self.data_dir),
             ("cluster.peers", "--peers", &self.peers),
             ("cluster.size", "--size", &size),
+            ("cluster.join", "--join", &self.join),
             ("server.listen_client", "--listen-client", &self.listen_client),
             ("server.listen_peer", "--listen-peer", &self.listen_peer),
             ("server.advertise_client", "--advertise-client", &self.advertise_client),
@@ -77,7 +92,7 @@ impl SettingsArgs {
             ("telemetry.level", "--log-level", &self.log_level),
             ("telemetry.format", "--log-format", &self.log_format),
         ];
-        let mut flags = Vec::new();
+        let mut flags: Vec<Flag> = Vec::new();
         for text in &self.set {
             let fault = || Error::Flag { flag: "--set".to_owned(), text: text.clone() };
             let (key, value) = text.split_once('=').ok_or_else(fault)?;
@@ -85,6 +100,9 @@ impl SettingsArgs {
                 return Err(fault());
             }
             flags.push(Flag { key: key.trim().to_owned(), value: value.trim().to_owned(), flag: "--set".to_owned() });
+        }
+        if let Some((flag, value)) = kind {
+            flags.push(Flag { key: "cluster.kind".to_owned(), value, flag: flag.to_owned() });
         }
         for (key, flag, value) in named {
             if let Some(value) = value {

@@ -87,8 +87,9 @@ impl Row {
     fn role(&self, leader: u64) -> &'static str {
         match self.report.as_ref() {
             _ if leader == self.id && leader != 0 => "leader",
-            _ if self.slot() == READER_SLOT => "reader",
             Ok(report) if report.cluster_id == 0 => "-",
+            // A manual member has no slot either, and votes as soon as it can.
+            report if self.slot() == READER_SLOT && report.map_or(self.learner, |r| r.status.is_learner) => "reader",
             Ok(report) if report.status.is_learner => "learner",
             Err(_) if self.learner => "learner",
             _ => "voter",
@@ -285,7 +286,7 @@ pub async fn member_list(args: MemberListArgs) -> anyhow::Result<Vec<u8>> {
     })
 }
 
-fn members_text(members: &[Member]) -> Vec<u8> {
+pub(super) fn members_text(members: &[Member]) -> Vec<u8> {
     let cells = |member: &Member| {
         let role = if member.is_learner { "learner" } else { "voter" };
         let (id, peers, clients) =
@@ -295,7 +296,7 @@ fn members_text(members: &[Member]) -> Vec<u8> {
     table(&["ID", "NAME", "ROLE", "PEER URLS", "CLIENT URLS"], &members.iter().map(cells).collect::<Vec<_>>())
 }
 
-fn member_json(member: &Member) -> Value {
+pub(super) fn member_json(member: &Member) -> Value {
     json!({
         "ID": member.id,
         "name": member.name,
@@ -329,6 +330,27 @@ mod tests {
     impl Cluster for Fake {
         async fn member_list(&self, _: Request<MemberListRequest>) -> Result<Response<MemberListResponse>, Status> {
             Ok(Response::new(MemberListResponse { members: self.members.clone(), ..Default::default() }))
+        }
+        async fn member_add(&self, _: Request<MemberAddRequest>) -> Result<Response<MemberAddResponse>, Status> {
+            Err(Status::unimplemented("member add"))
+        }
+        async fn member_remove(
+            &self,
+            _: Request<MemberRemoveRequest>,
+        ) -> Result<Response<MemberRemoveResponse>, Status> {
+            Err(Status::unimplemented("member remove"))
+        }
+        async fn member_update(
+            &self,
+            _: Request<MemberUpdateRequest>,
+        ) -> Result<Response<MemberUpdateResponse>, Status> {
+            Err(Status::unimplemented("member update"))
+        }
+        async fn member_promote(
+            &self,
+            _: Request<MemberPromoteRequest>,
+        ) -> Result<Response<MemberPromoteResponse>, Status> {
+            Err(Status::unimplemented("member promote"))
         }
     }
 

@@ -16,6 +16,7 @@ use std::ops::Range;
 
 use super::peers::Unreachable;
 use super::{slot_of, voter_target};
+use crate::identity::READER_SLOT;
 use crate::pb::log::{Formation, membership};
 use crate::pb::peer::WhoResponse;
 use crate::pb::peer::who_response::State as PeerState;
@@ -48,6 +49,8 @@ pub enum State {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
     pub slots: Range<u64>,
+    /// Slots that are asked too: pods that exist now, wanted or not.
+    pub also: Range<u64>,
     /// Why the range may be too small, for example because the Kubernetes API does not answer. Joining needs no range; forming
     /// waits.
     pub unknown: Option<String>,
@@ -122,11 +125,12 @@ pub enum Wait {
     #[error("waits: cluster {cluster_id:016x} has no quorum (asked {addresses}); start its other members, or `recover` it",
         addresses = .addresses.join(", "))]
     NoQuorum { cluster_id: u64, addresses: Vec<String> },
-    #[error("waits for a leader of cluster {cluster_id:016x}: {have} of {needs} needed voters are there; not: {}; start them, or \
-        `recover` this member if they are gone for good", .missing.join(", "))]
-    NoLeader { cluster_id: u64, have: usize, needs: usize, missing: Vec<String> },
+    #[error("waits for a leader of cluster {cluster_id:016x}: {have} of {needs} needed voters are there (needs {needs} of {all}{scale}); \
+        not: {}; start them, or `recover` this member if they are gone for good", .missing.join(", "),
+        scale = .scale_to.map(|size| format!(", scale to {size}")).unwrap_or_default())]
+    NoLeader { cluster_id: u64, have: usize, needs: usize, all: usize, scale_to: Option<u64>, missing: Vec<String> },
     #[error(
-        "waits: member {member:016x} was removed from cluster {cluster_id:016x}; delete this disk, or bring back the newer one"
+        "waits: member {member:016x} was removed from cluster {cluster_id:016x} by hand; restart this process to have it join again"
     )]
     Removed { cluster_id: u64, member: u64 },
     #[error("waits: this disk belongs to cluster {own:016x}, but cluster {found:016x} answers")]
@@ -144,7 +148,7 @@ pub enum Wait {
     Accepting { cluster_id: u64 },
     #[error("waits for slot {slot} to propose a formation")]
     Proposal { slot: u64 },
-    #[error("waits for a cluster to join: slot {slot} is outside of the expected slots {} to {}", .slots.start, .slots.end.saturating_sub(1))]
+    #[error("waits for a cluster to join: {}", outside(*.slot, .slots))]
     OutsideRange { slot: u64, slots: Range<u64> },
     #[error("waits to know how many members there should be: {0}")]
     Unknown(String),
@@ -152,6 +156,13 @@ pub enum Wait {
     Join { cluster_id: u64, address: String, why: String },
     #[error("waits for {address}, which refuses: {why}")]
     Refused { address: String, why: String },
+}
+
+fn outside(slot: u64, slots: &Range<u64>) -> String {
+    if slot == u64::from(READER_SLOT) {
+        return "a member without a slot forms none".into();
+    }
+    format!("slot {slot} is outside of the expected slots {} to {}", slots.start, slots.end.saturating_sub(1))
 }
 
 fn hex(ids: &[u64]) -> String {
@@ -235,7 +246,7 @@ fn foreign_formation(view: &View) -> Option<Step> {
 
 /// Nobody belongs to anything: the lowest slot proposes, once all have answered.
 fn form(view: &View) -> Step {
-    let Expected { slots, unknown } = &view.expected;
+    let Expected { slots, unknown, .. } = &view.expected;
     if let Some(why) = unknown {
         return Step::Wait(Wait::Unknown(why.clone()));
     }

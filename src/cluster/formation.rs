@@ -22,6 +22,7 @@ use super::peers::{self, Peers, Unreachable};
 use super::slot_of;
 use crate::env::net::BoxFuture;
 use crate::env::{self, Env, fail_point};
+use crate::identity::SLOT_MAX;
 use crate::pb::log::{Formation, membership};
 use crate::pb::peer::JoinResponse;
 use crate::pb::peer::join_response::Outcome as JoinOutcome;
@@ -36,11 +37,11 @@ pub type Expand = Arc<dyn Fn(u64) -> String + Send + Sync>;
 /// Where the others are.
 #[derive(Clone)]
 pub struct Places {
-    /// The peer pattern; `None` for a node that was given none: a cluster of one, that asks nobody.
+    /// The peer pattern. Without it and without `resolve` the node is a cluster of one, that asks nobody.
     pub expand: Option<Expand>,
     /// The slots of a new cluster, asked anew each time: it may widen.
     pub expected: Arc<dyn Fn() -> Expected + Send + Sync>,
-    /// Addresses that the headless name resolves to now, if there is such a name.
+    /// Addresses that the headless name resolves to now, if there is such a name, and those of `cluster.join`.
     pub resolve: Option<Arc<dyn Fn() -> BoxFuture<Vec<String>> + Send + Sync>>,
     /// At most so many members of a new cluster vote.
     pub max_voters: usize,
@@ -224,19 +225,23 @@ impl Driver<'_> {
     async fn look(&self) -> View {
         let me = self.bootstrap.me();
         let max_voters = self.places.max_voters;
-        let Some(expand) = &self.places.expand else {
+        if self.places.expand.is_none() && self.places.resolve.is_none() {
             let answer = Ok(self.bootstrap.who(0));
             let asked = vec![Asked { slot: Some(me.slot), address: "itself".into(), answer }];
-            return View { expected: Expected { slots: me.slot..me.slot + 1, unknown: None }, asked, max_voters, me };
-        };
+            let expected = Expected { slots: me.slot..me.slot + 1, also: 0..0, unknown: None };
+            return View { expected, asked, max_voters, me };
+        }
         let expected = (self.places.expected)();
-        let mut slots: Vec<u64> = expected.slots.clone().chain([me.slot]).collect();
+        let own = Some(me.slot).filter(|slot| *slot <= u64::from(SLOT_MAX));
+        let mut slots: Vec<u64> = expected.slots.clone().chain(expected.also.clone()).chain(own).collect();
         if let State::Accepted(formation) | State::Abandoned(formation) = &me.state {
             slots.extend(formation.members.iter().map(|member| slot_of(member.id)));
         }
         slots.sort_unstable();
         slots.dedup();
-        let mut to_ask: Vec<_> = slots.into_iter().map(|slot| (Some(slot), expand(slot))).collect();
+        let expand = self.places.expand.as_ref();
+        let of_slots = slots.into_iter().filter_map(|slot| Some((Some(slot), expand?(slot))));
+        let mut to_ask: Vec<_> = of_slots.collect();
         if let Some(resolve) = &self.places.resolve {
             let mut addresses = resolve().await;
             addresses.truncate(EXTRA_ADDRESSES_MAX);

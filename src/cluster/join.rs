@@ -43,6 +43,8 @@ pub struct Standing<'a> {
 struct Waiting {
     request: JoinRequest,
     asked_at: Instant,
+    /// A member already, which now has another address than the membership says.
+    moved: bool,
     dialled: Dialled,
 }
 
@@ -66,8 +68,13 @@ impl Desk {
             return respond(Outcome::NotLeader, "not the leader");
         }
         let member = request.member_id;
-        if standing.members.nodes.contains_key(&member) {
-            self.waiting.lock().remove(&member);
+        if let Some(node) = standing.members.nodes.get(&member) {
+            if request.node.as_ref().is_some_and(|now| now.peer_address != node.peer_address) {
+                // Without room it asks again.
+                self.note(request, true);
+            } else {
+                self.waiting.lock().remove(&member);
+            }
             return respond(Outcome::Added, "");
         }
         if member == 0 || request.slot != slot_of(member) || request.node.is_none() {
@@ -76,14 +83,14 @@ impl Desk {
                 "the request names no member, no address, or another slot than its member id",
             );
         }
-        if !self.note(request) {
+        if !self.note(request, false) {
             return respond(Outcome::Wait, "too many nodes ask to join at once");
         }
         respond(Outcome::Wait, standing.blocked.as_deref().unwrap_or("not added yet"))
     }
 
     /// False if there is no room.
-    fn note(&self, request: JoinRequest) -> bool {
+    fn note(&self, request: JoinRequest, moved: bool) -> bool {
         let mut waiting = self.waiting.lock();
         waiting.retain(|_, waiting| waiting.asked_at.elapsed() < FORGET_AFTER);
         let known = waiting.get(&request.member_id);
@@ -93,7 +100,7 @@ impl Desk {
         // Another process with the same disk must be dialled anew.
         let same = known.filter(|known| known.request.process_nonce == request.process_nonce);
         let dialled = same.map_or_else(|| Dialled::Unreachable("not dialled yet".into()), |same| same.dialled.clone());
-        waiting.insert(request.member_id, Waiting { request, asked_at: Instant::now(), dialled });
+        waiting.insert(request.member_id, Waiting { request, asked_at: Instant::now(), moved, dialled });
         self.asked.notify_one();
         true
     }
@@ -103,11 +110,13 @@ impl Desk {
         &self.asked
     }
 
-    /// Dials everyone who waits: slots at the pattern's address, others at the address that they gave.
-    pub async fn dial(&self, env: &Env, peers: &dyn Peers, expand: &Expand, patience: Duration) {
-        let requests: Vec<JoinRequest> = self.waiting.lock().values().map(|waiting| waiting.request.clone()).collect();
-        let dials = requests.into_iter().map(|request| async move {
-            let dialled = dial_one(env, peers, expand, patience, &request).await;
+    /// Dials everyone who waits: slots at the pattern's address, others, and members that have moved, at the address that they
+    /// gave.
+    pub async fn dial(&self, env: &Env, peers: &dyn Peers, expand: Option<&Expand>, patience: Duration) {
+        let requests: Vec<(JoinRequest, bool)> =
+            self.waiting.lock().values().map(|waiting| (waiting.request.clone(), waiting.moved)).collect();
+        let dials = requests.into_iter().map(|(request, moved)| async move {
+            let dialled = dial_one(env, peers, expand.filter(|_| !moved), patience, &request).await;
             (request, dialled)
         });
         for (request, dialled) in join_all(dials).await {
@@ -134,9 +143,18 @@ impl Desk {
     }
 }
 
-async fn dial_one(env: &Env, peers: &dyn Peers, expand: &Expand, patience: Duration, request: &JoinRequest) -> Dialled {
+async fn dial_one(
+    env: &Env,
+    peers: &dyn Peers,
+    expand: Option<&Expand>,
+    patience: Duration,
+    request: &JoinRequest,
+) -> Dialled {
     let node = request.node.clone().unwrap_or_default();
-    let address = if node.kind() == Kind::Slot { expand(request.slot) } else { node.peer_address };
+    let address = match expand {
+        Some(expand) if node.kind() == Kind::Slot => expand(request.slot),
+        _ => node.peer_address,
+    };
     match peers::who(env, peers, &address, patience).await {
         Ok(who) if who.member_id == request.member_id && who.process_nonce == request.process_nonce => Dialled::Joiner,
         Ok(who) => Dialled::Other(who.member_id),
@@ -195,7 +213,7 @@ mod tests {
         ] {
             let desk = Desk::default();
             desk.answer(request, &standing(&Members::default(), true));
-            desk.dial(node.env(), &*peers, &expand, Duration::from_secs(1)).await;
+            desk.dial(node.env(), &*peers, Some(&expand), Duration::from_secs(1)).await;
             assert_eq!(desk.joiners()[0].dialled, expected);
         }
     }

@@ -10,6 +10,11 @@
 //! reconcile  the leader's loop: observe, plan, carry out
 //! audit      the leader's comparison of the members' states
 //! plan       the next change of the membership: a pure function of what the leader observes
+//! manual     what a person asks of the membership, through the same gate
+//! manage     the way of that to the leader, and of the leader's view back
+//! view       what is shown of all this
+//! kubernetes the StatefulSet as the API server shows it: how many pods should exist
+//! wanted     how many pods should exist, as whoever runs them says
 //! ```
 //!
 //! How server code uses it: open the `storage::member_dir`, make a [`Bootstrap`] from it, serve the peer service from that, and
@@ -24,16 +29,23 @@ pub mod bootstrap;
 pub mod decide;
 pub mod formation;
 pub mod join;
+pub mod kubernetes;
 pub mod leaderless;
+pub mod manage;
+pub mod manual;
 pub mod peers;
 pub mod plan;
 pub mod reconcile;
+pub mod view;
+pub mod wanted;
 
 pub use audit::Audit;
 pub use bootstrap::{Bootstrap, RaftFacts};
 pub use formation::{Outcome, Places};
+pub use manage::Manager;
 pub use peers::{Peers, Unreachable};
 pub use reconcile::Reconciler;
+pub use wanted::{Notice, Wanted, WantedSource};
 
 /// The slot that a member id carries, in the width that membership counts in.
 pub fn slot_of(member_id: u64) -> u64 {

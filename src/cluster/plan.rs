@@ -15,6 +15,7 @@
 //!
 //! Invariants: one change at a time; healthy caught-up voters are a quorum before and after it (rule 21); a dead member of the
 //! StatefulSet inside its range is never removed for being dead (rule 19).
+//! What a person asks for passes the same gate (`manual`).
 //! Absent: time (durations are observed), I/O, and memory of former plans.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -65,7 +66,7 @@ impl Members {
         self.nodes.keys().copied().filter(|id| !voters.contains(id)).collect()
     }
 
-    fn kind(&self, id: u64) -> Kind {
+    pub(super) fn kind(&self, id: u64) -> Kind {
         self.nodes.get(&id).map_or(Kind::Slot, Node::kind)
     }
 
@@ -78,7 +79,7 @@ impl Members {
 /// What the leader sees of one member of the membership. The leader itself needs none.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Health {
-    /// Has acknowledged a Raft call within the last election timeout.
+    /// Has acknowledged a Raft call within the last election timeout, and answers now as who it is.
     pub reachable: bool,
     /// Since its last sign of life.
     pub silent_for: Duration,
@@ -90,6 +91,8 @@ pub struct Health {
     pub address_answers: Option<u64>,
     /// How it describes itself now, from its own answer to `Who`; `None` if it has not answered.
     pub announces: Option<Node>,
+    /// Of the program that it runs, from the same answer; empty if it has not answered.
+    pub version: String,
 }
 
 /// What was found when the leader dialled the pattern's address of a joiner's slot (rule 10).
@@ -112,7 +115,7 @@ pub struct Joiner {
 
 /// The slots that should exist: `[start, start + replicas)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
+pub struct WantedSlots {
     pub slots: Range<u64>,
     /// How often in a row the same range was read, itself included.
     pub observations: u32,
@@ -128,6 +131,7 @@ pub struct Limits {
     pub stable_for: Duration,
     /// Silence after which a reader is removed; `None` for never.
     pub reader_ttl: Option<Duration>,
+    pub max_readers: usize,
 }
 
 /// All that a plan rests on.
@@ -145,7 +149,7 @@ pub struct Observed {
     pub slots: BTreeMap<u64, u64>,
     pub joiners: Vec<Joiner>,
     /// `None` if nobody says so, or nobody could be asked, or the StatefulSet is being shut down: then nothing is condemned.
-    pub wanted: Option<Wanted>,
+    pub wanted: Option<WantedSlots>,
     pub limits: Limits,
 }
 
@@ -227,9 +231,10 @@ pub enum Reason {
     NotCommittedInTerm,
     #[error("waits until the last membership change is committed")]
     InFlight,
-    #[error("{change} needs {needs} healthy, caught-up voters of the {which} configuration, {have} are; not: {missing}",
-        which = if *.which == Which::Old { "present" } else { "new" }, missing = list(.missing))]
-    Quorum { change: &'static str, which: Which, needs: usize, have: usize, missing: Ids },
+    #[error("{change} needs {needs} healthy, caught-up voters of the {which} configuration, {have} are; not: {missing}{back}",
+        which = if *.which == Which::Old { "present" } else { "new" }, missing = list(.missing),
+        back = .scale_back.map(|size| format!("; start them, or scale back to {size}")).unwrap_or_default())]
+    Quorum { change: &'static str, which: Which, needs: usize, have: usize, missing: Ids, scale_back: Option<u64> },
     #[error("a joint change is half done, and neither of its configurations has a quorum of healthy, caught-up voters")]
     JointStuck,
     #[error("slot {slot} is held by two members, {holder:016x} and {claimer:016x}; stop one of them")]
@@ -244,8 +249,34 @@ pub enum Reason {
     OutsideRange { member: u64, slot: u64, slots: Range<u64> },
     #[error("this leader is to be removed, and no healthy, caught-up voter inside the wanted slots can take over")]
     NoSuccessor,
+    #[error(
+        "member {member:016x} asks to join as a reader, and there are {have} already (cluster.max_readers is {most})"
+    )]
+    TooManyReaders { member: u64, have: usize, most: usize },
+    #[error("member {member:016x} is one that is added by hand: `quorate member add {address}`")]
+    NotAddedByHand { member: u64, address: String },
     #[error("waits to read once more that the dead members {} are no longer wanted", list(.ids))]
     SecondObservation { ids: Ids },
+}
+
+impl Reason {
+    /// Stable, for metrics, Events and scripts.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::NotCommittedInTerm => "leader-is-new",
+            Self::InFlight => "change-in-flight",
+            Self::Quorum { .. } => "quorum",
+            Self::JointStuck => "joint-stuck",
+            Self::TwoHolders { .. } => "two-holders",
+            Self::HolderSilent { .. } => "holder-silent",
+            Self::NotDialled { .. } => "joiner-not-reached",
+            Self::OutsideRange { .. } => "outside-range",
+            Self::NoSuccessor => "no-successor",
+            Self::TooManyReaders { .. } => "too-many-readers",
+            Self::NotAddedByHand { .. } => "added-by-hand",
+            Self::SecondObservation { .. } => "second-observation",
+        }
+    }
 }
 
 fn list(ids: &Ids) -> String {
@@ -312,17 +343,19 @@ fn joint(observed: &Observed, old: &Ids, new: &Ids) -> Plan {
 }
 
 /// Rule 21.
-fn gate(observed: &Observed, change: Change) -> Result<Change, Reason> {
+pub(super) fn gate(observed: &Observed, change: Change) -> Result<Change, Reason> {
     let old = observed.membership.voters();
     let new = change.voters_after(&observed.membership).map(|(voters, _)| voters);
     for (which, voters) in [(Which::Old, Some(old)), (Which::New, new)] {
         let Some((needs, have, missing)) = voters.and_then(|voters| lacks_quorum(observed, &voters)) else { continue };
-        return Err(Reason::Quorum { change: label(&change), which, needs, have, missing });
+        let scale_back = observed.scale_back();
+        return Err(Reason::Quorum { change: label(&change), which, needs, have, missing, scale_back });
     }
     Ok(change)
 }
 
-fn label(change: &Change) -> &'static str {
+/// What a change does, in words.
+pub fn label(change: &Change) -> &'static str {
     match change {
         Change::FinishJoint { .. } => "finishing a joint change",
         Change::RollbackJoint { .. } => "rolling a joint change back",
@@ -394,8 +427,10 @@ fn add(observed: &Observed, joiner: &Joiner) -> Wish {
         Dialled::Other(other) => return Some(Err(Reason::TwoHolders { slot, holder: *other, claimer: member })),
         Dialled::Unreachable(why) => return Some(Err(Reason::NotDialled { slot, member, why: why.clone() })),
     }
-    if node.kind() != Kind::Slot {
-        return Some(Ok(Change::AddLearner { id: member, node }));
+    match node.kind() {
+        Kind::Slot => {}
+        Kind::Manual => return Some(Err(Reason::NotAddedByHand { member, address: node.peer_address })),
+        Kind::Reader => return Some(add_reader(observed, member, node)),
     }
     if let Some(wanted) = observed.wanted.as_ref().filter(|wanted| !wanted.slots.contains(&slot)) {
         return Some(Err(Reason::OutsideRange { member, slot, slots: wanted.slots.clone() }));
@@ -404,12 +439,27 @@ fn add(observed: &Observed, joiner: &Joiner) -> Wish {
     Some(allowed.map(|()| Change::AddLearner { id: member, node }))
 }
 
-/// Rule 3: a member that has started with other addresses.
+/// A reader holds no slot, so nothing but its own address is to be checked.
+fn add_reader(observed: &Observed, member: u64, node: Node) -> Result<Change, Reason> {
+    let readers = observed.membership.nodes.values().filter(|node| node.kind() == Kind::Reader).count();
+    let most = observed.limits.max_readers;
+    if readers >= most {
+        return Err(Reason::TooManyReaders { member, have: readers, most });
+    }
+    Ok(Change::AddLearner { id: member, node })
+}
+
+/// Rule 3: a member that has started with other addresses. Its new one is known from its request to join again, and counts if it
+/// leads there.
 fn update_address(observed: &Observed) -> Wish {
+    let moved = |id: u64| {
+        let joiner = observed.joiners.iter().find(|joiner| joiner.member_id == id)?;
+        (joiner.dialled == Dialled::Joiner).then_some(&joiner.node)
+    };
     observed.membership.nodes.iter().find_map(|(id, node)| {
-        let announced = observed.health.get(id)?.announces.as_ref()?;
-        // The kind is the membership's to say.
-        let node_now = Node { kind: node.kind, ..announced.clone() };
+        let announced = observed.health.get(id).and_then(|health| health.announces.as_ref()).or_else(|| moved(*id))?;
+        // Kind and hold are the membership's to say.
+        let node_now = Node { kind: node.kind, held: node.held, ..announced.clone() };
         (node_now != *node).then_some(Ok(Change::UpdateNode { id: *id, node: node_now }))
     })
 }
@@ -426,10 +476,7 @@ fn remove_condemned(observed: &Observed) -> Wish {
         return Some(Ok(change));
     }
     // The gate first: a leadership that is handed over for nothing costs an election.
-    let staying = &observed.membership.voters() - &condemned;
-    let fit = staying.into_iter().filter(|id| observed.is_fit(*id));
-    let successor = fit.min_by_key(|id| (observed.health_of(*id).lag_entries, *id));
-    let handover = successor.map(|to| Change::TransferLeader { to }).ok_or(Reason::NoSuccessor);
+    let handover = observed.successor(&condemned).map(|to| Change::TransferLeader { to }).ok_or(Reason::NoSuccessor);
     Some(gate(observed, change).and(handover))
 }
 
@@ -474,17 +521,17 @@ fn demote(observed: &Observed) -> Wish {
 }
 
 impl Observed {
-    fn health_of(&self, id: u64) -> Health {
+    pub(super) fn health_of(&self, id: u64) -> Health {
         self.health.get(&id).cloned().unwrap_or_default()
     }
 
     /// Healthy and caught up.
-    fn is_fit(&self, id: u64) -> bool {
+    pub(super) fn is_fit(&self, id: u64) -> bool {
         let health = || self.health_of(id);
         id == self.leader || (health().reachable && health().caught_up_for.is_some())
     }
 
-    fn is_stable(&self, id: u64) -> bool {
+    pub(super) fn is_stable(&self, id: u64) -> bool {
         self.is_fit(id) && self.health_of(id).caught_up_for.is_some_and(|since| since >= self.limits.stable_for)
     }
 
@@ -497,8 +544,9 @@ impl Observed {
         self.membership.kind(id) == Kind::Slot
     }
 
-    fn is_condemned(&self, id: u64) -> bool {
-        let outside = |wanted: &Wanted| !wanted.slots.is_empty() && !wanted.slots.contains(&slot_of(id));
+    /// Its slot is not wanted.
+    pub fn is_condemned(&self, id: u64) -> bool {
+        let outside = |wanted: &WantedSlots| !wanted.slots.is_empty() && !wanted.slots.contains(&slot_of(id));
         self.is_slot_member(id) && self.wanted.as_ref().is_some_and(outside)
     }
 
@@ -509,6 +557,37 @@ impl Observed {
         let dead: Ids = condemned.iter().copied().filter(|id| !self.is_fit(*id)).collect();
         let observed_twice = self.wanted.as_ref().is_some_and(|wanted| wanted.observations >= 2);
         if dead.is_empty() || observed_twice { Ok(condemned) } else { Err(Reason::SecondObservation { ids: dead }) }
+    }
+
+    /// Who takes over leadership: a fit voter that is not in `leaving`, with the newest program, and then with most of the log
+    /// (rules 16 and 27).
+    pub fn successor(&self, leaving: &Ids) -> Option<u64> {
+        let voters = self.membership.voters().into_iter();
+        let candidates = voters.filter(|id| *id != self.leader && !leaving.contains(id) && self.is_fit(*id));
+        candidates.max_by_key(|id| {
+            let health = self.health_of(*id);
+            (version_key(&health.version), std::cmp::Reverse((health.lag_entries, *id)))
+        })
+    }
+
+    /// Whether the voters other than `id` hold a quorum of every configuration, healthy and caught up.
+    pub fn holds_without(&self, id: u64) -> bool {
+        self.membership.configs.iter().all(|voters| {
+            let fit = voters.iter().filter(|voter| **voter != id && self.is_fit(**voter)).count();
+            fit > voters.len() / 2
+        })
+    }
+
+    /// Rule 17: the least size above the wanted one whose slots have a quorum of their own, healthy and caught up.
+    fn scale_back(&self) -> Option<u64> {
+        let slots = &self.wanted.as_ref()?.slots;
+        let voters: Ids = self.membership.voters().into_iter().filter(|id| self.is_slot_member(*id)).collect();
+        let last = voters.iter().map(|id| slot_of(*id)).max()?;
+        (slots.end + 1..=last + 1).map(|end| end - slots.start).find(|size| {
+            let within = voters.iter().filter(|id| (slots.start..slots.start + size).contains(&slot_of(**id)));
+            let (all, fit) = within.fold((0, 0), |(all, fit), id| (all + 1, fit + usize::from(self.is_fit(*id))));
+            fit > all / 2
+        })
     }
 
     fn staying_voters(&self) -> Ids {
@@ -524,9 +603,15 @@ impl Observed {
             .learners()
             .into_iter()
             .filter(|id| self.is_stable(*id) && !self.is_condemned(*id) && self.membership.kind(*id) != Kind::Reader)
+            .filter(|id| !self.membership.nodes[id].held)
             .filter(|id| !self.is_slot_member(*id) || !has_vote(slot_of(*id)))
             .collect();
         standby.sort_by_key(|id| (slot_of(*id), *id));
         standby
     }
+}
+
+/// Numbers of a version, so that 0.10 is newer than 0.9.
+fn version_key(version: &str) -> Vec<u64> {
+    version.split(['.', '-', '+']).map_while(|part| part.parse().ok()).collect()
 }

@@ -2,8 +2,9 @@
 //!
 //! Every member runs one; it works while its member leads. Who asks to join is answered at its desk (`join`). Nothing is remembered that a new
 //! leader would need: durations start anew, and the plan is computed from what is seen (`plan`).
+//! What a person asks for (`manual`) goes before the plan's own wish, through the same gate and one change at a time.
 //! Invariants: a change names the membership it was planned on, so that two leaders cannot both apply theirs.
-//! Absent: the wanted size (nothing is condemned yet).
+//! Absent: who knows the wanted size (`wanted`, `kv`), and the way of an operation to the leader (`manage`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,17 +13,23 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
 
 use super::formation::Expand;
 use super::join::{Desk, Standing};
+use super::manual::{self, Operation, Verdict};
 use super::peers::{self, Unreachable};
-use super::plan::{Change, Health, Ids, Limits, Members, Observed, Plan, plan};
-use super::slot_of;
-use crate::env::{Instant, interval};
+use super::plan::{Change, Health, Ids, Limits, Members, Observed, Plan, label, plan};
+use super::view::{self, Wish};
+use super::wanted::{Notice, Watch};
+use super::{manual::timed_out, slot_of};
+use crate::env::{Instant, interval, timeout, timeout_at};
+use crate::error::Error;
 use crate::kv;
 use crate::node::{MembershipChange, Node, Status};
+use crate::pb::admin::{MembershipView, Remark};
 use crate::pb::log::{Command, SetClusterVersion, StoredMembership, command};
-use crate::pb::peer::{JoinRequest, JoinResponse, WhoResponse};
+use crate::pb::peer::{Envelope, JoinRequest, JoinResponse, ManageRequest, WhoResponse, manage_request};
 use crate::raft::{Peers, log_id_from_pb, log_id_to_pb, membership_to_pb};
 
 const TICK: Duration = Duration::from_millis(250);
@@ -30,6 +37,10 @@ const WHO_PATIENCE: Duration = Duration::from_millis(500);
 const CHANGE_PATIENCE: Duration = Duration::from_secs(10);
 /// A follower keeps up if its log lacks no more than what is normally in flight.
 const CAUGHT_UP_ENTRIES: u64 = 64;
+/// Operations by hand that wait; a further one is told so.
+const OPERATIONS_MAX: usize = 16;
+/// What a member has to hear that it is being removed by hand.
+const STAY_OUT_PATIENCE: Duration = Duration::from_millis(500);
 
 #[derive(Clone)]
 pub struct Settings {
@@ -38,6 +49,12 @@ pub struct Settings {
     pub max_voters: usize,
     pub failure_timeout: Duration,
     pub promote_after: Duration,
+    /// Who has not acknowledged anything for so long does not count for a change: the longest election timeout.
+    pub silence_max: Duration,
+    pub reader_ttl: Duration,
+    pub max_readers: usize,
+    /// Who says how many members there should be; `None` outside of Kubernetes.
+    pub wanted: Option<Watch>,
 }
 
 /// See the module's head.
@@ -46,7 +63,26 @@ pub struct Reconciler {
     peers: Arc<Peers>,
     settings: Settings,
     desk: Desk,
-    blocked: Mutex<Option<String>>,
+    operations: mpsc::Sender<Pending>,
+    incoming: Mutex<Option<mpsc::Receiver<Pending>>>,
+    shown: Mutex<Shown>,
+}
+
+/// What the leader shows beside Raft's state; empty on others.
+#[derive(Default)]
+struct Shown {
+    observed: Option<Arc<Observed>>,
+    /// The change that is made, or was made last.
+    change: String,
+    blocked: Option<Remark>,
+}
+
+/// An operation by hand that is not done yet.
+struct Pending {
+    operation: Operation,
+    begun: bool,
+    deadline: Instant,
+    reply: oneshot::Sender<Result<(), Error>>,
 }
 
 /// What the leader has seen of one member since it leads.
@@ -57,12 +93,61 @@ struct Seen {
 
 impl Reconciler {
     pub fn new(node: Node, peers: Arc<Peers>, settings: Settings) -> Arc<Self> {
-        Arc::new(Self { node, peers, settings, desk: Desk::default(), blocked: Mutex::default() })
+        let (operations, incoming) = mpsc::channel(OPERATIONS_MAX);
+        let incoming = Mutex::new(Some(incoming));
+        Arc::new(Self { node, peers, settings, desk: Desk::default(), operations, incoming, shown: Mutex::default() })
     }
 
     /// Why a wanted change is not made; `None` if none is wanted or it is under way.
-    pub fn blocked(&self) -> Option<String> {
-        self.blocked.lock().clone()
+    pub fn blocked(&self) -> Option<Remark> {
+        self.shown.lock().blocked.clone()
+    }
+
+    /// What the leader observed last; `None` on others.
+    pub fn observed(&self) -> Option<Arc<Observed>> {
+        self.shown.lock().observed.clone()
+    }
+
+    /// The wanted size is read anew at once.
+    pub fn hurry(&self) {
+        if let Some(watch) = &self.settings.wanted {
+            watch.hurry();
+        }
+    }
+
+    /// What this member knows of the membership; the leader knows most.
+    pub fn view(&self) -> MembershipView {
+        let status = self.node.status();
+        let this = self.node.member();
+        let mut view = view::of_member(this.cluster_id, this.member_id, &status, &members(&status));
+        view.cluster_version = self.node.store().read(|s| s.kv.cluster_version());
+        let wish = self.wish();
+        view.wanted = Some(wish.shown);
+        view.remarks.extend(wish.remark);
+        let shown = self.shown.lock();
+        if let Some(observed) = &shown.observed {
+            view::add_observed(&mut view, observed);
+            view.change = shown.change.clone();
+            view.blocked = shown.blocked.clone();
+        }
+        view
+    }
+
+    fn wish(&self) -> Wish {
+        let source = self.settings.wanted.as_ref().map(|watch| (watch.source().name(), watch.reading()));
+        view::wish(source, self.node.store().read(|s| s.kv.wanted_size()))
+    }
+
+    /// Has the leader carry out an operation by hand; answers when it is done, refused, or `deadline` has come.
+    pub async fn operate(&self, operation: Operation, deadline: Instant) -> Result<(), Error> {
+        let (reply, done) = oneshot::channel();
+        let pending = Pending { operation, begun: false, deadline, reply };
+        self.operations.try_send(pending).map_err(|_| Error::TooManyRequests)?;
+        match timeout_at(deadline + CHANGE_PATIENCE, done).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(Error::Stopped),
+            Err(_) => Err(Error::Timeout),
+        }
     }
 
     /// Handler of `Join`.
@@ -77,7 +162,7 @@ impl Reconciler {
                 leads: status.is_leader,
                 leader_address: leader.map(|node| node.peer_address.clone()).unwrap_or_default(),
                 members: &members,
-                blocked: self.blocked(),
+                blocked: self.blocked().map(|remark| remark.sentence),
             },
         )
     }
@@ -88,16 +173,20 @@ impl Reconciler {
         let mut tick = interval(TICK);
         let mut seen = BTreeMap::new();
         let mut term = None;
+        let mut incoming = self.incoming.lock().take().expect("a reconciler runs once");
+        let mut pending = Vec::new();
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
                 () = self.desk.asked().notified() => {}
+                Some(operation) = incoming.recv(), if pending.len() < OPERATIONS_MAX => pending.push(operation),
                 () = shutdown.cancelled() => return,
             }
             let status = self.node.status();
             if !status.is_leader {
                 term = None;
-                *self.blocked.lock() = None;
+                *self.shown.lock() = Shown::default();
+                pending.drain(..).for_each(|p: Pending| drop(p.reply.send(Err(Error::NotLeader))));
                 self.node.space().quorum_low_disk.store(false, Ordering::Relaxed);
                 continue;
             }
@@ -105,45 +194,95 @@ impl Reconciler {
                 seen.clear();
             }
             tokio::select! {
-                () = self.step(&status, &mut seen) => {}
+                () = self.step(&status, &mut seen, &mut pending) => {}
                 () = shutdown.cancelled() => return,
             }
         }
     }
 
-    async fn step(&self, status: &Status, seen: &mut BTreeMap<u64, Seen>) {
-        let observed = self.observe(status, seen).await;
+    async fn step(&self, status: &Status, seen: &mut BTreeMap<u64, Seen>, pending: &mut Vec<Pending>) {
+        let observed = Arc::new(self.observe(status, seen).await);
+        self.shown.lock().observed = Some(observed.clone());
+        if let Some((at, change, hands_over)) = next_operation(&observed, pending) {
+            if let Operation::Remove { id } = pending[at].operation {
+                self.tell_to_stay_out(&observed, id).await;
+            }
+            if self.make(&observed, change).await {
+                pending[at].begun = true;
+                if hands_over {
+                    // Whoever leads now is asked by the caller.
+                    drop(pending.remove(at).reply.send(Err(Error::NotLeader)));
+                }
+            }
+            self.desk.asked().notify_one();
+            return;
+        }
         match plan(&observed) {
             Plan::Nothing => self.set_blocked(None),
-            Plan::Blocked(reason) => self.set_blocked(Some(reason.to_string())),
+            Plan::Blocked(reason) => self.set_blocked(Some(view::remark(reason.name(), reason.to_string()))),
             Plan::Change(change) => {
-                tracing::info!(?change, term = status.term, "membership change");
-                let result = self.execute(&observed, change).await;
-                if let Err(error) = &result {
-                    tracing::warn!(error, "membership change failed; it is planned anew");
-                }
-                self.set_blocked(result.err());
+                self.make(&observed, change).await;
             }
         }
         self.raise_cluster_version(status).await;
     }
 
-    fn set_blocked(&self, reason: Option<String>) {
-        let mut blocked = self.blocked.lock();
-        if *blocked != reason {
-            if let Some(reason) = &reason {
-                tracing::info!(reason, "no membership change now");
-            }
-            *blocked = reason;
+    /// Carries out a change, and says so; false if it failed.
+    async fn make(&self, observed: &Observed, change: Change) -> bool {
+        let text = describe(&change, &observed.membership);
+        tracing::info!(?change, what = text, "membership change");
+        self.shown.lock().change = text.clone();
+        let result = self.execute(observed, change).await;
+        match &result {
+            Ok(()) => self.tell("membership-change", text, false),
+            Err(error) => tracing::warn!(error, "membership change failed; it is planned anew"),
+        }
+        let failed =
+            |error: String| view::remark("change-failed", format!("the change failed and is planned anew: {error}"));
+        self.set_blocked(result.clone().err().map(failed));
+        result.is_ok()
+    }
+
+    fn set_blocked(&self, reason: Option<Remark>) {
+        let mut shown = self.shown.lock();
+        if shown.blocked == reason {
+            return;
+        }
+        // A sentence may hold numbers that change all the time; the log and the Events say each state once.
+        let is_news = shown.blocked.as_ref().map(|r| &r.name) != reason.as_ref().map(|r| &r.name);
+        shown.blocked = reason.clone();
+        drop(shown);
+        if let Some(reason) = reason.filter(|_| is_news) {
+            tracing::info!(name = reason.name, reason = reason.sentence, "no membership change now");
+            let warning = !matches!(&reason.name[..], "change-in-flight" | "leader-is-new" | "second-observation");
+            self.tell(&reason.name, reason.sentence, warning);
+        }
+    }
+
+    fn tell(&self, name: &str, sentence: String, warning: bool) {
+        if let Some(watch) = &self.settings.wanted {
+            self.node.env().spawn(watch.source().tell(Notice { name: name.to_owned(), sentence, warning }));
+        }
+    }
+
+    /// A member that is removed by hand must not come back by itself; it is told before, for later it may not hear.
+    async fn tell_to_stay_out(&self, observed: &Observed, id: u64) {
+        let Some(node) = observed.membership.nodes.get(&id).filter(|_| id != observed.leader) else { return };
+        let this = self.node.member();
+        let request = ManageRequest {
+            envelope: Some(Envelope { cluster_id: this.cluster_id, from: this.member_id, to: id }),
+            operation: Some(manage_request::Operation::StayOut(id)),
+        };
+        let told = timeout(STAY_OUT_PATIENCE, self.peers.manage(&node.peer_address, request, STAY_OUT_PATIENCE)).await;
+        if !matches!(told, Ok(Ok(_))) {
+            tracing::info!(member = format!("{id:016x}"), "did not hear that it is removed by hand");
         }
     }
 
     async fn observe(&self, status: &Status, seen: &mut BTreeMap<u64, Seen>) -> Observed {
         let membership = members(status);
         let env = self.node.env();
-        if let Some(expand) = &self.settings.expand {
-            self.desk.dial(env, &self.peers, expand, WHO_PATIENCE).await;
-        }
+        self.desk.dial(env, &self.peers, self.settings.expand.as_ref(), WHO_PATIENCE).await;
         let joiners = self.desk.joiners();
         let mut addresses: BTreeMap<String, ()> =
             membership.nodes.values().map(|node| (node.peer_address.clone(), ())).collect();
@@ -169,12 +308,13 @@ impl Reconciler {
             slots: slots.iter().filter_map(|slot| Some((*slot, at(*slot)?.member_id))).collect(),
             joiners,
             membership,
-            wanted: None,
+            wanted: self.wish().slots,
             limits: Limits {
                 max_voters: self.settings.max_voters,
                 failure_timeout: self.settings.failure_timeout,
                 stable_for: self.settings.promote_after,
-                reader_ttl: None,
+                reader_ttl: Some(self.settings.reader_ttl),
+                max_readers: self.settings.max_readers,
             },
         }
     }
@@ -195,7 +335,8 @@ impl Reconciler {
             let matched = status.matched.iter().find(|(member, _)| member == id).and_then(|(_, index)| *index);
             let lag_entries = status.last_log_index.saturating_sub(matched.unwrap_or(0));
             let entry = seen.entry(*id).or_insert(Seen { last_sign: now, caught_up_since: None });
-            let reachable = acked.is_some_and(|age| age < self.settings.failure_timeout.min(Duration::from_secs(2)));
+            // Both: what was acknowledged just before a crash looks healthy, and a change that counts on it is stuck.
+            let reachable = own.is_some() && acked.is_some_and(|age| age <= self.settings.silence_max);
             if let Some(age) = acked {
                 entry.last_sign = entry.last_sign.max(now - age);
             }
@@ -215,6 +356,7 @@ impl Reconciler {
                     lag_entries,
                     address_answers: answer.map(|who| who.member_id),
                     announces: own.and_then(|who| who.node.clone()),
+                    version: own.map(|who| who.version.clone()).unwrap_or_default(),
                 },
             );
         }
@@ -263,7 +405,7 @@ impl Reconciler {
     /// Rule 29: the cluster version is the least that all members know, raised by the leader.
     async fn raise_cluster_version(&self, status: &Status) {
         let known = status.membership.nodes().map(|(_, node)| node.apply_version).min().unwrap_or(0);
-        let version = known.min(kv::APPLY_VERSION);
+        let version = known.min(kv::apply_version());
         if version <= self.node.store().read(|s| s.kv.cluster_version()) {
             return;
         }
@@ -273,6 +415,48 @@ impl Reconciler {
             Err(error) => tracing::warn!(%error, "cluster version not raised; tried again"),
         }
     }
+}
+
+/// Answers what is done or refused, and finds the next change that an operation by hand needs: its place, the change, and whether
+/// leadership goes with it.
+fn next_operation(observed: &Observed, pending: &mut Vec<Pending>) -> Option<(usize, Change, bool)> {
+    let mut at = 0;
+    while at < pending.len() {
+        let answer = match manual::judge(observed, &pending[at].operation, pending[at].begun) {
+            Verdict::Do(change) => return Some((at, change, false)),
+            Verdict::HandOver(change) => return Some((at, change, true)),
+            Verdict::Wait(reason) if Instant::now() >= pending[at].deadline => Err(timed_out(&reason)),
+            Verdict::Wait(_) => {
+                at += 1;
+                continue;
+            }
+            Verdict::Done => Ok(()),
+            Verdict::Refuse(error) => Err(error),
+        };
+        drop(pending.remove(at).reply.send(answer));
+    }
+    None
+}
+
+/// A change in words: what is done, and to whom.
+fn describe(change: &Change, members: &Members) -> String {
+    let name = |id: &u64| match members.nodes.get(id) {
+        Some(node) => format!("{} ({id:016x})", node.name),
+        None => format!("{id:016x}"),
+    };
+    let names = |ids: &Ids| ids.iter().map(name).collect::<Vec<_>>().join(", ");
+    let whom = match change {
+        Change::FinishJoint { voters } | Change::RollbackJoint { voters } => names(voters),
+        Change::AddLearner { id, node } => format!("{} ({id:016x})", node.name),
+        Change::UpdateNode { id, .. } => name(id),
+        Change::Promote { ids }
+        | Change::RemoveVoters { ids }
+        | Change::RemoveLearners { ids }
+        | Change::Demote { ids } => names(ids),
+        Change::ReplaceVoter { old, new, .. } => format!("{} by {}", name(old), name(new)),
+        Change::TransferLeader { to } => format!("to {}", name(to)),
+    };
+    format!("{}: {whom}", label(change))
 }
 
 /// The newest membership that this member knows, in the form that planning wants.

@@ -17,8 +17,8 @@ pub use load::{DEFAULT_FILE, Flag, Loaded, Sources, load};
 pub use memory::{cgroup_memory_limit, effective_quota};
 pub use node::Node;
 pub use sections::{
-    Cluster, Compaction, CompactionMode, Identity, Lease, Limits, Log, LogFormat, Raft, Server, State, Storage,
-    Telemetry, Watch,
+    Cluster, Compaction, CompactionMode, Identity, Kubernetes, Lease, Limits, Log, LogFormat, MemberKind, Raft, Server,
+    State, Storage, Telemetry, Watch,
 };
 pub use units::Bytes;
 pub use validate::MESSAGE_BYTES_MAX;
@@ -33,6 +33,7 @@ pub struct Config {
     pub server: Server,
     pub identity: Identity,
     pub cluster: Cluster,
+    pub kubernetes: Kubernetes,
     pub raft: Raft,
     pub lease: Lease,
     pub log: Log,

@@ -2,14 +2,15 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Config, Error};
+use super::{Config, Error, MemberKind};
 use crate::env::Disk;
-use crate::identity::{self, NodeName, PeerPattern};
+use crate::identity::{self, NodeName, PeerPattern, READER_SLOT};
 
 /// Who this node is and how others reach it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     pub name: String,
+    /// [`READER_SLOT`] for a node that owns none.
     pub slot: u16,
     /// None: a cluster of one.
     pub pattern: Option<PeerPattern>,
@@ -22,21 +23,34 @@ pub struct Node {
 impl Config {
     /// [`Config::node`] with this process's `POD_NAME` and this machine's host name.
     pub fn node_here(&self, disk: &dyn Disk) -> Result<Node, Error> {
-        self.node(std::env::var("POD_NAME").ok().as_deref(), &identity::host_name(disk))
+        let mut node = self.node(std::env::var("POD_NAME").ok().as_deref(), &identity::host_name(disk))?;
+        if let (MemberKind::Manual | MemberKind::Reader, "", Ok(ip)) =
+            (self.cluster.kind, &self.server.advertise_peer[..], std::env::var("POD_IP"))
+            && let Ok(ip) = ip.parse::<IpAddr>()
+        {
+            node.advertise_peer = SocketAddr::new(ip, self.server.listen_peer.port()).to_string();
+            if self.server.advertise_client.is_empty() {
+                node.advertise_client = vec![self.derived_client_url(&node.advertise_peer, true)];
+            }
+        }
+        Ok(node)
     }
 
     /// Decides the node's identity (membership rules 1-3).
     ///
     /// Without a peer pattern the name need hold no slot: a cluster of one runs anywhere. A slot that was read from the name
-    /// must give the name back through the pattern; with an explicit slot the two may differ. Listen ports of 0 are advertised
-    /// as they are: put the bound addresses into `server.listen_*` first.
+    /// must give the name back through the pattern; with an explicit slot the two may differ. A node of another kind than `slot`
+    /// has none, and tells its own address. Listen ports of 0 are advertised as they are: put the bound addresses into
+    /// `server.listen_*` first.
     pub fn node(&self, pod_name: Option<&str>, host_name: &str) -> Result<Node, Error> {
         let name = NodeName::choose(&self.identity.name, pod_name, host_name)?;
         let pattern = match self.cluster.peers.as_str() {
             "" => None,
             text => Some(text.parse::<PeerPattern>()?),
         };
+        let owns_slot = self.cluster.kind == MemberKind::Slot;
         let slot = match (self.identity.slot, &pattern) {
+            _ if !owns_slot => READER_SLOT,
             (Some(slot), _) => slot,
             (None, None) => self.cluster.first_slot,
             (None, Some(pattern)) => {
@@ -45,16 +59,18 @@ impl Config {
                 slot
             }
         };
-        if let Some(pattern) = &pattern {
+        let own_entry = pattern.as_ref().filter(|_| owns_slot);
+        if let Some(pattern) = own_entry {
             pattern.check(slot)?;
         }
-        let advertise_peer = match (self.server.advertise_peer.as_str(), &pattern) {
+        let has_entry = own_entry.is_some();
+        let advertise_peer = match (self.server.advertise_peer.as_str(), own_entry) {
             ("", Some(pattern)) => pattern.expand(slot),
             ("", None) => reachable(self.server.listen_peer).to_string(),
             (address, _) => address.to_owned(),
         };
         let advertise_client = match self.server.advertise_client.as_slice() {
-            [] => vec![self.derived_client_url(&advertise_peer, pattern.is_some())],
+            [] => vec![self.derived_client_url(&advertise_peer, has_entry)],
             urls => urls.to_vec(),
         };
         Ok(Node { name: name.text, slot, pattern, advertise_peer, advertise_client })

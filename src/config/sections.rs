@@ -31,6 +31,9 @@ pub struct Server {
     /// Longest stay after SIGTERM: the chart's 120 s less 5, so that the kubelet never cuts it short.
     #[serde(with = "units::duration")]
     pub grace_period: Duration,
+    /// Longest that a restart waits for the others to hold a quorum without this member; within `grace_period`.
+    #[serde(with = "units::duration")]
+    pub quorum_wait: Duration,
     /// Longest wait of one request, an election included.
     #[serde(with = "units::duration")]
     pub request_timeout: Duration,
@@ -47,6 +50,7 @@ impl Default for Server {
             advertise_client: Vec::new(),
             advertise_peer: String::new(),
             grace_period: Duration::from_secs(115),
+            quorum_wait: Duration::from_secs(30),
             request_timeout: Duration::from_secs(5),
             worker_threads: 0,
         }
@@ -87,6 +91,12 @@ pub struct Cluster {
     pub peers: String,
     /// Members that the first formation waits for; later the cluster itself knows.
     pub size: u16,
+    /// Whether this node owns a slot, was added by hand, or only reads.
+    #[serde(with = "units::text")]
+    pub kind: MemberKind,
+    /// `host:port` of members that are asked for a cluster to join, beside the peer pattern's.
+    #[serde(with = "units::list")]
+    pub join: Vec<String>,
     /// The lowest slot (`ordinals.start` of a StatefulSet).
     pub first_slot: u16,
     /// Most members that vote: 5 survive two failures, and each more slows every write.
@@ -97,6 +107,11 @@ pub struct Cluster {
     /// How long a learner must have been caught up before it votes.
     #[serde(with = "units::duration")]
     pub promote_after: Duration,
+    /// Silence after which a reader is removed: readers come and go, and nobody waits for one.
+    #[serde(with = "units::duration")]
+    pub reader_ttl: Duration,
+    /// Most readers: the leader sends the log to each.
+    pub max_readers: u32,
     /// Directories of former selves that are kept: one, for whoever wants to look at what was replaced.
     pub kept_former_selves: u32,
 }
@@ -106,11 +121,51 @@ impl Default for Cluster {
         Self {
             peers: String::new(),
             size: 1,
+            kind: MemberKind::Slot,
+            join: Vec::new(),
             first_slot: 0,
             max_voters: 5,
             failure_timeout: Duration::from_secs(10),
             promote_after: Duration::from_secs(1),
+            reader_ttl: Duration::from_secs(60),
+            max_readers: 16,
             kept_former_selves: 1,
+        }
+    }
+}
+
+/// `[kubernetes]`: the StatefulSet that says how many members are wanted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Kubernetes {
+    /// Name of the own StatefulSet; empty: not on Kubernetes.
+    pub stateful_set: String,
+    /// Its namespace; empty: `POD_NAMESPACE`, else the service account's.
+    pub namespace: String,
+    /// URL of the API server; empty: from `KUBERNETES_SERVICE_HOST` and `KUBERNETES_SERVICE_PORT`.
+    pub api_server: String,
+    /// Holds `token`, `ca.crt` and `namespace`, as the kubelet mounts them.
+    pub service_account_dir: PathBuf,
+    /// Between two questions, with jitter: a change of the size is seen about so late.
+    #[serde(with = "units::duration")]
+    pub poll_interval: Duration,
+    /// Longest wait for one answer; then the wanted size is unknown, and nothing changes.
+    #[serde(with = "units::duration")]
+    pub timeout: Duration,
+    /// Tell what blocks a change, and what was changed, as Events of the StatefulSet.
+    pub events: bool,
+}
+
+impl Default for Kubernetes {
+    fn default() -> Self {
+        Self {
+            stateful_set: String::new(),
+            namespace: String::new(),
+            api_server: String::new(),
+            service_account_dir: "/var/run/secrets/kubernetes.io/serviceaccount".into(),
+            poll_interval: Duration::from_secs(3),
+            timeout: Duration::from_secs(3),
+            events: true,
         }
     }
 }
@@ -418,5 +473,14 @@ macro_rules! words {
     };
 }
 
+/// What a node is in the membership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemberKind {
+    Slot,
+    Manual,
+    Reader,
+}
+
+words!(MemberKind { Slot = "slot", Manual = "manual", Reader = "reader" });
 words!(CompactionMode { Off = "off", Periodic = "periodic", Revision = "revision" });
 words!(LogFormat { Text = "text", Json = "json" });

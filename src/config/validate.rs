@@ -6,7 +6,7 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use super::{Bytes, CompactionMode, Config, Error};
+use super::{Bytes, CompactionMode, Config, Error, MemberKind};
 use crate::identity::{self, PeerPattern, SLOT_MAX};
 
 /// The largest append and request; gRPC's message limits are set above it ([`Config::peer_message_bytes_max`]).
@@ -38,6 +38,7 @@ impl Config {
         let mut faults = Faults(Vec::new());
         self.check_server(&mut faults);
         self.check_cluster(&mut faults);
+        self.check_kubernetes(&mut faults);
         self.check_timing(&mut faults);
         self.check_sizes(&mut faults);
         self.check_storage(&mut faults);
@@ -111,6 +112,36 @@ impl Config {
         faults.check(last_slot <= u32::from(SLOT_MAX), "cluster.size", cluster.size, expected, "lower it");
         let slot = self.identity.slot.unwrap_or_default();
         faults.check(slot <= SLOT_MAX, "identity.slot", slot, format!("at most {SLOT_MAX}"), "lower it");
+        for address in &cluster.join {
+            let valid = identity::host_port(address).is_some();
+            faults.check(
+                valid,
+                "cluster.join",
+                format!("{address:?}"),
+                "host:port of a member's peer port",
+                "correct it",
+            );
+        }
+        if cluster.kind != MemberKind::Slot {
+            let kind = cluster.kind;
+            let found = !cluster.peers.is_empty() || !cluster.join.is_empty();
+            let action = "set cluster.peers (--peers) or cluster.join (--join)";
+            faults.check(
+                found,
+                "cluster.kind",
+                kind,
+                "a place to find the cluster, for such a node forms none",
+                action,
+            );
+            let slotless = self.identity.slot.is_none();
+            faults.check(
+                slotless,
+                "identity.slot",
+                slot,
+                format!("none, for a {kind} node owns no slot"),
+                "leave it out",
+            );
+        }
         if cluster.peers.is_empty() {
             let action = "set cluster.peers (--peers) to the address of every slot, such as kv-%d.kv-headless:2380";
             faults.check(cluster.size <= 1, "cluster.size", cluster.size, "1, for cluster.peers is empty", action);
@@ -121,6 +152,40 @@ impl Config {
         let both = pattern.and_then(|pattern| pattern.check(cluster.first_slot).and(pattern.check(last_slot)));
         if let Err(fault) = both {
             faults.0.push(fault.to_string());
+        }
+    }
+
+    fn check_kubernetes(&self, faults: &mut Faults) {
+        let kubernetes = &self.kubernetes;
+        for (key, name) in [("stateful_set", &kubernetes.stateful_set), ("namespace", &kubernetes.namespace)] {
+            let is_label = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
+            let valid = name.len() <= 253 && name.chars().all(is_label);
+            let key = format!("kubernetes.{key}");
+            faults.check(
+                valid,
+                &key,
+                format!("{name:?}"),
+                "a name of lower-case letters, digits, - and .",
+                "correct it",
+            );
+        }
+        let on = !kubernetes.stateful_set.is_empty();
+        let action = "set cluster.peers (--peers) to the address of every slot, such as kv-%d.kv-headless:2380";
+        let got = format!("{:?} without cluster.peers", kubernetes.stateful_set);
+        faults.check(!on || !self.cluster.peers.is_empty(), "kubernetes.stateful_set", got, "both or neither", action);
+        let url = &kubernetes.api_server;
+        let valid = url.is_empty() || url.starts_with("https://") && url.len() > "https://".len();
+        faults.check(valid, "kubernetes.api_server", format!("{url:?}"), "https://host:port", "correct it");
+        for (key, duration) in [("poll_interval", kubernetes.poll_interval), ("timeout", kubernetes.timeout)] {
+            let least = Duration::from_millis(100);
+            let (key, got) = (format!("kubernetes.{key}"), humantime::format_duration(duration));
+            faults.check(
+                duration >= least,
+                &key,
+                got,
+                "at least 100ms (each question costs the API server)",
+                "raise it",
+            );
         }
     }
 
@@ -137,6 +202,7 @@ impl Config {
         at_least("raft.election_timeout_min", min, raft.heartbeat_interval * 3, "3 x raft.heartbeat_interval");
         at_least("raft.election_timeout_max", max, min + millis(1), "more than raft.election_timeout_min");
         at_least("cluster.failure_timeout", self.cluster.failure_timeout, max * 2, "2 x raft.election_timeout_max");
+        at_least("cluster.reader_ttl", self.cluster.reader_ttl, max * 2, "2 x raft.election_timeout_max");
         at_least("server.request_timeout", self.server.request_timeout, max, "raft.election_timeout_max");
         at_least("server.grace_period", self.server.grace_period, max, "raft.election_timeout_max");
         let interval = self.lease.checkpoint_interval;
@@ -231,8 +297,23 @@ mod tests {
             ("cluster.size: got 0", |c| c.cluster.size = 0),
             ("cluster.size: got 3, expected 1", |c| c.cluster.size = 3),
             ("cluster.size: got 2", |c| (c.cluster.size, c.cluster.first_slot) = (2, SLOT_MAX)),
+            ("cluster.kind", |c| c.cluster.kind = MemberKind::Reader),
+            ("cluster.join", |c| c.cluster.join = vec!["kv-0".into()]),
+            ("identity.slot", |c| {
+                (c.cluster.kind, c.identity.slot) = (MemberKind::Manual, Some(1));
+                c.cluster.join = vec!["kv-0:2380".into()];
+            }),
+            ("cluster.reader_ttl", |c| c.cluster.reader_ttl = Duration::from_secs(1)),
             ("cluster.max_voters", |c| c.cluster.max_voters = 4),
             ("cluster.failure_timeout", |c| c.cluster.failure_timeout = Duration::from_secs(1)),
+            ("kubernetes.stateful_set", |c| {
+                (c.cluster.peers, c.kubernetes.stateful_set) = ("kv-%d:1".into(), "K v".into());
+            }),
+            ("kubernetes.stateful_set", |c| c.kubernetes.stateful_set = "kv".into()),
+            ("kubernetes.namespace", |c| c.kubernetes.namespace = "a/b".into()),
+            ("kubernetes.api_server", |c| c.kubernetes.api_server = "http://api".into()),
+            ("kubernetes.poll_interval", |c| c.kubernetes.poll_interval = Duration::ZERO),
+            ("kubernetes.timeout", |c| c.kubernetes.timeout = Duration::ZERO),
             ("raft.heartbeat_interval", |c| c.raft.heartbeat_interval = Duration::ZERO),
             ("raft.election_timeout_min", |c| c.raft.heartbeat_interval = Duration::from_millis(134)),
             ("raft.election_timeout_max", |c| c.raft.election_timeout_max = c.raft.election_timeout_min),

@@ -60,3 +60,16 @@ pub fn corrupt_key() -> Option<&'static str> {
 pub fn corrupt_key() -> Option<&'static str> {
     None
 }
+
+/// The apply version of the older build that a test has this process play, from `QUORATE_TEST_APPLY_VERSION`.
+#[cfg(feature = "testing")]
+pub fn played_apply_version() -> Option<u32> {
+    static PLAYED: std::sync::OnceLock<Option<u32>> = std::sync::OnceLock::new();
+    *PLAYED.get_or_init(|| std::env::var("QUORATE_TEST_APPLY_VERSION").ok()?.parse().ok())
+}
+
+#[cfg(not(feature = "testing"))]
+#[inline(always)]
+pub fn played_apply_version() -> Option<u32> {
+    None
+}

@@ -25,6 +25,11 @@ pub use net::Net;
 /// tokio's clock: real, or a simulation's.
 pub use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout, timeout_at};
 
+/// The time of day, for people and for Kubernetes: it may jump, so nothing is decided by it.
+pub fn wall_clock() -> std::time::SystemTime {
+    std::time::SystemTime::now()
+}
+
 /// Ticks at once and then every `period`; a tick that comes late delays those after it instead of bunching them.
 pub fn interval(period: Duration) -> tokio::time::Interval {
     let mut interval = tokio::time::interval(period);

@@ -58,14 +58,40 @@ impl Net for Tcp {
     }
 
     fn resolve(&self, address: String) -> BoxFuture<io::Result<Vec<SocketAddr>>> {
-        Box::pin(async move { Ok(tokio::net::lookup_host(address).await?.collect()) })
+        Box::pin(async move { look_up(&address).await })
     }
 
     fn connect(&self, address: String) -> BoxFuture<io::Result<Box<dyn Stream>>> {
         Box::pin(async move {
-            let stream = TcpStream::connect(&address).await?;
+            let stream = TcpStream::connect(&*look_up(&address).await?).await?;
             stream.set_nodelay(true)?;
             Ok(Box::new(stream) as Box<dyn Stream>)
         })
     }
+}
+
+/// Asks the system's resolver.
+#[cfg(not(feature = "testing"))]
+async fn look_up(address: &str) -> io::Result<Vec<SocketAddr>> {
+    Ok(tokio::net::lookup_host(address).await?.collect())
+}
+
+/// Asks the hosts file that a test names, `QUORATE_TEST_HOSTS`, anew each time: it plays the DNS of Kubernetes, where names of
+/// pods come late and move. A line is an address and a name. A name that it does not hold does not resolve. Without the
+/// variable: the system's resolver.
+#[cfg(feature = "testing")]
+async fn look_up(address: &str) -> io::Result<Vec<SocketAddr>> {
+    let (Some(path), Some((host, port)), Err(_)) =
+        (std::env::var_os("QUORATE_TEST_HOSTS"), address.rsplit_once(':'), address.parse::<SocketAddr>())
+    else {
+        return Ok(tokio::net::lookup_host(address).await?.collect());
+    };
+    let port: u16 = port.parse().map_err(io::Error::other)?;
+    let text = tokio::fs::read_to_string(path).await?;
+    let entries = text.lines().filter_map(|line| line.split_once(' ')).filter(|(_, name)| *name == host);
+    let found: Vec<SocketAddr> = entries.filter_map(|(ip, _)| Some(SocketAddr::new(ip.parse().ok()?, port))).collect();
+    if found.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, format!("{host}: name not known (test hosts)")));
+    }
+    Ok(found)
 }

@@ -1,4 +1,4 @@
-//! HTTP on the client port, beside gRPC: the JSON gateway, metrics, health, version and the status page.
+//! HTTP on the client port, beside gRPC: the JSON gateway, metrics, health, version, the membership and the status page.
 //!
 //! Owns the paths and the forms of the answers. Absent: what they say (`api`, `metrics`).
 
@@ -11,9 +11,11 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, StatusCode, Uri, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{any, get};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::api::{Api, ETCD_VERSION, Health};
+use crate::identity::SLOT_MAX;
+use crate::pb::admin::{Member, MembershipView, Remark};
 
 pub use gateway::Gateway;
 
@@ -29,6 +31,7 @@ pub fn router(api: Api, gateway: Gateway) -> Router {
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/version", get(version))
+        .route("/cluster", get(cluster))
         .fallback(unknown)
         .with_state(api)
 }
@@ -114,6 +117,38 @@ async fn readyz(State(api): State<Api>, uri: Uri) -> Response {
 async fn version() -> impl IntoResponse {
     let body = json!({ "etcdserver": ETCD_VERSION, "etcdcluster": "3.6.0" });
     ([(header::CONTENT_TYPE, "application/json")], body.to_string())
+}
+
+/// The membership, for tools: who belongs to it, in which role and how far behind, what is wanted, and what blocks.
+async fn cluster(State(api): State<Api>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], membership_json(&api.membership().await).to_string() + "\n")
+}
+
+/// The view as JSON; ids are hexadecimal, as everywhere that people read them.
+pub fn membership_json(view: &MembershipView) -> Value {
+    let id = |id: u64| if id == 0 { Value::Null } else { format!("{id:016x}").into() };
+    let remark = |remark: &Remark| json!({ "name": remark.name, "sentence": remark.sentence });
+    let member = |m: &Member| {
+        json!({
+            "id": id(m.id), "name": m.name, "slot": (m.slot <= u32::from(SLOT_MAX)).then_some(m.slot), "role": m.role,
+            "kind": m.kind, "peer_address": m.peer_address, "client_urls": m.client_urls, "reachable": m.reachable,
+            "lag_entries": m.lag_entries, "caught_up": m.caught_up, "condemned": m.condemned, "held": m.held,
+            "version": m.version,
+        })
+    };
+    let wanted = view.wanted.as_ref().map(|w| {
+        let unknown = (!w.unknown.is_empty()).then_some(&w.unknown);
+        let size = (unknown.is_none() && w.origin != "none").then_some((w.start, w.replicas));
+        json!({
+            "origin": w.origin, "start": size.map(|s| s.0), "replicas": size.map(|s| s.1), "unknown": unknown,
+        })
+    });
+    json!({
+        "cluster": id(view.cluster_id), "member": id(view.member_id), "leader": id(view.leader_id), "term": view.term,
+        "cluster_version": view.cluster_version, "members": view.members.iter().map(member).collect::<Vec<_>>(),
+        "wanted": wanted, "change": view.change, "blocked": view.blocked.as_ref().map(remark),
+        "remarks": view.remarks.iter().map(remark).collect::<Vec<_>>(),
+    })
 }
 
 fn escape(text: &str) -> String {

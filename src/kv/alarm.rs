@@ -49,3 +49,46 @@ impl State {
         AlarmResponse { header: header(self.revision), alarms }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{ALARMS_SINCE, Fault, Loader};
+    use super::*;
+    use crate::pb::log::{Command, command};
+
+    fn change(state: &mut State, action: AlarmAction, member_id: u64, kind: AlarmType) {
+        let request = AlarmRequest { action: action.into(), member_id, alarm: kind.into() };
+        let command = Command { needs: ALARMS_SINCE, request: Some(command::Request::Alarm(request)) };
+        let outcome: Result<_, Fault> = state.apply(&command, true);
+        outcome.expect("this build knows alarms").expect("an alarm is never refused");
+    }
+
+    #[test]
+    fn alarms_are_part_of_the_state_that_is_stored() {
+        let mut state = State::new();
+        state.keep_journal(1 << 20);
+        change(&mut state, AlarmAction::Activate, 7, AlarmType::Corrupt);
+        change(&mut state, AlarmAction::Activate, 5, AlarmType::Nospace);
+        change(&mut state, AlarmAction::Activate, 9, AlarmType::None);
+        change(&mut state, AlarmAction::Get, 9, AlarmType::Nospace);
+        change(&mut state, AlarmAction::Deactivate, 7, AlarmType::Nospace);
+        let on = [(5, AlarmType::Nospace), (7, AlarmType::Corrupt)];
+        let found: Vec<(u64, AlarmType)> = state.alarms().iter().map(|on| (on.member_id, on.alarm())).collect();
+        assert_eq!(found, on);
+        assert!(state.has_alarm(AlarmType::Corrupt));
+        for changes in [state.changes().collect(), state.take_journal().changes] {
+            let mut loader = Loader::new();
+            changes.into_iter().for_each(|change| loader.load(change).unwrap());
+            assert_eq!(loader.finish(1).unwrap().alarms(), state.alarms());
+        }
+        change(&mut state, AlarmAction::Deactivate, 7, AlarmType::Corrupt);
+        assert!(!state.has_alarm(AlarmType::Corrupt) && state.has_alarm(AlarmType::Nospace));
+    }
+
+    #[test]
+    fn without_alarms_an_older_member_can_load_the_state() {
+        let state = State::new();
+        let is_alarm = |change: &crate::pb::log::Change| matches!(change.change, Some(change::Change::Alarms(_)));
+        assert!(!state.changes().any(|change| is_alarm(&change)));
+    }
+}

@@ -39,6 +39,14 @@ pub const APPLY_VERSION: u32 = 2;
 
 /// The cluster version from which on alarms are put on and taken off.
 pub const ALARMS_SINCE: u32 = 2;
+/// Commands that set the wanted size need this version.
+pub const WANTED_SIZE_SINCE: u32 = 2;
+
+/// As [`APPLY_VERSION`], but a test can have this build behave as an older one: nothing above `QUORATE_TEST_APPLY_VERSION` is
+/// announced or applied.
+pub fn apply_version() -> u32 {
+    crate::env::fail::played_apply_version().map_or(APPLY_VERSION, |older| older.min(APPLY_VERSION))
+}
 
 /// The cluster version from which on the digest is begun anew.
 pub const DIGESTS_SINCE: u32 = 2;
@@ -49,7 +57,7 @@ pub const CLUSTER_VERSION_MIN: u32 = 1;
 /// A command that this member cannot apply. Going on would let it diverge from the others, so it has to stop.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    #[error("the log holds a command of apply version {needs}; this build knows {APPLY_VERSION}: run a newer one")]
+    #[error("the log holds a command of apply version {needs}; this build knows {}: run a newer one", apply_version())]
     Unsupported { needs: u32 },
     #[error("the log holds a command without a request that this build knows")]
     UnknownCommand,

@@ -35,11 +35,14 @@ impl State {
         let rest = [change::Change::Compacted(self.compacted), change::Change::ClusterVersion(self.cluster_version)];
         // None on says nothing: a member of an older version can then load it.
         let alarms = (!self.alarms.is_empty()).then(|| change::Change::Alarms(Alarms { alarms: self.alarms() }));
+        // Left out while nobody has said so: an older build could not load it.
+        let wanted = self.wanted_size().map(change::Change::WantedSize);
         base.chain(events)
             .map(|kv| change::Change::Version(kv.clone()))
             .chain(rest)
             .chain(self.lease_changes())
             .chain(alarms)
+            .chain(wanted)
             .map(|change| Change { change: Some(change) })
     }
 
@@ -91,6 +94,7 @@ impl Loader {
                 self.state.alarms = on.alarms.iter().map(|one| (one.member_id, one.alarm)).collect();
             }
             change::Change::Lease(lease) => self.state.leases.load(&lease),
+            change::Change::WantedSize(size) => self.state.wanted_size = size,
         }
         Ok(())
     }

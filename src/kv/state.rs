@@ -14,13 +14,13 @@ use super::journal::{Journal, Recorder};
 use super::lease::Leases;
 use super::range::Interval;
 use super::tree::Tree;
-use super::{ALARMS_SINCE, APPLY_VERSION, CLUSTER_VERSION_MIN, DIGESTS_SINCE, Fault};
+use super::{ALARMS_SINCE, CLUSTER_VERSION_MIN, DIGESTS_SINCE, Fault, WANTED_SIZE_SINCE, apply_version};
 use crate::error::Error;
 use crate::pb::etcd::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
     ResponseHeader,
 };
-use crate::pb::log::{Answer, Command, SetClusterVersion, answer, change, command};
+use crate::pb::log::{Answer, Command, SetClusterVersion, WantedSize, answer, change, command};
 use crate::pb::{Fields, KeyValue};
 
 /// What a version takes beside its encoding: the reference counts, the allocator's rounding, and its slot in a tree two
@@ -38,6 +38,7 @@ pub struct State {
     pub(super) cluster_version: u32,
     /// Member and kind of every alarm that is on.
     pub(super) alarms: BTreeSet<(u64, i32)>,
+    pub(super) wanted_size: WantedSize,
     /// Ordered by key.
     pub(super) live: Tree,
     /// Ordered by key, then by mod revision.
@@ -58,6 +59,7 @@ impl Clone for State {
             swept_events: self.swept_events,
             cluster_version: self.cluster_version,
             alarms: self.alarms.clone(),
+            wanted_size: self.wanted_size,
             live: self.live.clone(),
             old: self.old.clone(),
             history: self.history.clone(),
@@ -85,6 +87,7 @@ impl State {
             swept_events: 0,
             cluster_version: CLUSTER_VERSION_MIN,
             alarms: BTreeSet::new(),
+            wanted_size: WantedSize::default(),
             live: Tree::new(),
             old: Tree::new(),
             history: History::new(2),
@@ -108,6 +111,11 @@ impl State {
     /// The greatest `Command.needs` that the leader may propose.
     pub fn cluster_version(&self) -> u32 {
         self.cluster_version
+    }
+
+    /// How many members people want; `None` if nobody has said so.
+    pub fn wanted_size(&self) -> Option<WantedSize> {
+        Some(self.wanted_size).filter(|size| size.replicas > 0)
     }
 
     /// Keys that exist.
@@ -164,6 +172,7 @@ impl State {
             Request::LeaseGrant(r) => self.grant_lease(r).map(Response::LeaseGrant),
             Request::LeaseRevoke(r) => self.revoke_lease(r).map(Response::LeaseRevoke),
             Request::LeaseCheckpoint(r) => Ok(Response::LeaseCheckpoint(self.checkpoint_leases(r))),
+            Request::WantedSize(r) => Ok(Response::WantedSize(self.set_wanted_size(r))),
         };
         Ok(response.map(|r| Answer { response: answer.then_some(r) }))
     }
@@ -178,8 +187,9 @@ impl State {
             Request::Alarm(_) => command.needs.max(ALARMS_SINCE),
             Request::StartDigest(_) => command.needs.max(DIGESTS_SINCE),
             Request::LeaseGrant(_) | Request::LeaseRevoke(_) | Request::LeaseCheckpoint(_) => command.needs,
+            Request::WantedSize(_) => command.needs.max(WANTED_SIZE_SINCE),
         };
-        if needs > APPLY_VERSION { Err(Fault::Unsupported { needs }) } else { Ok(()) }
+        if needs > apply_version() { Err(Fault::Unsupported { needs }) } else { Ok(()) }
     }
 
     fn put(&mut self, r: &PutRequest, answer: bool) -> Result<PutResponse, Error> {
@@ -217,6 +227,14 @@ impl State {
             self.journal.record(change::Change::ClusterVersion(r.version), size_of::<u32>());
         }
         SetClusterVersion { version: self.cluster_version }
+    }
+
+    fn set_wanted_size(&mut self, r: &WantedSize) -> WantedSize {
+        if *r != self.wanted_size {
+            self.wanted_size = *r;
+            self.journal.record(change::Change::WantedSize(*r), size_of::<WantedSize>());
+        }
+        *r
     }
 
     /// Refuses a put that keeps something of a key that does not exist.

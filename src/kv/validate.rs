@@ -42,6 +42,7 @@ pub fn command(command: &Command, limits: &Limits) -> Result<(), Error> {
         Some(
             command::Request::Compact(_)
             | command::Request::SetClusterVersion(_)
+            | command::Request::WantedSize(_)
             | command::Request::LeaseGrant(_)
             | command::Request::LeaseRevoke(_)
             | command::Request::LeaseCheckpoint(_)

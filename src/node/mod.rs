@@ -123,7 +123,9 @@ pub struct Status {
     pub applied_index: u64,
     /// On the leader: how long ago a quorum last answered.
     pub quorum_ack_age: Option<Duration>,
+    /// The newest that this member knows; perhaps not committed yet.
     pub membership: raft::StoredMembership,
+    pub committed_membership: raft::StoredMembership,
     /// The term of the newest committed entry.
     pub committed_term: u64,
     /// On the leader: how long ago each member acknowledged a heartbeat or an append.
@@ -418,11 +420,10 @@ impl Node {
         let this = self.inner.this.member_id;
         let index = |id: &Option<raft::LogId>| id.as_ref().map_or(0, |l| l.index());
         let is_leader = m.state == ServerState::Leader;
-        let mut quorum_ack_age = m.last_quorum_acked.as_ref().map(|at| at.elapsed());
-        if is_leader && m.membership_config.voter_ids().all(|id| id == this) {
-            // The only voter is its own quorum; nobody else acknowledges anything.
-            quorum_ack_age = Some(Duration::ZERO);
-        }
+        let alone = is_leader && m.membership_config.voter_ids().all(|id| id == this);
+        // Raft notes no acknowledgement of a leader by itself.
+        let acked = m.last_quorum_acked.as_ref().map(|at| at.elapsed());
+        let quorum_ack_age = if alone { Some(Duration::ZERO) } else { acked };
         let heard = *self.inner.heard_leader.lock();
         let silence = if is_leader { quorum_ack_age } else { heard.map(|at| at.elapsed()) };
         let alive = silence.is_some_and(|silence| silence <= self.inner.options.leader_silence_max);
@@ -438,6 +439,7 @@ impl Node {
             committed_term: m.local_committed.as_ref().map_or(0, |l| **l.committed_leader_id()),
             acked: m.heartbeat.iter().flatten().map(|(id, at)| (*id, at.as_ref().map(|at| at.elapsed()))).collect(),
             membership: (*m.membership_config).clone(),
+            committed_membership: (*m.committed_membership_config).clone(),
             membership_committed: m.membership_config.log_id() == m.committed_membership_config.log_id(),
             matched: m
                 .replication

@@ -159,6 +159,7 @@ fn takes_space(command: &Bytes) -> bool {
             Request::DeleteRange(_)
             | Request::Compact(_)
             | Request::SetClusterVersion(_)
+            | Request::WantedSize(_)
             | Request::LeaseRevoke(_)
             | Request::LeaseCheckpoint(_)
             | Request::Alarm(_)

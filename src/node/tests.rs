@@ -66,6 +66,9 @@ impl Peer for Leader {
     async fn join(&self, _: Request<JoinRequest>) -> Grpc<JoinResponse> {
         no()
     }
+    async fn manage(&self, _: Request<pb::peer::ManageRequest>) -> Grpc<pb::peer::ManageResponse> {
+        no()
+    }
     async fn append(&self, _: Request<AppendRequest>) -> Grpc<AppendResponse> {
         no()
     }

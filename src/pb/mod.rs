@@ -31,6 +31,11 @@ pub mod mvccpb {
 
 #[allow(clippy::all, clippy::unwrap_used, missing_docs, rustdoc::all)]
 pub mod quorate {
+    pub mod admin {
+        pub mod v1 {
+            tonic::include_proto!("quorate.admin.v1");
+        }
+    }
     pub mod log {
         pub mod v1 {
             tonic::include_proto!("quorate.log.v1");
@@ -46,6 +51,8 @@ pub mod quorate {
 /// The etcd v3 API (`proto/rpc.proto`).
 pub use etcdserverpb as etcd;
 pub use mvccpb::{Event, event::EventType};
+/// What people ask of the membership (`proto/admin.proto`).
+pub use quorate::admin::v1 as admin;
 /// What is replicated and stored (`proto/log.proto`).
 pub use quorate::log::v1 as log;
 /// Between members (`proto/peer.proto`).

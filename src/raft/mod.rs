@@ -11,6 +11,7 @@ pub(crate) mod convert;
 mod log_store;
 mod network;
 pub mod recover;
+pub mod revive;
 mod rpc;
 mod state_machine;
 #[cfg(test)]

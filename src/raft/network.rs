@@ -127,6 +127,20 @@ impl Peers {
         limited(client.leases(request)).await.map_err(reason)
     }
 
+    /// Has the member at `address` do or say something about the membership.
+    pub async fn manage(
+        &self,
+        address: &str,
+        request: peer::ManageRequest,
+        patience: Duration,
+    ) -> Result<peer::ManageResponse, String> {
+        let mut client = self.client(address, Purpose::Ask).map_err(reason)?;
+        match timeout(patience, client.manage(request)).await {
+            Ok(answer) => answer.map(tonic::Response::into_inner).map_err(reason),
+            Err(_) => Err(format!("no answer within {patience:?}")),
+        }
+    }
+
     /// Opens a forward stream to the leader; returns when the leader has taken it, so that what is sent on `requests`
     /// later was certainly not sent if this fails.
     pub async fn forward(

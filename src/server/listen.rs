@@ -15,6 +15,7 @@ use super::meter::Meter;
 use crate::env::process;
 use crate::http;
 use crate::pb;
+use crate::pb::admin::admin_server::AdminServer;
 use crate::pb::election::election_server::ElectionServer;
 use crate::pb::etcd::cluster_server::ClusterServer;
 use crate::pb::etcd::kv_server::KvServer;
@@ -149,6 +150,7 @@ impl Server {
                     .max_encoding_message_size(usize::MAX),
             )
             .add_service(ClusterServer::new(api.clone()))
+            .add_service(AdminServer::new(api.clone()))
             .add_service(MaintenanceServer::new(api.clone()))
             .add_service(health)
             .add_service(reflection().build_v1()?)

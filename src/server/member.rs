@@ -7,11 +7,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
+use tokio_util::sync::CancellationToken;
 use tonic_health::ServingStatus;
 
 use super::{Ended, Server};
 use crate::api::Running;
-use crate::cluster::{Audit, Outcome, RaftFacts, Reconciler, formation, leaderless, reconcile};
+use crate::cluster::decide::Wait;
+use crate::cluster::{Audit, Manager, Outcome, RaftFacts, Reconciler, Wanted, formation, leaderless, reconcile};
 use crate::env::{Env, Instant, fail_point, interval, timeout};
 use crate::lease::{self, Leases};
 use crate::node::housekeeping::{Housekeeping, Settings};
@@ -27,9 +29,13 @@ use crate::watch::{self, Hub};
 const HANDOVER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The parts of a running member.
-struct Life {
-    env: Env,
-    node: Node,
+pub(super) struct Life {
+    pub(super) env: Env,
+    pub(super) node: Node,
+    pub(super) manager: Arc<Manager>,
+    pub(super) reconciler: Arc<Reconciler>,
+    /// This member was removed from the cluster.
+    removed: CancellationToken,
     log: Log,
 }
 
@@ -65,8 +71,18 @@ impl Server {
         let ended = self.watch(&life, formation.as_ref()).await;
         self.end(life, matches!(ended, Ok(Ended::Shutdown))).await;
         let ended = ended?;
-        if matches!(ended, Ended::Again) {
-            self.bootstrap.leave_dead_formation().await?;
+        match ended {
+            Ended::Shutdown => {}
+            Ended::Again => {
+                self.bootstrap.leave_dead_formation().await?;
+            }
+            Ended::Removed => {
+                let member = self.bootstrap.mint_anew().await?;
+                tracing::warn!(
+                    member = format!("{member:016x}"),
+                    "was removed; the former self is archived, and joins as a new member"
+                );
+            }
         }
         Ok(ended)
     }
@@ -193,11 +209,11 @@ impl Server {
         env.spawn_thread("checkpoint", checkpointer.run());
         let housekeeping = Housekeeping::new(node.clone(), log.clone(), self.housekeeping()?);
         env.spawn(housekeeping.run());
-        self.connect(env, &node, this, raft, snapshots);
+        let (manager, reconciler, removed) = self.connect(env, &node, this, raft, snapshots);
         if let Some(formation) = formation {
             self.initialize(&node, formation).await?;
         }
-        Ok(Ok(Life { env: env.clone(), node, log }))
+        Ok(Ok(Life { env: env.clone(), node, manager, reconciler, removed, log }))
     }
 
     async fn start_raft(
@@ -223,7 +239,14 @@ impl Server {
     }
 
     /// Makes the member reachable: for peers, for clients, and in the answer to `Who`.
-    fn connect(self: &Arc<Self>, env: &Env, node: &Node, this: Member, raft: raft::Raft, snapshots: snapshot::Dir) {
+    fn connect(
+        self: &Arc<Self>,
+        env: &Env,
+        node: &Node,
+        this: Member,
+        raft: raft::Raft,
+        snapshots: snapshot::Dir,
+    ) -> (Arc<Manager>, Arc<Reconciler>, CancellationToken) {
         let reconciler = Reconciler::new(
             node.clone(),
             self.peers.clone(),
@@ -232,6 +255,10 @@ impl Server {
                 max_voters: usize::from(self.config.cluster.max_voters),
                 failure_timeout: self.config.cluster.failure_timeout,
                 promote_after: self.config.cluster.promote_after,
+                silence_max: self.config.raft.election_timeout_max,
+                reader_ttl: self.config.cluster.reader_ttl,
+                max_readers: self.config.cluster.max_readers as usize,
+                wanted: self.wanted.clone(),
             },
         );
         env.spawn(reconciler.clone().run());
@@ -242,12 +269,23 @@ impl Server {
         env.spawn(audit.run());
         let rpc = Rpc::new(env.clone(), raft, this, snapshots);
         let leases = Leases::start(node.clone(), self.lease_settings());
-        self.peer_api.set_running(Some(Running { rpc, node: node.clone(), reconciler, leases: leases.clone() }));
+        let manager = Manager::new(node.clone(), self.peers.clone(), reconciler.clone());
+        self.peer_api.set_running(Some(Running {
+            rpc,
+            node: node.clone(),
+            reconciler: reconciler.clone(),
+            leases: leases.clone(),
+            manager: manager.clone(),
+        }));
         self.api.set_leases(Some(leases));
         self.api.set_node(Some(node.clone()));
         self.api.set_watch(Some(self.start_hub(env, node)));
+        self.api.set_manager(Some(manager.clone()));
+        let removed = CancellationToken::new();
         env.spawn(self.clone().watch_readiness(env.clone(), node.clone()));
-        env.spawn(self.clone().watch_leader(env.clone(), node.clone()));
+        env.spawn(self.clone().watch_leader(env.clone(), node.clone(), manager.clone(), removed.clone()));
+        env.spawn(self.clone().announce(env.clone(), node.clone()));
+        (manager, reconciler, removed)
     }
 
     fn start_hub(&self, env: &Env, node: &Node) -> Hub {
@@ -335,6 +373,7 @@ impl Server {
             () = self.env.stopping.cancelled() => Ok(Ended::Shutdown),
             reason = life.node.failed() => Err(anyhow!("raft has failed: {reason}")),
             () = dead => Ok(Ended::Again),
+            () = life.removed.cancelled() => Ok(Ended::Removed),
         }
     }
 
@@ -386,11 +425,13 @@ impl Server {
         }
     }
 
-    /// Without a leader for longer than an election takes: says what this member waits for.
-    async fn watch_leader(self: Arc<Self>, env: Env, node: Node) {
+    /// Without a leader for longer than an election takes: says what this member waits for. One that was removed, as a leader has
+    /// said twice, ends this life (membership rule 25); removed by hand it waits for its process to be restarted.
+    async fn watch_leader(self: Arc<Self>, env: Env, node: Node, manager: Arc<Manager>, removed: CancellationToken) {
         let patience = 3 * self.config.raft.election_timeout_max;
         let mut tick = interval(Duration::from_millis(500));
         let mut lost_at = None;
+        let mut told_removed = 0;
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
@@ -398,16 +439,57 @@ impl Server {
             }
             let status = node.status();
             if status.leader.is_some() {
-                lost_at = None;
+                (lost_at, told_removed) = (None, 0);
                 self.bootstrap.set_waits(None);
             } else if lost_at.get_or_insert_with(Instant::now).elapsed() >= patience {
                 let this = (node.member().cluster_id, node.member().member_id);
                 let members = reconcile::members(&status);
-                let wait = leaderless::explain(&env, &self.peers, this, &members, self.places.patience).await;
+                let wanted = self.wanted_slots(&node);
+                let wait = leaderless::explain(&env, &self.peers, this, &members, wanted, self.places.patience).await;
+                told_removed = if matches!(wait, Some(Wait::Removed { .. })) { told_removed + 1 } else { 0 };
+                if told_removed > 0 && !manager.stays_out() {
+                    if told_removed >= 2 {
+                        removed.cancel();
+                        break;
+                    }
+                    continue;
+                }
                 self.bootstrap.set_waits(wait.map(|wait| wait.to_string()));
             }
         }
         self.bootstrap.set_waits(None);
+    }
+
+    /// The slots that are wanted, as far as this member knows.
+    fn wanted_slots(&self, node: &Node) -> Option<std::ops::Range<u64>> {
+        match self.wanted.as_ref().map(|watch| watch.reading().wanted) {
+            Some(Wanted::Slots { slots, .. }) => Some(slots),
+            Some(_) => None,
+            None => node.store().read(|s| s.kv.wanted_size()).map(|size| size.start..size.start + size.replicas),
+        }
+    }
+
+    /// Rule 3: a member that has started with other addresses than the membership says, asks the leader to look there.
+    async fn announce(self: Arc<Self>, env: Env, node: Node) {
+        let mut tick = interval(Duration::from_secs(1));
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                () = env.shutdown.cancelled() => return,
+            }
+            let status = node.status();
+            let Some(known) = status.membership.get_node(&node.member().member_id) else { continue };
+            if known.peer_address == self.bootstrap.node().peer_address {
+                continue;
+            }
+            // A leader that looks for it at the old address is not known here: then all are asked, and it is among them.
+            let others = status.membership.nodes().filter(|(id, _)| **id != node.member().member_id);
+            let asked = others.filter(|(id, _)| status.leader.is_none_or(|leader| leader == **id));
+            for (_, member) in asked {
+                // The leader's answer is the change itself; without it, this is asked again.
+                let _ = self.peers.join(&member.peer_address, self.bootstrap.join_request()).await;
+            }
+        }
     }
 
     pub(super) async fn set_health(&self, ready: bool) {
@@ -420,7 +502,10 @@ impl Server {
     /// way are finished first.
     async fn end(&self, life: Life, drain: bool) {
         self.set_health(false).await;
-        if let Some(successor) = successor(&life.node) {
+        if drain {
+            self.leave(&life).await;
+        }
+        if let Some(successor) = successor(&life) {
             let handover = timeout(HANDOVER_PATIENCE, life.node.transfer_leader(successor)).await;
             tracing::info!(
                 peer = format!("{successor:x}"),
@@ -438,6 +523,7 @@ impl Server {
         }
         self.api.set_node(None);
         self.api.set_leases(None);
+        self.api.set_manager(None);
         self.peer_api.set_running(None);
         self.bootstrap.set_raft(None);
         if let Err(error) = life.node.raft().shutdown().await {
@@ -449,9 +535,15 @@ impl Server {
     }
 }
 
-/// The voter that has most of the leader's log, if this member leads and is not alone.
-fn successor(node: &Node) -> Option<u64> {
+/// Who takes over, if this member leads and is not alone: as the reconciler sees the others, or, where it has not looked yet, the
+/// voter that has most of the leader's log.
+fn successor(life: &Life) -> Option<u64> {
+    let node = &life.node;
     let status = node.status();
+    if let Some(observed) = life.reconciler.observed().filter(|_| status.is_leader) {
+        let condemned = observed.membership.voters().into_iter().filter(|id| observed.is_condemned(*id)).collect();
+        return observed.successor(&condemned).or_else(|| observed.successor(&Default::default()));
+    }
     let voters: std::collections::BTreeSet<u64> = status.membership.voter_ids().collect();
     let matched: BTreeMap<u64, Option<u64>> = status.matched.iter().copied().collect();
     status
@@ -482,8 +574,9 @@ impl RaftFacts for Facts {
         answer.last_log_index = status.last_log_index;
         answer.applied_index = status.applied_index;
         answer.term = status.term;
-        answer.membership_index = status.membership.log_id().map_or(0, |l| l.index());
-        answer.membership = Some(raft::membership_to_pb(status.membership.membership()));
+        // The committed one: who is told that it was removed may leave at once.
+        answer.membership_index = status.committed_membership.log_id().map_or(0, |l| l.index());
+        answer.membership = Some(raft::membership_to_pb(status.committed_membership.membership()));
         answer.low_space = self.node.space().low_disk.load(Ordering::Relaxed);
         answer.disk_free_bytes = self.node.space().disk_free_bytes.load(Ordering::Relaxed);
         answer.db_bytes = self.node.store().read(|s| s.kv.bytes()) as i64;

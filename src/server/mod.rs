@@ -1,12 +1,13 @@
 //! The composition root: owns every long-lived object of a process and the order in which they start and stop.
 //!
-//! Start: identity and data directory, listeners, formation or join, log and state, Raft, the request path. Stop: unready, hand
-//! over leadership, drain clients, stop Raft, flush. A part that fails for good stops the process: half a member is worse than
+//! Start: identity and data directory, listeners, formation or join, log and state, Raft, the request path. Stop: unready, leave as
+//! the wanted size demands (`leave`), hand over leadership, drain clients, stop Raft, flush. A part that fails for good stops the process: half a member is worse than
 //! a restart.
 
 pub(crate) mod authority;
 mod budget;
 mod connection;
+mod leave;
 mod listen;
 mod member;
 mod meter;
@@ -24,8 +25,10 @@ use tonic_health::ServingStatus;
 
 use crate::api::{Api, Facts, PeerApi, VERSION, WatchOptions};
 use crate::cluster::decide::Expected;
-use crate::cluster::{Bootstrap, Outcome, Places, formation};
-use crate::config::{self, Config};
+use crate::cluster::kubernetes::{self, Kubernetes};
+use crate::cluster::wanted::{Reading, Watch};
+use crate::cluster::{Bootstrap, Outcome, Places, Wanted, WantedSource, formation};
+use crate::config::{self, Config, MemberKind};
 use crate::env::Env;
 use crate::identity;
 use crate::kv;
@@ -48,6 +51,8 @@ struct Server {
     bootstrap: Arc<Bootstrap>,
     peers: Arc<Peers>,
     places: Places,
+    /// Who says how many members there should be; `None` outside of Kubernetes.
+    wanted: Option<Watch>,
     api: Api,
     peer_api: PeerApi,
     health: tonic_health::server::HealthReporter,
@@ -60,8 +65,10 @@ struct Server {
 /// How a member's life ended.
 enum Ended {
     Shutdown,
-    /// This process goes on under another identity.
+    /// The formation is dead, or the disk lost: this process goes on under another identity.
     Again,
+    /// This member was removed: it archives itself and joins as a new one.
+    Removed,
 }
 
 /// Runs a server until SIGTERM or SIGINT.
@@ -78,11 +85,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tracing::info!("shutting down");
         stopping.cancel();
     });
-    serve(env, config, state::Engine::Sled).await
+    let this = config.node_here(&*env.disk)?;
+    let source = kubernetes::Options::here(&config.kubernetes, &this.name, &*env.disk)?
+        .map(|options| Arc::new(Kubernetes::start(env.clone(), options)) as Arc<dyn WantedSource>);
+    serve(env, config, state::Engine::Sled, source).await
 }
 
 /// Runs a server until `env` is asked to stop.
-async fn serve(env: Env, config: Config, state_engine: state::Engine) -> anyhow::Result<()> {
+async fn serve(
+    env: Env,
+    config: Config,
+    state_engine: state::Engine,
+    source: Option<Arc<dyn WantedSource>>,
+) -> anyhow::Result<()> {
     let this = config.node_here(&*env.disk)?;
     let quota_bytes = config.effective_quota(config::cgroup_memory_limit(&*env.disk));
     let (mint_env, slot) = (env.clone(), this.slot);
@@ -91,7 +106,7 @@ async fn serve(env: Env, config: Config, state_engine: state::Engine) -> anyhow:
         let mint = mint.clone();
         MemberDir::open(env.disk.clone(), &config.server.data_dir, u64::from(slot), &this.name, || mint())?
     };
-    let bootstrap = Bootstrap::new(env.clone(), opened.dir, node_record(&this), mint);
+    let bootstrap = Bootstrap::new(env.clone(), opened.dir, node_record(&this, config.cluster.kind), mint);
     if opened.lost_log {
         tracing::error!("this member's log is gone: a lost disk; it goes on as a new member");
         bootstrap.mint_anew().await?;
@@ -101,14 +116,17 @@ async fn serve(env: Env, config: Config, state_engine: state::Engine) -> anyhow:
         txn_ops_max: config.limits.txn_ops_max,
     };
     let peers = Peers::new(env.clone());
+    let wanted = source.map(|source| Watch::start(&env, source));
     let (health, health_service) = tonic_health::server::health_reporter();
     let server = Arc::new(Server {
-        places: places(&env, &config, &this),
+        places: places(&env, &config, &this, wanted.as_ref()),
+        wanted,
         api: Api::new(
             limits,
             WatchOptions { progress_interval: config.watch.progress_interval },
             quota_bytes.unwrap_or(0),
             config.raft.snapshot_rate.0,
+            u64::from(config.cluster.first_slot),
         ),
         peer_api: PeerApi::new(bootstrap.clone()),
         quota_bytes,
@@ -137,39 +155,70 @@ async fn serve(env: Env, config: Config, state_engine: state::Engine) -> anyhow:
 }
 
 /// What the membership says of this node.
-fn node_record(this: &config::Node) -> Node {
+fn node_record(this: &config::Node, kind: MemberKind) -> Node {
     Node {
         name: this.name.clone(),
         peer_address: this.advertise_peer.clone(),
         client_urls: this.advertise_client.clone(),
-        kind: node::Kind::Slot.into(),
-        apply_version: kv::APPLY_VERSION,
+        kind: match kind {
+            MemberKind::Slot => node::Kind::Slot,
+            MemberKind::Manual => node::Kind::Manual,
+            MemberKind::Reader => node::Kind::Reader,
+        }
+        .into(),
+        apply_version: kv::apply_version(),
+        held: false,
     }
 }
 
-fn places(env: &Env, config: &Config, this: &config::Node) -> Places {
+fn places(env: &Env, config: &Config, this: &config::Node, wanted: Option<&Watch>) -> Places {
     let (first, size) = (u64::from(config.cluster.first_slot), u64::from(config.cluster.size));
     let expand = this.pattern.clone().map(|pattern| {
         Arc::new(move |slot: u64| pattern.expand(u16::try_from(slot).unwrap_or(u16::MAX)))
             as crate::cluster::formation::Expand
     });
-    let slots = if expand.is_some() { first..first + size } else { u64::from(this.slot)..u64::from(this.slot) + 1 };
+    let slots = first..first + size;
+    // Who owns no slot forms nothing, so the size is nothing to it.
+    let wanted = wanted.filter(|_| config.cluster.kind == MemberKind::Slot).cloned();
+    let join = config.cluster.join.clone();
     let headless = this.pattern.as_ref().and_then(|p| p.headless()).map(str::to_owned);
     Places {
         expand,
-        expected: Arc::new(move || Expected { slots: slots.clone(), unknown: None }),
-        resolve: headless.map(|name| {
+        expected: Arc::new(move || expected(slots.clone(), wanted.as_ref().map(Watch::reading))),
+        resolve: (headless.is_some() || !join.is_empty()).then(|| {
             let env = env.clone();
             Arc::new(move || {
-                let resolving = env.net.resolve(name.clone());
-                // A headless name without pods does not resolve; then nobody is there.
-                Box::pin(
-                    async move { resolving.await.unwrap_or_default().into_iter().map(|a| a.to_string()).collect() },
-                ) as crate::env::net::BoxFuture<Vec<String>>
+                let resolving = headless.clone().map(|name| env.net.resolve(name));
+                let mut addresses = join.clone();
+                Box::pin(async move {
+                    if let Some(resolving) = resolving {
+                        // A headless name without pods does not resolve; then nobody is there.
+                        addresses.extend(resolving.await.unwrap_or_default().into_iter().map(|a| a.to_string()));
+                    }
+                    addresses
+                }) as crate::env::net::BoxFuture<Vec<String>>
             }) as Arc<dyn Fn() -> crate::env::net::BoxFuture<Vec<String>> + Send + Sync>
         }),
         max_voters: usize::from(config.cluster.max_voters),
         patience: WHO_PATIENCE,
+    }
+}
+
+/// Rule 6: the greater of the configured and the wanted size, and also the pods that exist. Who should know and does not say makes
+/// a node wait.
+fn expected(configured: std::ops::Range<u64>, reading: Option<Reading>) -> Expected {
+    match reading.map(|reading| reading.wanted) {
+        None => Expected { slots: configured, also: 0..0, unknown: None },
+        Some(Wanted::Slots { slots, present }) => {
+            let size = (configured.end - configured.start).max(slots.end - slots.start);
+            Expected { slots: slots.start..slots.start + size, also: present, unknown: None }
+        }
+        Some(Wanted::Shutdown) => Expected {
+            slots: configured,
+            also: 0..0,
+            unknown: Some("the StatefulSet wants none, or is being deleted".into()),
+        },
+        Some(Wanted::Unknown(why)) => Expected { slots: configured, also: 0..0, unknown: Some(why) },
     }
 }
 
@@ -184,7 +233,7 @@ impl Server {
             }
             match self.member(outcome).await.context("this member cannot go on")? {
                 Ended::Shutdown => return Ok(()),
-                Ended::Again => {}
+                Ended::Again | Ended::Removed => {}
             }
         }
     }
@@ -201,9 +250,17 @@ impl Server {
                 }
                 let dir = &server.config.server.data_dir;
                 let mut notes: Vec<String> = server.bootstrap.waits().into_iter().collect();
-                notes.extend(server.peer_api.blocked());
                 notes.extend(server.peer_api.audit_note());
                 notes.extend(server.api.corrupt());
+                notes.extend(server.peer_api.remarks());
+                // The leader's remarks have it already.
+                let told = notes.iter().any(|note| note.ends_with("[wanted-unknown]"));
+                let wanted = server.wanted.as_ref().filter(|_| !told).map(|wanted| wanted.reading().wanted);
+                if let Some(Wanted::Unknown(why)) = wanted {
+                    notes.push(format!(
+                        "how many members are wanted is not known, so none is removed: {why} [wanted-unknown]"
+                    ));
+                }
                 let identity = server.bootstrap.identity();
                 server.api.set_facts(Facts {
                     name: server.this.name.clone(),

@@ -173,7 +173,8 @@ impl Plan {
                 peer_address: member.peer_address.clone(),
                 client_urls: member.client_urls.clone(),
                 kind: node::Kind::Slot.into(),
-                apply_version: kv::APPLY_VERSION,
+                apply_version: kv::apply_version(),
+                held: false,
             }),
         });
         let mut members: Vec<membership::Member> = members.collect();

@@ -228,6 +228,33 @@ impl MemberDir {
         Ok(())
     }
 
+    /// The self in use of a data directory that nobody need have locked; `None` if there is none.
+    pub fn peek(disk: Arc<dyn Disk>, root: &Path) -> Result<Option<Identity>> {
+        let (identity, former) = Default::default();
+        let dir = Self { disk, root: root.to_owned(), identity, former, _lock: Box::new(()) };
+        dir.read_current()?.first().map(|id| dir.read_identity(*id)).transpose()
+    }
+
+    /// Makes the directory of a self that is to be the first of a new cluster; it is filled, and then [`MemberDir::adopt`]ed.
+    pub fn prepare(&self, member_id: u64) -> Result<PathBuf> {
+        let path = self.root.join(directory(member_id));
+        assert!(!self.disk.exists(&path), "a minted id is new");
+        at(&path, self.disk.create_dir_all(&path))?;
+        at(&self.root, self.disk.sync_dir(&self.root))?;
+        Ok(path)
+    }
+
+    /// Becomes the self in a prepared directory, whose log exists. The present one stays, as a former self.
+    pub fn adopt(&mut self, cluster_id: u64, member_id: u64) -> Result<()> {
+        let old = self.identity.clone();
+        let next =
+            Identity { cluster_id, member_id, formation: None, log_started: true, abandoned: false, ..old.clone() };
+        self.former.insert(0, Former { member_id: old.member_id, identity: Some(old) });
+        self.save(next)?;
+        assert!(self.has_log()?, "a founder has a log");
+        self.write_current()
+    }
+
     /// Deletes all former selves but the `keep` newest; called once this self is a caught-up voter.
     pub fn remove_former(&mut self, keep: usize) -> Result<()> {
         if self.former.len() <= keep {

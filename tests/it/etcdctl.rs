@@ -289,3 +289,50 @@ async fn etcdctl_locks_and_elects() {
     assert!(key.starts_with("e/") && line!(leader) == "one", "{key}");
     assert_eq!((line!(listener), line!(listener)), (key, "one".to_owned()));
 }
+
+/// Rule 24, through etcd's own tool: a member is added, promoted, moved and removed; what is wrong is refused in etcd's words.
+#[tokio::test(flavor = "multi_thread")]
+async fn members_are_added_promoted_updated_and_removed() {
+    let Some(program) = tools::require(&ETCDCTL) else { return };
+    let mut cluster = Cluster::new(1);
+    cluster.set("cluster.promote_after", "100ms");
+    cluster.start_all().await;
+    let ctl = Ctl { program, endpoints: cluster.endpoints() };
+    let url = |place| format!("--peer-urls=http://{}", cluster.peer_address(place));
+    let (new, other) = (url(20), url(21));
+    let failure = |args: &[&str]| String::from_utf8_lossy(&ctl.output(args, "").stderr).into_owned();
+    let text = failure(&["member", "add", "extra-20", &new]);
+    assert!(text.contains("does not answer"), "{text}");
+    cluster.start_slotless(20, "--by-hand");
+    cluster.wait_unready(20, &["added by hand"]).await;
+    ctl.run(&["member", "add", "extra-20", &new, "--learner"]);
+    let id = cluster.member_id(20).await;
+    let hex = format!("{id:x}");
+    let text = failure(&["member", "add", "extra-20", &new]);
+    assert!(text.contains("etcdserver: member ID already exist"), "{text}");
+    crate::support::cluster::wait_for("the learner to be promoted", async || {
+        let output = ctl.output(&["member", "promote", &hex], "");
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.success() {
+            return Ok(());
+        }
+        assert!(
+            error.contains("etcdserver: can only promote a learner member which is in sync with leader"),
+            "{error}"
+        );
+        Err(error)
+    })
+    .await;
+    assert!(cluster.membership(0).await.contains(&(id, true)));
+    let text = failure(&["member", "promote", &hex]);
+    assert!(text.contains("etcdserver: can only promote a learner member"), "{text}");
+    let taken = format!("--peer-urls=http://{}", cluster.peer_address(0));
+    let text = failure(&["member", "update", &hex, &taken]);
+    assert!(!text.is_empty(), "another member lives there");
+    ctl.run(&["member", "update", &hex, &other]);
+    // The member itself says where it is, and is believed there.
+    ctl.run(&["member", "remove", &hex]);
+    assert_eq!(cluster.membership(0).await.len(), 1);
+    let text = failure(&["member", "remove", &hex]);
+    assert!(text.contains("etcdserver: member not found"), "{text}");
+}

@@ -1,6 +1,9 @@
 //! The chart, as Helm renders it.
 //!
-//! Absent: a Kubernetes cluster, and whether the settings' values are valid ones.
+//! Absent: a Kubernetes cluster.
+
+mod objects;
+mod readme;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -15,9 +18,21 @@ const MANUAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/quorate.toml")
 /// The oldest Kubernetes that the chart promises to work on. A helm built by `go install` would assume one far older.
 const KUBERNETES: &str = "1.30.0";
 
+/// As few objects as the chart can be made to render.
+const MINIMAL_VALUES: &str = r#"
+replicaCount: 1
+kubernetesApi: {enabled: false}
+serviceAccount: {name: default}
+networkPolicy: {enabled: false}
+podDisruptionBudget: {enabled: false}
+spread: {zone: "", node: ""}
+resources: {}
+"#;
+
 /// Values of every kind at once.
 const ALL_VALUES: &str = r#"
 replicaCount: 5
+firstOrdinal: 3
 image:
   repository: registry.example/quorate
   digest: sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
@@ -27,19 +42,45 @@ config:
   limits: {request_bytes_max: 1048576, ratio: 0.25}
   telemetry: {extra: true, tags: [a, "b\"<c>"]}
   server: {listen_client: null}
+  kubernetes: {poll_interval: 1s}
 resources: {limits: {memory: 8Gi}}
-persistence: {size: 100Gi, storageClass: fast}
+persistence: {size: 100Gi, storageClass: fast, annotations: {backup: daily}, whenDeleted: Delete, whenScaled: Delete}
 service: {type: LoadBalancer, port: 12379, annotations: {team: core}}
-spread: DoNotSchedule
+serviceAccount: {annotations: {role: reader}}
+networkPolicy: {enabled: true, clients: [{podSelector: {matchLabels: {app: shop}}}], restrictEgress: true, apiServerPorts: [8443]}
+spread: {zone: DoNotSchedule, node: DoNotSchedule}
+updateStrategy: {partition: 4}
+probes: {startup: {failureThreshold: 900}}
+commonLabels: {cost: center}
 podAnnotations: {note: kept}
 podLabels: {tier: data}
 nodeSelector: {disk: ssd}
 affinity: {nodeAffinity: {}}
 tolerations: [{key: dedicated, operator: Exists}]
+topologySpreadConstraints: [{maxSkew: 2, topologyKey: rack, whenUnsatisfiable: ScheduleAnyway}]
 priorityClassName: high
+schedulerName: own
+runtimeClassName: gvisor
 extraEnv: [{name: RUST_BACKTRACE, value: "1"}]
+extraEnvFrom: [{secretRef: {name: more}}]
+extraVolumes: [{name: scratch, emptyDir: {}}]
+extraVolumeMounts: [{name: scratch, mountPath: /scratch}]
+extraContainers: [{name: side, image: "side:1"}]
+extraObjects:
+  - {apiVersion: v1, kind: Secret, metadata: {name: "{{ .Release.Name }}-more"}, stringData: {a: b}}
 terminationGracePeriodSeconds: 60
 fullnameOverride: store
+readers:
+  enabled: true
+  autoscaling: {enabled: true, minReplicas: 3, maxReplicas: 7, targetCPUUtilizationPercentage: 50}
+  resources: {limits: {memory: 2Gi}}
+  diskSize: 3Gi
+  podAnnotations: {note: read}
+  podLabels: {tier: read}
+  nodeSelector: {disk: any}
+  affinity: {nodeAffinity: {}}
+  tolerations: [{key: spot, operator: Exists}]
+  priorityClassName: low
 "#;
 
 /// What one `helm template` printed, and what in it is looked at.
@@ -65,8 +106,17 @@ impl Rendered {
         &self.stateful_set()["spec"]["template"]
     }
 
+    /// All objects of these kinds.
+    fn kinds(&self, kinds: &[&str]) -> Vec<&Value> {
+        self.0.iter().filter(|object| kinds.iter().any(|kind| object["kind"] == *kind)).collect()
+    }
+
     fn settings(&self) -> toml::Table {
-        let map = self.0.iter().find(|object| object["kind"] == "ConfigMap").expect("there is a ConfigMap");
+        self.settings_of(self.stateful_set()["metadata"]["name"].as_str().expect("it has a name"))
+    }
+
+    fn settings_of(&self, name: &str) -> toml::Table {
+        let map = self.find("ConfigMap", name);
         let text = map["data"]["quorate.toml"].as_str().expect("it holds quorate.toml");
         text.parse().unwrap_or_else(|error| panic!("{error}\n{text}"))
     }
@@ -93,7 +143,7 @@ fn values_file(values: &str) -> PathBuf {
 #[test]
 fn chart_lints() {
     let Some(helm) = require(&HELM) else { return };
-    for values in ["", ALL_VALUES] {
+    for values in ["", MINIMAL_VALUES, ALL_VALUES] {
         run(Command::new(&helm)
             .args(["lint", "--strict", CHART, "--kube-version", KUBERNETES, "--values"])
             .arg(values_file(values)));
@@ -104,9 +154,11 @@ fn chart_lints() {
 fn replica_count_is_in_no_pod_template() {
     let Some(helm) = require(&HELM) else { return };
     let (three, five) = (Rendered::new(&helm, "replicaCount: 3"), Rendered::new(&helm, "replicaCount: 5"));
-    assert_eq!(three.pod(), five.pod());
     assert_eq!(three.stateful_set()["spec"]["replicas"], 3);
     assert_eq!(five.stateful_set()["spec"]["replicas"], 5);
+    let mut same = five.stateful_set().clone();
+    same["spec"]["replicas"] = 3.into();
+    assert_eq!(&same, three.stateful_set(), "they differ in nothing but the number");
     assert_eq!(three.settings()["cluster"]["size"].as_integer(), Some(3));
     assert_eq!(five.settings()["cluster"]["size"].as_integer(), Some(5));
     // Scaled to nothing is a shutdown; the settings stay ones that a member accepts.
@@ -145,8 +197,9 @@ fn members_find_each_other_before_they_are_ready() {
     assert_eq!(settings["server"]["listen_client"].as_str(), Some("0.0.0.0:2379"));
     assert_eq!(settings["server"]["listen_peer"].as_str(), Some("0.0.0.0:2380"));
     let container = &rendered.pod()["spec"]["containers"][0];
-    let from_metadata = json!({"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}});
-    assert_eq!(container["env"], json!([from_metadata]));
+    let from = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
+    let wanted = json!([from("POD_NAME", "metadata.name"), from("POD_NAMESPACE", "metadata.namespace")]);
+    assert_eq!(container["env"], wanted);
 }
 
 #[test]
@@ -158,6 +211,21 @@ fn chart_sets_only_settings_that_exist() {
         for key in settings.as_table().expect("a section is a table").keys() {
             let exists = known.get(&section).is_some_and(|section| section.get(key).is_some());
             assert!(exists, "{section}.{key} is not in config/quorate.toml");
+        }
+    }
+}
+
+/// The server itself reads what the chart wrote, with its checks of every value.
+#[test]
+fn server_accepts_the_rendered_settings() {
+    let Some(helm) = require(&HELM) else { return };
+    for values in ["", MINIMAL_VALUES, "replicaCount: 5\nfirstOrdinal: 2\nreaders: {enabled: true}"] {
+        let rendered = Rendered::new(&helm, values);
+        for map in rendered.kinds(&["ConfigMap"]) {
+            let dir = tempfile::tempdir().expect("a directory can be made");
+            let file = dir.path().join("quorate.toml");
+            std::fs::write(&file, map["data"]["quorate.toml"].as_str().expect("settings")).expect("it can be written");
+            run(Command::new(crate::support::cluster::binary()).args(["config", "--config"]).arg(&file));
         }
     }
 }
@@ -191,7 +259,6 @@ fn pods_run_with_the_least_rights() {
         let rendered = Rendered::new(&helm, values);
         let pod = &rendered.pod()["spec"];
         assert_eq!(pod["enableServiceLinks"], false);
-        assert_eq!(pod["automountServiceAccountToken"], false);
         assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
         assert_eq!(pod["securityContext"]["runAsUser"], 65532);
         assert_eq!(pod["securityContext"]["fsGroup"], 65532);
@@ -200,6 +267,121 @@ fn pods_run_with_the_least_rights() {
         assert_eq!(container["allowPrivilegeEscalation"], false);
         assert_eq!(container["readOnlyRootFilesystem"], true);
         assert_eq!(container["capabilities"], json!({"drop": ["ALL"]}));
+    }
+}
+
+/// Members may read their own StatefulSet and write Events, and nothing else; with an account of the user's the chart grants nothing.
+#[test]
+fn account_may_read_one_stateful_set() {
+    let Some(helm) = require(&HELM) else { return };
+    let rendered = Rendered::new(&helm, "");
+    let rules = &rendered.find("Role", "kv-quorate")["rules"];
+    let get = json!({
+        "apiGroups": ["apps"], "resources": ["statefulsets"], "resourceNames": ["kv-quorate"], "verbs": ["get"]
+    });
+    assert_eq!(rules, &json!([get, {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]}]));
+    let binding = rendered.find("RoleBinding", "kv-quorate");
+    let account = rendered.find("ServiceAccount", "kv-quorate");
+    assert_eq!(binding["subjects"], json!([{"kind": "ServiceAccount", "name": "kv-quorate", "namespace": "data"}]));
+    assert_eq!(account["automountServiceAccountToken"], false);
+    let pod = &rendered.pod()["spec"];
+    assert_eq!(
+        (&pod["serviceAccountName"], &pod["automountServiceAccountToken"]),
+        (&json!("kv-quorate"), &json!(true))
+    );
+    assert_eq!(rendered.settings()["kubernetes"]["stateful_set"].as_str(), Some("kv-quorate"));
+
+    let own = Rendered::new(&helm, "serviceAccount: {name: mine}");
+    assert_eq!(own.pod()["spec"]["serviceAccountName"], "mine");
+    assert!(own.kinds(&["ServiceAccount", "Role", "RoleBinding"]).is_empty());
+    assert_eq!(Rendered::new(&helm, "rbac: {create: false}").kinds(&["Role", "RoleBinding"]).len(), 0);
+
+    let off = Rendered::new(&helm, "kubernetesApi: {enabled: false}");
+    assert_eq!(off.pod()["spec"]["automountServiceAccountToken"], false);
+    assert!(off.kinds(&["Role", "RoleBinding"]).is_empty());
+    assert!(off.settings().get("kubernetes").is_none());
+}
+
+#[test]
+fn disruptions_spread_and_disks_are_what_a_quorum_needs() {
+    let Some(helm) = require(&HELM) else { return };
+    let rendered = Rendered::new(&helm, "");
+    let budget = &rendered.find("PodDisruptionBudget", "kv-quorate")["spec"];
+    let wanted = (&json!(1), &json!("AlwaysAllow"));
+    assert_eq!((&budget["maxUnavailable"], &budget["unhealthyPodEvictionPolicy"]), wanted);
+    let spread = rendered.pod()["spec"]["topologySpreadConstraints"].as_array().expect("there are constraints").clone();
+    let keys: Vec<_> =
+        spread.iter().map(|one| (one["topologyKey"].clone(), one["whenUnsatisfiable"].clone())).collect();
+    let soft = |key: &str| (json!(key), json!("ScheduleAnyway"));
+    assert_eq!(keys, [soft("topology.kubernetes.io/zone"), soft("kubernetes.io/hostname")]);
+    let kept = json!({"whenDeleted": "Retain", "whenScaled": "Retain"});
+    assert_eq!(rendered.stateful_set()["spec"]["persistentVolumeClaimRetentionPolicy"], kept);
+}
+
+/// The members' own port is for members and readers; a list of clients does not shut out `helm test`.
+#[test]
+fn network_policy_guards_the_peer_port() {
+    let Some(helm) = require(&HELM) else { return };
+    let rendered = Rendered::new(&helm, "");
+    let open = &rendered.find("NetworkPolicy", "kv-quorate")["spec"];
+    assert_eq!(open["policyTypes"], json!(["Ingress"]));
+    let (peers, clients) = (&open["ingress"][0], &open["ingress"][1]);
+    assert_eq!(peers["from"].as_array().map(Vec::len), Some(2));
+    assert_eq!(peers["from"][0]["podSelector"]["matchLabels"], rendered.pod()["metadata"]["labels"]);
+    assert_eq!(clients, &json!({"ports": [{"protocol": "TCP", "port": 2379}]}));
+
+    let rendered = Rendered::new(&helm, ALL_VALUES);
+    let closed = &rendered.find("NetworkPolicy", "store")["spec"];
+    assert_eq!(closed["ingress"][1]["from"].as_array().map(Vec::len), Some(2));
+    let test = &rendered.find("Pod", "store-test")["metadata"]["labels"];
+    let allowed = closed["ingress"][1]["from"][0]["podSelector"]["matchLabels"].as_object().expect("labels");
+    assert!(allowed.iter().all(|(key, value)| test[key] == *value), "{allowed:?}");
+    assert_eq!(closed["egress"][2]["ports"], json!([{"protocol": "TCP", "port": 8443}]));
+}
+
+#[test]
+fn readers_are_a_deployment_of_their_own() {
+    let Some(helm) = require(&HELM) else { return };
+    assert!(Rendered::new(&helm, "").kinds(&["Deployment", "HorizontalPodAutoscaler"]).is_empty());
+    let rendered = Rendered::new(&helm, "readers: {enabled: true}");
+    let deployment = rendered.find("Deployment", "kv-quorate-readers");
+    assert_eq!(deployment["spec"]["replicas"], 2);
+    let labels = &deployment["spec"]["template"]["metadata"]["labels"];
+    let members = rendered.stateful_set()["spec"]["selector"]["matchLabels"].as_object().expect("labels").clone();
+    assert!(members.iter().any(|(key, value)| labels[key] != *value), "no selector of the members means readers");
+    let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+    let command = ["quorate", "serve", "--reader", "--config", "/etc/quorate/quorate.toml"];
+    assert_eq!(container["command"], json!(command));
+    let settings = rendered.settings_of("kv-quorate-readers");
+    assert!(settings.get("kubernetes").is_none(), "a reader has no token");
+    let join = settings["cluster"]["join"].as_array().and_then(|list| list[0].as_str().map(str::to_owned));
+    assert_eq!(join.as_deref(), Some("kv-quorate-headless.data.svc:2380"));
+
+    // An autoscaler decides alone.
+    let scaled = Rendered::new(&helm, ALL_VALUES);
+    assert_eq!(scaled.find("Deployment", "store-readers")["spec"].get("replicas"), None);
+    assert_eq!(scaled.find("HorizontalPodAutoscaler", "store-readers")["spec"]["maxReplicas"], 7);
+}
+
+/// `helm test` runs the client of the server's image, against the clients' Service, and needs no shell.
+#[test]
+fn test_pod_uses_the_images_own_client() {
+    let Some(helm) = require(&HELM) else { return };
+    let rendered = Rendered::new(&helm, "");
+    let pod = rendered.find("Pod", "kv-quorate-test");
+    assert_eq!(pod["metadata"]["annotations"]["helm.sh/hook"], "test");
+    let steps: Vec<&Value> = ["initContainers", "containers"]
+        .iter()
+        .flat_map(|name| pod["spec"][*name].as_array().expect("there are containers"))
+        .collect();
+    assert_eq!(steps.len(), 4);
+    for step in steps {
+        assert_eq!(step["image"], rendered.pod()["spec"]["containers"][0]["image"]);
+        assert_eq!(step["command"], json!(["quorate"]));
+        assert_eq!(step["env"], json!([{"name": "QUORATE_ENDPOINTS", "value": "kv-quorate.data.svc:2379"}]));
+        let words = step["args"].as_array().expect("it has arguments").iter().map(|arg| arg.as_str().expect("text"));
+        let line = <quorate::cli::Cli as clap::Parser>::try_parse_from(std::iter::once("quorate").chain(words));
+        assert!(line.is_ok(), "{line:?}");
     }
 }
 
@@ -226,7 +408,20 @@ fn every_value_reaches_its_place() {
     let digest = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
     assert_eq!(container["image"], format!("registry.example/quorate@{digest}"));
     assert_eq!(container["resources"]["limits"]["memory"], "8Gi");
-    assert_eq!(container["env"][1], json!({"name": "RUST_BACKTRACE", "value": "1"}));
+    assert_eq!(container["env"][2], json!({"name": "RUST_BACKTRACE", "value": "1"}));
+    assert_eq!(container["envFrom"], json!([{"secretRef": {"name": "more"}}]));
+    assert_eq!(container["volumeMounts"][2], json!({"name": "scratch", "mountPath": "/scratch"}));
+    assert_eq!(container["startupProbe"]["failureThreshold"], 900);
+    assert_eq!(pod["volumes"][1]["name"], "scratch");
+    assert_eq!(pod["containers"][1], json!({"name": "side", "image": "side:1"}));
+    assert_eq!((&pod["schedulerName"], &pod["runtimeClassName"]), (&json!("own"), &json!("gvisor")));
+    assert_eq!(pod["topologySpreadConstraints"][2]["topologyKey"], "rack");
+    assert_eq!(set["metadata"]["labels"]["cost"], "center");
+    assert_eq!(set["spec"]["ordinals"]["start"], 3);
+    assert_eq!(set["spec"]["updateStrategy"]["rollingUpdate"]["partition"], 4);
+    assert_eq!(set["spec"]["persistentVolumeClaimRetentionPolicy"]["whenScaled"], "Delete");
+    assert_eq!(rendered.find("Secret", "kv-more")["stringData"]["a"], "b");
+    assert_eq!(rendered.find("ServiceAccount", "store")["metadata"]["annotations"]["role"], "reader");
     assert_eq!(pod["imagePullSecrets"], json!([{"name": "pull"}]));
     assert_eq!(pod["topologySpreadConstraints"][0]["whenUnsatisfiable"], "DoNotSchedule");
     assert_eq!(pod["nodeSelector"], json!({"disk": "ssd"}));
@@ -238,6 +433,7 @@ fn every_value_reaches_its_place() {
     assert_eq!(rendered.pod()["metadata"]["labels"]["tier"], "data");
     let claim = &set["spec"]["volumeClaimTemplates"][0]["spec"];
     assert_eq!(claim["storageClassName"], "fast");
+    assert_eq!(set["spec"]["volumeClaimTemplates"][0]["metadata"]["annotations"]["backup"], "daily");
     assert_eq!(claim["resources"]["requests"]["storage"], "100Gi");
     let service = rendered.find("Service", "store");
     assert_eq!(service["spec"]["type"], "LoadBalancer");
@@ -253,6 +449,9 @@ fn every_value_reaches_its_place() {
     let server = settings["server"].as_table().expect("a section is a table");
     assert!(!server.contains_key("listen_client"), "null takes a setting away");
     assert!(server.contains_key("listen_peer"), "the rest of its section stays");
+    assert_eq!(settings["cluster"]["first_slot"].as_integer(), Some(3));
+    assert_eq!(settings["kubernetes"]["poll_interval"].as_str(), Some("1s"));
+    assert_eq!(settings["kubernetes"]["stateful_set"].as_str(), Some("store"));
     assert_eq!(settings["cluster"]["peers"].as_str(), Some("store-%d.store-headless.data.svc:2380"));
 }
 
@@ -266,6 +465,18 @@ fn wrong_values_are_refused_with_their_name() {
         ("config: {cluster: {size: 3}}", "config.cluster.size is not for values: set replicaCount"),
         ("config: {raft: {nested: {deep: 1}}}", "nested"),
         ("persistence: {size: big}", "persistence/size"),
+        ("persistence: {whenScaled: Keep}", "persistence/whenScaled"),
+        ("replicaCount: -1", "replicaCount"),
+        ("firstOrdinal: x", "firstOrdinal"),
+        ("config: {cluster: {first_slot: 1}}", "set firstOrdinal"),
+        ("config: {kubernetes: {stateful_set: x}}", "set kubernetesApi.enabled"),
+        ("spread: {zone: Always}", "spread/zone"),
+        ("networkPolicy: {apiServerPorts: [0]}", "apiServerPorts"),
+        ("readers: {count: 3}", "count"),
+        ("probes: {startup: {period: 1}}", "period"),
+        ("extraEnv: [{value: x}]", "extraEnv"),
+        ("resources: {limits: {memory: lots}}", "memory"),
+        ("service: {port: 70000}", "service/port"),
     ] {
         let output = template(&helm, values).output().expect("helm runs");
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();

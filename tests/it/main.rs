@@ -4,6 +4,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod api;
+mod cases_kubernetes;
+mod cases_rollout;
+mod cases_scaling;
 mod cli;
 mod clients;
 mod corpus;
@@ -24,6 +27,7 @@ mod migrate;
 mod overload;
 mod parity;
 mod self_check;
+mod scaling;
 mod services;
 mod snapshot;
 mod storage;

@@ -251,6 +251,23 @@ fn every_rule_finds_what_breaks_it() {
     assert_eq!(check_text("README.md", &format!("a\nsee {}/x", concat!("../", "shared"))).len(), 1);
 }
 
+/// The cases of the membership that somebody has thought of, each with a test that names it. 38 (certificates that rotate) waits for
+/// TLS.
+#[test]
+fn every_membership_case_has_a_test() {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it");
+    let mut named = std::collections::BTreeSet::new();
+    for file in files(&tests).iter().filter(|file| file.extension().is_some_and(|end| end == "rs")) {
+        let text = std::fs::read_to_string(file).expect("a source can be read");
+        for line in text.lines().filter_map(|line| line.trim().strip_prefix("/// Case")) {
+            let head = line.split([':', ',']).next().unwrap_or_default();
+            named.extend(head.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse::<u32>().ok()));
+        }
+    }
+    let missing: Vec<u32> = (1..=40).filter(|case| *case != 38 && !named.contains(case)).collect();
+    assert!(missing.is_empty(), "no test names the cases {missing:?}");
+}
+
 #[test]
 fn size_limits_are_exact() {
     let function = |body: usize| format!("//! x\nfn long() {{\n{}}}\n", "    a();\n".repeat(body));

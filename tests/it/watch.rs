@@ -3,6 +3,7 @@
 //! Absent: the hub beside a model (`src/watch/tests`), other people's clients (`etcdctl`, `etcd_client`), figures (`watch-bench`).
 
 mod outage;
+mod parity;
 mod slow;
 
 use std::time::Duration;
@@ -33,7 +34,19 @@ struct Stream {
 
 impl Stream {
     async fn try_open(channel: Channel, needs_leader: bool) -> Result<Self, Status> {
+        Self::try_open_with(channel, needs_leader, None).await
+    }
+
+    async fn try_open_with(
+        channel: Channel,
+        needs_leader: bool,
+        first: Option<WatchCreateRequest>,
+    ) -> Result<Self, Status> {
         let (requests, outgoing) = mpsc::channel(16);
+        if let Some(first) = first {
+            let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(first)) };
+            requests.send(request).await.unwrap();
+        }
         let mut request = Request::new(ReceiverStream::new(outgoing));
         if needs_leader {
             request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));

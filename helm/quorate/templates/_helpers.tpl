@@ -10,17 +10,47 @@
 {{- end -}}
 {{- end -}}
 
-{{/* What selects the pods; a StatefulSet's selector can never be changed. */}}
+{{- define "quorate.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+
+{{/* What selects the members' pods; a StatefulSet's selector can never be changed. */}}
 {{- define "quorate.selectorLabels" -}}
-app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/name: {{ include "quorate.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{/* What selects the readers' pods: no selector of the members may mean them. */}}
+{{- define "quorate.readerSelectorLabels" -}}
+app.kubernetes.io/name: {{ include "quorate.name" . }}-reader
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{/* What selects the pod of `helm test`. */}}
+{{- define "quorate.testSelectorLabels" -}}
+app.kubernetes.io/name: {{ include "quorate.name" . }}-test
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{/* Labels of an object that are the same whatever it belongs to. */}}
+{{- define "quorate.sharedLabels" -}}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/part-of: quorate
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
 {{- define "quorate.labels" -}}
 {{ include "quorate.selectorLabels" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{ include "quorate.sharedLabels" . }}
+{{- end -}}
+
+{{- define "quorate.readerLabels" -}}
+{{ include "quorate.readerSelectorLabels" . }}
+{{ include "quorate.sharedLabels" . }}
 {{- end -}}
 
 {{- define "quorate.image" -}}
@@ -31,29 +61,63 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
+{{/* Whether the chart makes the account, and with it the Role. */}}
+{{- define "quorate.makesAccount" -}}
+{{- if not .Values.serviceAccount.name -}}true{{- end -}}
+{{- end -}}
+
+{{- define "quorate.serviceAccountName" -}}
+{{- default (include "quorate.fullname" .) .Values.serviceAccount.name -}}
+{{- end -}}
+
+{{/* Where clients inside of the cluster connect. */}}
+{{- define "quorate.endpoint" -}}
+{{- printf "%s.%s.svc:%d" (include "quorate.fullname" .) .Release.Namespace (int .Values.service.port) -}}
+{{- end -}}
+
 {{/* The pods' host names by ordinal; the server puts the ordinal in place of %d. */}}
 {{- define "quorate.peers" -}}
 {{- $name := include "quorate.fullname" . -}}
 {{- printf "%s-%%d.%s-headless.%s.svc:2380" $name $name .Release.Namespace -}}
 {{- end -}}
 
-{{/* The settings as TOML. JSON's scalars and arrays are TOML's too, and keep whole numbers whole. */}}
+{{/* The settings as TOML. JSON's scalars and arrays are TOML's too, and keep whole numbers whole. Takes `root` and `role`. */}}
 {{- define "quorate.toml" -}}
+{{- $root := .root -}}
+{{- $values := $root.Values -}}
+{{- if hasKey (default dict $values.config.cluster) "size" -}}
+{{- fail "config.cluster.size is not for values: set replicaCount" -}}
+{{- end -}}
+{{- if hasKey (default dict $values.config.cluster) "first_slot" -}}
+{{- fail "config.cluster.first_slot is not for values: set firstOrdinal" -}}
+{{- end -}}
+{{- if hasKey (default dict $values.config.kubernetes) "stateful_set" -}}
+{{- fail "config.kubernetes.stateful_set is not for values: set kubernetesApi.enabled" -}}
+{{- end -}}
 {{- $server := dict
       "data_dir" "/var/lib/quorate/data"
       "listen_client" "0.0.0.0:2379"
       "listen_peer" "0.0.0.0:2380"
-      "grace_period" (printf "%ds" (sub .Values.terminationGracePeriodSeconds 5)) -}}
+      "grace_period" (printf "%ds" (sub $values.terminationGracePeriodSeconds 5)) -}}
 {{- $defaults := dict
       "server" $server
-      "cluster" (dict "peers" (include "quorate.peers" .))
+      "cluster" (dict "peers" (include "quorate.peers" $root))
       "telemetry" (dict "format" "json") -}}
-{{- if hasKey (default dict .Values.config.cluster) "size" -}}
-{{- fail "config.cluster.size is not for values: set replicaCount" -}}
+{{- $sections := mergeOverwrite $defaults (deepCopy $values.config) -}}
+{{- $_ := set $sections.cluster "size" (max 1 (int $values.replicaCount)) -}}
+{{- $_ := set $sections.cluster "first_slot" (int $values.firstOrdinal) -}}
+{{- if eq .role "member" -}}
+{{- $kubernetes := default dict $sections.kubernetes -}}
+{{- if $values.kubernetesApi.enabled -}}
+{{- $_ := set $kubernetes "stateful_set" (include "quorate.fullname" $root) -}}
 {{- end -}}
-{{- $sections := mergeOverwrite $defaults (deepCopy .Values.config) -}}
-{{- $_ := set $sections.cluster "size" (max 1 (int .Values.replicaCount)) -}}
+{{- $_ := set $sections "kubernetes" $kubernetes -}}
+{{- else -}}
+{{- $_ := unset $sections "kubernetes" -}}
+{{- $_ := set $sections.cluster "join" (list (printf "%s-headless.%s.svc:2380" (include "quorate.fullname" $root) $root.Release.Namespace)) -}}
+{{- end -}}
 {{- range $section, $settings := $sections }}
+{{- if $settings }}
 [{{ $section }}]
 {{- range $key, $value := $settings }}
 {{- if not (kindIs "invalid" $value) }}
@@ -61,4 +125,5 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end }}
 {{ end }}
+{{- end }}
 {{- end -}}

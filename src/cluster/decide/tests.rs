@@ -39,7 +39,7 @@ fn view(slot: u64, size: u64) -> View {
     });
     View {
         me: Me { member_id: id(slot), slot, process_nonce: 0, state: State::Pristine },
-        expected: Expected { slots: 0..size, unknown: None },
+        expected: Expected { slots: 0..size, also: 0..0, unknown: None },
         asked: asked.collect(),
         max_voters: 5,
     }

@@ -49,6 +49,7 @@ fn cluster(voters: Range<u64>, learners: Range<u64>) -> Observed {
             failure_timeout: Duration::from_secs(10),
             stable_for: Duration::from_secs(2),
             reader_ttl: Some(MINUTE),
+            max_readers: 2,
         },
     }
 }
@@ -60,7 +61,7 @@ impl Observed {
     }
 
     fn want(mut self, slots: Range<u64>) -> Self {
-        self.wanted = Some(Wanted { slots, observations: 1 });
+        self.wanted = Some(WantedSlots { slots, observations: 1 });
         self
     }
 
@@ -151,7 +152,7 @@ fn learner_that_never_catches_up_blocks_nothing() {
     assert_eq!(plan(&observed), add_learner(first(4)));
     let observed = observed.want(0..2);
     let observed = Observed { joiners: Vec::new(), ..observed };
-    let observed = Observed { wanted: Some(Wanted { slots: 0..2, observations: 2 }), ..observed };
+    let observed = Observed { wanted: Some(WantedSlots { slots: 0..2, observations: 2 }), ..observed };
     assert_eq!(plan(&observed), Plan::Change(Change::RemoveVoters { ids: firsts(2..3) }));
 }
 
@@ -288,7 +289,7 @@ fn condemned_leader_hands_over_first() {
 fn dead_condemned_member_leaves_after_a_second_observation() {
     let mut observed = cluster(0..3, 0..0).want(0..2).kill(first(2));
     assert_eq!(reason(&observed), Reason::SecondObservation { ids: firsts(2..3) });
-    observed.wanted = Some(Wanted { slots: 0..2, observations: 2 });
+    observed.wanted = Some(WantedSlots { slots: 0..2, observations: 2 });
     assert_eq!(plan(&observed), Plan::Change(Change::RemoveVoters { ids: firsts(2..3) }));
 }
 
@@ -300,8 +301,87 @@ fn scale_down_to_a_configuration_without_quorum_waits() {
     assert_eq!((which, needs, have, missing), (Which::New, 2, 1, firsts(1..2)));
     assert_eq!(
         reason(&observed).to_string(),
-        "removing voters needs 2 healthy, caught-up voters of the new configuration, 1 are; not: 0000000000010001"
+        "removing voters needs 2 healthy, caught-up voters of the new configuration, 1 are; not: 0000000000010001; start \
+         them, or scale back to 3"
     );
+}
+
+/// Rule 17: what to scale back to is the least size whose own slots have a quorum.
+#[test]
+fn scale_back_names_the_least_size_with_a_quorum() {
+    for (dead, size) in [(vec![0], Some(3)), (vec![0, 1], Some(5)), (vec![0, 1, 2], None)] {
+        let mut observed = cluster(0..5, 0..0);
+        observed.wanted = Some(WantedSlots { slots: 0..1, observations: 2 });
+        observed.leader = first(4);
+        for slot in &dead {
+            observed = observed.kill(first(*slot));
+        }
+        let Reason::Quorum { scale_back, .. } = reason(&observed) else { panic!("{dead:?}") };
+        assert_eq!(scale_back, size, "{dead:?} are dead");
+    }
+}
+
+/// Rule 27: leadership goes to the newest program, and then to the longest log; never to who leaves as well.
+#[test]
+fn successor_runs_the_newest_program_and_is_caught_up() {
+    let mut observed = cluster(0..5, 0..0).kill(first(4));
+    let lag = |lag_entries, version: &str| Health { lag_entries, version: version.into(), ..healthy() };
+    observed.health.insert(first(1), lag(9, "0.10.0"));
+    observed.health.insert(first(2), lag(3, "0.10.0"));
+    observed.health.insert(first(3), lag(0, "0.9.1"));
+    assert_eq!(observed.successor(&Ids::new()), Some(first(2)));
+    assert_eq!(observed.successor(&firsts(2..3)), Some(first(1)));
+    assert_eq!(observed.successor(&firsts(1..3)), Some(first(3)));
+    assert_eq!(observed.successor(&firsts(1..4)), None);
+}
+
+#[test]
+fn others_hold_a_quorum_without_one_that_restarts() {
+    let observed = cluster(0..3, 0..0);
+    assert!(observed.holds_without(first(0)) && observed.holds_without(first(1)));
+    let observed = observed.kill(first(2));
+    assert!(!observed.holds_without(first(0)) && observed.holds_without(first(2)));
+}
+
+#[test]
+fn readers_are_bounded_and_manual_joiners_wait_for_a_hand() {
+    let mut observed = cluster(0..1, 1..3);
+    for slot in 1..3 {
+        observed.membership.nodes.get_mut(&first(slot)).unwrap().set_kind(Kind::Reader);
+    }
+    let joiner = |kind: Kind| Joiner {
+        member_id: first(9),
+        node: Node { kind: kind.into(), ..node(9) },
+        dialled: Dialled::Joiner,
+    };
+    observed.joiners = vec![joiner(Kind::Reader)];
+    assert_eq!(reason(&observed), Reason::TooManyReaders { member: first(9), have: 2, most: 2 });
+    observed.joiners = vec![joiner(Kind::Manual)];
+    assert_eq!(reason(&observed).name(), "added-by-hand");
+    observed.limits.max_readers = 3;
+    observed.joiners = vec![joiner(Kind::Reader)];
+    assert!(matches!(plan(&observed), Plan::Change(Change::AddLearner { id, .. }) if id == first(9)));
+}
+
+#[test]
+fn held_learner_waits_for_a_hand() {
+    let mut observed = cluster(0..3, 3..5);
+    observed.membership.nodes.get_mut(&first(3)).unwrap().held = true;
+    assert_eq!(plan(&observed), Plan::Nothing, "four voters are no more than three");
+    observed.membership.nodes.get_mut(&first(3)).unwrap().held = false;
+    assert_eq!(plan(&observed), Plan::Change(Change::Promote { ids: firsts(3..5) }));
+}
+
+/// Case 31, where the old address leads nowhere: the member asks to join again from its new one.
+#[test]
+fn moved_member_is_believed_where_it_was_dialled() {
+    let moved = Node { peer_address: "10.0.0.9:2380".into(), ..node(1) };
+    let mut observed = cluster(0..3, 0..0).kill(first(1));
+    let joiner = |dialled| Joiner { member_id: first(1), node: moved.clone(), dialled };
+    observed.joiners = vec![joiner(Dialled::Other(first(9)))];
+    assert_eq!(plan(&observed), Plan::Nothing);
+    observed.joiners = vec![joiner(Dialled::Joiner)];
+    assert_eq!(plan(&observed), Plan::Change(Change::UpdateNode { id: first(1), node: moved }));
 }
 
 #[test]
@@ -361,6 +441,56 @@ fn changed_address_is_written_into_the_membership() {
     assert_eq!(plan(&observed), Plan::Change(Change::UpdateNode { id: first(1), node: moved }));
 }
 
+/// Rule 24, one situation a line: what is asked for, and what comes of it.
+#[test]
+fn manual_operations_pass_the_same_gate() {
+    use crate::cluster::manual::{Operation, Verdict, judge};
+    use crate::error::Error;
+    let add = |slot| Operation::Add { id: first(slot), node: node(slot) };
+    let remove = |slot| Operation::Remove { id: first(slot) };
+    let promote = |slot| Operation::Promote { id: first(slot) };
+    let refuse = |error| Verdict::Refuse(error);
+    let three = || cluster(0..3, 0..0);
+    let held = |held| {
+        let mut observed = cluster(0..2, 2..3);
+        observed.membership.nodes.get_mut(&first(2)).unwrap().held = held;
+        observed
+    };
+    let released = Change::UpdateNode { id: first(2), node: node(2) };
+    for (observed, operation, begun, expected) in [
+        (three(), add(3), false, Verdict::Do(Change::AddLearner { id: first(3), node: node(3) })),
+        (three(), add(2), false, refuse(Error::MemberExists)),
+        (three(), add(2), true, Verdict::Done),
+        (three(), Operation::Add { id: id(2, 2), node: node(2) }, false, refuse(Error::PeerUrlExists)),
+        (three(), remove(1), false, Verdict::Do(Change::RemoveVoters { ids: firsts(1..2) })),
+        (three(), remove(0), false, Verdict::HandOver(Change::TransferLeader { to: first(1) })),
+        (three(), remove(7), false, refuse(Error::MemberNotFound)),
+        (three(), remove(7), true, Verdict::Done),
+        (cluster(0..1, 0..0), remove(0), false, refuse(Error::NotEnoughStarted)),
+        (cluster(0..1, 1..2), remove(1), false, Verdict::Do(Change::RemoveLearners { ids: firsts(1..2) })),
+        (Observed { in_flight: true, ..three() }, remove(1), false, Verdict::Wait(Reason::InFlight)),
+        (held(false), promote(2), false, Verdict::Do(Change::Promote { ids: firsts(2..3) })),
+        (held(true), promote(2), false, Verdict::Do(released)),
+        (held(false).kill(first(2)), promote(2), false, refuse(Error::LearnerNotReady)),
+        (three(), promote(1), false, refuse(Error::NotLearner)),
+        (three(), promote(1), true, Verdict::Done),
+        (three(), promote(8), false, refuse(Error::MemberNotFound)),
+        (three(), Operation::Update { id: first(1), peer_address: node(1).peer_address }, false, Verdict::Done),
+        (
+            three(),
+            Operation::Update { id: first(1), peer_address: node(2).peer_address },
+            false,
+            refuse(Error::PeerUrlExists),
+        ),
+    ] {
+        assert_eq!(judge(&observed, &operation, begun), expected, "{operation:?}, begun: {begun}");
+    }
+    let fourth = judge(&cluster(0..3, 3..4), &promote(3), false);
+    assert!(matches!(fourth, Verdict::Refuse(Error::Membership(_))), "four voters survive no more: {fourth:?}");
+    let lost = judge(&three().kill(first(2)), &remove(1), false);
+    assert!(matches!(lost, Verdict::Wait(Reason::Quorum { which: Which::New, .. })), "{lost:?}");
+}
+
 #[test]
 fn every_plan_keeps_a_fit_quorum_before_and_after() {
     let seed = 7;
@@ -381,7 +511,7 @@ fn every_plan_keeps_a_fit_quorum_before_and_after() {
             }
         }
         if rng.bool() {
-            observed.wanted = Some(Wanted { slots: 0..rng.u64(0..6), observations: rng.u32(1..3) });
+            observed.wanted = Some(WantedSlots { slots: 0..rng.u64(0..6), observations: rng.u32(1..3) });
         }
         let Plan::Change(change) = plan(&observed) else { continue };
         changes += 1;

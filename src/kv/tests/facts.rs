@@ -1,11 +1,11 @@
 //! The rules of the KV API, one a test.
 
 use super::*;
-use crate::kv::{APPLY_VERSION, Fault, LoadError, is_read_only};
+use crate::kv::{APPLY_VERSION, Fault, LoadError, WANTED_SIZE_SINCE, is_read_only};
 use crate::pb::etcd::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::pb::etcd::range_request::{SortOrder, SortTarget};
 use crate::pb::etcd::response_op::Response as OpResponse;
-use crate::pb::log::{SetClusterVersion, change};
+use crate::pb::log::{SetClusterVersion, WantedSize, change};
 
 fn filled() -> State {
     let mut state = State::new();
@@ -357,6 +357,30 @@ fn a_newer_command_stops_the_member_and_changes_nothing() {
 }
 
 #[test]
+fn the_wanted_size_is_journaled_and_survives_a_snapshot() {
+    let mut state = filled();
+    state.keep_journal(1000);
+    let want = |replicas| {
+        let size = WantedSize { start: 1, replicas };
+        (size, Command { needs: WANTED_SIZE_SINCE, request: Some(Request::WantedSize(size)) })
+    };
+    let (five, command) = want(5);
+    for _ in 0..2 {
+        assert_eq!(state.apply(&command, true).unwrap().unwrap().response, Some(Response::WantedSize(five)));
+    }
+    assert_eq!((state.wanted_size(), state.revision()), (Some(five), 5), "it makes no revision");
+    let journal = state.take_journal().changes;
+    assert_eq!(journal, [Change { change: Some(change::Change::WantedSize(five)) }], "only what changed");
+    let mut loader = Loader::new();
+    state.changes().chain(journal).for_each(|change| loader.load(change).unwrap());
+    assert_eq!(loader.finish(5).unwrap().wanted_size(), Some(five));
+    state.apply(&want(0).1, false).unwrap().unwrap();
+    assert_eq!(state.wanted_size(), None, "0 is nobody's wish");
+    let marked_low = Command { needs: 1, ..command };
+    assert_eq!(State::check(&marked_low), Ok(()), "its kind says what it needs");
+}
+
+#[test]
 fn without_a_waiter_no_answer_is_made() {
     let mut state = State::new();
     let command = Command { needs: 1, request: Some(Request::Put(put("a", "1"))) };
@@ -380,7 +404,10 @@ fn the_journal_holds_what_changed_or_says_that_it_could_not() {
         .map(|c| match c.change.as_ref().unwrap() {
             change::Change::Version(kv) => kv.mod_revision(),
             change::Change::Compacted(revision) => -revision,
-            change::Change::ClusterVersion(_) | change::Change::Lease(_) | change::Change::Alarms(_) => 0,
+            change::Change::ClusterVersion(_)
+            | change::Change::Lease(_)
+            | change::Change::Alarms(_)
+            | change::Change::WantedSize(_) => 0,
         })
         .collect();
     assert_eq!((kinds, journal.overflowed), (vec![3, 4, -3], false));

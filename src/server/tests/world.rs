@@ -140,7 +140,7 @@ impl World {
         let machine = &mut self.machines[member];
         let env = Env::sim(self.env.random_u64(), Arc::new(machine.disk.clone()), self.net.host(ip(member)));
         let engine = Engine::Memory(machine.stores.clone());
-        let serving = tokio::spawn(super::super::serve(env.clone(), config(member), engine));
+        let serving = tokio::spawn(super::super::serve(env.clone(), config(member), engine, None));
         machine.running = Some(Running { env, serving });
     }
 

@@ -63,15 +63,21 @@ fn sole_version(mut body: &[u8]) -> Option<&[u8]> {
 mod tests {
     use super::*;
     use crate::pb::etcd;
-    use crate::pb::log::Lease;
     use crate::pb::log::change::Change as Kind;
+    use crate::pb::log::{Lease, WantedSize};
 
     #[test]
     fn every_kind_of_change_survives() {
         let version = KeyValue::tombstone(b"k", 7);
         let mut bytes = Vec::new();
         let lease = Lease { id: -7, ttl: 60, remaining_ttl: 3 };
-        let all = [Kind::Version(version), Kind::Compacted(5), Kind::ClusterVersion(2), Kind::Lease(lease)];
+        let all = [
+            Kind::Version(version),
+            Kind::Compacted(5),
+            Kind::ClusterVersion(2),
+            Kind::Lease(lease),
+            Kind::WantedSize(WantedSize { start: 1, replicas: 5 }),
+        ];
         for kind in &all {
             let change = Change { change: Some(kind.clone()) };
             let before = bytes.len();

@@ -72,6 +72,22 @@ impl Default for Pass {
     }
 }
 
+impl Pass {
+    /// Whether a dead word of this lease may be behind.
+    fn may_hold(&self, lease: i64) -> bool {
+        self.leases.as_ref().is_none_or(|left| left.contains(&lease))
+    }
+
+    fn leave_behind(&mut self, mut leases: BTreeSet<i64>) {
+        if let Some(left) = &mut self.leases {
+            left.append(&mut leases);
+            if left.len() > LEASES_MAX {
+                self.leases = None;
+            }
+        }
+    }
+}
+
 /// The keys and the bytes of a unit, as they are stored.
 type Stored = (Vec<Key>, Vec<Vec<u8>>);
 
@@ -160,15 +176,14 @@ impl Store {
         let decoded =
             keys.iter().zip(stored).map(|(key, bytes)| Record::decode(*key, bytes)).collect::<Result<Vec<_>, _>>()?;
         let (mut kept, mut dead, mut dead_bytes, mut floor) = (Vec::new(), 0, 0, self.pass.floor);
-        let mut carry = Vec::new();
-        let mut dead_leases = BTreeSet::new();
+        let (mut carry, mut dead_leases) = (Vec::new(), BTreeSet::new());
         let ends_are_known = keys.iter().all(|key| key.index <= since);
         for record in &decoded {
             each_change(record, &mut carry, &mut |change| {
                 let gone = match change.change.as_ref().expect("a decoded change is of a known kind") {
                     // Ends with the greatest one, which is not below the view's.
                     Kind::Compacted(revision) => *revision < view.compacted,
-                    Kind::ClusterVersion(_) | Kind::Alarms(_) => false,
+                    Kind::ClusterVersion(_) | Kind::Alarms(_) | Kind::WantedSize(_) => false,
                     Kind::Lease(lease) if lease.ttl > 0 => {
                         let dead = !(view.is_live_lease)(lease);
                         if dead {
@@ -176,11 +191,8 @@ impl Store {
                         }
                         dead
                     }
-                    Kind::Lease(end) => {
-                        let left_behind = |left: &BTreeSet<i64>| left.contains(&end.id);
-                        // A dead word in this very record goes with its end, or stays with it.
-                        ends_are_known && !self.pass.leases.as_ref().is_none_or(left_behind)
-                    }
+                    // A dead word in this very record goes with its end, or stays with it.
+                    Kind::Lease(end) => ends_are_known && !self.pass.may_hold(end.id),
                     Kind::Version(version) if (view.is_live)(version) => false,
                     Kind::Version(version) => {
                         let revision = version.mod_revision();
@@ -209,12 +221,7 @@ impl Store {
         } else if dead > 0 {
             self.pass.left += dead_bytes;
             self.pass.floor = floor;
-            if let Some(left) = &mut self.pass.leases {
-                left.append(&mut dead_leases);
-                if left.len() > LEASES_MAX {
-                    self.pass.leases = None;
-                }
-            }
+            self.pass.leave_behind(dead_leases);
         }
         if !replace && let [only] = &decoded[..] {
             kept = only.changes.to_vec();

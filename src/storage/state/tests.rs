@@ -449,7 +449,7 @@ impl Model {
         match change.change.as_ref().unwrap() {
             Kind::Version(kv) => self.versions.entry(kv.key().to_vec()).or_default().push(kv.clone()),
             Kind::Compacted(revision) => self.compacted = self.compacted.max(*revision),
-            Kind::ClusterVersion(_) | Kind::Alarms(_) => {}
+            Kind::ClusterVersion(_) | Kind::Alarms(_) | Kind::WantedSize(_) => {}
             Kind::Lease(lease) if lease.ttl > 0 => drop(self.leases.insert(lease.id, *lease)),
             Kind::Lease(end) => drop(self.leases.remove(&end.id)),
         }

@@ -115,29 +115,51 @@ impl Cluster {
 
     /// Starts a pod with further environment variables (fail points).
     pub fn start_pod_with(&mut self, slot: u64, env: &[(&str, &str)]) {
-        self.start_pod_named(slot, slot, env);
+        let args = self.slot_args(slot);
+        self.start_process(slot, slot, &args, env);
+    }
+
+    /// Starts a pod that owns no slot, at the addresses and in the directory of `place`; `kind` is `--reader` or `--by-hand`.
+    pub fn start_slotless(&mut self, place: u64, kind: &str) {
+        let join: Vec<String> = (0..self.size).map(|slot| self.peer_address(slot)).collect();
+        let args = ["--name", &format!("extra-{place}"), kind, "--join", &join.join(",")].map(str::to_owned);
+        self.start_process(place, place, &args, &[]);
+    }
+
+    /// Starts a pod at the addresses of `place`, which it tells the others; its disk and its slot stay. Running, it has the
+    /// number of that place.
+    pub fn start_moved(&mut self, slot: u64, place: u64) {
+        let mut args = self.slot_args(slot);
+        args.extend(["--advertise-peer".to_owned(), self.peer_address(place)]);
+        self.start_process(place, slot, &args, &[]);
+    }
+
+    fn slot_args(&self, name: u64) -> Vec<String> {
+        ["--name", &format!("kv-{name}"), "--peers", &self.pattern(), "--size", &self.size.to_string()]
+            .map(str::to_owned)
+            .to_vec()
     }
 
     /// Starts a second process that claims to be `kv-<name>`, at the addresses and in the directory of `slot`.
     pub fn start_twin(&mut self, slot: u64, name: u64) {
-        self.start_pod_named(slot, name, &[]);
+        let args = self.slot_args(name);
+        self.start_process(slot, slot, &args, &[]);
     }
 
-    fn start_pod_named(&mut self, slot: u64, name: u64, env: &[(&str, &str)]) {
+    fn start_process(&mut self, slot: u64, disk: u64, args: &[String], env: &[(&str, &str)]) {
         assert!(!self.is_running(slot), "kv-{slot} runs already");
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path(slot)).unwrap();
         let mut command = match self.small_disks.get(&slot) {
-            Some(bytes) => tools::on_small_disk(&self.data_dir(slot), *bytes),
+            Some(bytes) => tools::on_small_disk(&self.data_dir(disk), *bytes),
             None => Command::new(binary()),
         };
         command
             .arg("serve")
-            .args(["--name", &format!("kv-{name}")])
-            .args(["--peers", &self.pattern(), "--size", &self.size.to_string()])
+            .args(args)
             .args(["--listen-peer", &self.peer_address(slot), "--listen-client", &self.endpoint(slot)])
             .args(["--advertise-client", &format!("http://{}", self.endpoint(slot))])
             .arg("--data-dir")
-            .arg(self.data_dir(slot))
+            .arg(self.data_dir(disk))
             .envs(env.iter().copied())
             .env("QUORATE_DIE_WITH_PARENT", "1")
             .stdin(Stdio::null())
@@ -368,8 +390,12 @@ impl Cluster {
 
     /// Runs the client of this project against all pods; returns what it printed.
     pub async fn client(&self, args: &[&str]) -> String {
-        let mut command = tokio::process::Command::new(binary());
-        let output = command.args(args).args(["--endpoints", &self.endpoints()]).output().await.unwrap();
+        self.command(&[args, &["--endpoints", &self.endpoints()]].concat()).await
+    }
+
+    /// Runs this project's program; returns what it printed.
+    pub async fn command(&self, args: &[&str]) -> String {
+        let output = tokio::process::Command::new(binary()).args(args).output().await.unwrap();
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
     }
 

@@ -2,6 +2,10 @@
 
 pub mod attack;
 pub mod cluster;
+pub mod controller;
+pub mod kube_api;
+pub mod load;
 #[allow(dead_code, reason = "not every program that shares this runs others")]
 pub mod process;
+pub mod statefulset;
 pub mod tools;

@@ -1,0 +1,45 @@
+//! `quorate.admin.v1.Admin`: what etcd's API has no call for.
+
+use tonic::{Request, Response, Status};
+
+use super::Api;
+use crate::pb::admin::admin_server::Admin;
+use crate::pb::admin::{MembershipRequest, MembershipView, Remark, ScaleRequest, ScaleResponse, Wanted};
+
+impl Api {
+    /// What the leader sees of the membership, or this member if there is none: for `/cluster`, metrics and tools. Before this
+    /// member belongs to a cluster, what it waits for.
+    pub async fn membership(&self) -> MembershipView {
+        if let Ok(manager) = self.manager() {
+            return manager.view().await;
+        }
+        let facts = self.facts();
+        let waits = |sentence| Remark { name: "no-cluster".into(), sentence };
+        MembershipView {
+            cluster_id: facts.cluster_id,
+            member_id: facts.member_id,
+            remarks: facts.notes.into_iter().map(waits).collect(),
+            ..MembershipView::default()
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for Api {
+    async fn scale(&self, request: Request<ScaleRequest>) -> Result<Response<ScaleResponse>, Status> {
+        let node = self.node(&request)?;
+        let ScaleRequest { replicas, start } = request.into_inner();
+        let manager = self.manager()?;
+        // What the leader may propose must be known here as the leader knows it.
+        node.read_index().await?;
+        let start = if replicas == 0 { 0 } else { start.map_or(self.shared.first_slot, u64::from) };
+        let size = manager.scale(start, u64::from(replicas)).await?;
+        let origin = if size.replicas == 0 { "none" } else { "command" };
+        let wanted = Wanted { origin: origin.into(), start: size.start, replicas: size.replicas, ..Wanted::default() };
+        Ok(Response::new(ScaleResponse { wanted: Some(wanted) }))
+    }
+
+    async fn membership(&self, _: Request<MembershipRequest>) -> Result<Response<MembershipView>, Status> {
+        Ok(Response::new(Api::membership(self).await))
+    }
+}

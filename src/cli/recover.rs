@@ -1,0 +1,94 @@
+//! `recover`: a new cluster from one survivor's disk, when the quorum of the old one is gone for good.
+//!
+//! Owns the words: what is certain, what may be lost, who must never run again. Works on the data directory of a stopped member
+//! and on nothing else. Absent: a copy of anything; the old self stays in the data directory, as a former one.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+
+use crate::env::Env;
+use crate::identity;
+use crate::pb::log::{Identity, Node};
+use crate::raft::Member;
+use crate::raft::revive::{self, Places, Survivor};
+use crate::storage::member_dir::MemberDir;
+
+#[derive(Debug, clap::Args)]
+pub struct RecoverArgs {
+    /// Data directory of the survivor, which must be stopped
+    #[arg(long, value_name = "DIR", env = "QUORATE_SERVER__DATA_DIR", default_value = "/var/lib/quorate")]
+    data_dir: PathBuf,
+    /// Only say what would be kept, what may be lost, and who must be gone
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub async fn recover(args: RecoverArgs) -> anyhow::Result<Vec<u8>> {
+    let env = Env::real();
+    let root = &args.data_dir;
+    let Some(held) = MemberDir::peek(env.disk.clone(), root)? else {
+        bail!("{} holds no member; name the data directory of a survivor with --data-dir", root.display());
+    };
+    if held.cluster_id == 0 || !held.log_started {
+        bail!("{} belongs to no cluster; there is nothing to recover from it", root.display());
+    }
+    let slot = u16::try_from(held.slot).context("slot")?;
+    let mut dir =
+        MemberDir::open(env.disk.clone(), root, held.slot, &held.name, || identity::mint(env.random_u64(), slot))?.dir;
+    let this = Member { cluster_id: held.cluster_id, member_id: held.member_id };
+    let (log, snapshot, state) = (dir.log_path(), dir.snapshot_path(), dir.state_path());
+    let survivor = revive::examine(&env, this, &Places { log: &log, snapshot: &snapshot, state: &state }).await?;
+    let mut text = report(&held, &survivor);
+    if args.dry_run {
+        text += &format!(
+            "next:     nothing was changed; `quorate recover --data-dir {}` forms the new cluster\n",
+            root.display()
+        );
+    } else {
+        let new = Member { cluster_id: env.random_u64().max(1), member_id: identity::mint(env.random_u64(), slot) };
+        let path = dir.prepare(new.member_id)?;
+        let (log, snapshot, state) = (path.join("log"), path.join("snapshot"), path.join("state"));
+        survivor.found(&env, new, &Places { log: &log, snapshot: &snapshot, state: &state }).await?;
+        dir.adopt(new.cluster_id, new.member_id)?;
+        text += &format!(
+            "next:     this disk is now member {:016x} of cluster {:016x}, its only voter; start it, then start the others with empty \
+             disks, and they join\n",
+            new.member_id, new.cluster_id
+        );
+    }
+    env.stop(std::time::Duration::from_secs(10)).await;
+    Ok(text.into_bytes())
+}
+
+fn report(held: &Identity, survivor: &Survivor) -> String {
+    let last = survivor.last;
+    let certain = match survivor.certain {
+        Some(point) => format!(
+            "revisions 1 to {} are committed (log index {}, term {})",
+            point.revision, point.log_id.index, point.log_id.term
+        ),
+        None => "nothing: this disk has not heard of a committed entry".to_owned(),
+    };
+    let certain_revision = survivor.certain.map_or(0, |point| point.revision);
+    let kept = if last.revision > certain_revision {
+        format!(
+            "revisions {} to {} are on this disk, and it does not know whether they were committed; they are kept",
+            certain_revision + 1,
+            last.revision
+        )
+    } else {
+        "nothing else is on this disk".to_owned()
+    };
+    let name = |(id, node): &(u64, Node)| format!("{} ({id:016x}, {})", node.name, node.peer_address);
+    let gone: Vec<String> = survivor.voters.iter().filter(|(id, _)| *id != held.member_id).map(name).collect();
+    let gone = if gone.is_empty() { "nobody: this is the only voter, start it".to_owned() } else { gone.join(", ") };
+    format!(
+        "member:   {} ({:016x}) of cluster {:016x}, slot {}\n\
+         certain:  {certain}\n\
+         kept:     {kept}\n\
+         lost:     what the others have acknowledged without this member, all of it behind revision {} (log index {})\n\
+         gone:     {gone}; these must never run again on their present disks\n",
+        held.name, held.member_id, held.cluster_id, held.slot, last.revision, last.log_id.index
+    )
+}

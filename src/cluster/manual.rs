@@ -1,0 +1,149 @@
+//! What a person asks of the membership, as changes that pass the leader's gate (membership rule 24).
+//!
+//! Pure, as the plan is: [`judge`] is asked again after every change until it says that the operation is done, so that a person's
+//! change and the plan's own never run at once.
+//! Invariant: an operation is refused for what no waiting mends, with etcd's texts where etcd has one; it waits for the rest.
+//! Absent: deadlines, and the calls between members (`manage`).
+
+use super::plan::{Change, Ids, Observed, Reason, Which, gate};
+use super::voter_target;
+use crate::error::Error;
+use crate::pb::log::Node;
+use crate::pb::log::node::Kind;
+
+/// What is asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Operation {
+    /// A node that was dialled, as it describes itself.
+    Add {
+        id: u64,
+        node: Node,
+    },
+    Remove {
+        id: u64,
+    },
+    Update {
+        id: u64,
+        peer_address: String,
+    },
+    Promote {
+        id: u64,
+    },
+}
+
+/// What to do about an operation now.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict {
+    Done,
+    Do(Change),
+    /// As `Do`; whoever leads then is asked anew.
+    HandOver(Change),
+    Wait(Reason),
+    Refuse(Error),
+}
+
+/// `begun`: a change of this operation was made already.
+pub fn judge(observed: &Observed, operation: &Operation, begun: bool) -> Verdict {
+    let change = match operation {
+        Operation::Add { id, node } => add(observed, *id, node, begun),
+        Operation::Remove { id } => remove(observed, *id, begun),
+        Operation::Update { id, peer_address } => update(observed, *id, peer_address),
+        Operation::Promote { id } => promote(observed, *id, begun),
+    };
+    match change {
+        Err(verdict) => verdict,
+        Ok(_) if !observed.committed_in_term => Verdict::Wait(Reason::NotCommittedInTerm),
+        Ok(_) if observed.in_flight || observed.membership.configs.len() > 1 => Verdict::Wait(Reason::InFlight),
+        Ok(change) => match (gate(observed, change.clone()), operation) {
+            (Ok(_), Operation::Remove { id }) if *id == observed.leader => hand_over(observed, *id),
+            (Ok(change), _) => Verdict::Do(change),
+            (Err(reason), _) => Verdict::Wait(reason),
+        },
+    }
+}
+
+/// What to answer when an operation has waited for too long.
+pub fn timed_out(reason: &Reason) -> Error {
+    match reason {
+        Reason::Quorum { which: Which::New, .. } => Error::NotEnoughStarted,
+        _ => Error::Unhealthy,
+    }
+}
+
+fn add(observed: &Observed, id: u64, node: &Node, begun: bool) -> Result<Change, Verdict> {
+    let members = &observed.membership.nodes;
+    if members.contains_key(&id) {
+        return Err(if begun { Verdict::Done } else { Verdict::Refuse(Error::MemberExists) });
+    }
+    if members.values().any(|member| member.peer_address == node.peer_address) {
+        return Err(Verdict::Refuse(Error::PeerUrlExists));
+    }
+    Ok(Change::AddLearner { id, node: node.clone() })
+}
+
+fn remove(observed: &Observed, id: u64, begun: bool) -> Result<Change, Verdict> {
+    let voters = observed.membership.voters();
+    if !observed.membership.nodes.contains_key(&id) {
+        return Err(if begun { Verdict::Done } else { Verdict::Refuse(Error::MemberNotFound) });
+    }
+    let ids = Ids::from([id]);
+    if !voters.contains(&id) {
+        return Ok(Change::RemoveLearners { ids });
+    }
+    if voters.len() == 1 {
+        return Err(Verdict::Refuse(Error::NotEnoughStarted));
+    }
+    Ok(Change::RemoveVoters { ids })
+}
+
+/// A leader that is removed hands over first: its own removal would leave nobody to finish it.
+fn hand_over(observed: &Observed, id: u64) -> Verdict {
+    match observed.successor(&Ids::from([id])) {
+        Some(to) => Verdict::HandOver(Change::TransferLeader { to }),
+        None => Verdict::Wait(Reason::NoSuccessor),
+    }
+}
+
+fn update(observed: &Observed, id: u64, peer_address: &str) -> Result<Change, Verdict> {
+    let Some(node) = observed.membership.nodes.get(&id) else {
+        return Err(Verdict::Refuse(Error::MemberNotFound));
+    };
+    if node.peer_address == peer_address {
+        return Err(Verdict::Done);
+    }
+    if observed.membership.nodes.values().any(|member| member.peer_address == peer_address) {
+        return Err(Verdict::Refuse(Error::PeerUrlExists));
+    }
+    Ok(Change::UpdateNode { id, node: Node { peer_address: peer_address.to_owned(), ..node.clone() } })
+}
+
+fn promote(observed: &Observed, id: u64, begun: bool) -> Result<Change, Verdict> {
+    let voters = observed.membership.voters();
+    let Some(node) = observed.membership.nodes.get(&id) else {
+        return Err(Verdict::Refuse(Error::MemberNotFound));
+    };
+    if voters.contains(&id) {
+        return Err(if begun { Verdict::Done } else { Verdict::Refuse(Error::NotLearner) });
+    }
+    if node.kind() == Kind::Reader {
+        let why = "a reader never votes; add a member of another kind";
+        return Err(Verdict::Refuse(Error::Membership(why.into())));
+    }
+    if !observed.is_fit(id) {
+        return Err(Verdict::Refuse(Error::LearnerNotReady));
+    }
+    if node.held {
+        return Ok(Change::UpdateNode { id, node: Node { held: false, ..node.clone() } });
+    }
+    let after = voters.len() + 1;
+    if voter_target(after, observed.limits.max_voters) < after {
+        let why = format!(
+            "{after} voters would survive no more failures than {}, or are more than cluster.max_voters ({}); the learner stands by, \
+             and is promoted when a voter is lost or another learner joins it",
+            voters.len(),
+            observed.limits.max_voters
+        );
+        return Err(Verdict::Refuse(Error::Membership(why)));
+    }
+    Ok(Change::Promote { ids: Ids::from([id]) })
+}

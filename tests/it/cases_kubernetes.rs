@@ -1,0 +1,122 @@
+//! Membership cases about what Kubernetes does to pods and what its API server says, on the played StatefulSet.
+
+use std::time::Duration;
+
+use crate::support::cluster::wait_for;
+use crate::support::kube_api::Mode;
+use crate::support::statefulset::StatefulSet;
+
+/// Case 31: every pod comes back at another address, and its name resolves late: the members find one another by name again.
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_find_each_other_at_new_addresses_after_a_dns_gap() {
+    let set = StatefulSet::blueprint(3).dns_delay(Duration::from_secs(2)).start().await;
+    let before = set.membership(0).await;
+    set.put(0, "k", "v").await;
+    for ordinal in [0, 1, 2] {
+        let ip = set.ip(ordinal);
+        set.delete_pod(ordinal);
+        wait_for("the pod at a new address", async || match set.ip(ordinal) {
+            Some(now) if Some(&now) != ip.as_ref() => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+    }
+    set.wait_ready().await;
+    set.wait_voters(0..3).await;
+    assert_eq!(set.membership(1).await, before);
+    for ordinal in 0..3 {
+        assert_eq!(set.get(ordinal, "k").await.as_deref(), Some("v"));
+    }
+}
+
+/// Case 32: all pods are deleted at once: the same members come back with all data.
+#[tokio::test(flavor = "multi_thread")]
+async fn cluster_survives_the_deletion_of_all_pods_at_once() {
+    let set = StatefulSet::new(3).await;
+    let before = set.membership(0).await;
+    set.put(1, "k", "v").await;
+    let ips: Vec<_> = (0..3).map(|ordinal| set.ip(ordinal)).collect();
+    (0..3).for_each(|ordinal| set.delete_pod(ordinal));
+    wait_for("three other pods", async || {
+        let now: Vec<_> = (0..3).map(|ordinal| set.ip(ordinal)).collect();
+        if now.iter().zip(&ips).all(|(now, was)| now.is_some() && now != was) {
+            Ok(())
+        } else {
+            Err(format!("{now:?}"))
+        }
+    })
+    .await;
+    set.wait_ready().await;
+    assert_eq!(set.membership(2).await, before);
+    assert_eq!(set.get(2, "k").await.as_deref(), Some("v"));
+    assert!(set.ended().iter().all(|ended| !ended.was_killed()), "{:?}", set.ended());
+}
+
+/// Rule 6: while the API server does not answer, fresh pods form nothing, and say what they wait for; then they form.
+#[tokio::test(flavor = "multi_thread")]
+async fn fresh_pods_wait_for_an_api_server_that_does_not_answer() {
+    let mut set = StatefulSet::blueprint(3).install();
+    set.api.down();
+    set.wait_pods(0..3).await;
+    for ordinal in 0..3 {
+        set.wait_unready(ordinal, &["waits to know how many members there should be", "API server", "does not answer"])
+            .await;
+    }
+    set.api.set_mode(Mode::Forbids);
+    set.api.up();
+    set.wait_unready(0, &["403", "verb get on resource statefulsets", "resourceName kv"]).await;
+    set.api.set_mode(Mode::KnowsNothing);
+    set.wait_unready(1, &["404", "there is no StatefulSet test/kv"]).await;
+    set.api.set_mode(Mode::Hangs);
+    set.wait_unready(2, &["has not answered within 1s"]).await;
+    set.api.set_mode(Mode::Serves);
+    set.wait_ready().await;
+    set.wait_voters(0..3).await;
+    // It asked for its own StatefulSet by name, and for nothing else.
+    assert_eq!(set.api.unexpected(), Vec::<String>::new());
+}
+
+/// Case 39: `ordinals.start` is 5: pods 5 to 7 form the cluster.
+#[tokio::test(flavor = "multi_thread")]
+async fn ordinals_may_start_elsewhere() {
+    let set = StatefulSet::blueprint(3).first(5).start().await;
+    set.put(5, "k", "v").await;
+    assert_eq!(set.get(7, "k").await.as_deref(), Some("v"));
+    assert_eq!(set.api.unexpected(), Vec::<String>::new());
+}
+
+/// What changes the membership is told in Events of the StatefulSet; where the Role does not allow them nothing else suffers.
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_of_the_membership_are_events_where_they_are_allowed() {
+    let set = StatefulSet::quick(1).start().await;
+    set.scale(3);
+    set.wait_ready().await;
+    set.wait_voters(0..3).await;
+    let event = wait_for("an Event about a change", async || {
+        let events = set.api.events();
+        events.iter().find(|event| event["reason"] == "MembershipChange").cloned().ok_or_else(|| format!("{events:?}"))
+    })
+    .await;
+    assert_eq!(event["involvedObject"]["kind"], "StatefulSet");
+    assert_eq!((&event["involvedObject"]["name"], &event["involvedObject"]["uid"]), (&"kv".into(), &"uid-1".into()));
+    assert_eq!((&event["type"], &event["source"]["component"]), (&"Normal".into(), &"quorate".into()));
+    assert!(event["message"].as_str().is_some_and(|text| text.contains("kv-")), "{event}");
+
+    set.api.set_mode(Mode::ForbidsEvents);
+    let (told, leader) = (set.api.events().len(), set.leader().await);
+    set.scale(1);
+    set.wait_voters(0..1).await;
+    let said = (0..3).map(|ordinal| set.log_text(ordinal).matches("Events cannot be sent").count()).max();
+    assert_eq!(said, Some(1), "once, by the leader, kv-{leader} at first");
+    assert_eq!(set.api.events().len(), told);
+    assert_eq!(set.api.unexpected(), Vec::<String>::new());
+}
+
+/// A pod asks every few seconds and no more: two pods of a quiet cluster are no load.
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_ask_the_api_server_seldom() {
+    let set = StatefulSet::quick(1).set("kubernetes.poll_interval", "1s").start().await;
+    let (before, since) = (set.api.gets(), std::time::Instant::now());
+    wait_for("a few polls", async || if set.api.gets() >= before + 4 { Ok(()) } else { Err(set.api.gets()) }).await;
+    assert!(since.elapsed() >= Duration::from_millis(1500), "four questions in {:?}", since.elapsed());
+}
