@@ -31,4 +31,6 @@ pub mod server;
 pub mod cli;
 
 #[cfg(any(test, feature = "testing"))]
+pub mod fuzzing;
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -58,6 +58,9 @@ pub struct Metrics {
     pub client_received_bytes: IntCounter,
     /// Bytes of snapshots that clients have asked for.
     pub snapshot_sent_bytes: IntCounter,
+    /// Comparisons of the members' states that this process made as leader, and those that found a difference.
+    pub self_checks: IntCounter,
+    pub self_checks_differing: IntCounter,
     /// Requests over the JSON gateway.
     pub gateway_requests: IntCounter,
     peer_sent_bytes: IntCounterVec,
@@ -146,6 +149,11 @@ impl Metrics {
                 "Bytes received from clients, HTTP and framing included.",
             ),
             snapshot_sent_bytes: counter("quorate_snapshot_sent_bytes_total", "Bytes of backups sent to clients."),
+            self_checks: counter("quorate_self_checks_total", "Comparisons of the members' states made as leader."),
+            self_checks_differing: counter(
+                "quorate_self_checks_differing_total",
+                "Comparisons in which members' states differed.",
+            ),
             gateway_requests: counter("quorate_gateway_requests_total", "Requests over the JSON gateway."),
             peer_sent_bytes: counters("etcd_network_peer_sent_bytes_total", "Bytes sent to a member.", &["To"]),
             peer_received_bytes: counters(

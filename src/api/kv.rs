@@ -39,7 +39,7 @@ impl Kv for Api {
             node.store().view().kv.range(&range)?
         };
         answer.header = complete(&node, &answer.header);
-        Ok(Response::new(answer))
+        Ok(self.placed(&node, answer).await?)
     }
 
     type RangeStreamStream = super::range_stream::Pieces;
@@ -91,7 +91,7 @@ impl Kv for Api {
             }
         };
         answer.header = complete(&node, &answer.header);
-        Ok(Response::new(answer))
+        Ok(self.placed(&node, answer).await?)
     }
 
     async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {

@@ -4,6 +4,7 @@
 //! errors. Absent: semantics (`kv`), transport security, the HTTP gateway.
 
 mod admin;
+mod answers;
 mod cluster;
 mod election;
 mod kv;
@@ -18,12 +19,13 @@ mod snapshot;
 mod wait;
 mod watch;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::RwLock;
-use tonic::{Request, Status};
+use tonic::{Request, Response, Status};
 
+use self::answers::Answers;
 use crate::cluster::Manager;
 use crate::error::Error;
 use crate::kv::validate::Limits;
@@ -32,9 +34,13 @@ use crate::node::Node;
 use crate::pb::etcd;
 use crate::watch::Hub;
 
+pub use answers::Held;
 pub use peer::{PeerApi, Running};
 pub use sample::Sample;
 pub use watch::{Responses as WatchResponses, WatchOptions};
+
+/// Of large answers on their way, if nobody said how many.
+const ANSWER_BYTES_MAX: usize = 256 << 20;
 
 /// The level of the etcd API that is spoken: clients switch features by it (Kubernetes: progress requests).
 pub const ETCD_VERSION: &str = "3.6.6";
@@ -57,6 +63,7 @@ struct Shared {
     first_slot: u64,
     limits: Limits,
     quota_bytes: u64,
+    answers: OnceLock<Answers>,
     /// Bytes a second of one backup.
     snapshot_rate: u64,
     /// Set when this member was ready once: from then on a learner serves every client.
@@ -96,6 +103,7 @@ impl Api {
             first_slot,
             limits,
             quota_bytes,
+            answers: OnceLock::new(),
             snapshot_rate,
             was_ready: AtomicBool::new(false),
             facts: RwLock::default(),
@@ -106,6 +114,23 @@ impl Api {
     /// From now on requests go to `node`; `None` while this member belongs to no cluster.
     pub fn set_node(&self, node: Option<Node>) {
         *self.shared.node.write() = node;
+    }
+
+    /// Bounds the bytes of large answers on their way to clients; to be called once, before the first request.
+    pub fn bound_answers(&self, bytes_max: usize) {
+        let _ = self.shared.answers.set(Answers::new(bytes_max));
+    }
+
+    /// `answer` with its place among the large ones.
+    async fn placed<M: prost::Message>(&self, node: &Node, answer: M) -> Result<Response<M>, Error> {
+        let bytes = answer.encoded_len();
+        let answers = self.shared.answers.get_or_init(|| Answers::new(ANSWER_BYTES_MAX));
+        let held = answers.hold(bytes, node.options().request_timeout).await?;
+        let mut response = Response::new(answer);
+        if let Some(held) = held {
+            response.extensions_mut().insert(held);
+        }
+        Ok(response)
     }
 
     /// The leases of the node.
@@ -206,10 +231,11 @@ impl Api {
         if node.status().leader.is_none() {
             return Some(std::iter::once("knows no leader".into()).chain(facts.notes).collect::<Vec<_>>().join("; "));
         }
-        if !self.shared.was_ready.load(Ordering::Acquire) {
-            return Some("has not applied yet what was committed when it started".into());
+        if let Some(reason) = node.corrupt() {
+            return Some(reason.to_owned());
         }
-        None
+        let was_ready = self.shared.was_ready.load(Ordering::Acquire);
+        (!was_ready).then(|| "has not applied yet what was committed when it started".into())
     }
 
     /// As etcd's `/health`: unhealthy with an alarm on, without a leader, or if a read fails.
@@ -235,7 +261,7 @@ impl Api {
     /// Why this member's data is not to be trusted; `None` if it is.
     pub fn corrupt(&self) -> Option<String> {
         let node = self.any_node().ok()?;
-        node.space().corrupt.load(Ordering::Relaxed).then(|| "alarm CORRUPT is on".into())
+        node.corrupt().map(str::to_owned)
     }
 
     /// Everything the status page shows.

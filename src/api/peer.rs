@@ -10,7 +10,8 @@ use futures_util::{Stream, StreamExt as _, stream};
 use parking_lot::RwLock;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::cluster::{Bootstrap, Manager, Reconciler};
+use crate::cluster::{Audit, Bootstrap, Manager, Reconciler};
+use crate::kv;
 use crate::lease::Leases;
 use crate::node::Node;
 use crate::pb::peer::peer_server::Peer;
@@ -37,11 +38,12 @@ pub struct Running {
 pub struct PeerApi {
     bootstrap: Arc<Bootstrap>,
     running: Arc<RwLock<Option<Running>>>,
+    audit: Arc<RwLock<Option<Arc<Audit>>>>,
 }
 
 impl PeerApi {
     pub fn new(bootstrap: Arc<Bootstrap>) -> Self {
-        Self { bootstrap, running: Arc::default() }
+        Self { bootstrap, running: Arc::default(), audit: Arc::default() }
     }
 
     /// From now on Raft's calls go to `running`.
@@ -62,6 +64,16 @@ impl PeerApi {
         remarks.map(|remark| format!("{} [{}]", remark.sentence, remark.name)).collect()
     }
 
+    /// The comparison of the members' states, which says here what it has found.
+    pub fn set_audit(&self, audit: Arc<Audit>) {
+        *self.audit.write() = Some(audit);
+    }
+
+    /// Which members' states differ, if this member leads and some do.
+    pub fn audit_note(&self) -> Option<String> {
+        self.audit.read().as_ref()?.note()
+    }
+
     fn running(&self) -> Result<Running, Status> {
         self.running.read().clone().ok_or_else(|| Status::unavailable("this node does not run Raft yet"))
     }
@@ -74,7 +86,15 @@ fn disk(error: impl std::fmt::Display) -> Status {
 #[tonic::async_trait]
 impl Peer for PeerApi {
     async fn who(&self, request: Request<WhoRequest>) -> Result<Response<WhoResponse>, Status> {
-        Ok(Response::new(self.bootstrap.who(request.into_inner().nonce)))
+        let WhoRequest { nonce, digest_index } = request.into_inner();
+        let mut answer = self.bootstrap.who(nonce);
+        answer.digest_version = kv::DIGEST_VERSION;
+        if let Ok(running) = self.running() {
+            let store = running.node.store();
+            answer.digest_unknown = store.read(|s| s.kv.digest().is_none());
+            answer.digest = (digest_index != 0).then(|| store.digest_at(digest_index)).flatten();
+        }
+        Ok(Response::new(answer))
     }
 
     async fn accept(&self, request: Request<AcceptRequest>) -> Result<Response<AcceptResponse>, Status> {

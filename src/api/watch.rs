@@ -41,7 +41,7 @@ impl Watch for Api {
     type WatchStream = Responses;
 
     async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Responses>, Status> {
-        let node = self.node(&request)?;
+        let node = self.data_node(&request)?;
         let needs_leader = super::needs_leader(&request);
         Ok(Response::new(self.watch_stream(node, request.into_inner(), needs_leader)?))
     }

@@ -8,6 +8,7 @@
 //! join       what the leader answers to those who ask to join
 //! leaderless what a member says that runs Raft and knows no leader
 //! reconcile  the leader's loop: observe, plan, carry out
+//! audit      the leader's comparison of the members' states
 //! plan       the next change of the membership: a pure function of what the leader observes
 //! manual     what a person asks of the membership, through the same gate
 //! manage     the way of that to the leader, and of the leader's view back
@@ -23,6 +24,7 @@
 //! Invariant: Raft's membership is the only membership; nothing here stores a second one.
 //! Absent: openraft and tonic; the rules for pods that end (`kubernetes`, `node`).
 
+pub mod audit;
 pub mod bootstrap;
 pub mod decide;
 pub mod formation;
@@ -37,6 +39,7 @@ pub mod reconcile;
 pub mod view;
 pub mod wanted;
 
+pub use audit::Audit;
 pub use bootstrap::{Bootstrap, RaftFacts};
 pub use formation::{Outcome, Places};
 pub use manage::Manager;

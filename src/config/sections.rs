@@ -195,6 +195,9 @@ pub struct Raft {
     pub queue_requests_max: usize,
     /// Answer linearizable reads without a round to the quorum. Relies on bounded clock drift, so it is off.
     pub lease_reads: bool,
+    /// How often the leader compares the members' states; 0: never. Two small calls a member.
+    #[serde(with = "units::duration")]
+    pub self_check_interval: Duration,
     /// Bytes of one message of a snapshot transfer.
     pub snapshot_chunk_bytes: Bytes,
     /// Most bytes a second that a snapshot transfer sends: heartbeats share the wire.
@@ -213,6 +216,7 @@ impl Default for Raft {
             queue_bytes_max: Bytes::mib(64),
             queue_requests_max: 10_000,
             lease_reads: false,
+            self_check_interval: Duration::from_secs(5),
             snapshot_chunk_bytes: Bytes::kib(256),
             snapshot_rate: Bytes::mib(64),
         }
@@ -367,6 +371,19 @@ pub struct Limits {
     pub concurrent_streams_max: u32,
     /// Most connections of clients.
     pub connections_max: usize,
+    /// Most bytes of all clients' requests that have begun to arrive and are not whole.
+    pub receive_bytes_max: Bytes,
+    /// Longest that a connection may take to say what it speaks, and a request to arrive once it has begun to.
+    #[serde(with = "units::duration")]
+    pub receive_timeout: Duration,
+    /// Most bytes of large answers that are being sent to clients.
+    pub answer_bytes_max: Bytes,
+    /// A client that says nothing for this long is asked whether it is there ...
+    #[serde(with = "units::duration")]
+    pub keepalive_interval: Duration,
+    /// ... and must answer within this, or its connection is closed.
+    #[serde(with = "units::duration")]
+    pub keepalive_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -376,6 +393,11 @@ impl Default for Limits {
             txn_ops_max: 128,
             concurrent_streams_max: 10_000,
             connections_max: 20_000,
+            receive_bytes_max: Bytes::mib(256),
+            receive_timeout: Duration::from_secs(10),
+            answer_bytes_max: Bytes::mib(256),
+            keepalive_interval: Duration::from_secs(60),
+            keepalive_timeout: Duration::from_secs(75),
         }
     }
 }

@@ -79,6 +79,26 @@ impl Config {
         faults.check(most >= stream, "watch.watchers_max", most, expected, "raise it, or lower the other");
         let bytes = self.watch.stream_bytes_max;
         faults.at_least("watch.stream_bytes_max", bytes, Bytes::kib(4), "each event would be read twice");
+        self.check_patience(faults);
+    }
+
+    /// What clients may take before they are cut off.
+    fn check_patience(&self, faults: &mut Faults) {
+        let limits = &self.limits;
+        for (key, got) in [
+            ("limits.receive_timeout", limits.receive_timeout),
+            ("limits.keepalive_interval", limits.keepalive_interval),
+            ("limits.keepalive_timeout", limits.keepalive_timeout),
+        ] {
+            let least = Duration::from_secs(1);
+            faults.check(got >= least, key, humantime::format_duration(got), "at least 1s", "raise it");
+        }
+        for (key, got) in [
+            ("limits.receive_bytes_max", limits.receive_bytes_max),
+            ("limits.answer_bytes_max", limits.answer_bytes_max),
+        ] {
+            faults.at_least(key, got, limits.request_bytes_max, "limits.request_bytes_max");
+        }
     }
 
     fn check_cluster(&self, faults: &mut Faults) {

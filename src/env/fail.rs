@@ -45,6 +45,22 @@ pub fn fail_point(name: &str) {
 #[inline(always)]
 pub fn fail_point(_name: &str) {}
 
+/// The environment variable that names a key whose value this process gets wrong when it applies a put.
+pub const CORRUPT_VARIABLE: &str = "QUORATE_CORRUPT_KEY";
+
+/// The key whose value is to be got wrong: a fault of memory or of apply.
+#[cfg(feature = "testing")]
+pub fn corrupt_key() -> Option<&'static str> {
+    static KEY: std::sync::LazyLock<Option<String>> = std::sync::LazyLock::new(|| std::env::var(CORRUPT_VARIABLE).ok());
+    KEY.as_deref()
+}
+
+#[cfg(not(feature = "testing"))]
+#[inline(always)]
+pub fn corrupt_key() -> Option<&'static str> {
+    None
+}
+
 /// The apply version of the older build that a test has this process play, from `QUORATE_TEST_APPLY_VERSION`.
 #[cfg(feature = "testing")]
 pub fn played_apply_version() -> Option<u32> {

@@ -25,7 +25,7 @@ pub use fail::fail_point;
 pub use net::Net;
 pub(crate) use planted::planted;
 /// tokio's clock: real, or a simulation's.
-pub use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+pub use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout, timeout_at};
 
 /// The time of day, for people and for Kubernetes: it may jump, so nothing is decided by it.
 pub fn wall_clock() -> std::time::SystemTime {

@@ -12,6 +12,17 @@ pub struct Process {
     pub start_seconds: f64,
 }
 
+/// Raises the limit of open files as far as this process may; what it is then, `None` for no limit.
+pub fn raise_open_files_max() -> Option<u64> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    }
+}
+
 /// Ticks a second in `/proc/self/stat`: always so on Linux.
 const TICKS_A_SECOND: f64 = 100.0;
 
@@ -41,6 +52,13 @@ pub fn this_process() -> Process {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn open_files_may_be_as_many_as_the_system_allows() {
+        let raised = super::raise_open_files_max();
+        assert_eq!(raised, super::raise_open_files_max());
+        assert!(raised.is_none_or(|files| files >= 256), "{raised:?}");
+    }
+
     #[test]
     fn this_process_takes_something() {
         let now = super::this_process();

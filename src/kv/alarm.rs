@@ -22,6 +22,11 @@ impl State {
         self.alarms.iter().any(|(_, alarm)| *alarm == i32::from(kind))
     }
 
+    /// Whether an alarm of this kind is on for this member.
+    pub fn has_alarm_of(&self, member_id: u64, kind: AlarmType) -> bool {
+        self.alarms.contains(&(member_id, kind.into()))
+    }
+
     /// Puts an alarm on, or takes it off, and answers those that this changed. `NONE` is no alarm: it changes nothing.
     pub(super) fn alarm(&mut self, r: &AlarmRequest) -> AlarmResponse {
         let one = (r.member_id, r.alarm);

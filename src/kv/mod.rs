@@ -9,6 +9,7 @@
 
 mod alarm;
 mod compact;
+mod digest;
 mod events;
 mod hash;
 mod history;
@@ -23,6 +24,7 @@ mod tree;
 mod txn;
 pub mod validate;
 
+pub use digest::DIGEST_VERSION;
 pub use hash::HashKv;
 pub use history::Revision;
 pub use journal::Journal;
@@ -45,6 +47,9 @@ pub const WANTED_SIZE_SINCE: u32 = 2;
 pub fn apply_version() -> u32 {
     crate::env::fail::played_apply_version().map_or(APPLY_VERSION, |older| older.min(APPLY_VERSION))
 }
+
+/// The cluster version from which on the digest is begun anew.
+pub const DIGESTS_SINCE: u32 = 2;
 
 /// The cluster version of a new cluster: every build can apply what it allows.
 pub const CLUSTER_VERSION_MIN: u32 = 1;

@@ -158,6 +158,8 @@ impl Loader {
             state.history.pop_first();
         }
         state.swept = compacted.max(1);
+        // What came before these changes is not known here; their source says it.
+        state.set_digest(None);
         Ok(state)
     }
 }

@@ -8,12 +8,13 @@
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
+use super::digest::Digest;
 use super::history::{Events, History};
 use super::journal::{Journal, Recorder};
 use super::lease::Leases;
 use super::range::Interval;
 use super::tree::Tree;
-use super::{ALARMS_SINCE, CLUSTER_VERSION_MIN, Fault, WANTED_SIZE_SINCE, apply_version};
+use super::{ALARMS_SINCE, CLUSTER_VERSION_MIN, DIGESTS_SINCE, Fault, WANTED_SIZE_SINCE, apply_version};
 use crate::error::Error;
 use crate::pb::etcd::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
@@ -65,7 +66,7 @@ impl Clone for State {
             leases: self.leases.clone(),
             live_bytes: self.live_bytes,
             old_bytes: self.old_bytes,
-            journal: Recorder::default(),
+            journal: Recorder::new(self.journal.digest),
         }
     }
 }
@@ -93,7 +94,7 @@ impl State {
             leases: Leases::new(),
             live_bytes: 0,
             old_bytes: 0,
-            journal: Recorder::default(),
+            journal: Recorder::new(Some(Digest::START)),
         }
     }
 
@@ -134,7 +135,7 @@ impl State {
 
     /// Starts an empty journal that is dropped when it holds more than `bytes_max`; 0 keeps none.
     pub fn keep_journal(&mut self, bytes_max: usize) {
-        self.journal = Recorder::new(bytes_max);
+        self.journal.keep(bytes_max);
     }
 
     /// What commands changed since the last call.
@@ -167,6 +168,7 @@ impl State {
             Request::Compact(r) => self.compact(r).map(Response::Compact),
             Request::SetClusterVersion(r) => Ok(Response::SetClusterVersion(self.set_cluster_version(r))),
             Request::Alarm(r) => Ok(Response::Alarm(self.alarm(r))),
+            Request::StartDigest(_) => Ok(Response::StartDigest(self.start_digest())),
             Request::LeaseGrant(r) => self.grant_lease(r).map(Response::LeaseGrant),
             Request::LeaseRevoke(r) => self.revoke_lease(r).map(Response::LeaseRevoke),
             Request::LeaseCheckpoint(r) => Ok(Response::LeaseCheckpoint(self.checkpoint_leases(r))),
@@ -183,6 +185,7 @@ impl State {
             Request::SetClusterVersion(r) => command.needs.max(r.version),
             Request::Put(_) | Request::DeleteRange(_) | Request::Txn(_) | Request::Compact(_) => command.needs,
             Request::Alarm(_) => command.needs.max(ALARMS_SINCE),
+            Request::StartDigest(_) => command.needs.max(DIGESTS_SINCE),
             Request::LeaseGrant(_) | Request::LeaseRevoke(_) | Request::LeaseCheckpoint(_) => command.needs,
             Request::WantedSize(_) => command.needs.max(WANTED_SIZE_SINCE),
         };

@@ -46,7 +46,8 @@ pub fn command(command: &Command, limits: &Limits) -> Result<(), Error> {
             | command::Request::LeaseGrant(_)
             | command::Request::LeaseRevoke(_)
             | command::Request::LeaseCheckpoint(_)
-            | command::Request::Alarm(_),
+            | command::Request::Alarm(_)
+            | command::Request::StartDigest(_),
         )
         | None => {}
     }

@@ -56,6 +56,10 @@ pub struct Options {
     pub retry_interval: Duration,
 }
 
+/// Of a member for which the alarm is on.
+const CORRUPT: &str = "this member's data differs from the majority's (alarm CORRUPT), so it serves none and does not lead; \
+                       stop it, delete its data directory and start it: it comes back as a new member with the majority's data";
+
 /// Where requests go at the moment.
 #[derive(Clone)]
 enum Route {
@@ -97,6 +101,8 @@ pub struct Space {
     pub short: AtomicBool,
     /// An alarm says that the data is not to be trusted.
     pub corrupt: AtomicBool,
+    /// It is about this very member.
+    pub fenced: AtomicBool,
     /// This member's disk is below its reserve.
     pub low_disk: AtomicBool,
     /// On the leader: the voters with disk left are no quorum.
@@ -183,18 +189,35 @@ impl Node {
         &self.inner.space
     }
 
-    /// Takes over what the replicated alarms say.
+    /// Takes over what the replicated alarms say. CORRUPT is about one member, whose data is then not served and which does not
+    /// lead; put on for member 0, it is about all of them.
     pub fn refresh_alarms(&self) {
         let space = self.space();
-        let (no_space, corrupt) =
-            self.inner.store.read(|s| (s.kv.has_alarm(AlarmType::Nospace), s.kv.has_alarm(AlarmType::Corrupt)));
+        let this = self.inner.this.member_id;
+        let (no_space, alone, all) = self.inner.store.read(|s| {
+            let corrupt = |member| s.kv.has_alarm_of(member, AlarmType::Corrupt);
+            (s.kv.has_alarm(AlarmType::Nospace), corrupt(this), corrupt(0))
+        });
         let exceeded = no_space || space.short.load(Ordering::Relaxed);
         if exceeded != space.exceeded.swap(exceeded, Ordering::Relaxed) {
             tracing::warn!(exceeded, "puts are refused while space is exceeded");
         }
-        if corrupt != space.corrupt.swap(corrupt, Ordering::Relaxed) {
-            tracing::error!(corrupt, "requests for data are refused while alarm CORRUPT is on");
+        if alone != space.fenced.swap(alone, Ordering::Relaxed) {
+            self.inner.raft.runtime_config().elect(!alone);
         }
+        let corrupt = alone || all;
+        if corrupt == space.corrupt.swap(corrupt, Ordering::Relaxed) {
+            return;
+        }
+        match corrupt {
+            true => tracing::error!(member = format!("{this:x}"), "corrupt cluster: {CORRUPT}"),
+            false => tracing::warn!(member = format!("{this:x}"), "alarm CORRUPT is off; requests for data are served"),
+        }
+    }
+
+    /// What a member whose data is not to be trusted waits for; `None` if it is.
+    pub fn corrupt(&self) -> Option<&'static str> {
+        self.space().corrupt.load(Ordering::Relaxed).then_some(CORRUPT)
     }
 
     pub fn options(&self) -> &Options {

@@ -162,7 +162,8 @@ fn takes_space(command: &Bytes) -> bool {
             | Request::WantedSize(_)
             | Request::LeaseRevoke(_)
             | Request::LeaseCheckpoint(_)
-            | Request::Alarm(_),
+            | Request::Alarm(_)
+            | Request::StartDigest(_),
         )
         | None => false,
     }

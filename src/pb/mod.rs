@@ -3,6 +3,7 @@
 //! Owns no rule: validation is in `kv`, mapping to and from Raft's types in `raft`.
 //! Every `bytes` field is a `Bytes` that shares the buffer it was decoded from: whoever keeps one for long copies it.
 
+pub mod checked;
 pub mod codec;
 mod key_value;
 

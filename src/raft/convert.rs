@@ -71,7 +71,7 @@ pub fn stored_membership_from_pb(stored: Option<&pb::log::StoredMembership>) -> 
     Ok(StoredMembership::new(stored.log_id.map(log_id_from_pb), membership))
 }
 
-pub(super) fn entry_to_record(entry: Entry) -> Record {
+pub(crate) fn entry_to_record(entry: Entry) -> Record {
     let (kind, payload) = match entry.payload {
         EntryPayload::Blank => (BLANK, bytes::Bytes::new()),
         EntryPayload::Normal(batch) => (BATCH, batch.0),
@@ -80,7 +80,7 @@ pub(super) fn entry_to_record(entry: Entry) -> Record {
     Record { log_id: log_id_to_pb(&entry.log_id), kind, payload }
 }
 
-pub(super) fn entry_from_record(record: Record) -> Result<Entry, String> {
+pub(crate) fn entry_from_record(record: Record) -> Result<Entry, String> {
     let log_id = log_id_from_pb(record.log_id);
     let payload = match record.kind {
         BLANK => EntryPayload::Blank,
@@ -94,7 +94,7 @@ pub(super) fn entry_from_record(record: Record) -> Result<Entry, String> {
     Ok(Entry { log_id, payload })
 }
 
-pub(super) fn entry_to_pb(entry: Entry) -> pb::log::Entry {
+pub(crate) fn entry_to_pb(entry: Entry) -> pb::log::Entry {
     use pb::log::entry::Payload;
     let payload = match entry.payload {
         EntryPayload::Blank => None,
@@ -104,7 +104,7 @@ pub(super) fn entry_to_pb(entry: Entry) -> pb::log::Entry {
     pb::log::Entry { log_id: Some(log_id_to_pb(&entry.log_id)), payload }
 }
 
-pub(super) fn entry_from_pb(entry: pb::log::Entry) -> Result<Entry, String> {
+pub(crate) fn entry_from_pb(entry: pb::log::Entry) -> Result<Entry, String> {
     use pb::log::entry::Payload;
     let log_id = log_id_from_pb(entry.log_id.ok_or("log entry without a log id")?);
     let payload = match entry.payload {

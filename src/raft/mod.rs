@@ -7,7 +7,7 @@
 
 mod backup;
 mod checkpoint;
-mod convert;
+pub(crate) mod convert;
 mod log_store;
 mod network;
 pub mod recover;

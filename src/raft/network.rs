@@ -110,7 +110,13 @@ impl Peers {
     /// Asks whoever listens at `address` who it is. This and the next four fail with a short text for people.
     pub async fn who(&self, address: &str, nonce: u64) -> Result<peer::WhoResponse, String> {
         let mut client = self.client(address, Purpose::Ask).map_err(reason)?;
-        limited(client.who(peer::WhoRequest { nonce })).await.map_err(reason)
+        limited(client.who(peer::WhoRequest { nonce, digest_index: 0 })).await.map_err(reason)
+    }
+
+    /// As [`Self::who`], with the digest after the entry at `digest_index`.
+    pub async fn digest(&self, address: &str, nonce: u64, digest_index: u64) -> Result<peer::WhoResponse, String> {
+        let mut client = self.client(address, Purpose::Ask).map_err(reason)?;
+        limited(client.who(peer::WhoRequest { nonce, digest_index })).await.map_err(reason)
     }
 
     pub async fn accept(&self, address: &str, formation: Formation) -> Result<peer::AcceptResponse, String> {

@@ -5,6 +5,7 @@
 //! log id changes under the same lock as the data; a command that this version does not know stops the member.
 //! Absent: the disk. Snapshots and the state store are written from clones and journals (`checkpoint`).
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -39,13 +40,16 @@ impl Applied {
             applied: self.log_id.as_ref().map(log_id_to_pb),
             membership: Some(stored_membership_to_pb(&self.membership)),
             revision: self.kv.revision(),
+            digest: self.kv.digest_to_pb(),
         }
     }
 
     /// The state whose changes `loader` has taken, as `meta` describes it.
     pub fn loaded(loader: kv::Loader, meta: &pb::log::StateMeta) -> io::Result<Self> {
+        let mut kv = loader.finish(meta.revision).map_err(invalid)?;
+        kv.set_digest(meta.digest.as_ref());
         Ok(Self {
-            kv: loader.finish(meta.revision).map_err(invalid)?,
+            kv,
             log_id: meta.applied.map(log_id_from_pb),
             membership: stored_membership_from_pb(meta.membership.as_ref()).map_err(invalid)?,
         })
@@ -67,7 +71,10 @@ impl Applied {
     }
 
     fn apply_batch(&mut self, batch: Batch, term: u64, answer: bool) -> io::Result<Answers> {
-        let batch = pb::log::Batch::decode(batch.0).map_err(invalid)?;
+        let mut batch = pb::log::Batch::decode(batch.0).map_err(invalid)?;
+        if let Some(key) = crate::env::fail::corrupt_key() {
+            corrupt(&mut batch, key);
+        }
         // Before the first change: a batch that stops the member must not leave half of itself in the state store.
         batch.commands.iter().try_for_each(kv::State::check).map_err(invalid)?;
         let mut answers = Vec::with_capacity(if answer { batch.commands.len() } else { 0 });
@@ -82,6 +89,18 @@ impl Applied {
             }
         }
         Ok(answers)
+    }
+}
+
+/// Flips a bit of what is put at `key`; only tests ask for it.
+fn corrupt(batch: &mut pb::log::Batch, key: &str) {
+    for command in &mut batch.commands {
+        if let Some(pb::log::command::Request::Put(put)) = &mut command.request
+            && put.key == key.as_bytes()
+        {
+            let flipped = put.value.iter().enumerate().map(|(i, byte)| if i == 0 { byte ^ 1 } else { *byte });
+            put.value = flipped.collect::<Vec<_>>().into();
+        }
     }
 }
 
@@ -105,8 +124,40 @@ pub struct Store {
 /// What changes together: else a new state's log id could be taken with the old one's changes.
 struct Locked {
     state: Applied,
+    digests: Digests,
     /// The state was replaced as a whole: the state store must be rewritten from it.
     replaced: bool,
+}
+
+/// The digest after each of the newest entries, for comparison with a member that is a little behind.
+struct Digests {
+    /// The index of the first.
+    first: u64,
+    values: VecDeque<Option<u64>>,
+}
+
+impl Digests {
+    /// Entries remembered: under full load, more than a second's.
+    const KEPT: usize = 16_384;
+
+    fn of(state: &Applied) -> Self {
+        match &state.log_id {
+            Some(log_id) => Self { first: log_id.index(), values: [state.kv.digest()].into() },
+            None => Self { first: 0, values: VecDeque::new() },
+        }
+    }
+
+    fn push(&mut self, digest: Option<u64>) {
+        if self.values.len() == Self::KEPT {
+            self.values.pop_front();
+            self.first += 1;
+        }
+        self.values.push_back(digest);
+    }
+
+    fn at(&self, index: u64) -> Option<u64> {
+        *self.values.get(usize::try_from(index.checked_sub(self.first)?).ok()?)?
+    }
 }
 
 /// What the state store must write to be where the state is.
@@ -124,7 +175,7 @@ impl Store {
         state.kv.keep_journal(journal_bytes_max);
         let index = state.log_id.as_ref().map(|l| l.index());
         Arc::new(Self {
-            locked: RwLock::new(Locked { state, replaced }),
+            locked: RwLock::new(Locked { digests: Digests::of(&state), state, replaced }),
             journal_bytes_max,
             applied_index: watch::Sender::new(index),
             rewrites: watch::Sender::new(0),
@@ -151,6 +202,11 @@ impl Store {
     /// The index of the newest applied entry.
     pub fn applied_index(&self) -> Option<u64> {
         *self.applied_index.borrow()
+    }
+
+    /// The digest of the state as it was after the entry at `index`, if that is known and not long ago.
+    pub fn digest_at(&self, index: u64) -> Option<u64> {
+        self.locked.read().digests.at(index)
     }
 
     /// Changes whenever something was applied or the state was replaced.
@@ -228,7 +284,13 @@ impl Store {
 
     pub(crate) fn apply(&self, entry: Entry, answer: bool) -> io::Result<Answers> {
         let index = entry.log_id.index();
-        let answers = self.locked.write().state.apply(entry, answer)?;
+        let answers = {
+            let mut locked = self.locked.write();
+            let answers = locked.state.apply(entry, answer)?;
+            let digest = locked.state.kv.digest();
+            locked.digests.push(digest);
+            answers
+        };
         self.applied_index.send_replace(Some(index));
         Ok(answers)
     }
@@ -239,7 +301,8 @@ impl Store {
         let old = {
             let mut locked = self.locked.write();
             self.generation.fetch_add(1, Ordering::AcqRel);
-            std::mem::replace(&mut *locked, Locked { state, replaced: true })
+            let new = Locked { digests: Digests::of(&state), state, replaced: true };
+            std::mem::replace(&mut *locked, new)
         };
         self.applied_index.send_replace(index);
         drop(old);

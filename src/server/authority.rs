@@ -18,8 +18,8 @@ const FRAME_HEAD_BYTES: usize = 9;
 const HEADERS: u8 = 1;
 const PADDED: u8 = 0x08;
 const PRIORITY: u8 = 0x20;
-/// A longer frame is refused by the library, whatever it holds.
-const FRAME_BYTES_MAX: usize = 64 << 10;
+/// A longer frame is refused by the library, whatever it holds. As little as that is held of a frame that comes slowly.
+const FRAME_BYTES_MAX: usize = FRAME_HEAD_BYTES + (16 << 10);
 /// Place of `:authority` in HPACK's static table.
 const AUTHORITY: usize = 1;
 
@@ -50,15 +50,24 @@ enum Stage {
 
 /// The filter of one connection.
 #[derive(Default)]
-pub(super) struct Filter {
+pub(crate) struct Filter {
     stage: Stage,
     /// The beginning of something of which the end has not come yet.
     held: Vec<u8>,
 }
 
 impl Filter {
+    /// Whether this is HTTP/2; `None` while what has come may become its preface.
+    pub(crate) fn is_http2(&self) -> Option<bool> {
+        match self.stage {
+            Stage::Preface => None,
+            Stage::Frames { .. } => Some(true),
+            Stage::Off => Some(false),
+        }
+    }
+
     /// Takes what has arrived, and gives what may go on; borrowed if that is the same.
-    pub(super) fn pass<'a>(&mut self, chunk: &'a [u8]) -> Cow<'a, [u8]> {
+    pub(crate) fn pass<'a>(&mut self, chunk: &'a [u8]) -> Cow<'a, [u8]> {
         let data = if self.held.is_empty() {
             Cow::Borrowed(chunk)
         } else {

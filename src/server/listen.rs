@@ -1,28 +1,19 @@
 //! The two listeners: clients (gRPC and HTTP on one port) and peers.
 
-use std::borrow::Cow;
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use bytes::Bytes;
-use futures_util::StreamExt as _;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server as Grpc;
-use tonic::transport::server::Connected;
 
 use super::Server;
-use super::authority::Filter;
+use super::budget::Budget;
+use super::connection::{Kind, bounded};
 use super::meter::Meter;
-use crate::env::net::{Incoming, Stream};
+use crate::env::process;
 use crate::http;
-use crate::metrics::metrics;
 use crate::pb;
 use crate::pb::admin::admin_server::AdminServer;
 use crate::pb::election::election_server::ElectionServer;
@@ -39,106 +30,12 @@ use crate::raft;
 const PEER_CONNECTIONS_MAX: usize = 1000;
 const PEER_KEEPALIVE: Duration = Duration::from_secs(5);
 const WINDOW_BYTES: u32 = 4 << 20;
-
-/// An accepted connection and its place among the allowed ones.
-struct Connection {
-    io: Box<dyn Stream>,
-    /// Its bytes are counted as clients'.
-    counted: bool,
-    filter: Filter,
-    /// Filtered, and not taken yet.
-    ready: Bytes,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Connection {
-    fn count_sent(&self, bytes: usize) -> usize {
-        if self.counted {
-            metrics().client_sent_bytes.inc_by(bytes as u64);
-        }
-        bytes
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = ();
-    fn connect_info(&self) {}
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        loop {
-            if !this.ready.is_empty() {
-                let part = this.ready.split_to(this.ready.len().min(into.remaining()));
-                into.put_slice(&part);
-                return Poll::Ready(Ok(()));
-            }
-            let begin = into.filled().len();
-            ready!(Pin::new(&mut this.io).poll_read(cx, into))?;
-            let arrived = &into.filled()[begin..];
-            if this.counted {
-                metrics().client_received_bytes.inc_by(arrived.len() as u64);
-            }
-            if arrived.is_empty() {
-                return Poll::Ready(Ok(()));
-            }
-            match this.filter.pass(arrived) {
-                Cow::Borrowed(same) if same.len() == arrived.len() => return Poll::Ready(Ok(())),
-                other => this.ready = Bytes::from(other.into_owned()),
-            }
-            into.set_filled(begin);
-        }
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.io).poll_write(cx, bytes))?;
-        Poll::Ready(Ok(self.count_sent(written)))
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bytes))?;
-        Poll::Ready(Ok(self.count_sent(written)))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
-
-/// At most `max` connections at a time; further ones are closed at once.
-fn bounded(incoming: Incoming, max: usize, counted: bool) -> impl futures_util::Stream<Item = io::Result<Connection>> {
-    let places = Arc::new(Semaphore::new(max));
-    incoming.filter_map(move |accepted| {
-        let place = places.clone().try_acquire_owned();
-        async move {
-            match (accepted, place) {
-                (Ok(io), Ok(place)) => {
-                    Some(Ok(Connection { io, counted, filter: Filter::default(), ready: Bytes::new(), _place: place }))
-                }
-                (Ok(_), Err(_)) => {
-                    tracing::warn!(max, "connection refused: too many are open");
-                    None
-                }
-                (Err(error), _) => Some(Err(error)),
-            }
-        }
-    })
-}
+/// Bytes of a request's headers; more is refused (431). gRPC's own are a few hundred.
+const HEADER_BYTES_MAX: u32 = 16 << 10;
+/// Streams that a client has opened and reset at once, before its connection is taken for an attack and closed.
+const RESET_STREAMS_MAX: usize = 64;
+/// Files that connections of clients must leave: the log's, the state store's, and the other members' connections.
+const RESERVED_FILES: u64 = 1500;
 
 impl Server {
     /// Opens both ports. The client's drains first, while Raft still runs; the peers' ends with the process.
@@ -168,23 +65,46 @@ impl Server {
             .trace_fn(|request| tracing::debug_span!("peer", path = request.uri().path()))
             .add_service(peer_service)
             .serve_with_incoming_shutdown(
-                bounded(peers, PEER_CONNECTIONS_MAX, false),
+                bounded(peers, PEER_CONNECTIONS_MAX, Kind::Peer),
                 self.env.shutdown.clone().cancelled_owned(),
             );
+        let limits = &self.config.limits;
         let client_server = Grpc::builder()
             .accept_http1(true)
-            .max_concurrent_streams(self.config.limits.concurrent_streams_max)
+            .max_concurrent_streams(limits.concurrent_streams_max)
+            .http2_max_header_list_size(HEADER_BYTES_MAX)
+            .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS_MAX))
+            // A client that is gone without a word gives its place and its streams back.
+            .http2_keepalive_interval(Some(limits.keepalive_interval))
+            .http2_keepalive_timeout(Some(limits.keepalive_timeout))
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(4 * WINDOW_BYTES)
             .trace_fn(|request| tracing::debug_span!("rpc", path = request.uri().path()))
             .add_routes(self.client_routes(health)?)
             .serve_with_incoming_shutdown(
-                bounded(clients, self.config.limits.connections_max, true),
+                bounded(clients, self.connections_max(), Kind::Client { patience: limits.receive_timeout }),
                 self.drain.clone().cancelled_owned(),
             );
         self.guard("peer", peer_server, self.env.shutdown.clone(), CancellationToken::new());
         self.guard("client", client_server, self.drain.clone(), self.drained.clone());
         Ok(())
+    }
+
+    /// Connections of clients that are taken: as many as the setting says, and no more than there are files for.
+    fn connections_max(&self) -> usize {
+        let wanted = self.config.limits.connections_max;
+        let Some(files) = process::raise_open_files_max() else { return wanted };
+        let room = usize::try_from(files.saturating_sub(RESERVED_FILES.min(files / 2))).unwrap_or(usize::MAX);
+        if room < wanted {
+            tracing::warn!(
+                files,
+                connections_max = wanted,
+                room,
+                "fewer connections are taken than limits.connections_max says: raise the limit of open files (ulimit -n, \
+                 LimitNOFILE) or lower the setting"
+            );
+        }
+        wanted.min(room)
     }
 
     /// Runs a listener; one that ends before it is told to takes the process with it.
@@ -240,6 +160,7 @@ impl Server {
         // In JSON, bytes take a third more.
         let json_bytes_max = 2 * bytes_max;
         let gateway = http::Gateway::new(services.clone(), pb::PUBLIC_DESCRIPTORS, json_bytes_max)?;
-        Ok(Routes::from(services.merge(http::router(api, gateway))))
+        let budget = Budget::new(self.config.limits.receive_bytes_max.0, self.config.limits.receive_timeout);
+        Ok(Routes::from(services.merge(http::router(api, gateway)).layer(budget)))
     }
 }

@@ -13,7 +13,7 @@ use tonic_health::ServingStatus;
 use super::{Ended, Server};
 use crate::api::Running;
 use crate::cluster::decide::Wait;
-use crate::cluster::{Manager, Outcome, RaftFacts, Reconciler, Wanted, formation, leaderless, reconcile};
+use crate::cluster::{Audit, Manager, Outcome, RaftFacts, Reconciler, Wanted, formation, leaderless, reconcile};
 use crate::env::{Env, Instant, fail_point, interval, timeout};
 use crate::lease::{self, Leases};
 use crate::node::housekeeping::{Housekeeping, Settings};
@@ -192,6 +192,8 @@ impl Server {
             recovered.store.clone(),
             self.peers.clone(),
         );
+        // Before anybody can ask: a fenced member stays so over a restart.
+        node.refresh_alarms();
         let checkpointer = Checkpointer {
             env: env.clone(),
             dir: paths.state,
@@ -262,6 +264,9 @@ impl Server {
         env.spawn(reconciler.clone().run());
         self.bootstrap
             .set_raft(Some(Arc::new(Facts { node: node.clone(), lease: self.config.raft.election_timeout_max })));
+        let audit = Audit::new(node.clone(), self.peers.clone(), self.config.raft.self_check_interval);
+        self.peer_api.set_audit(audit.clone());
+        env.spawn(audit.run());
         let rpc = Rpc::new(env.clone(), raft, this, snapshots);
         let leases = Leases::start(node.clone(), self.lease_settings());
         let manager = Manager::new(node.clone(), self.peers.clone(), reconciler.clone());
@@ -388,7 +393,9 @@ impl Server {
             if target.is_none() && status.leader.is_some() {
                 target = node.confirmed_index().await;
             }
-            let ready = status.leader.is_some() && target.is_some_and(|index| status.applied_index >= index);
+            let ready = status.leader.is_some()
+                && target.is_some_and(|index| status.applied_index >= index)
+                && node.corrupt().is_none();
             if ready != was {
                 was = ready;
                 tracing::info!(

@@ -4,7 +4,9 @@
 //! the wanted size demands (`leave`), hand over leadership, drain clients, stop Raft, flush. A part that fails for good stops the process: half a member is worse than
 //! a restart.
 
-mod authority;
+pub(crate) mod authority;
+mod budget;
+mod connection;
 mod leave;
 mod listen;
 mod member;
@@ -138,6 +140,7 @@ pub async fn serve(
         config,
         env: env.clone(),
     });
+    server.api.bound_answers(server.config.limits.answer_bytes_max.as_usize());
     tracing::info!(version = VERSION, name = server.this.name, slot, "quorate");
     server.show_facts();
     server.set_health(false).await;
@@ -247,6 +250,8 @@ impl Server {
                 }
                 let dir = &server.config.server.data_dir;
                 let mut notes: Vec<String> = server.bootstrap.waits().into_iter().collect();
+                notes.extend(server.peer_api.audit_note());
+                notes.extend(server.api.corrupt());
                 notes.extend(server.peer_api.remarks());
                 // The leader's remarks have it already.
                 let told = notes.iter().any(|note| note.ends_with("[wanted-unknown]"));

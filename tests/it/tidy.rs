@@ -22,7 +22,7 @@ const LAYERS: &[&[&str]] = &[
     &["cluster", "api", "http"],
     &["server"],
     &["cli"],
-    &["testing"],
+    &["fuzzing", "testing"],
 ];
 
 /// Imports within one line of [`LAYERS`]: importer, imported.

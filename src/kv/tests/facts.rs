@@ -471,3 +471,57 @@ fn a_divergence_changes_the_hash() {
     assert_ne!(one.hash_kv(0).unwrap().hash, other.hash_kv(0).unwrap().hash);
     assert_eq!(one.hash_kv(5), other.hash_kv(5));
 }
+
+#[test]
+fn digest_is_the_same_for_the_same_changes_and_never_again_after_a_different_one() {
+    let make = |value: &'static str| {
+        let mut state = State::new();
+        state.keep_journal(1);
+        do_put(&mut state, "a", "1");
+        do_put(&mut state, "b", value);
+        state
+    };
+    let (mut one, mut same, mut other) = (make("2"), make("2"), make("3"));
+    assert!(one.digest().is_some());
+    assert_eq!(one.digest(), same.digest());
+    for state in [&mut one, &mut same, &mut other] {
+        let before = state.digest();
+        apply(state, Request::Put(PutRequest { lease: 9, ..put("c", "x") })).unwrap_err();
+        assert_eq!(state.digest(), before, "a refusal changes nothing");
+        do_put(state, "b", "4");
+        do_delete(state, "a", "z");
+        apply(state, Request::Compact(CompactionRequest { revision: state.revision(), physical: false })).unwrap();
+        while !state.sweep(1) {}
+        assert_ne!(state.digest(), before, "every change counts, a compaction too");
+    }
+    assert_eq!(one.digest(), same.digest());
+    assert_eq!(one.hash_kv(0), other.hash_kv(0), "what differed is compacted away");
+    assert_ne!(one.digest(), other.digest(), "but it was applied");
+    assert_eq!(one.clone().digest(), one.digest());
+}
+
+#[test]
+fn digest_goes_on_behind_a_snapshot_and_is_unknown_without_one() {
+    let mut state = State::new();
+    do_put(&mut state, "a", "1");
+    let mut loader = Loader::new();
+    state.changes().for_each(|change| loader.load(change).unwrap());
+    let mut loaded = loader.finish(state.revision()).unwrap();
+    assert_eq!(loaded.digest(), None, "changes alone do not say what came before");
+    loaded.set_digest(state.digest_to_pb().as_ref());
+    do_put(&mut state, "a", "2");
+    do_put(&mut loaded, "a", "2");
+    assert_eq!(state.digest(), loaded.digest());
+    // Of another version it means nothing here.
+    loaded.set_digest(Some(&crate::pb::log::Digest { version: 99, value: 7 }));
+    assert_eq!(loaded.digest(), None);
+    do_put(&mut state, "a", "3");
+    do_put(&mut loaded, "a", "3");
+    assert_eq!(loaded.digest(), None);
+    for state in [&mut state, &mut loaded] {
+        apply(state, Request::StartDigest(crate::pb::log::StartDigest {})).unwrap();
+        do_put(state, "a", "4");
+    }
+    assert!(state.digest().is_some());
+    assert_eq!(state.digest(), loaded.digest(), "begun anew, it is known everywhere");
+}

@@ -48,6 +48,16 @@ use recovery::Recovered;
 use segment::{Header, Run};
 use supply::Supply;
 
+/// Bytes of a segment before its first record; for the fuzzer.
+#[cfg(any(test, feature = "testing"))]
+pub const SEGMENT_HEADER_BYTES: usize = segment::HEADER_BYTES;
+
+/// `bytes` as records of the first segment, with their checksums put right; for the fuzzer.
+#[cfg(any(test, feature = "testing"))]
+pub fn with_checksums(bytes: &[u8]) -> Vec<u8> {
+    record::with_checksums(bytes, 1, SEGMENT_HEADER_BYTES)
+}
+
 /// Why a log cannot be created or opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

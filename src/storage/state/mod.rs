@@ -24,6 +24,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use clean::{CleanStats, View};
+#[cfg(any(test, feature = "testing"))]
+pub use record::check_record;
 pub use record::{Key, Position};
 
 use self::record::{Filed, Packer, Record};

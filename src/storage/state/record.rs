@@ -152,6 +152,24 @@ fn checksum(record: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&record[..CRC_AT]), &record[CRC_END..])
 }
 
+/// Takes `bytes` for a record, with its checksum put right: it is refused, or it is what encoding it again gives.
+#[cfg(any(test, feature = "testing"))]
+pub fn check_record(bytes: &[u8]) {
+    let mut bytes = bytes.to_vec();
+    if bytes.len() < HEADER_BYTES {
+        return;
+    }
+    let crc = checksum(&bytes);
+    bytes[CRC_AT..CRC_END].copy_from_slice(&crc.to_le_bytes());
+    let mut to = &bytes[CRC_END + 20..];
+    let key = Position::take(&mut to).key();
+    let Ok(record) = Record::decode(key, &bytes) else { return };
+    let again = record.encode();
+    let again = Record::decode(key, &again).expect("what was encoded decodes");
+    assert_eq!((again.from, again.to, &again.meta, again.cut), (record.from, record.to, &record.meta, record.cut));
+    assert_eq!(again.changes, record.changes);
+}
+
 /// Packs the changes of one span into records of about `target` bytes, linked from `from` to `(term, index)`.
 pub(super) struct Packer {
     at: Position,

@@ -28,7 +28,7 @@ fn id(index: u64) -> LogId {
 fn meta(index: u64) -> StateMeta {
     let log_id = Some(LogId { term: 1, index: 0 });
     let membership = Some(StoredMembership { log_id, membership: Some(Membership::default()) });
-    StateMeta { applied: Some(id(index)), membership, revision: index as i64 }
+    StateMeta { applied: Some(id(index)), membership, revision: index as i64, digest: None }
 }
 
 fn load(store: &mut Store) -> (Option<StateMeta>, Vec<Change>) {

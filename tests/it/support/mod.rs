@@ -1,5 +1,6 @@
 //! What the integration tests share. Absent: assertions about Quorate; those stand in the tests.
 
+pub mod attack;
 pub mod cluster;
 pub mod controller;
 pub mod kube_api;

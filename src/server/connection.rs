@@ -1,0 +1,260 @@
+//! One accepted connection: its place among the allowed ones, the filter over its bytes, and how long it may take to say what
+//! it is.
+//!
+//! Invariant: a client's connection that has not sent HTTP/2's preface, or the whole head of an HTTP/1 request, in time is closed:
+//! those who dribble hold no place. Absent: what comes after that (HTTP/2's keep-alive, the time of a request in `budget`).
+
+use std::borrow::Cow;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::transport::server::Connected;
+
+use super::authority::Filter;
+use crate::env::net::{Incoming, Stream};
+use crate::env::{Sleep, sleep};
+use crate::metrics::metrics;
+
+/// Who connects.
+#[derive(Clone, Copy)]
+pub(super) enum Kind {
+    /// `patience`: time to say what it speaks.
+    Client {
+        patience: Duration,
+    },
+    Peer,
+}
+
+/// Looks for what a client must say first.
+enum Greeting {
+    /// How much of the blank line that ends an HTTP/1 head was seen, and until when it must be there.
+    Awaited {
+        seen: usize,
+        until: Pin<Box<Sleep>>,
+    },
+    Done,
+}
+
+impl Greeting {
+    fn begin(kind: Kind) -> Self {
+        match kind {
+            Kind::Client { patience } => Self::Awaited { seen: 0, until: Box::pin(sleep(patience)) },
+            Kind::Peer => Self::Done,
+        }
+    }
+
+    /// Takes what has arrived.
+    fn take(&mut self, bytes: &[u8], is_http2: Option<bool>) {
+        const END: &[u8] = b"\r\n\r\n";
+        let Self::Awaited { seen, .. } = self else { return };
+        for byte in bytes.iter().take_while(|_| is_http2 != Some(true)) {
+            if *seen == END.len() {
+                break;
+            }
+            *seen = if *byte == END[*seen] { *seen + 1 } else { usize::from(*byte == END[0]) };
+        }
+        // HTTP/2's preface has a blank line too, and goes on behind it.
+        if is_http2 == Some(true) || is_http2 == Some(false) && *seen == END.len() {
+            *self = Self::Done;
+        }
+    }
+
+    /// Fails when the time is over.
+    fn poll(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let Self::Awaited { until, .. } = self else { return Ok(()) };
+        match until.as_mut().poll(cx) {
+            Poll::Ready(()) => {
+                Err(io::Error::new(io::ErrorKind::TimedOut, "the client did not say what it wants in time"))
+            }
+            Poll::Pending => Ok(()),
+        }
+    }
+}
+
+/// An accepted connection and its place among the allowed ones.
+pub(super) struct Connection {
+    io: Box<dyn Stream>,
+    greeting: Greeting,
+    /// Its bytes are counted as clients'.
+    counted: bool,
+    filter: Filter,
+    /// Filtered, and not taken yet.
+    ready: Bytes,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    fn count_sent(&self, bytes: usize) -> usize {
+        if self.counted {
+            metrics().client_sent_bytes.inc_by(bytes as u64);
+        }
+        bytes
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = ();
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        loop {
+            if !this.ready.is_empty() {
+                let part = this.ready.split_to(this.ready.len().min(into.remaining()));
+                into.put_slice(&part);
+                return Poll::Ready(Ok(()));
+            }
+            let begin = into.filled().len();
+            let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, into) else {
+                this.greeting.poll(cx)?;
+                return Poll::Pending;
+            };
+            read?;
+            let arrived = &into.filled()[begin..];
+            if this.counted {
+                metrics().client_received_bytes.inc_by(arrived.len() as u64);
+            }
+            if arrived.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            let passed = this.filter.pass(arrived);
+            this.greeting.take(arrived, this.filter.is_http2());
+            match passed {
+                Cow::Borrowed(same) if same.len() == arrived.len() => return Poll::Ready(Ok(())),
+                other => this.ready = Bytes::from(other.into_owned()),
+            }
+            into.set_filled(begin);
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.io).poll_write(cx, bytes))?;
+        Poll::Ready(Ok(self.count_sent(written)))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bytes))?;
+        Poll::Ready(Ok(self.count_sent(written)))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// At most `max` connections at a time; further ones are closed at once.
+pub(super) fn bounded(
+    incoming: Incoming,
+    max: usize,
+    kind: Kind,
+) -> impl futures_util::Stream<Item = io::Result<Connection>> {
+    let places = Arc::new(Semaphore::new(max));
+    incoming.filter_map(move |accepted| {
+        let place = places.clone().try_acquire_owned();
+        async move {
+            match (accepted, place) {
+                (Ok(io), Ok(place)) => {
+                    let (greeting, counted) = (Greeting::begin(kind), matches!(kind, Kind::Client { .. }));
+                    let (filter, ready) = (Filter::default(), Bytes::new());
+                    Some(Ok(Connection { io, greeting, counted, filter, ready, _place: place }))
+                }
+                (Ok(_), Err(_)) => {
+                    tracing::warn!(max, "connection refused: too many are open");
+                    None
+                }
+                (Err(error), _) => Some(Err(error)),
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn pair() -> (DuplexStream, Connection) {
+        let (client, io) = tokio::io::duplex(4096);
+        let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        let greeting = Greeting::begin(Kind::Client { patience: PATIENCE });
+        let (io, filter, ready): (Box<dyn Stream>, _, _) = (Box::new(io), Filter::default(), Bytes::new());
+        (client, Connection { io, greeting, counted: false, filter, ready, _place: place })
+    }
+
+    /// Sends a byte a second; how long the server has read for, and whether it gave up.
+    async fn dribble(text: &[u8]) -> (Duration, bool) {
+        let (mut client, mut server) = pair();
+        let begin = crate::env::Instant::now();
+        let text = text.to_vec();
+        let sending = tokio::spawn(async move {
+            for byte in text {
+                if client.write_all(&[byte]).await.is_err() {
+                    return;
+                }
+                sleep(Duration::from_secs(1)).await;
+            }
+            // Says nothing more, and stays.
+            sleep(Duration::from_secs(1000)).await;
+        });
+        let mut piece = [0; 64];
+        let gave_up = loop {
+            match server.read(&mut piece).await {
+                Ok(0) => break false,
+                Ok(_) => {}
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+                    break true;
+                }
+            }
+        };
+        sending.abort();
+        (begin.elapsed(), gave_up)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_say_what_it_wants_in_time_is_closed() {
+        for text in
+            [&b""[..], b"GET / HTTP/1.1\r\nHost: x\r\nX: ", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01"]
+        {
+            assert_eq!(dribble(text).await, (PATIENCE, true), "{:?}", String::from_utf8_lossy(text));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_said_it_may_be_silent() {
+        for text in [&b"GET /\r\n\r\n"[..], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
+            let (mut client, mut server) = pair();
+            client.write_all(text).await.unwrap();
+            let mut piece = [0; 64];
+            assert_eq!(server.read(&mut piece).await.unwrap(), text.len());
+            let next = crate::env::timeout(Duration::from_secs(3600), server.read(&mut piece)).await;
+            assert!(next.is_err(), "it was closed");
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! A member that applies something else than the others: found within seconds, fenced, and replaced once its disk was deleted.
+
+use quorate::env::fail::CORRUPT_VARIABLE;
+use quorate::pb::etcd::alarm_request::AlarmAction;
+use quorate::pb::etcd::{AlarmRequest, AlarmType, PutRequest, RangeRequest};
+use tonic::Code;
+
+use crate::support::cluster::{Cluster, wait_for};
+
+const KEY: &str = "flipped";
+
+/// A cluster of `size` in which pod `odd` gets the value of [`KEY`] wrong.
+async fn cluster_with_a_fault(size: u64, odd: u64) -> Cluster {
+    let mut cluster = Cluster::new(size);
+    cluster.set("raft.self_check_interval", "500ms");
+    for slot in 0..size {
+        let fault: &[(&str, &str)] = if slot == odd { &[(CORRUPT_VARIABLE, KEY)] } else { &[] };
+        cluster.start_pod_with(slot, fault);
+    }
+    cluster.wait_formed().await;
+    cluster
+}
+
+async fn corrupt_alarms(cluster: &Cluster, slot: u64) -> Vec<u64> {
+    let request = AlarmRequest { action: AlarmAction::Get.into(), alarm: AlarmType::Corrupt.into(), member_id: 0 };
+    wait_for(&format!("kv-{slot} to list alarms"), async || match cluster.maintenance(slot).alarm(request).await {
+        Ok(answer) => Ok(answer.into_inner().alarms.iter().map(|alarm| alarm.member_id).collect()),
+        Err(status) => Err(status.message().to_owned()),
+    })
+    .await
+}
+
+async fn wait_fenced(cluster: &Cluster, odd: u64) {
+    let id = cluster.member_id(odd).await;
+    let mut kv = cluster.kv(odd);
+    let refused = wait_for(&format!("kv-{odd} to refuse a read"), async || {
+        let read = RangeRequest { key: KEY.into(), serializable: true, ..Default::default() };
+        match kv.range(read).await {
+            Err(status) if status.code() == Code::DataLoss => Ok(status),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    assert_eq!(refused.message(), "etcdserver: corrupt cluster");
+    let put = PutRequest { key: "other".into(), ..Default::default() };
+    assert_eq!(kv.put(put).await.unwrap_err().code(), Code::DataLoss);
+    cluster.wait_unready(odd, &["alarm CORRUPT", "delete its data directory"]).await;
+    cluster.wait_logged(odd, &["ERROR", "corrupt cluster", "differs from the majority"]).await;
+    assert_eq!(corrupt_alarms(cluster, odd).await, [id]);
+}
+
+/// With three members the odd one is fenced, whichever it is, also the leader; the others go on. A restart does not forget it;
+/// with its disk deleted it comes back as a new member that holds what the others do, and the alarm goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn divergent_member_is_fenced_and_heals_when_its_disk_is_deleted() {
+    for odd_leads in [false, true] {
+        let mut cluster = cluster_with_a_fault(3, 0).await;
+        wait_for("the leader to be the one that this case needs", async || {
+            let leader = cluster.leader(0..3).await.ok_or("there is none")?;
+            if (leader == 0) == odd_leads {
+                return Ok(());
+            }
+            let target = cluster.member_id(if odd_leads { 0 } else { 1 }).await;
+            let request = quorate::pb::etcd::MoveLeaderRequest { target_id: target };
+            let _ = cluster.maintenance(leader).move_leader(request).await;
+            Err("another leads")
+        })
+        .await;
+        let old = cluster.member_id(0).await;
+        cluster.put(1, KEY, "right").await;
+        let put_at = std::time::Instant::now();
+        wait_fenced(&cluster, 0).await;
+        println!("leader {odd_leads}: found and fenced after {:?}", put_at.elapsed());
+        wait_for("another leader", async || match cluster.leader([1, 2]).await {
+            Some(leader) if leader != 0 => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+        cluster.put(1, "more", "work").await;
+        assert_eq!(cluster.get(2, KEY).await.as_deref(), Some("right"));
+        cluster.wait_http(1, "/readyz", 200, &[]).await;
+
+        cluster.kill(0);
+        cluster.start_pod(0);
+        wait_fenced(&cluster, 0).await;
+        cluster.kill(0);
+        cluster.wipe(0);
+        cluster.start_pod(0);
+        cluster.wait_formed().await;
+        assert_ne!(cluster.member_id(0).await, old);
+        cluster.wait_same_hash(0..3).await;
+        assert_eq!(cluster.get(0, KEY).await.as_deref(), Some("right"));
+        wait_for("the former member's alarm to go", async || {
+            let alarms = corrupt_alarms(&cluster, 1).await;
+            if alarms.is_empty() { Ok(()) } else { Err(format!("{alarms:x?}")) }
+        })
+        .await;
+        cluster.wait_http(0, "/readyz", 200, &[]).await;
+    }
+}
+
+/// Of two members none can be said to be right: it is reported, and both go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_members_that_differ_are_reported_and_not_fenced() {
+    let cluster = cluster_with_a_fault(2, 1).await;
+    cluster.put(0, KEY, "right").await;
+    let leader = cluster.leader(0..2).await.unwrap();
+    cluster.wait_logged(leader, &["ERROR", "corrupt cluster", "none of it has a majority"]).await;
+    assert!(corrupt_alarms(&cluster, 0).await.is_empty());
+    for slot in 0..2 {
+        cluster.put(slot, "more", "work").await;
+    }
+    wait_for("the metric", async || {
+        let (_, text) = crate::support::cluster::http_get(&cluster.endpoint(leader), "/metrics").await.unwrap();
+        let line =
+            text.lines().find(|line| line.starts_with("quorate_self_checks_differing_total")).unwrap().to_owned();
+        if line.ends_with(" 0") { Err(line) } else { Ok(()) }
+    })
+    .await;
+}
+
+/// Members that are killed, catch up from the log or from a snapshot, and restart from their disk, are never taken for divergent.
+#[tokio::test(flavor = "multi_thread")]
+async fn restarts_and_snapshots_keep_the_digest() {
+    let mut cluster = Cluster::new(3);
+    cluster.set("raft.self_check_interval", "100ms").set("log.entries_max", "300").set("log.entries_kept", "10");
+    cluster.start_all().await;
+    for round in 0..2 {
+        let victim = round % 3;
+        let other = (victim + 1) % 3;
+        cluster.kill(victim);
+        let mut kv = cluster.kv(other);
+        for i in 0..350 {
+            let key = format!("k{}", i % 50);
+            let put = PutRequest { key: key.into(), value: format!("{round} {i}").into(), ..Default::default() };
+            let _ = kv.put(put).await;
+        }
+        println!("round {round}: written");
+        if round == 1 {
+            cluster.wipe(victim);
+        }
+        cluster.start_pod(victim);
+        cluster.wait_formed().await;
+        cluster.wait_same_hash(0..3).await;
+    }
+    let before = checks(&cluster).await;
+    wait_for("more comparisons", async || {
+        let now = checks(&cluster).await;
+        if now.0 >= before.0 + 5 { Ok(()) } else { Err(format!("{now:?}")) }
+    })
+    .await;
+    assert_eq!(checks(&cluster).await.1, 0, "nobody differs");
+    assert!(corrupt_alarms(&cluster, 0).await.is_empty());
+}
+
+/// Comparisons, and those that found a difference, of all pods.
+async fn checks(cluster: &Cluster) -> (u64, u64) {
+    let mut sum = (0, 0);
+    for slot in 0..3 {
+        let (_, text) = crate::support::cluster::http_get(&cluster.endpoint(slot), "/metrics").await.unwrap();
+        let value = |name: &str| -> u64 {
+            let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+            line.rsplit(' ').next().unwrap().parse().unwrap()
+        };
+        sum.0 += value("quorate_self_checks_total ");
+        sum.1 += value("quorate_self_checks_differing_total ");
+    }
+    sum
+}

@@ -1,0 +1,152 @@
+//! Clients that a server must survive: they speak HTTP/2 by hand, so that they can break its rules.
+//!
+//! Absent: judgement; the tests measure the server and the good clients meanwhile.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const CONTINUATION: u8 = 9;
+const END_HEADERS: u8 = 4;
+const END_STREAM: u8 = 1;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u32).to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// The header block of a gRPC request.
+fn block(path: &str) -> Vec<u8> {
+    let text = |text: &str| [&[text.len() as u8], text.as_bytes()].concat();
+    [
+        vec![0x83, 0x86],
+        [&[0x04], &text(path)[..]].concat(),
+        [&[0x01], &text("kv:2379")[..]].concat(),
+        [&[0x0f, 0x10], &text("application/grpc")[..]].concat(),
+        [&[0x00], &text("te")[..], &text("trailers")].concat(),
+    ]
+    .concat()
+}
+
+fn message(content: &[u8]) -> Vec<u8> {
+    [&[0][..], &(content.len() as u32).to_be_bytes(), content].concat()
+}
+
+/// A connection that has said hello, and that its owner reads or not.
+pub struct Raw {
+    pub stream: TcpStream,
+    next: u32,
+}
+
+impl Raw {
+    pub async fn connect(endpoint: &str) -> io::Result<Self> {
+        let mut stream = TcpStream::connect(endpoint).await?;
+        stream.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await?;
+        Ok(Self { stream, next: 1 })
+    }
+
+    fn id(&mut self) -> u32 {
+        self.next += 2;
+        self.next - 2
+    }
+
+    /// A whole request whose answer nobody reads.
+    pub async fn ask(&mut self, path: &str, content: &[u8]) -> io::Result<()> {
+        let id = self.id();
+        let request = [frame(HEADERS, END_HEADERS, id, &block(path)), frame(DATA, END_STREAM, id, &message(content))];
+        self.stream.write_all(&request.concat()).await
+    }
+
+    /// The beginning of a put of 1 MiB: so many bytes of it, and no more.
+    pub async fn begin_put(&mut self, bytes: usize) -> io::Result<()> {
+        let id = self.id();
+        let mut out = frame(HEADERS, END_HEADERS, id, &block("/etcdserverpb.KV/Put"));
+        let begun = [&[0][..], &(1_u32 << 20).to_be_bytes(), &vec![0; bytes]].concat();
+        begun.chunks(16 << 10).for_each(|piece| out.extend(frame(DATA, 0, id, piece)));
+        self.stream.write_all(&out).await
+    }
+
+    /// Streams that are reset as soon as they were opened.
+    pub async fn flood_resets(&mut self, count: usize) -> io::Result<()> {
+        for _ in 0..count {
+            let id = self.id();
+            let headers = frame(HEADERS, END_HEADERS | END_STREAM, id, &block("/etcdserverpb.KV/Range"));
+            self.stream.write_all(&[headers, frame(RST_STREAM, 0, id, &8_u32.to_be_bytes())].concat()).await?;
+        }
+        Ok(())
+    }
+
+    /// Control frames that each want an answer, which nobody reads.
+    pub async fn flood_control(&mut self, count: usize) -> io::Result<()> {
+        let piece = [frame(PING, 0, 0, &[7; 8]), frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 9])].concat().repeat(64);
+        for _ in 0..count / 128 {
+            within(self.stream.write_all(&piece)).await?;
+        }
+        Ok(())
+    }
+
+    /// One request whose headers never end.
+    pub async fn flood_headers(&mut self, count: usize) -> io::Result<()> {
+        let id = self.id();
+        self.stream.write_all(&frame(HEADERS, 0, id, &block("/x"))).await?;
+        let header = [&[0x00, 1, b'x', 0x7f, 0x81, 0x7e][..], &vec![b'y'; 0x3f00 + 0x80]].concat();
+        let piece = frame(CONTINUATION, 0, id, &header[..header.len().min(16_384)]);
+        for _ in 0..count {
+            within(self.stream.write_all(&piece)).await?;
+        }
+        Ok(())
+    }
+
+    /// Frames of random kinds and contents.
+    pub async fn flood_nonsense(&mut self, seed: u64, count: usize) -> io::Result<()> {
+        let mut random = fastrand::Rng::with_seed(seed);
+        for _ in 0..count {
+            let payload: Vec<u8> = (0..random.usize(..64)).map(|_| random.u8(..)).collect();
+            within(self.stream.write_all(&frame(random.u8(..12), random.u8(..), random.u32(..9), &payload))).await?;
+        }
+        Ok(())
+    }
+
+    /// How long until the server closed the connection; `None` if it had not after `patience`. Reads and drops what comes.
+    pub async fn closed_within(&mut self, patience: Duration) -> Option<Duration> {
+        closed_within(&mut self.stream, patience).await
+    }
+}
+
+async fn within(sending: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+    // A server that reads no more is as good as one that has closed.
+    match tokio::time::timeout(Duration::from_secs(5), sending).await {
+        Ok(sent) => sent,
+        Err(_) => Err(io::ErrorKind::WouldBlock.into()),
+    }
+}
+
+pub async fn closed_within(stream: &mut TcpStream, patience: Duration) -> Option<Duration> {
+    let begin = Instant::now();
+    let mut piece = [0; 4096];
+    let reading = async { while let Ok(1..) = stream.read(&mut piece).await {} };
+    tokio::time::timeout(patience, reading).await.ok().map(|()| begin.elapsed())
+}
+
+/// Sends a byte every `pause` until the server closes; how long that took, or `None` after `patience`.
+pub async fn dribble(endpoint: &str, text: &[u8], pause: Duration, patience: Duration) -> Option<Duration> {
+    let mut stream = TcpStream::connect(endpoint).await.ok()?;
+    let begin = Instant::now();
+    for byte in text.iter().cycle() {
+        if begin.elapsed() > patience {
+            return None;
+        }
+        if stream.write_all(&[*byte]).await.is_err() || closed_within(&mut stream, pause).await.is_some() {
+            break;
+        }
+    }
+    Some(begin.elapsed())
+}
