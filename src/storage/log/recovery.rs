@@ -91,7 +91,7 @@ impl Loaded {
             let offset = u32::try_from(at).map_err(|_| at)?;
             let rest = self.bytes.get(at..).unwrap_or_default();
             let mut head = Head::decode(rest, self.number, offset);
-            if planted!("crc-not-checked") || planted!("torn-tail-accepted") {
+            if [planted!("crc-not-checked"), planted!("torn-tail-accepted")].contains(&true) {
                 head = head.or_else(|| Head::believe(rest));
                 if planted!("torn-tail-accepted") && head.is_none() && !into.is_empty() {
                     return Ok(at);
