@@ -1,6 +1,6 @@
 //! Deliberate faults, compiled in for tests only: the proof that the tests would find it.
 //!
-//! `planted!("name")` stands where the fault would be made, and is true in a thread that switched it on with [`plant`]: so for all of a
+//! `planted!("name")` stands where the fault would be made, and is true in a thread that switched it on with `plant`: so for all of a
 //! simulation, which has one thread. Without the feature `testing` it is the word `false`, and nothing of a fault, not even
 //! its name, is in the program.
 
