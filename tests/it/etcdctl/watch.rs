@@ -109,14 +109,10 @@ async fn etcdctl_check_perf_runs_to_its_end_and_leaves_nothing() {
     if !tools::is_set("QUORATE_LONG_TESTS") {
         return tools::skip("`etcdctl check perf` takes a minute; QUORATE_LONG_TESTS=1 runs it", false);
     }
-    let Some((cluster, ctl)) = Ctl::start().await else { return };
+    let Some((_cluster, ctl)) = Ctl::start().await else { return };
     let output = ctl.output(&["check", "perf", "--load", "s"], "");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("Throughput is") && text.contains("Slowest request took"), "{text}");
     println!("{}", text.lines().skip_while(|l| !l.contains("Throughput")).collect::<Vec<_>>().join("\n"));
-    assert_eq!(
-        ctl.run(&["get", "--prefix", "/etcdctl-check-perf/", "--count-only", "-w", "fields"]).matches(": 0").count(),
-        1
-    );
-    assert_eq!(cluster.get(0, "/etcdctl-check-perf/").await, None);
+    assert_eq!(ctl.run(&["get", "--prefix", "/etcdctl-check-perf/", "--keys-only"]), "");
 }

@@ -511,7 +511,11 @@ pub async fn wait_for<T, E: std::fmt::Display>(what: &str, mut look: impl AsyncF
 }
 
 /// The program under test, with its fail points compiled in: cargo names it to tests; an example finds it beside its own directory.
+/// `QUORATE_BINARY` names another, such as an optimized one for figures.
 pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("QUORATE_BINARY") {
+        return path.into();
+    }
     match option_env!("CARGO_BIN_EXE_quorate") {
         Some(path) => path.into(),
         None => {
