@@ -150,6 +150,8 @@ impl Dev {
             .args(["--advertise-client", &format!("http://{}", pod.endpoint)])
             // All pods are stopped together: none need wait for the others.
             .args(["--set", "server.quorum_wait=0s"])
+            // They share the machine's cores: more threads would only pass work around.
+            .args(["--set", &format!("server.worker_threads={}", threads(self.args.replicas))])
             .arg("--data-dir")
             .arg(self.root.join(&pod.name))
             // A dev that is itself killed leaves no pods behind.
@@ -270,6 +272,12 @@ impl Dev {
         }
         sleep(Duration::ZERO).await;
     }
+}
+
+/// Of each pod's event loop.
+fn threads(pods: u16) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (cores / usize::from(pods)).max(1)
 }
 
 /// The path of the running binary.
