@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 
 use super::lease::{ended, until};
 use super::queue::{delete, first, if_created_at, prefix};
-use super::{Api, header};
+use super::{Api, confirm, header, unsound};
 use crate::error::Error;
 use crate::kv::State;
 use crate::node::Node;
@@ -23,7 +23,7 @@ use crate::watch::{Hub, Output, Session, Shape};
 impl Election for Api {
     /// Answers when elected.
     async fn campaign(&self, request: Request<CampaignRequest>) -> Result<Response<CampaignResponse>, Status> {
-        let node = self.node(&request)?;
+        let node = self.data_node(&request)?;
         let CampaignRequest { name, lease, value } = request.into_inner();
         let (place, header) = self.queue(&node, &name, lease, value).await?;
         let leader = LeaderKey { name, key: place.key, rev: place.create_revision, lease: place.lease };
@@ -31,7 +31,7 @@ impl Election for Api {
     }
 
     async fn proclaim(&self, request: Request<ProclaimRequest>) -> Result<Response<ProclaimResponse>, Status> {
-        let node = self.node(&request)?;
+        let node = self.data_node(&request)?;
         let ProclaimRequest { leader, value } = request.into_inner();
         let leader = leader.ok_or(Error::MissingLeaderKey)?;
         let made = self.set_value(&node, &leader.key, leader.rev, leader.lease, value).await?;
@@ -39,8 +39,8 @@ impl Election for Api {
     }
 
     async fn leader(&self, request: Request<LeaderRequest>) -> Result<Response<LeaderResponse>, Status> {
-        let node = self.node(&request)?;
-        node.read_index().await?;
+        let node = self.data_node(&request)?;
+        confirm(&node).await?;
         let state = node.store().view().kv;
         let kv = first(&state, &request.into_inner().name, 0)?.ok_or(Error::ElectionNoLeader)?;
         Ok(Response::new(LeaderResponse { header: header(&node, state.revision()), kv: Some(kv) }))
@@ -50,12 +50,13 @@ impl Election for Api {
 
     /// Every leader and all that it proclaims, in order; from the present one on, if there is one.
     async fn observe(&self, request: Request<LeaderRequest>) -> Result<Response<Self::ObserveStream>, Status> {
-        let node = self.node(&request)?;
+        let node = self.data_node(&request)?;
         let needs_leader = request.metadata().get("hasleader").is_some_and(|v| v.as_bytes() == b"true");
-        node.read_index().await?;
+        confirm(&node).await?;
         let told = Told { name: request.into_inner().name.to_vec(), leader: None };
         let hub = self.hub()?;
-        let ended = ended(node.clone(), hub.clone(), needs_leader);
+        let corrupt = node.clone();
+        let ended = ended(node.clone(), hub.clone(), needs_leader, async move { unsound(&corrupt).await });
         let observer = Observer { node: node.clone(), hub, session: None, told };
         let answers = stream::try_unfold((node, observer), |(node, mut observer)| async move {
             let (revision, kv) = observer.next().await?;
@@ -67,7 +68,7 @@ impl Election for Api {
 
     /// Who does not lead any more has nothing to give back, and that is no error.
     async fn resign(&self, request: Request<ResignRequest>) -> Result<Response<ResignResponse>, Status> {
-        let node = self.node(&request)?;
+        let node = self.data_node(&request)?;
         let leader = request.into_inner().leader.ok_or(Error::MissingLeaderKey)?;
         let txn = if_created_at(&leader.key, leader.rev, delete(&leader.key), None);
         let made = self.write_txn(&node, txn).await?.header.unwrap_or_default();

@@ -2,7 +2,7 @@
 
 use tonic::{Request, Response, Status};
 
-use super::{Api, complete, header, mismatched};
+use super::{Api, complete, confirm, header, mismatched};
 use crate::env::{Instant, planted, sleep};
 use crate::error::Error;
 use crate::kv::{self, validate};
@@ -30,7 +30,7 @@ impl Kv for Api {
         let range = request.into_inner();
         validate::range(&range)?;
         if !range.serializable && !planted!("read-without-read-index") {
-            node.read_index().await?;
+            confirm(&node).await?;
         }
         let mut answer = if range.range_end.is_empty() {
             node.store().read(|s| s.kv.range(&range))?
@@ -81,7 +81,7 @@ impl Kv for Api {
         let mut answer = if kv::is_read_only(&txn) {
             validate::txn(&txn, &self.shared.limits)?;
             if !is_serializable(&txn) {
-                node.read_index().await?;
+                confirm(&node).await?;
             }
             node.store().view().kv.read_txn(&txn)?
         } else {

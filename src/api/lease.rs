@@ -9,10 +9,10 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Api, complete, header, header_now};
+use super::{Api, complete, confirm, header, header_now};
 use crate::env::Instant;
 use crate::error::Error;
-use crate::node::Node;
+use crate::node::{Node, Trust};
 use crate::pb::etcd::lease_server::Lease;
 use crate::pb::etcd::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
@@ -27,7 +27,7 @@ const KEEPALIVES_MAX: usize = 256;
 #[tonic::async_trait]
 impl Lease for Api {
     async fn lease_grant(&self, request: Request<LeaseGrantRequest>) -> Result<Response<LeaseGrantResponse>, Status> {
-        let node = self.node(&request)?;
+        let node = self.data_node(&request)?;
         let grant = request.into_inner();
         if grant.ttl > crate::kv::TTL_MAX_SECONDS {
             return Err(Error::LeaseTtlTooLarge.into());
@@ -41,7 +41,7 @@ impl Lease for Api {
         &self,
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
-        let node = self.node(&request)?;
+        let node = self.data_node(&request)?;
         let mut answer = self.leases()?.revoke(request.into_inner().id).await?;
         answer.header = complete(&node, &answer.header);
         Ok(Response::new(answer))
@@ -53,10 +53,19 @@ impl Lease for Api {
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        // With the alarm on for all, keep-alives are still taken: or leases would end because nobody may renew them.
         let node = self.node(&request)?;
+        if node.trust() == Trust::Fenced {
+            return Err(Error::Corrupt.into());
+        }
         let needs_leader = request.metadata().get("hasleader").is_some_and(|v| v.as_bytes() == b"true");
         let leases = self.leases()?;
-        let ended = ended(node.clone(), self.hub()?, needs_leader);
+        let fenced = node.clone();
+        let fenced = async move {
+            fenced.wait_trust(|trust| *trust == Trust::Fenced).await;
+            Error::Corrupt
+        };
+        let ended = ended(node.clone(), self.hub()?, needs_leader, fenced);
         let answers = request
             .into_inner()
             .map(move |asked| {
@@ -75,7 +84,7 @@ impl Lease for Api {
         &self,
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
-        let node = self.node(&request)?;
+        let node = self.data_node(&request)?;
         let ask = request.into_inner();
         let remaining = self.leases()?.remaining(ask.id).await?;
         let deadline = Instant::now() + node.options().request_timeout;
@@ -100,18 +109,19 @@ impl Lease for Api {
         &self,
         request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
-        let node = self.node(&request)?;
-        node.read_index().await?;
+        let node = self.data_node(&request)?;
+        confirm(&node).await?;
         let state = node.store().view().kv;
         let leases = state.leases().iter().map(|(id, _)| LeaseStatus { id }).collect();
         Ok(Response::new(LeaseLeasesResponse { header: header(&node, state.revision()), leases }))
     }
 }
 
-/// Resolves with the reason when a long stream has to end: this member stops, or the leader is lost and the client has asked to be
-/// told.
-pub(super) async fn ended(node: Node, hub: Hub, needs_leader: bool) -> Error {
+/// Resolves with the reason when a long stream has to end: this member stops, its data is `corrupt`, or the leader is lost and the
+/// client has asked to be told.
+pub(super) async fn ended(node: Node, hub: Hub, needs_leader: bool, corrupt: impl Future<Output = Error>) -> Error {
     tokio::select! {
+        error = corrupt => error,
         () = node.env().stopping.cancelled() => Error::Stopped,
         () = node.env().shutdown.cancelled() => Error::Stopped,
         () = hub.leader_lost(), if needs_leader => Error::NoLeader,

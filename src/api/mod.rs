@@ -30,7 +30,7 @@ use crate::cluster::Manager;
 use crate::error::Error;
 use crate::kv::validate::Limits;
 use crate::lease::Leases;
-use crate::node::Node;
+use crate::node::{Node, Trust};
 use crate::pb::etcd;
 use crate::watch::Hub;
 
@@ -194,8 +194,25 @@ impl Api {
     /// As [`Self::node`], for requests for data: not while it is known to be corrupt.
     fn data_node<T>(&self, request: &Request<T>) -> Result<Node, Error> {
         let node = self.node(request)?;
-        if node.space().corrupt.load(Ordering::Relaxed) { Err(Error::Corrupt) } else { Ok(node) }
+        sound(&node).map(|()| node)
     }
+}
+
+/// Fails if this member's data is known to be corrupt.
+fn sound(node: &Node) -> Result<(), Error> {
+    if node.trust() == Trust::Sound { Ok(()) } else { Err(Error::Corrupt) }
+}
+
+/// Resolves when this member's data is known to be corrupt.
+async fn unsound(node: &Node) -> Error {
+    node.wait_trust(|trust| *trust != Trust::Sound).await;
+    Error::Corrupt
+}
+
+/// Waits until this member's data is as new as this moment. What it has applied meanwhile may be that it is fenced.
+async fn confirm(node: &Node) -> Result<(), Error> {
+    node.read_index().await?;
+    sound(node)
 }
 
 /// What `/health` is asked for.

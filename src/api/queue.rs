@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::wait::until_found;
-use super::{Api, mismatched};
+use super::{Api, mismatched, unsound};
 use crate::env::{Instant, sleep};
 use crate::error::Error;
 use crate::kv::{self, State};
@@ -167,6 +167,7 @@ impl Api {
         let turn = tokio::select! {
             turn = turn(node, &hub, name, &place, &mut leaver.leaves) => turn,
             failed = keep(&leases, lease), if own => Err(failed),
+            corrupt = unsound(node) => Err(corrupt),
         };
         match turn {
             Ok(header) => {
@@ -175,7 +176,7 @@ impl Api {
             }
             Err(error) => {
                 // Whoever calls again elsewhere with the same lease shall find its place.
-                if error == Error::Stopped && !own {
+                if matches!(error, Error::Stopped | Error::Corrupt) && !own {
                     leaver.stay();
                 }
                 Err(error.into())

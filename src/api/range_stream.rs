@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{Api, header};
+use super::{Api, confirm, header, sound};
 use crate::env::timeout;
 use crate::error::Error;
 use crate::kv::validate;
@@ -41,7 +41,7 @@ impl Api {
         let range = request.into_inner();
         validate::range(&range)?;
         if !range.serializable {
-            node.read_index().await?;
+            confirm(&node).await?;
         }
         let (to, pieces) = mpsc::channel(2);
         let mut walk = Walk::begin(node.store().view(), range)?;
@@ -58,7 +58,7 @@ impl Api {
 
 async fn send(node: &Node, walk: &mut Walk, to: &mpsc::Sender<Result<RangeStreamResponse, Status>>) {
     loop {
-        let (message, last) = match walk.next() {
+        let (message, last) = match sound(node).and_then(|()| walk.next()) {
             Ok((mut piece, last)) => {
                 if last {
                     piece.header = header(node, walk.revision);

@@ -14,7 +14,7 @@ use futures_util::{Stream, StreamExt as _, stream};
 use prost::Message as _;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Api, header};
+use super::{Api, header, unsound};
 use crate::env::{Instant, sleep_until};
 use crate::error::Error;
 use crate::node::Node;
@@ -124,6 +124,7 @@ enum Wake {
     Tick,
     Delivered,
     LeaderLost,
+    Corrupt,
 }
 
 impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
@@ -152,6 +153,7 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
                 Wake::Tick => self.tick(),
                 Wake::Delivered => {}
                 Wake::LeaderLost => return Some(Err(Error::NoLeader.into())),
+                Wake::Corrupt => return Some(Err(Error::Corrupt.into())),
             }
         }
     }
@@ -172,6 +174,7 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
             () = more => Wake::Delivered,
             () = sleep_until(tick_at.unwrap_or_else(Instant::now)), if tick_at.is_some() => Wake::Tick,
             () = self.hub.leader_lost(), if self.needs_leader => Wake::LeaderLost,
+            _ = unsound(&self.node) => Wake::Corrupt,
         }
     }
 

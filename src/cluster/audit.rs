@@ -21,7 +21,7 @@ use crate::env::{Instant, sleep};
 use crate::error::Error;
 use crate::kv;
 use crate::metrics::metrics;
-use crate::node::Node;
+use crate::node::{Node, Trust};
 use crate::pb::etcd::alarm_request::AlarmAction;
 use crate::pb::etcd::{AlarmRequest, AlarmType};
 use crate::pb::log::{Command, StartDigest, command};
@@ -120,7 +120,7 @@ impl Audit {
     async fn step(&self, suspects: &mut Option<BTreeSet<u64>>, started: &mut Option<Instant>) {
         let before = suspects.take();
         self.drop_stale_alarms().await;
-        if self.node.corrupt().is_some() {
+        if self.node.trust() == Trust::Fenced {
             self.hand_over().await;
         }
         let Some(round) = self.round().await else { return };
@@ -242,7 +242,7 @@ impl Audit {
             }
         }
         self.node.refresh_alarms();
-        if self.node.corrupt().is_some() {
+        if self.node.trust() == Trust::Fenced {
             self.hand_over().await;
         }
     }

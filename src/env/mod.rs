@@ -6,6 +6,8 @@
 
 pub mod disk;
 pub mod fail;
+#[cfg(any(test, feature = "testing"))]
+pub mod faulty;
 pub mod net;
 pub mod planted;
 pub mod process;
@@ -61,7 +63,11 @@ pub struct Env {
 impl Env {
     /// The machine that the process runs on.
     pub fn real() -> Self {
-        Self::new(Arc::new(disk::RealDisk), Arc::new(net::Tcp), fastrand::Rng::new(), false)
+        #[cfg(any(test, feature = "testing"))]
+        let disk = faulty::disk();
+        #[cfg(not(any(test, feature = "testing")))]
+        let disk = Arc::new(disk::RealDisk);
+        Self::new(disk, Arc::new(net::Tcp), fastrand::Rng::new(), false)
     }
 
     fn new(disk: Arc<dyn Disk>, net: Arc<dyn Net>, rng: fastrand::Rng, simulated: bool) -> Self {

@@ -92,6 +92,17 @@ struct Inner {
     heard_leader: Mutex<Option<Instant>>,
 }
 
+/// What the alarms CORRUPT say of this member's data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Trust {
+    #[default]
+    Sound,
+    /// It differs from the majority's: this member serves none, and does not lead.
+    Fenced,
+    /// No member's is to be trusted: somebody has put the alarm on for all.
+    Doubted,
+}
+
 /// Whether puts are taken; kept by the space watch, read by the proposer.
 #[derive(Default)]
 pub struct Space {
@@ -99,10 +110,8 @@ pub struct Space {
     pub exceeded: AtomicBool,
     /// The data is over its quota, or a quorum has no disk left.
     pub short: AtomicBool,
-    /// An alarm says that the data is not to be trusted.
-    pub corrupt: AtomicBool,
-    /// It is about this very member.
-    pub fenced: AtomicBool,
+    /// As of the last look at the alarms.
+    trust: watch::Sender<Trust>,
     /// This member's disk is below its reserve.
     pub low_disk: AtomicBool,
     /// On the leader: the voters with disk left are no quorum.
@@ -189,35 +198,48 @@ impl Node {
         &self.inner.space
     }
 
-    /// Takes over what the replicated alarms say. CORRUPT is about one member, whose data is then not served and which does not
-    /// lead; put on for member 0, it is about all of them.
+    /// What the state says now. CORRUPT is about one member; put on for member 0, it is about all of them.
+    pub fn trust(&self) -> Trust {
+        let this = self.inner.this.member_id;
+        self.inner.store.read(|s| {
+            let is_corrupt = |member| s.kv.has_alarm_of(member, AlarmType::Corrupt);
+            match (is_corrupt(this), is_corrupt(0)) {
+                (true, _) => Trust::Fenced,
+                (false, true) => Trust::Doubted,
+                (false, false) => Trust::Sound,
+            }
+        })
+    }
+
+    /// Takes over what the replicated alarms say.
     pub fn refresh_alarms(&self) {
         let space = self.space();
-        let this = self.inner.this.member_id;
-        let (no_space, alone, all) = self.inner.store.read(|s| {
-            let corrupt = |member| s.kv.has_alarm_of(member, AlarmType::Corrupt);
-            (s.kv.has_alarm(AlarmType::Nospace), corrupt(this), corrupt(0))
-        });
+        let no_space = self.inner.store.read(|s| s.kv.has_alarm(AlarmType::Nospace));
         let exceeded = no_space || space.short.load(Ordering::Relaxed);
         if exceeded != space.exceeded.swap(exceeded, Ordering::Relaxed) {
             tracing::warn!(exceeded, "puts are refused while space is exceeded");
         }
-        if alone != space.fenced.swap(alone, Ordering::Relaxed) {
-            self.inner.raft.runtime_config().elect(!alone);
-        }
-        let corrupt = alone || all;
-        if corrupt == space.corrupt.swap(corrupt, Ordering::Relaxed) {
+        let now = self.trust();
+        if !space.trust.send_if_modified(|trust| std::mem::replace(trust, now) != now) {
             return;
         }
-        match corrupt {
-            true => tracing::error!(member = format!("{this:x}"), "corrupt cluster: {CORRUPT}"),
-            false => tracing::warn!(member = format!("{this:x}"), "alarm CORRUPT is off; requests for data are served"),
+        self.inner.raft.runtime_config().elect(now != Trust::Fenced);
+        let member = format!("{:x}", self.inner.this.member_id);
+        match now {
+            Trust::Sound => tracing::warn!(member, "alarm CORRUPT is off; requests for data are served"),
+            Trust::Fenced | Trust::Doubted => tracing::error!(member, "corrupt cluster: {CORRUPT}"),
         }
+    }
+
+    /// Resolves when the alarms say what `is` asks for.
+    pub async fn wait_trust(&self, is: impl FnMut(&Trust) -> bool) {
+        // The sender is this node's own.
+        let _ = self.space().trust.subscribe().wait_for(is).await;
     }
 
     /// What a member whose data is not to be trusted waits for; `None` if it is.
     pub fn corrupt(&self) -> Option<&'static str> {
-        self.space().corrupt.load(Ordering::Relaxed).then_some(CORRUPT)
+        (self.trust() != Trust::Sound).then_some(CORRUPT)
     }
 
     pub fn options(&self) -> &Options {

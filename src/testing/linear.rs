@@ -222,7 +222,9 @@ impl<M: Model> Search<'_, M> {
     fn take(&mut self, op: usize) -> bool {
         let Some(state) = self.model.step(&self.state, &self.ops[op]) else { return false };
         self.taken.flip(op);
-        if !self.tried.insert((self.taken.clone(), state.clone())) {
+        // Only what may be wrong to take is worth remembering: two ways to one place part, and so meet, at such operations.
+        let is_open = self.model.kind(&self.ops[op]) == Kind::Open;
+        if is_open && !self.tried.insert((self.taken.clone(), state.clone())) {
             self.taken.flip(op);
             return false;
         }

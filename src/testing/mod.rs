@@ -1,9 +1,9 @@
 //! What the tests judge the server by: recorded histories, checkers of what clients were told, and the simulation.
 //!
-//! Compiled for tests only (feature `testing`), so that the library's tests, the `it` tests and the example `quorate-sim` share
-//! it. `history` has the words, `linear` and `model` check that a history is linearizable, `picture` shows where it is not,
-//! `watch` and `lease` check what the other services promise, and `sim` makes histories under faults.
-//! Absent: real processes (`tests/it`).
+//! Compiled for tests only (feature `testing`), so that the library's tests, the `it` tests and the examples `quorate-sim` and
+//! `quorate-nemesis` share it. `history` has the words, `users` make histories, `linear` and `model` check that one is linearizable,
+//! `picture` shows where it is not, `watch` and `lease` check what the other services promise, `verdict` puts these together,
+//! and `sim` is a cluster under faults. Absent: real processes (`tests/it`, `examples`).
 
 pub mod history;
 pub mod lease;
@@ -11,6 +11,8 @@ pub mod linear;
 pub mod model;
 pub mod picture;
 pub mod sim;
+pub mod users;
+pub mod verdict;
 pub mod watch;
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ mod maintenance;
 mod membership;
 mod metrics;
 mod migrate;
+mod nemesis;
 mod overload;
 mod parity;
 mod scaling;

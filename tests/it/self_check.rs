@@ -1,11 +1,26 @@
 //! A member that applies something else than the others: found within seconds, fenced, and replaced once its disk was deleted.
 
 use quorate::env::fail::CORRUPT_VARIABLE;
+use quorate::pb::election::election_client::ElectionClient;
+use quorate::pb::election::{
+    CampaignRequest, LeaderKey, LeaderRequest, LeaderResponse, ProclaimRequest, ResignRequest,
+};
 use quorate::pb::etcd::alarm_request::AlarmAction;
-use quorate::pb::etcd::{AlarmRequest, AlarmType, PutRequest, RangeRequest};
-use tonic::Code;
+use quorate::pb::etcd::lease_client::LeaseClient;
+use quorate::pb::etcd::watch_client::WatchClient;
+use quorate::pb::etcd::{
+    AlarmRequest, AlarmType, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
+    LeaseRevokeRequest, LeaseTimeToLiveRequest, PutRequest, RangeRequest, WatchCreateRequest, WatchRequest,
+    WatchResponse, watch_request,
+};
+use quorate::pb::lock::lock_client::LockClient;
+use quorate::pb::lock::{LockRequest, LockResponse, UnlockRequest};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming};
 
-use crate::support::cluster::{Cluster, wait_for};
+use crate::support::cluster::{Cluster, PATIENCE, wait_for};
 
 const KEY: &str = "flipped";
 
@@ -49,8 +64,138 @@ async fn wait_fenced(cluster: &Cluster, odd: u64) {
     assert_eq!(corrupt_alarms(cluster, odd).await, [id]);
 }
 
-/// With three members the odd one is fenced, whichever it is, also the leader; the others go on. A restart does not forget it;
-/// with its disk deleted it comes back as a new member that holds what the others do, and the alarm goes.
+type Call<'a> = (&'a str, std::pin::Pin<Box<dyn Future<Output = Result<(), Status>> + 'a>>);
+
+/// Every other kind of call for data, which must be refused alike.
+async fn refuse_all(cluster: &Cluster, odd: u64) {
+    let channel = cluster.channel(odd);
+    let (mut lease, mut renewer) = (LeaseClient::new(channel.clone()), LeaseClient::new(channel.clone()));
+    let (mut revoker, mut asker, mut lister) = (lease.clone(), lease.clone(), lease.clone());
+    let (mut lock, mut unlock) = (LockClient::new(channel.clone()), LockClient::new(channel.clone()));
+    let mut watch = WatchClient::new(channel.clone());
+    let elections = || ElectionClient::new(channel.clone());
+    let (mut campaign, mut proclaim, mut leader, mut observe, mut resign) =
+        (elections(), elections(), elections(), elections(), elections());
+    let told = || Some(LeaderKey { name: "e".into(), key: "e/1".into(), rev: 1, lease: 1 });
+    let calls: Vec<Call<'_>> = vec![
+        ("watch", Box::pin(async move { watch.watch(tokio_stream::empty()).await.map(drop) })),
+        ("grant", Box::pin(async move { lease.lease_grant(LeaseGrantRequest { ttl: 60, id: 0 }).await.map(drop) })),
+        ("revoke", Box::pin(async move { revoker.lease_revoke(LeaseRevokeRequest { id: 1 }).await.map(drop) })),
+        ("keep alive", Box::pin(async move { renewer.lease_keep_alive(tokio_stream::empty()).await.map(drop) })),
+        (
+            "time to live",
+            Box::pin(
+                async move { asker.lease_time_to_live(LeaseTimeToLiveRequest { id: 1, keys: true }).await.map(drop) },
+            ),
+        ),
+        ("leases", Box::pin(async move { lister.lease_leases(LeaseLeasesRequest {}).await.map(drop) })),
+        ("lock", Box::pin(async move { lock.lock(LockRequest { name: "l".into(), lease: 0 }).await.map(drop) })),
+        ("unlock", Box::pin(async move { unlock.unlock(UnlockRequest { key: "l/1".into() }).await.map(drop) })),
+        ("campaign", Box::pin(async move { campaign.campaign(CampaignRequest::default()).await.map(drop) })),
+        (
+            "proclaim",
+            Box::pin(async move {
+                proclaim.proclaim(ProclaimRequest { leader: told(), value: "v".into() }).await.map(drop)
+            }),
+        ),
+        ("leader", Box::pin(async move { leader.leader(LeaderRequest { name: "e".into() }).await.map(drop) })),
+        ("observe", Box::pin(async move { observe.observe(LeaderRequest { name: "e".into() }).await.map(drop) })),
+        ("resign", Box::pin(async move { resign.resign(ResignRequest { leader: told() }).await.map(drop) })),
+    ];
+    for (name, call) in calls {
+        let refused = call.await.expect_err(name);
+        assert_eq!((refused.code(), refused.message()), (Code::DataLoss, "etcdserver: corrupt cluster"), "{name}");
+    }
+}
+
+/// What clients have open at a member.
+struct Open {
+    watch: Streaming<WatchResponse>,
+    leases: Streaming<LeaseKeepAliveResponse>,
+    observer: Streaming<LeaderResponse>,
+    waiter: JoinHandle<Result<tonic::Response<LockResponse>, Status>>,
+    /// The requests go on.
+    _requests: (mpsc::Sender<WatchRequest>, mpsc::Sender<LeaseKeepAliveRequest>),
+}
+
+impl Open {
+    /// At `odd`; the lock that is waited for is held through another member.
+    async fn at(cluster: &Cluster, odd: u64) -> Self {
+        let channel = cluster.channel(odd);
+        let (creates, outgoing) = mpsc::channel(1);
+        let create = WatchCreateRequest { key: KEY.into(), ..Default::default() };
+        let create = WatchRequest { request_union: Some(watch_request::RequestUnion::CreateRequest(create)) };
+        creates.send(create).await.unwrap();
+        let watching = WatchClient::new(channel.clone()).watch(ReceiverStream::new(outgoing)).await;
+        let mut watch = watching.unwrap().into_inner();
+        assert!(watch.message().await.unwrap().unwrap().created);
+        let mut granter = LeaseClient::new(cluster.channel((odd + 1) % 3));
+        granter.lease_grant(LeaseGrantRequest { ttl: 60, id: 7 }).await.unwrap();
+        let (renewals, outgoing) = mpsc::channel(1);
+        renewals.send(LeaseKeepAliveRequest { id: 7 }).await.unwrap();
+        let renewing = LeaseClient::new(channel.clone()).lease_keep_alive(ReceiverStream::new(outgoing)).await;
+        let mut leases = renewing.unwrap().into_inner();
+        assert_eq!(leases.message().await.unwrap().unwrap().ttl, 60);
+        let observing = ElectionClient::new(channel.clone()).observe(LeaderRequest { name: "e".into() }).await;
+        let observer = observing.unwrap().into_inner();
+        let mut holder = LockClient::new(cluster.channel((odd + 1) % 3));
+        holder.lock(LockRequest { name: "held".into(), lease: 7 }).await.unwrap();
+        let waiter =
+            tokio::spawn(
+                async move { LockClient::new(channel).lock(LockRequest { name: "held".into(), lease: 0 }).await },
+            );
+        let mut kv = cluster.kv((odd + 1) % 3);
+        wait_for("two to be in line for the lock", async || {
+            let line = RangeRequest { key: "held/".into(), range_end: "held0".into(), ..Default::default() };
+            let count = kv.range(line).await.map_err(|status| status.to_string())?.into_inner().count;
+            if count == 2 { Ok(()) } else { Err(count.to_string()) }
+        })
+        .await;
+        Self { watch, leases, observer, waiter, _requests: (creates, renewals) }
+    }
+
+    /// All of it ends with the error that the fence has.
+    async fn wait_ended(mut self) {
+        let watched = async {
+            loop {
+                // What came before the fence.
+                if let Err(status) = self.watch.message().await.map(|message| message.expect("an error ends it")) {
+                    return status;
+                }
+            }
+        };
+        let ends = async {
+            [
+                watched.await,
+                self.leases.message().await.expect_err("keep-alives end"),
+                self.observer.message().await.expect_err("observers are told"),
+                self.waiter.await.unwrap().expect_err("who waits is told"),
+            ]
+        };
+        for status in tokio::time::timeout(PATIENCE, ends).await.expect("what was open has ended") {
+            assert_eq!((status.code(), status.message()), (Code::DataLoss, "etcdserver: corrupt cluster"));
+        }
+    }
+}
+
+/// From the first moment in which it answers.
+async fn wait_fenced_again(cluster: &Cluster, odd: u64) {
+    let mut kv = cluster.kv(odd);
+    for serializable in [true, false] {
+        wait_for(&format!("kv-{odd} to refuse reads after its restart"), async || {
+            let read = RangeRequest { key: KEY.into(), serializable, ..Default::default() };
+            match kv.range(read).await {
+                Ok(answer) => panic!("a fenced member serves data after a restart: {answer:?}"),
+                Err(status) if status.code() == Code::DataLoss => Ok(()),
+                Err(status) => Err(status.message().to_owned()),
+            }
+        })
+        .await;
+    }
+}
+
+/// With three members the odd one is fenced, whichever it is, also the leader; the others go on. What is open at it ends, and a
+/// restart does not forget it; with its disk deleted it comes back as a new member that holds what the others do, and the alarm goes.
 #[tokio::test(flavor = "multi_thread")]
 async fn divergent_member_is_fenced_and_heals_when_its_disk_is_deleted() {
     for odd_leads in [false, true] {
@@ -67,9 +212,12 @@ async fn divergent_member_is_fenced_and_heals_when_its_disk_is_deleted() {
         })
         .await;
         let old = cluster.member_id(0).await;
+        let open = Open::at(&cluster, 0).await;
         cluster.put(1, KEY, "right").await;
         let put_at = std::time::Instant::now();
         wait_fenced(&cluster, 0).await;
+        open.wait_ended().await;
+        refuse_all(&cluster, 0).await;
         println!("leader {odd_leads}: found and fenced after {:?}", put_at.elapsed());
         wait_for("another leader", async || match cluster.leader([1, 2]).await {
             Some(leader) if leader != 0 => Ok(()),
@@ -82,6 +230,7 @@ async fn divergent_member_is_fenced_and_heals_when_its_disk_is_deleted() {
 
         cluster.kill(0);
         cluster.start_pod(0);
+        wait_fenced_again(&cluster, 0).await;
         wait_fenced(&cluster, 0).await;
         cluster.kill(0);
         cluster.wipe(0);

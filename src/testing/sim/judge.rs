@@ -8,12 +8,8 @@ use super::{Run, Violation};
 use crate::env::{Instant, sleep};
 use crate::identity::slot_of;
 use crate::testing::history::{Action, Effect, Op, Outcome, Request, Span};
-use crate::testing::linear::Verdict;
-use crate::testing::watch::{self, Event, Message, Watched};
-use crate::testing::{lease, model, picture};
-
-/// Steps of the search; a usual history takes a few thousand.
-const STEPS_MAX: u64 = 3_000_000;
+use crate::testing::watch::Message;
+use crate::testing::{lease, verdict};
 
 /// There is one simulated clock; what is left is its grain.
 const CLOCK_ERROR: Duration = Duration::from_millis(5);
@@ -49,7 +45,7 @@ pub(super) async fn judge(world: &mut World) -> Run {
     if let Err(broken) = lease::check(&stories, &[], CLOCK_ERROR) {
         return Err(Violation::new("lease", broken.to_string()));
     }
-    linearizable(world, &ops)
+    history(world, &ops)
 }
 
 async fn hashes(world: &mut World) -> Run {
@@ -128,53 +124,18 @@ fn tally(world: &mut World, ops: &[Op]) {
     }
 }
 
-fn watched(world: &mut World, ops: &[Op], order: &[usize]) -> Run {
-    let stores = model::replay(ops, order);
-    for stream in world.seen.streams() {
-        world.count("watch streams", 1);
-        for message in &stream.messages {
-            match message {
-                Message::Progress(_) => world.count("watch bookmarks", 1),
-                Message::Events { events, .. } => world.count("watch events", events.len() as u64),
-            }
+fn history(world: &mut World, ops: &[Op]) -> Run {
+    let streams = world.seen.streams();
+    for message in streams.iter().flat_map(|stream| &stream.messages) {
+        match message {
+            Message::Progress(_) => world.count("watch bookmarks", 1),
+            Message::Events { events, .. } => world.count("watch events", events.len() as u64),
         }
-        if let Err(broken) = watch::check(&stream, &stores) {
-            let what = format!("a watch of {} from {}: {broken}", stream.span, stream.start);
-            return Err(Violation::new("watch", what));
-        }
+    }
+    world.count("watch streams", streams.len() as u64);
+    match verdict::history(&format!("seed {}", world.seed), ops, &streams)? {
+        Some(steps) => world.count("checker steps", steps),
+        None => world.count("undecided by the checker", 1),
     }
     Ok(())
-}
-
-fn linearizable(world: &mut World, ops: &[Op]) -> Run {
-    let events: Vec<Event> = world.seen.streams().iter().flat_map(Watched::events).cloned().collect();
-    match model::check(ops, &events, STEPS_MAX) {
-        Verdict::Linearizable { order, steps } => {
-            world.count("checker steps", steps);
-            watched(world, ops, &order)
-        }
-        Verdict::Undecided => {
-            world.count("undecided by the checker", 1);
-            Ok(())
-        }
-        Verdict::Violation { order, stuck } => {
-            let narrowed = model::narrow(ops, &events, STEPS_MAX);
-            let core: Vec<String> = narrowed
-                .core
-                .iter()
-                .map(|at| &narrowed.ops[*at])
-                .map(|op| format!("client {} member {}: {} {}", op.client, op.member, op.request, op.outcome))
-                .collect();
-            let what = format!(
-                "not linearizable: after {} operations, {} {} has no place. It takes:\n  {}",
-                order.len(),
-                ops[stuck].request,
-                ops[stuck].outcome,
-                core.join("\n  ")
-            );
-            let heading = format!("seed {}: the first history that is not linearizable", world.seed);
-            let picture = Some(picture::svg(&heading, &narrowed));
-            Err(Violation { picture, ..Violation::new("linearizable", what) })
-        }
-    }
 }

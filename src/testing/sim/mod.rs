@@ -1,19 +1,16 @@
 //! The simulation: whole members in one process, on simulated time, network and disks, under faults that a seed decides.
 //!
 //! Everything above `env` is real: formation, openraft, tonic, the log, snapshot files, the API. `world` is the machines, `nemesis`
-//! what happens to them, `clients` who uses them; [`run`] plays one seed and judges it.
+//! what happens to them, `users` beside this module who uses them; [`run`] plays one seed and judges it.
 //!
 //! The same seed gives the same trace, bit by bit, if the process gets its entropy from the seed too: tokio's order of ready
 //! branches and of waiters, openraft's timeouts and hash maps draw from `getrandom`. The example `quorate-sim` gives each seed
 //! a process in which `getrandom` is seeded; in the library's own tests, which share a process, it is not, and a seed repeats its
 //! faults but not its schedule.
 
-mod clients;
 mod judge;
-mod lessees;
 mod nemesis;
 mod subscriber;
-mod watchers;
 mod world;
 
 use std::collections::BTreeMap;
@@ -25,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::env::planted::plant;
 use crate::env::sim::trace;
 
+pub use super::verdict::Violation;
 pub use nemesis::Fault;
 pub use world::World;
 
@@ -36,22 +34,6 @@ pub struct Settings {
     pub planted: Option<String>,
     /// Keep the whole trace.
     pub keep_trace: bool,
-}
-
-/// A promise that was not kept.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Violation {
-    /// Which check found it.
-    pub check: String,
-    pub what: String,
-    /// An SVG, if the check draws one.
-    pub picture: Option<String>,
-}
-
-impl Violation {
-    pub fn new(check: &str, what: impl Into<String>) -> Self {
-        Self { check: check.into(), what: what.into(), picture: None }
-    }
 }
 
 /// What came of a run.

@@ -10,18 +10,16 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::clients::{Client, Clients};
-use super::lessees::{Lessee, Stories};
-use super::watchers::{Seen, Watcher};
 use super::{Run, Violation};
 use crate::config::{Bytes, Config};
 use crate::env::sim::{NoNet, SimDisk, SimNet, trace};
-use crate::env::{Env, Instant, sleep, timeout};
+use crate::env::{Env, Instant, Net as _, sleep, timeout};
 use crate::pb::etcd::StatusResponse;
 use crate::server;
 use crate::storage::state::Engine;
 use crate::storage::state::memory::Memories;
 use crate::testing::history::{Recorder, Request, Span};
+use crate::testing::users::{self, Client, Clients, Lessee, Seen, Stories, Watcher};
 
 /// Members at the beginning, and at most.
 const MEMBERS: usize = 3;
@@ -114,7 +112,9 @@ impl World {
         let env = Env::sim(seed, Arc::new(SimDisk::new(seed)), Arc::new(NoNet));
         let net = SimNet::new(env.random_u64(), NET_LATENCY);
         let machines = (0..MEMBERS).map(|_| Machine::new(&env)).collect();
-        let clients = Clients::new(net.host(IpAddr::from([10, 0, 1, 1])), MEMBERS_MAX, ip);
+        let outside = net.host(IpAddr::from([10, 0, 1, 1]));
+        let clients =
+            Clients::new(MEMBERS_MAX, move |member| outside.connect(SocketAddr::new(ip(member), 2379).to_string()));
         Self {
             seed,
             env,
@@ -261,17 +261,18 @@ impl World {
         for name in 0..CLIENTS {
             let client = Client {
                 name,
-                env: Env::sim(self.env.random_u64(), Arc::new(SimDisk::new(0)), Arc::new(NoNet)),
+                env: users::env(self.env.random_u64()),
                 clients: self.clients.clone(),
                 recorder: self.recorder.clone(),
                 members: self.members.subscribe(),
+                pause: Duration::from_millis(40),
             };
             self.users.push(tokio::spawn(client.run(self.using.clone())));
         }
         for name in 0..LESSEES {
             let lessee = Lessee {
                 name: 50 + name,
-                env: Env::sim(self.env.random_u64(), Arc::new(SimDisk::new(0)), Arc::new(NoNet)),
+                env: users::env(self.env.random_u64()),
                 clients: self.clients.clone(),
                 recorder: self.recorder.clone(),
                 members: self.members.subscribe(),
@@ -283,7 +284,7 @@ impl World {
         for (span, puts) in [(Span::range("\0", "z"), true), (Span::one("a"), true), (Span::range("b", "e"), false)] {
             let watcher = Watcher {
                 name: self.seen.add_watcher(),
-                env: Env::sim(self.env.random_u64(), Arc::new(SimDisk::new(0)), Arc::new(NoNet)),
+                env: users::env(self.env.random_u64()),
                 clients: self.clients.clone(),
                 members: self.members.subscribe(),
                 seen: self.seen.clone(),

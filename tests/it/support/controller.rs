@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use quorate::env::faulty;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -22,6 +23,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::cluster::binary;
+use super::namespace::{Cut, Wires};
 
 pub const NAME: &str = "kv";
 pub const NAMESPACE: &str = "test";
@@ -50,6 +52,36 @@ pub struct Spec {
 pub struct Template {
     pub env: Vec<(String, String)>,
     pub broken: bool,
+}
+
+/// Where pods have their addresses.
+pub enum Net {
+    /// On the loopback interface, 127.A.n.B: whatever happens, they reach one another.
+    Loopback(u8, u8),
+    /// In a network namespace each.
+    Wires(Wires),
+}
+
+impl Net {
+    pub fn address(&self, n: u8) -> String {
+        match self {
+            Self::Loopback(a, b) => format!("127.{a}.{n}.{b}"),
+            Self::Wires(_) => Wires::address(n),
+        }
+    }
+
+    fn attach(&self, pod: &str, address: &str) {
+        if let Self::Wires(wires) = self {
+            wires.attach(pod, address);
+        }
+    }
+
+    fn command(&self, pod: &str, program: &Path) -> Command {
+        match self {
+            Self::Loopback(..) => Command::new(program),
+            Self::Wires(wires) => wires.command(pod, program),
+        }
+    }
 }
 
 /// How a container ended after its pod was deleted.
@@ -95,7 +127,7 @@ impl Pod {
 /// See the module's head.
 pub struct Control {
     root: PathBuf,
-    host: (u8, u8),
+    net: Net,
     /// What every container finds in its environment.
     env: Vec<(String, String)>,
     pub spec: Spec,
@@ -113,13 +145,13 @@ pub struct Control {
 }
 
 impl Control {
-    pub fn new(root: &Path, host: (u8, u8), env: Vec<(String, String)>, spec: Spec, template: Template) -> Self {
+    pub fn new(root: &Path, net: Net, env: Vec<(String, String)>, spec: Spec, template: Template) -> Self {
         let (pods, held, ended, hosts) = Default::default();
         let root = root.to_owned();
         let templates = vec![template];
         Self {
             root,
-            host,
+            net,
             env,
             spec,
             templates,
@@ -312,7 +344,8 @@ impl Control {
         if self.held.contains(&ordinal) {
             return;
         }
-        let ip = format!("127.{}.{}.{}", self.host.0, self.next_ip, self.host.1);
+        let ip = self.net.address(self.next_ip);
+        self.net.attach(&pod_name(ordinal), &ip);
         self.next_ip = self.next_ip % 240 + 1;
         let (now, ready) = (Instant::now(), Arc::new(AtomicBool::new(false)));
         let pod = Pod {
@@ -337,18 +370,21 @@ impl Control {
         std::fs::create_dir_all(&disk).unwrap();
         let pod = self.pods.get_mut(&ordinal).unwrap();
         let template = &self.templates[pod.revision];
-        let mut command = Command::new(if template.broken { "/bin/false".into() } else { binary() });
+        let program = if template.broken { "/bin/false".into() } else { binary() };
+        let mut command = self.net.command(&pod_name(ordinal), &program);
         command
             .args(["serve", "--config"])
             .arg(self.root.join("config/quorate.toml"))
             .env_clear()
             .envs(self.env.iter().chain(&template.env).map(|(name, value)| (name, value)))
-            .env("POD_NAME", format!("{NAME}-{ordinal}"))
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("POD_NAME", pod_name(ordinal))
             .env("POD_NAMESPACE", NAMESPACE)
             .env("QUORATE_SERVER__LISTEN_CLIENT", format!("{}:2379", pod.ip))
             .env("QUORATE_SERVER__LISTEN_PEER", format!("{}:2380", pod.ip))
             .env("QUORATE_SERVER__DATA_DIR", disk.join("data"))
             .env("QUORATE_TEST_HOSTS", Self::hosts_file(&self.root))
+            .env(faulty::VARIABLE, self.root.join(format!("{NAME}-{ordinal}.fault")))
             .env("QUORATE_DIE_WITH_PARENT", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -399,12 +435,40 @@ impl Control {
     }
 }
 
+/// Faults.
+#[allow(dead_code, reason = "of the programs that share this, only the nemesis makes them")]
+impl Control {
+    /// What pod `from` sends does not reach pod `to` any more. Pods on wires only.
+    pub fn cut(&self, from: u64, to: u64, cut: Cut) {
+        let (Net::Wires(wires), Some(pod)) = (&self.net, self.pods.get(&from)) else { return };
+        wires.cut(&pod_name(to), &pod.ip, cut);
+    }
+
+    /// All pods reach one another again.
+    pub fn mend(&self) {
+        if let Net::Wires(wires) = &self.net {
+            self.pods.keys().for_each(|ordinal| wires.mend(&pod_name(*ordinal)));
+        }
+    }
+
+    /// A fault of the pod's disk, to happen once: see `quorate::env::faulty`.
+    pub fn fail_disk(&self, ordinal: u64, fault: &str) {
+        let path = self.root.join(format!("{NAME}-{ordinal}.fault"));
+        std::fs::write(path.with_extension("new"), fault).unwrap();
+        std::fs::rename(path.with_extension("new"), path).unwrap();
+    }
+}
+
 impl Drop for Control {
     fn drop(&mut self) {
         for ordinal in self.ordinals() {
             self.lose(ordinal);
         }
     }
+}
+
+fn pod_name(ordinal: u64) -> String {
+    format!("{NAME}-{ordinal}")
 }
 
 /// The kubelet's readiness probe: the real gRPC health service.

@@ -5,6 +5,8 @@ pub mod cluster;
 pub mod controller;
 pub mod kube_api;
 pub mod load;
+#[allow(dead_code, reason = "tests run the program that enters them")]
+pub mod namespace;
 #[allow(dead_code, reason = "not every program that shares this runs others")]
 pub mod process;
 pub mod statefulset;

@@ -27,9 +27,10 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use super::cluster::{binary, free_host, http_get, wait_for};
-use super::controller::{Control, Ended, NAME, NAMESPACE, Spec, Template};
+use super::controller::{Control, Ended, NAME, NAMESPACE, Net, Spec, Template};
 use super::kube_api::KubeApi;
 use super::load::Load;
+use super::namespace::{self, Cut, Wires};
 
 const TICK: Duration = Duration::from_millis(30);
 /// The third byte of addresses that are no pod's.
@@ -41,6 +42,8 @@ pub struct Blueprint {
     settings: Vec<(String, String)>,
     template: Template,
     size: u64,
+    wired: bool,
+    disk_bytes: Option<u64>,
 }
 
 impl Blueprint {
@@ -114,11 +117,29 @@ impl Blueprint {
     }
 }
 
+/// What faults need.
+#[allow(dead_code, reason = "of the programs that share this, only the nemesis makes them")]
+impl Blueprint {
+    /// Pods in network namespaces, for a program that has entered its own.
+    pub fn wired(mut self) -> Self {
+        self.wired = true;
+        self
+    }
+
+    /// Each pod's disk is a file system of so many bytes, for a program that has entered its own namespaces.
+    pub fn disk_bytes(mut self, bytes: u64) -> Self {
+        self.disk_bytes = Some(bytes);
+        self
+    }
+}
+
 /// See the module's head.
 pub struct StatefulSet {
     control: Arc<Mutex<Control>>,
     controller: JoinHandle<()>,
     pub api: KubeApi,
+    /// File systems of their own.
+    mounts: Vec<PathBuf>,
     root: tempfile::TempDir,
 }
 
@@ -152,18 +173,33 @@ impl StatefulSet {
             delete_when_scaled: false,
             dns_delay: Duration::ZERO,
         };
-        Blueprint { spec, settings: Vec::new(), template: Template::default(), size: replicas }
+        let (settings, template) = Default::default();
+        Blueprint { spec, settings, template, size: replicas, wired: false, disk_bytes: None }
     }
 
     fn install(blueprint: Blueprint) -> Self {
         let root = tempfile::Builder::new().prefix("quorate-it-").tempdir().unwrap();
-        let host = free_host();
-        let address = ([127, host.0, API_HOST, host.1], 6443).into();
+        let net = match blueprint.wired {
+            true => Net::Wires(Wires::new()),
+            false => {
+                let (a, b) = free_host();
+                Net::Loopback(a, b)
+            }
+        };
+        let address = format!("{}:6443", net.address(API_HOST)).parse().unwrap();
         let api = KubeApi::start(address, &root.path().join("serviceaccount"), NAMESPACE, NAME);
         std::fs::create_dir_all(root.path().join("config")).unwrap();
         std::fs::write(root.path().join("config/quorate.toml"), settings(&blueprint, &api)).unwrap();
         let env = api.environment().map(|(name, value)| (name.to_owned(), value)).to_vec();
-        let control = Control::new(root.path(), host, env, blueprint.spec, blueprint.template);
+        let control = Control::new(root.path(), net, env, blueprint.spec, blueprint.template);
+        let mut mounts = Vec::new();
+        if let Some(bytes) = blueprint.disk_bytes {
+            mounts.extend(control.wanted().map(|ordinal| control.disk(ordinal)));
+            for disk in &mounts {
+                std::fs::create_dir_all(disk).unwrap();
+                namespace::mount_small(disk, bytes);
+            }
+        }
         let control = Arc::new(Mutex::new(control));
         let (shared, show) = (control.clone(), api.shower());
         let controller = tokio::spawn(async move {
@@ -177,7 +213,7 @@ impl StatefulSet {
                 tokio::time::sleep(TICK).await;
             }
         });
-        Self { control, controller, api, root }
+        Self { control, controller, api, mounts, root }
     }
 
     fn control(&self) -> MutexGuard<'_, Control> {
@@ -478,9 +514,35 @@ impl StatefulSet {
     }
 }
 
+/// Faults, and what their victims' clients need.
+#[allow(dead_code, reason = "of the programs that share this, only the nemesis makes them")]
+impl StatefulSet {
+    /// What one pod sends to another does not arrive any more. Wired sets only.
+    pub fn cut(&self, from: u64, to: u64, cut: Cut) {
+        self.control().cut(from, to, cut);
+    }
+
+    /// All pods reach one another again.
+    pub fn mend(&self) {
+        self.control().mend();
+    }
+
+    /// A fault of the pod's disk, to happen once: see `quorate::env::faulty`.
+    pub fn fail_disk(&self, ordinal: u64, fault: &str) {
+        self.control().fail_disk(ordinal, fault);
+    }
+
+    /// A pod's address, whenever it is asked for.
+    pub fn addresses(&self) -> impl Fn(u64) -> Option<String> + Send + Sync + Clone + 'static + use<> {
+        let control = self.control.clone();
+        move |ordinal| control.lock().unwrap().ip(ordinal)
+    }
+}
+
 impl Drop for StatefulSet {
     fn drop(&mut self) {
         self.controller.abort();
+        self.mounts.iter().for_each(|disk| namespace::unmount(disk));
         if std::thread::panicking() {
             for ordinal in 0..32 {
                 let text = std::fs::read_to_string(self.root.path().join(format!("{NAME}-{ordinal}.log")));

@@ -1,10 +1,10 @@
-//! Who uses the simulated cluster: clients that put, delete, read, compare and compact at random, and write down what they are told.
+//! Clients that put, delete, read, compare and compact at random, and write down what they are told.
 //!
 //! A few keys, so that clients meet; each value is written once, so that a value says who wrote it.
 //! Absent: retries. What failed is of unknown outcome, unless its status says that it was refused.
 
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::error::Error as _;
+use std::io;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -13,8 +13,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Status, Streaming};
 
-use crate::env::sim::{Host, trace};
-use crate::env::{Env, Net as _, sleep, timeout};
+use crate::env::net::{BoxFuture, Stream};
+use crate::env::sim::trace;
+use crate::env::{Env, sleep, timeout};
 use crate::pb::etcd::cluster_client::ClusterClient;
 use crate::pb::etcd::kv_client::KvClient;
 use crate::pb::etcd::lease_client::LeaseClient;
@@ -38,15 +39,18 @@ pub struct Clients {
     channels: Vec<Channel>,
 }
 
+/// A connection to a member that is being made.
+pub type Dialing = BoxFuture<io::Result<Box<dyn Stream>>>;
+
 impl Clients {
-    pub fn new(host: Arc<Host>, members: usize, ip: fn(usize) -> IpAddr) -> Self {
+    /// `dial` connects to a member's client port.
+    pub fn new(members: usize, dial: impl Fn(usize) -> Dialing + Clone + Send + 'static) -> Self {
         let channels = (0..members).map(|member| {
-            let address = SocketAddr::new(ip(member), 2379).to_string();
-            let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address is a URI");
-            let host = host.clone();
+            let endpoint = Endpoint::from_shared(format!("http://member-{member}:2379")).expect("it is a URI");
+            let dial = dial.clone();
             let connector = tower::service_fn(move |_: Uri| {
-                let connecting = host.connect(address.clone());
-                async move { connecting.await.map(TokioIo::new) }
+                let dialing = dial(member);
+                async move { dialing.await.map(TokioIo::new) }
             });
             endpoint.connect_timeout(Duration::from_secs(1)).connect_with_connector_lazy(connector)
         });
@@ -193,10 +197,22 @@ fn is_read(request: &Request) -> bool {
 
 /// True if the status says that nothing was done.
 pub(super) fn is_refusal(status: &Status) -> bool {
-    matches!(
-        status.code(),
-        Code::InvalidArgument | Code::OutOfRange | Code::FailedPrecondition | Code::ResourceExhausted | Code::NotFound
-    )
+    let code = status.code();
+    let refused =
+        [Code::InvalidArgument, Code::OutOfRange, Code::FailedPrecondition, Code::ResourceExhausted, Code::NotFound];
+    refused.contains(&code) || is_unsent(status)
+}
+
+/// True if there was no connection, so that the request has not left.
+fn is_unsent(status: &Status) -> bool {
+    let mut source = status.source();
+    while let Some(error) = source {
+        if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+            return true;
+        }
+        source = error.source();
+    }
+    false
 }
 
 fn answered(header: Option<crate::pb::etcd::ResponseHeader>, succeeded: bool, effects: Vec<Effect>) -> Answer {
@@ -275,6 +291,8 @@ pub struct Client {
     pub recorder: Recorder,
     /// How many members there are, so far.
     pub members: tokio::sync::watch::Receiver<usize>,
+    /// Between two requests, more or less.
+    pub pause: Duration,
 }
 
 impl Client {
@@ -282,7 +300,7 @@ impl Client {
         let mut newest = 1;
         let mut seen_at = 0;
         for n in 0.. {
-            sleep(self.env.jitter(Duration::from_millis(40))).await;
+            sleep(self.env.jitter(self.pause)).await;
             if stop.is_cancelled() {
                 return;
             }

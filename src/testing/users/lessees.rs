@@ -1,4 +1,4 @@
-//! Who holds leases on the simulated cluster: grants one with a key, keeps it alive for a while through any member, and then revokes
+//! Who holds leases: grants one with a key, keeps it alive for a while through any member, and then revokes
 //! it or looks until it is gone.
 //!
 //! Each lease has a key of its own, so that its end is a deletion of that key and of nothing else: to the history it is a
@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// What became of each lease. Cloning shares it.
 #[derive(Clone, Default)]
-pub(super) struct Stories(Arc<Mutex<BTreeMap<i64, Story>>>);
+pub struct Stories(Arc<Mutex<BTreeMap<i64, Story>>>);
 
 impl Stories {
     pub fn all(&self) -> BTreeMap<i64, Story> {
@@ -36,7 +36,7 @@ impl Stories {
     }
 }
 
-pub(super) struct Lessee {
+pub struct Lessee {
     pub name: u64,
     pub env: Env,
     pub clients: Clients,

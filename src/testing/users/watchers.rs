@@ -1,4 +1,4 @@
-//! Who watches the simulated cluster: each goes on where it was, at another member, whenever its stream ends or it likes to.
+//! Who watches: each goes on where it was, at another member, whenever its stream ends or it likes to.
 //!
 //! Invariant: what is recorded of one stream is one [`Watched`]; the next one asks for the revision after the last that was sent
 //! or told.
@@ -27,7 +27,7 @@ const SILENCE: Duration = Duration::from_millis(700);
 
 /// What all watchers have seen. Cloning shares it.
 #[derive(Clone, Default)]
-pub(super) struct Seen(Arc<Mutex<Vec<Vec<Watched>>>>);
+pub struct Seen(Arc<Mutex<Vec<Vec<Watched>>>>);
 
 impl Seen {
     pub fn add_watcher(&self) -> usize {
@@ -76,7 +76,7 @@ fn newest(watched: &Watched) -> i64 {
     watched.messages.iter().map(of).max().unwrap_or(0).max(watched.start - 1)
 }
 
-pub(super) struct Watcher {
+pub struct Watcher {
     pub name: usize,
     pub env: Env,
     pub clients: Clients,
