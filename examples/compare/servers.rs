@@ -247,21 +247,18 @@ impl Servers {
         }
     }
 
+    pub fn pids(&self) -> Vec<u32> {
+        self.children.values().map(Child::id).collect()
+    }
+
     /// Processor time that all members together have used, in microseconds.
     pub fn cpu_micros(&self) -> f64 {
-        self.children.values().map(|child| cpu_micros(child.id())).sum()
+        self.pids().into_iter().map(cpu_micros).sum()
     }
 
     /// Resident memory of all members together.
     pub fn resident_bytes(&self) -> f64 {
-        self.children.keys().map(|slot| self.resident_bytes_of(*slot)).sum()
-    }
-
-    pub fn resident_bytes_of(&self, slot: u64) -> f64 {
-        let status = self.children.get(&slot).map(|child| format!("/proc/{}/status", child.id()));
-        let text = status.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
-        line.and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(f64::NAN) * 1024.0
+        self.pids().into_iter().map(resident_bytes).sum()
     }
 
     /// Space that all members together take on the disk.
@@ -287,6 +284,13 @@ pub fn cpu_micros(pid: u32) -> f64 {
     let fields: Vec<&str> = text.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
     let ticks = |field: usize| fields.get(field).and_then(|ticks| ticks.parse::<f64>().ok()).unwrap_or(f64::NAN);
     (ticks(11) + ticks(12)) * 10_000.0
+}
+
+/// Resident memory of a process.
+pub fn resident_bytes(pid: u32) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+    line.and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(f64::NAN) * 1024.0
 }
 
 fn disk_bytes(path: &Path) -> f64 {
