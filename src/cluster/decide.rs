@@ -51,6 +51,8 @@ pub struct Expected {
     pub slots: Range<u64>,
     /// Slots that are asked too: pods that exist now, wanted or not.
     pub also: Range<u64>,
+    /// The next slot's pod is made only when this one is ready.
+    pub one_by_one: bool,
     /// Why the range may be too small, for example because the Kubernetes API does not answer. Joining needs no range; forming
     /// waits.
     pub unknown: Option<String>,
@@ -114,6 +116,11 @@ pub enum Step {
 pub enum Wait {
     #[error("waits for slot {slot} ({address}): {why}")]
     Slot { slot: u64, address: String, why: String },
+    #[error(
+        "waits for slot {slot} ({address}), whose pod is made only when the one before it is ready, and none is ready before there \
+         is a cluster (podManagementPolicy: OrderedReady); set it to Parallel, or scale to 1, and up once that one is ready"
+    )]
+    OneByOne { slot: u64, address: String },
     #[error("waits for {address}, which the headless name resolves to: {why}")]
     Address { address: String, why: String },
     #[error("waits until its own address {address} leads to itself: {why}")]
@@ -255,6 +262,9 @@ fn form(view: &View) -> Step {
     }
     let members = match all_pristine(view) {
         Ok(members) => members,
+        Err(Wait::Slot { slot, address, .. }) if view.expected.one_by_one => {
+            return Step::Wait(Wait::OneByOne { slot, address });
+        }
         Err(wait) => return Step::Wait(wait),
     };
     if view.me.slot != slots.start {

@@ -228,7 +228,7 @@ impl Driver<'_> {
         if self.places.expand.is_none() && self.places.resolve.is_none() {
             let answer = Ok(self.bootstrap.who(0));
             let asked = vec![Asked { slot: Some(me.slot), address: "itself".into(), answer }];
-            let expected = Expected { slots: me.slot..me.slot + 1, also: 0..0, unknown: None };
+            let expected = Expected { slots: me.slot..me.slot + 1, also: 0..0, one_by_one: false, unknown: None };
             return View { expected, asked, max_voters, me };
         }
         let expected = (self.places.expected)();

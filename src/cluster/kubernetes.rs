@@ -331,7 +331,9 @@ fn read(set: &StatefulSet) -> Wanted {
         return Wanted::Unknown(format!("slot {} is beyond the greatest one, {SLOT_MAX}; scale down", end - 1));
     }
     let present = start..start + count(set.status.as_ref().map_or(0, |status| status.replicas));
-    Wanted::Slots { slots: start..end, present }
+    // Left out, the policy is `OrderedReady`; the API server fills it in.
+    let one_by_one = spec.pod_management_policy.is_some_and(|policy| policy == "OrderedReady");
+    Wanted::Slots { slots: start..end, present, one_by_one }
 }
 
 /// `two-holders` as Kubernetes writes reasons: `TwoHolders`.
@@ -375,12 +377,19 @@ mod tests {
     #[test]
     fn replicas_and_start_are_the_wanted_slots() {
         let cases = [
-            (json!({"spec": {"replicas": 3}}), Wanted::Slots { slots: 0..3, present: 0..0 }),
+            (
+                json!({"spec": {"replicas": 3, "podManagementPolicy": "Parallel"}}),
+                Wanted::Slots { slots: 0..3, present: 0..0, one_by_one: false },
+            ),
+            (
+                json!({"spec": {"replicas": 3, "podManagementPolicy": "OrderedReady"}}),
+                Wanted::Slots { slots: 0..3, present: 0..0, one_by_one: true },
+            ),
             (
                 json!({"spec": {"replicas": 2, "ordinals": {"start": 5}}, "status": {"replicas": 4}}),
-                Wanted::Slots { slots: 5..7, present: 5..9 },
+                Wanted::Slots { slots: 5..7, present: 5..9, one_by_one: false },
             ),
-            (json!({"spec": {}}), Wanted::Slots { slots: 0..1, present: 0..0 }),
+            (json!({"spec": {}}), Wanted::Slots { slots: 0..1, present: 0..0, one_by_one: false }),
             (json!({"spec": {"replicas": 0}}), Wanted::Shutdown),
             (
                 json!({"metadata": {"deletionTimestamp": "2026-11-25T10:00:00Z"}, "spec": {"replicas": 3}}),

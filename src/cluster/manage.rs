@@ -138,8 +138,8 @@ impl Manager {
                 added
             }
             Asked::Update(update) => {
-                self.check_moved(update.id, &update.peer_address).await?;
-                Operation::Update { id: update.id, peer_address: update.peer_address }
+                let is_there = self.check_moved(update.id, &update.peer_address).await?;
+                Operation::Update { id: update.id, peer_address: update.peer_address, is_there }
             }
             Asked::Remove(id) => Operation::Remove { id },
             Asked::Promote(id) => Operation::Promote { id },
@@ -174,13 +174,13 @@ impl Manager {
         Ok(Operation::Add { id: who.member_id, node })
     }
 
-    /// Nobody may live there yet, but not somebody else.
-    async fn check_moved(&self, id: u64, address: &str) -> Result<(), Error> {
+    /// True if the member lives there already. Nobody may live there yet, but not somebody else.
+    async fn check_moved(&self, id: u64, address: &str) -> Result<bool, Error> {
         match peers::who(self.node.env(), &self.peers, address, WHO_PATIENCE).await {
             Ok(who) if who.member_id != id => {
                 Err(Error::Membership(format!("member {:016x} answers at {address}, not {id:016x}", who.member_id)))
             }
-            _ => Ok(()),
+            answer => Ok(answer.is_ok()),
         }
     }
 

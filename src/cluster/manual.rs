@@ -25,6 +25,8 @@ pub enum Operation {
     Update {
         id: u64,
         peer_address: String,
+        /// The member was found at that address.
+        is_there: bool,
     },
     Promote {
         id: u64,
@@ -47,7 +49,7 @@ pub fn judge(observed: &Observed, operation: &Operation, begun: bool) -> Verdict
     let change = match operation {
         Operation::Add { id, node } => add(observed, *id, node, begun),
         Operation::Remove { id } => remove(observed, *id, begun),
-        Operation::Update { id, peer_address } => update(observed, *id, peer_address),
+        Operation::Update { id, peer_address, is_there } => update(observed, *id, peer_address, *is_there),
         Operation::Promote { id } => promote(observed, *id, begun),
     };
     match change {
@@ -104,7 +106,8 @@ fn hand_over(observed: &Observed, id: u64) -> Verdict {
     }
 }
 
-fn update(observed: &Observed, id: u64, peer_address: &str) -> Result<Change, Verdict> {
+/// A voter may be sent to where nobody is yet only if the others are a quorum without it: they would not reach it any more.
+fn update(observed: &Observed, id: u64, peer_address: &str, is_there: bool) -> Result<Change, Verdict> {
     let Some(node) = observed.membership.nodes.get(&id) else {
         return Err(Verdict::Refuse(Error::MemberNotFound));
     };
@@ -113,6 +116,16 @@ fn update(observed: &Observed, id: u64, peer_address: &str) -> Result<Change, Ve
     }
     if observed.membership.nodes.values().any(|member| member.peer_address == peer_address) {
         return Err(Verdict::Refuse(Error::PeerUrlExists));
+    }
+    let voters = observed.membership.voters();
+    let others = voters.iter().filter(|voter| **voter != id && observed.is_fit(**voter)).count();
+    let needs = voters.len() / 2 + 1;
+    if !is_there && voters.contains(&id) && others < needs {
+        let why = format!(
+            "nobody answers at {peer_address}, and without this voter the cluster has {others} of {needs} needed voters; \
+             start the member at that address first: it then makes its new address known by itself"
+        );
+        return Err(Verdict::Refuse(Error::Membership(why)));
     }
     Ok(Change::UpdateNode { id, node: Node { peer_address: peer_address.to_owned(), ..node.clone() } })
 }

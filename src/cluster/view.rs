@@ -153,7 +153,7 @@ mod tests {
     fn statefulset_goes_before_the_command_and_both_are_named() {
         let by_hand = Some(WantedSize { start: 0, replicas: 5 });
         let reading = |wanted| Some(("StatefulSet a/kv".to_owned(), Reading { wanted, observations: 2 }));
-        let slots = |end| Wanted::Slots { slots: 1..end, present: 1..end };
+        let slots = |end| Wanted::Slots { slots: 1..end, present: 1..end, one_by_one: false };
         let both = wish(reading(slots(4)), by_hand);
         assert_eq!(both.slots, Some(WantedSlots { slots: 1..4, observations: 2 }));
         assert_eq!((both.shown.origin.as_str(), both.shown.start, both.shown.replicas), ("statefulset", 1, 3));

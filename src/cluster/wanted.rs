@@ -26,6 +26,8 @@ pub enum Wanted {
         slots: Range<u64>,
         /// The slots of pods that exist now (`status.replicas`): an empty node asks these too before it forms a cluster.
         present: Range<u64>,
+        /// A pod is made only when the one before it is ready (`OrderedReady`).
+        one_by_one: bool,
     },
     /// `spec.replicas` is 0, or the object has a deletion timestamp: a shutdown or an uninstall, which changes no membership.
     Shutdown,
@@ -176,7 +178,7 @@ mod tests {
     }
 
     fn slots(end: u64) -> Wanted {
-        Wanted::Slots { slots: 0..end, present: 0..end }
+        Wanted::Slots { slots: 0..end, present: 0..end, one_by_one: false }
     }
 
     #[tokio::test(start_paused = true)]

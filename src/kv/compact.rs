@@ -7,7 +7,7 @@
 //! Invariant: no read, hash or snapshot depends on how far it has got.
 
 use super::State;
-use super::state::by_version;
+use super::tree::Place;
 use crate::env::planted;
 use crate::pb::KeyValue;
 
@@ -40,11 +40,11 @@ impl State {
 
     fn forget_before(&mut self, event: &KeyValue) {
         let at = event.fields();
-        let before = self.old.last_before(|x| by_version(at.key, at.mod_revision)(x).is_lt());
+        let before = self.old.last_before(Place::of_version(at.key, at.mod_revision));
         if let Some(mod_revision) = before.filter(|x| x.key() == at.key).map(KeyValue::mod_revision) {
             self.remove_old(at.key, mod_revision);
         }
-        let own = self.old.get(by_version(at.key, at.mod_revision));
+        let own = self.old.get(Place::of_version(at.key, at.mod_revision));
         if own.is_some_and(|own| own.is_tombstone() || planted!("compaction-drops-live-version")) {
             self.remove_old(at.key, at.mod_revision);
         }

@@ -7,16 +7,15 @@
 
 use std::cmp::Ordering;
 
-use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
+use imbl::{OrdMap, OrdSet};
 
 use super::State;
 use super::state::header;
-use super::tree::Tree;
 use crate::error::Error;
-use crate::pb::KeyValue;
 use crate::pb::etcd::{LeaseCheckpointResponse, LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeResponse};
 use crate::pb::log::{self, Command, LeaseCheckpoint, LeaseRevoke, change, command};
+use crate::pb::{Fields, KeyValue};
 
 /// The cluster version from which on leases may be proposed.
 pub const LEASES_SINCE: u32 = 2;
@@ -87,13 +86,13 @@ impl LeaseTable {
 pub(super) struct Leases {
     table: LeaseTable,
     grants: u64,
-    /// The live versions that name a lease, ordered by lease, then key.
-    attached: Tree,
+    /// The live versions that name a lease.
+    attached: OrdSet<Attached>,
 }
 
 impl Leases {
     pub(super) fn new() -> Self {
-        Self { table: LeaseTable::default(), grants: 0, attached: Tree::new() }
+        Self { table: LeaseTable::default(), grants: 0, attached: OrdSet::new() }
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -104,24 +103,23 @@ impl Leases {
     pub(super) fn follow(&mut self, before: Option<&KeyValue>, now: Option<&KeyValue>) {
         let lease_of = |kv: Option<&KeyValue>| kv.map_or(0, KeyValue::lease);
         let (was, is) = (lease_of(before), lease_of(now));
-        if let Some(kv) = before.filter(|_| was != 0 && was != is) {
-            let removed = self.attached.remove(by_lease(was, kv.key()));
+        if let Some(kv) = before.filter(|_| was != 0) {
+            let removed = self.attached.remove(&Attached(kv.clone()));
             assert!(removed.is_some(), "a live key with a lease is attached to it");
         }
         if let Some(kv) = now.filter(|_| is != 0) {
-            let place = kv.clone();
-            self.attached.insert(kv.clone(), by_lease(is, place.key()));
+            self.attached.insert(Attached(kv.clone()));
         }
     }
 
     fn keys(&self, id: i64) -> impl Iterator<Item = &KeyValue> {
-        let first = self.attached.rank(|x| by_lease(id, b"")(x).is_lt());
-        self.attached.iter_at(first).take_while(move |kv| kv.lease() == id)
+        let first = Attached(KeyValue::new(Fields { lease: id, ..Fields::default() }));
+        self.attached.range(first..).map(|attached| &attached.0).take_while(move |kv| kv.lease() == id)
     }
 
     /// A lease that keys are attached to and that does not exist, if there is one.
     pub(super) fn missing(&self) -> Option<i64> {
-        self.attached.iter_at(0).map(KeyValue::lease).find(|id| self.table.get(*id).is_none())
+        self.attached.iter().map(|attached| attached.0.lease()).find(|id| self.table.get(*id).is_none())
     }
 
     /// Takes a stored change over.
@@ -141,10 +139,29 @@ impl Leases {
     }
 }
 
-/// The order of `attached`: an item against a lease and a key.
-fn by_lease(lease: i64, key: &[u8]) -> impl Fn(&KeyValue) -> Ordering {
-    move |x| x.lease().cmp(&lease).then_with(|| x.key().cmp(key))
+/// A version, in the order of its lease and then its key.
+#[derive(Clone)]
+struct Attached(KeyValue);
+
+impl Ord for Attached {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.lease().cmp(&other.0.lease()).then_with(|| self.0.key().cmp(other.0.key()))
+    }
 }
+
+impl PartialOrd for Attached {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Attached {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Attached {}
 
 /// The only term in whose entries this command means anything, if there is one: what a leader has decided by its clock is
 /// void once another leads.

@@ -7,8 +7,8 @@ use std::iter::Take;
 use std::ops::Range;
 
 use super::State;
-use super::state::{by_key, by_version, header};
-use super::tree::{Iter, Tree};
+use super::state::header;
+use super::tree::{Iter, Place, Tree};
 use crate::error::Error;
 use crate::pb::etcd::range_request::{SortOrder, SortTarget};
 use crate::pb::etcd::{RangeRequest, RangeResponse};
@@ -50,15 +50,14 @@ impl<'a> Interval<'a> {
         }
     }
 
-    /// The ranks of its items in a tree that is ordered by key first.
+    /// The ranks of its items.
     fn ranks(&self, tree: &Tree) -> Range<usize> {
-        let below = |key: &[u8]| tree.rank(|x| x.key() < key);
         let end = match *self {
-            Self::Key(key) => tree.rank(|x| x.key() <= key),
+            Self::Key(key) => tree.rank(Place::after(key)),
             Self::From(_) => tree.len(),
-            Self::Between(_, end) => below(end),
+            Self::Between(_, end) => tree.rank(Place::before(end)),
         };
-        below(self.start())..end
+        tree.rank(Place::before(self.start()))..end
     }
 
     fn items<'t>(&self, tree: &'t Tree) -> Take<Iter<'t>> {
@@ -91,7 +90,7 @@ impl State {
         let past = Some(r.revision).filter(|&revision| revision > 0 && revision != present);
         let interval = Interval::new(&r.key, &r.range_end);
         let mut response = match (interval, past) {
-            (Interval::Key(key), None) => select(r, self.live.get(by_key(key)).into_iter(), None),
+            (Interval::Key(key), None) => select(r, self.live.get(Place::of(key)).into_iter(), None),
             (Interval::Key(key), Some(revision)) => select(r, self.version_at(key, revision).into_iter(), None),
             (_, Some(revision)) => select(r, self.visible_at(interval, revision), None),
             (_, None) => self.range_present(r, interval),
@@ -125,17 +124,17 @@ impl State {
 
     /// The version of `key` that a read at `revision` sees.
     pub(super) fn version_at(&self, key: &[u8], revision: i64) -> Option<&KeyValue> {
-        let live = self.live.get(by_key(key)).filter(|kv| kv.mod_revision() <= revision);
+        let live = self.live.get(Place::of(key)).filter(|kv| kv.mod_revision() <= revision);
         live.or_else(|| {
-            let old = self.old.last_before(|x| by_version(key, revision)(x).is_le())?;
+            let old = self.old.last_before(Place::of_version(key, revision + 1))?;
             (old.key() == key && !old.is_tombstone()).then_some(old)
         })
     }
 
     /// The revision of the last change of `key` that is held, a deletion included.
     pub(super) fn newest_revision_of(&self, key: &[u8]) -> Option<i64> {
-        let live = self.live.get(by_key(key));
-        let newest = live.or_else(|| self.old.last_before(|x| x.key() <= key).filter(|x| x.key() == key));
+        let live = self.live.get(Place::of(key));
+        let newest = live.or_else(|| self.old.last_before(Place::after(key)).filter(|x| x.key() == key));
         newest.map(KeyValue::mod_revision)
     }
 

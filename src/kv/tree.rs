@@ -3,11 +3,14 @@
 //! Cloning is a reference count; a writer copies only the nodes on its path that a clone still shares. Subtree sizes give
 //! the rank of a position in O(log n), so that counting an interval visits none of its items.
 //!
-//! Invariants: all leaves are at one depth; no node but the root is empty; a child's `first` is the first item below it.
-//! The last is why this is not a map from a library: those keep copies of old keys as separators, and here a key is part
-//! of its version's allocation, so a separator would keep the value of an overwritten version in memory.
+//! A node searches in its heads: of each entry's key the four bytes behind those that all of the node's keys share. They lie side
+//! by side, while every key is an allocation of its own, and a look at one most often a cache miss. Only entries whose heads are that
+//! of the key sought are compared in full.
 //!
-//! The order is the caller's: every call takes a comparison, and one tree must always be given the same.
+//! Invariants: all leaves are at one depth; no node but the root is empty; a child's `first` is the first item below it; every key
+//! of a node begins with the same `shared` bytes, and `heads` are those of its entries, in their order.
+//! That about `first` is why this is not a map from a library: those keep copies of old keys as separators, and here a key is part
+//! of its version's allocation, so a separator would keep the value of an overwritten version in memory.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -21,6 +24,54 @@ const WIDTH_MIN: usize = WIDTH_MAX / 4;
 /// Leaves room, so that a merged node does not split at the next insert.
 const WIDTH_MERGED_MAX: usize = WIDTH_MAX * 3 / 4;
 
+/// A position in the order of a tree: by key, then by mod revision.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    key: &'a [u8],
+    of_key: OfKey,
+}
+
+/// Which of a key's versions.
+#[derive(Clone, Copy)]
+enum OfKey {
+    Before,
+    /// In a tree that holds one version a key.
+    Only,
+    Version(i64),
+    After,
+}
+
+impl<'a> Place<'a> {
+    /// Of the version of `key`, in a tree that holds one of each.
+    pub(super) fn of(key: &'a [u8]) -> Self {
+        Self { key, of_key: OfKey::Only }
+    }
+
+    pub(super) fn of_version(key: &'a [u8], mod_revision: i64) -> Self {
+        Self { key, of_key: OfKey::Version(mod_revision) }
+    }
+
+    /// Before all versions of `key`.
+    pub(super) fn before(key: &'a [u8]) -> Self {
+        Self { key, of_key: OfKey::Before }
+    }
+
+    /// After all versions of `key`.
+    pub(super) fn after(key: &'a [u8]) -> Self {
+        Self { key, of_key: OfKey::After }
+    }
+
+    /// An item against this place.
+    fn order(&self, item: &KeyValue) -> Ordering {
+        item.key().cmp(self.key).then_with(|| match self.of_key {
+            OfKey::Before => Ordering::Greater,
+            OfKey::Only => Ordering::Equal,
+            OfKey::Version(revision) => item.mod_revision().cmp(&revision),
+            OfKey::After => Ordering::Less,
+        })
+    }
+}
+
 #[derive(Clone)]
 pub(super) struct Tree {
     root: Arc<Node>,
@@ -28,9 +79,16 @@ pub(super) struct Tree {
 }
 
 #[derive(Clone)]
-enum Node {
-    Leaf(Vec<KeyValue>),
-    Branch(Vec<Child>),
+struct Node {
+    shared: usize,
+    heads: Vec<u32>,
+    entries: Entries,
+}
+
+#[derive(Clone)]
+enum Entries {
+    Items(Vec<KeyValue>),
+    Children(Vec<Child>),
 }
 
 #[derive(Clone)]
@@ -42,44 +100,44 @@ struct Child {
 
 impl Tree {
     pub(super) fn new() -> Self {
-        Self { root: Arc::new(Node::Leaf(Vec::new())), len: 0 }
+        Self { root: Arc::new(Node::new(Entries::Items(Vec::new()))), len: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    /// The item for which `order` (of the item against the one sought) is equal.
-    pub(super) fn get(&self, order: impl Fn(&KeyValue) -> Ordering) -> Option<&KeyValue> {
+    /// The item at this place.
+    pub(super) fn get(&self, place: Place<'_>) -> Option<&KeyValue> {
         let mut node = &*self.root;
         loop {
-            match node {
-                Node::Leaf(items) => return items.binary_search_by(&order).ok().map(|i| &items[i]),
-                Node::Branch(children) => node = &children[slot(children, |x| order(x).is_le())].node,
+            match &node.entries {
+                Entries::Items(items) => return node.find(place).ok().map(|i| &items[i]),
+                Entries::Children(children) => node = &children[node.slot(place)].node,
             }
         }
     }
 
-    /// The last item that is `before` the position sought.
-    pub(super) fn last_before(&self, before: impl Fn(&KeyValue) -> bool) -> Option<&KeyValue> {
+    /// The last item before this place.
+    pub(super) fn last_before(&self, place: Place<'_>) -> Option<&KeyValue> {
         let mut node = &*self.root;
         loop {
-            match node {
-                Node::Leaf(items) => return items.partition_point(&before).checked_sub(1).map(|i| &items[i]),
-                Node::Branch(children) => node = &children[slot(children, &before)].node,
+            match &node.entries {
+                Entries::Items(items) => return node.rank(place).checked_sub(1).map(|i| &items[i]),
+                Entries::Children(children) => node = &children[node.rank(place).saturating_sub(1)].node,
             }
         }
     }
 
-    /// How many items are `before` the position sought.
-    pub(super) fn rank(&self, before: impl Fn(&KeyValue) -> bool) -> usize {
+    /// How many items are before this place.
+    pub(super) fn rank(&self, place: Place<'_>) -> usize {
         let mut node = &*self.root;
         let mut rank = 0;
         loop {
-            match node {
-                Node::Leaf(items) => return rank + items.partition_point(&before),
-                Node::Branch(children) => {
-                    let i = slot(children, &before);
+            match &node.entries {
+                Entries::Items(_) => return rank + node.rank(place),
+                Entries::Children(children) => {
+                    let i = node.rank(place).saturating_sub(1);
                     rank += children[..i].iter().map(|c| c.len).sum::<usize>();
                     node = &children[i].node;
                 }
@@ -93,12 +151,12 @@ impl Tree {
         let mut skip = rank.min(self.len);
         let mut node = &*self.root;
         loop {
-            match node {
-                Node::Leaf(items) => {
+            match &node.entries {
+                Entries::Items(items) => {
                     iter.leaf = items[skip..].iter();
                     return iter;
                 }
-                Node::Branch(children) => {
+                Entries::Children(children) => {
                     let mut i = 0;
                     while i + 1 < children.len() && skip >= children[i].len {
                         skip -= children[i].len;
@@ -111,26 +169,31 @@ impl Tree {
         }
     }
 
-    /// Puts `item` where `order` says, and returns the equal one that it replaces.
-    pub(super) fn insert(&mut self, item: KeyValue, order: impl Fn(&KeyValue) -> Ordering) -> Option<KeyValue> {
-        let (replaced, split) = Arc::make_mut(&mut self.root).insert(item, &order);
+    /// Puts what `make` makes of the item at this place, if there is one, in its place. Returns the item that it replaces.
+    pub(super) fn insert(
+        &mut self,
+        place: Place<'_>,
+        make: impl FnOnce(Option<&KeyValue>) -> KeyValue,
+    ) -> Option<KeyValue> {
+        let (replaced, split) = Arc::make_mut(&mut self.root).insert(place, make);
         if let Some(right) = split {
-            let left = std::mem::replace(&mut self.root, Arc::new(Node::Leaf(Vec::new())));
-            self.root = Arc::new(Node::Branch(vec![Child::new(left), Child::new(Arc::new(right))]));
+            let left = std::mem::replace(&mut self.root, Arc::new(Node::new(Entries::Items(Vec::new()))));
+            let children = vec![Child::new(left), Child::new(Arc::new(right))];
+            self.root = Arc::new(Node::new(Entries::Children(children)));
         }
         self.len += usize::from(replaced.is_none());
         replaced
     }
 
-    /// Takes out the item for which `order` is equal.
-    pub(super) fn remove(&mut self, order: impl Fn(&KeyValue) -> Ordering) -> Option<KeyValue> {
+    /// Takes out the item at this place.
+    pub(super) fn remove(&mut self, place: Place<'_>) -> Option<KeyValue> {
         // Looked up first, because a miss must not copy shared nodes.
-        self.get(&order)?;
-        let removed = Arc::make_mut(&mut self.root).remove(&order);
+        self.get(place)?;
+        let removed = Arc::make_mut(&mut self.root).remove(place);
         self.len -= 1;
-        while let Node::Branch(children) = &*self.root {
+        while let Entries::Children(children) = &self.root.entries {
             match &children[..] {
-                [] => self.root = Arc::new(Node::Leaf(Vec::new())),
+                [] => *self = Self::new(),
                 [only] => self.root = only.node.clone(),
                 _ => break,
             }
@@ -139,99 +202,205 @@ impl Tree {
     }
 }
 
-/// The child to descend into: the last whose first item is `before` the position, or else the first child.
-fn slot(children: &[Child], before: impl Fn(&KeyValue) -> bool) -> usize {
-    children.partition_point(|c| before(&c.first)).saturating_sub(1)
-}
-
 /// Where to cut a node that has grown too wide. Keys that arrive in ascending order leave full nodes behind.
 fn cut(len: usize, inserted_at: usize) -> usize {
     if inserted_at + 1 == len { WIDTH_MAX } else { len / 2 }
 }
 
+/// The bytes at the beginning of a key's rest, as a number that orders as they do. Missing ones are zero, so equal heads prove
+/// nothing.
+fn head(rest: &[u8]) -> u32 {
+    match rest.first_chunk() {
+        Some(bytes) => u32::from_be_bytes(*bytes),
+        None => rest.iter().enumerate().fold(0, |head, (i, byte)| head | u32::from(*byte) << (24 - 8 * i)),
+    }
+}
+
+/// How many bytes two keys share.
+fn common(a: &[u8], b: &[u8]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
 impl Child {
     fn new(node: Arc<Node>) -> Self {
-        Self { first: node.first().clone(), len: node.len(), node }
-    }
-
-    /// Takes over what a change below has changed.
-    fn refresh(&mut self, len: usize) {
-        self.len = len;
-        let first = self.node.first();
-        if !std::ptr::eq(first.as_encoded(), self.first.as_encoded()) {
-            self.first = first.clone();
-        }
+        Self { first: node.key_value(0).clone(), len: node.len(), node }
     }
 }
 
 impl Node {
-    fn first(&self) -> &KeyValue {
-        match self {
-            Node::Leaf(items) => &items[0],
-            Node::Branch(children) => &children[0].first,
+    fn new(entries: Entries) -> Self {
+        let mut node = Self { shared: 0, heads: Vec::new(), entries };
+        node.index();
+        node
+    }
+
+    /// Makes the heads anew: keys may share more or fewer bytes than before.
+    fn index(&mut self) {
+        let width = self.width();
+        self.heads.clear();
+        if width > 0 {
+            self.shared = common(self.key_value(0).key(), self.key_value(width - 1).key());
+            let heads = (0..width).map(|i| head(&self.key_value(i).key()[self.shared..]));
+            self.heads = heads.collect();
+        }
+    }
+
+    /// Keeps the heads true after entry `i` was put in (`is_new`), or begins with another key.
+    fn index_entry(&mut self, i: usize, is_new: bool) {
+        let (key, neighbour) = (self.key_value(i).key(), self.key_value(usize::from(i == 0 && self.width() > 1)).key());
+        let Some(rest) = key.get(self.shared..).filter(|_| common(key, neighbour) >= self.shared) else {
+            return self.index();
+        };
+        let head = head(rest);
+        if is_new {
+            self.heads.insert(i, head);
+        } else {
+            self.heads[i] = head;
+        }
+    }
+
+    /// An item, or the first item below a child.
+    fn key_value(&self, i: usize) -> &KeyValue {
+        match &self.entries {
+            Entries::Items(items) => &items[i],
+            Entries::Children(children) => &children[i].first,
         }
     }
 
     fn len(&self) -> usize {
-        match self {
-            Node::Leaf(items) => items.len(),
-            Node::Branch(children) => children.iter().map(|c| c.len).sum(),
+        match &self.entries {
+            Entries::Items(items) => items.len(),
+            Entries::Children(children) => children.iter().map(|c| c.len).sum(),
         }
     }
 
     fn width(&self) -> usize {
-        match self {
-            Node::Leaf(items) => items.len(),
-            Node::Branch(children) => children.len(),
+        match &self.entries {
+            Entries::Items(items) => items.len(),
+            Entries::Children(children) => children.len(),
         }
+    }
+
+    /// The entries before which nothing is left to compare, and those whose heads are that of the place.
+    fn ties(&self, place: Place<'_>) -> std::ops::Range<usize> {
+        if self.heads.is_empty() {
+            return 0..0;
+        }
+        let shared = &self.key_value(0).key()[..self.shared];
+        match place.key.strip_prefix(shared) {
+            Some(rest) => {
+                let head = head(rest);
+                let first = self.heads.partition_point(|x| *x < head);
+                first..first + self.heads[first..].iter().take_while(|x| **x == head).count()
+            }
+            None if place.key < shared => 0..0,
+            None => self.heads.len()..self.heads.len(),
+        }
+    }
+
+    /// How many entries are before the place.
+    fn rank(&self, place: Place<'_>) -> usize {
+        let ties = self.ties(place);
+        partition_point(ties, |i| place.order(self.key_value(i)).is_lt())
+    }
+
+    /// The entry at the place, or where one would be put.
+    fn find(&self, place: Place<'_>) -> Result<usize, usize> {
+        let ties = self.ties(place);
+        let i = partition_point(ties.clone(), |i| place.order(self.key_value(i)).is_lt());
+        if i < ties.end && place.order(self.key_value(i)).is_eq() { Ok(i) } else { Err(i) }
+    }
+
+    /// The child to descend into: the last that does not begin after the place, or else the first.
+    fn slot(&self, place: Place<'_>) -> usize {
+        partition_point(self.ties(place), |i| place.order(self.key_value(i)).is_le()).saturating_sub(1)
+    }
+
+    /// The right half of a node that is too wide, if it is.
+    fn split(&mut self, inserted_at: usize) -> Option<Node> {
+        let width = self.width();
+        if width <= WIDTH_MAX {
+            return None;
+        }
+        let at = cut(width, inserted_at);
+        let right = match &mut self.entries {
+            Entries::Items(items) => Entries::Items(items.split_off(at)),
+            Entries::Children(children) => Entries::Children(children.split_off(at)),
+        };
+        self.index();
+        Some(Node::new(right))
     }
 
     /// The item replaced, and the right part of this node if it had to be split.
-    fn insert(&mut self, item: KeyValue, order: &impl Fn(&KeyValue) -> Ordering) -> (Option<KeyValue>, Option<Node>) {
-        match self {
-            Node::Leaf(items) => match items.binary_search_by(order) {
-                Ok(i) => (Some(std::mem::replace(&mut items[i], item)), None),
-                Err(i) => {
-                    items.insert(i, item);
-                    let split = (items.len() > WIDTH_MAX).then(|| Node::Leaf(items.split_off(cut(items.len(), i))));
-                    (None, split)
-                }
-            },
-            Node::Branch(children) => {
-                let i = slot(children, |x| order(x).is_le());
+    fn insert(
+        &mut self,
+        place: Place<'_>,
+        make: impl FnOnce(Option<&KeyValue>) -> KeyValue,
+    ) -> (Option<KeyValue>, Option<Node>) {
+        let found = match self.entries {
+            Entries::Items(_) => self.find(place),
+            Entries::Children(_) => Ok(self.slot(place)),
+        };
+        match (&mut self.entries, found) {
+            (Entries::Items(items), Ok(i)) => {
+                let item = make(Some(&items[i]));
+                (Some(std::mem::replace(&mut items[i], item)), None)
+            }
+            (Entries::Items(items), Err(i)) => {
+                items.insert(i, make(None));
+                self.index_entry(i, true);
+                (None, self.split(i))
+            }
+            (Entries::Children(children), Ok(i) | Err(i)) => {
                 let child = &mut children[i];
-                let (replaced, split) = Arc::make_mut(&mut child.node).insert(item, order);
-                let grown = child.len + usize::from(replaced.is_none());
-                let Some(right) = split else {
-                    child.refresh(grown);
-                    return (replaced, None);
-                };
-                let right = Child::new(Arc::new(right));
-                child.refresh(grown - right.len);
-                children.insert(i + 1, right);
-                let split =
-                    (children.len() > WIDTH_MAX).then(|| Node::Branch(children.split_off(cut(children.len(), i + 1))));
-                (replaced, split)
+                let (replaced, split) = Arc::make_mut(&mut child.node).insert(place, make);
+                child.len += usize::from(replaced.is_none());
+                let right = split.map(|right| Child::new(Arc::new(right)));
+                child.len -= right.as_ref().map_or(0, |right| right.len);
+                self.refresh(i);
+                let Some(right) = right else { return (replaced, None) };
+                if let Entries::Children(children) = &mut self.entries {
+                    children.insert(i + 1, right);
+                }
+                self.index_entry(i + 1, true);
+                (replaced, self.split(i + 1))
             }
         }
     }
 
-    fn remove(&mut self, order: &impl Fn(&KeyValue) -> Ordering) -> KeyValue {
-        match self {
-            Node::Leaf(items) => {
-                let i = items.binary_search_by(order).expect("the item to remove was found before");
-                items.remove(i)
+    /// Takes over what child `i` begins with now.
+    fn refresh(&mut self, i: usize) {
+        let Entries::Children(children) = &mut self.entries else { return };
+        let child = &mut children[i];
+        let first = child.node.key_value(0);
+        if !std::ptr::eq(first.as_encoded(), child.first.as_encoded()) {
+            child.first = first.clone();
+            self.index_entry(i, false);
+        }
+    }
+
+    fn remove(&mut self, place: Place<'_>) -> KeyValue {
+        let found = match self.entries {
+            Entries::Items(_) => self.find(place).expect("the item to remove was found before"),
+            Entries::Children(_) => self.slot(place),
+        };
+        match &mut self.entries {
+            Entries::Items(items) => {
+                self.heads.remove(found);
+                items.remove(found)
             }
-            Node::Branch(children) => {
-                let i = slot(children, |x| order(x).is_le());
-                let child = &mut children[i];
-                let removed = Arc::make_mut(&mut child.node).remove(order);
-                if child.len == 1 {
-                    children.remove(i);
+            Entries::Children(children) => {
+                let child = &mut children[found];
+                let removed = Arc::make_mut(&mut child.node).remove(place);
+                child.len -= 1;
+                if child.len == 0 {
+                    children.remove(found);
+                    self.heads.remove(found);
                 } else {
-                    child.refresh(child.len - 1);
-                    if child.node.width() < WIDTH_MIN {
-                        merge(children, i);
+                    let is_narrow = child.node.width() < WIDTH_MIN;
+                    self.refresh(found);
+                    if is_narrow {
+                        self.merge(found);
                     }
                 }
                 removed
@@ -239,25 +408,38 @@ impl Node {
         }
     }
 
+    /// Joins child `i` with a neighbour, if the two are narrow enough.
+    fn merge(&mut self, i: usize) {
+        let Entries::Children(children) = &mut self.entries else { return };
+        let fits = |j: usize| {
+            children.get(j + 1).is_some_and(|right| children[j].node.width() + right.node.width() <= WIDTH_MERGED_MAX)
+        };
+        let Some(left) = i.checked_sub(1).filter(|&j| fits(j)).or(fits(i).then_some(i)) else { return };
+        let right = children.remove(left + 1);
+        self.heads.remove(left + 1);
+        let child = &mut children[left];
+        Arc::make_mut(&mut child.node).append(Arc::unwrap_or_clone(right.node));
+        child.len += right.len;
+    }
+
     fn append(&mut self, right: Node) {
-        match (self, right) {
-            (Node::Leaf(items), Node::Leaf(mut more)) => items.append(&mut more),
-            (Node::Branch(children), Node::Branch(mut more)) => children.append(&mut more),
+        match (&mut self.entries, right.entries) {
+            (Entries::Items(items), Entries::Items(mut more)) => items.append(&mut more),
+            (Entries::Children(children), Entries::Children(mut more)) => children.append(&mut more),
             _ => unreachable!("siblings are of one depth"),
         }
+        self.index();
     }
 }
 
-/// Joins child `i` with a neighbour, if the two are narrow enough.
-fn merge(children: &mut Vec<Child>, i: usize) {
-    let fits = |j: usize| {
-        children.get(j + 1).is_some_and(|right| children[j].node.width() + right.node.width() <= WIDTH_MERGED_MAX)
-    };
-    let Some(left) = i.checked_sub(1).filter(|&j| fits(j)).or(fits(i).then_some(i)) else { return };
-    let right = children.remove(left + 1);
-    let child = &mut children[left];
-    Arc::make_mut(&mut child.node).append(Arc::unwrap_or_clone(right.node));
-    child.len += right.len;
+/// The first of `range` that does not pass; those that pass come first.
+fn partition_point(range: std::ops::Range<usize>, passes: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (range.start, range.end);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if passes(middle) { low = middle + 1 } else { high = middle }
+    }
+    low
 }
 
 /// Items in ascending order.
@@ -278,9 +460,9 @@ impl<'a> Iterator for Iter<'a> {
                 None => {
                     self.above.pop();
                 }
-                Some(child) => match &*child.node {
-                    Node::Leaf(items) => self.leaf = items.iter(),
-                    Node::Branch(children) => self.above.push(children.iter()),
+                Some(child) => match &child.node.entries {
+                    Entries::Items(items) => self.leaf = items.iter(),
+                    Entries::Children(children) => self.above.push(children.iter()),
                 },
             }
         }
@@ -294,22 +476,38 @@ mod tests {
     use super::*;
     use crate::pb::Fields;
 
-    fn item(key: u32, version: i64) -> KeyValue {
-        KeyValue::new(Fields { key: &key.to_be_bytes(), version, ..Fields::default() })
+    type Versions = BTreeMap<(Vec<u8>, i64), KeyValue>;
+
+    fn item(key: &[u8], mod_revision: i64) -> KeyValue {
+        KeyValue::new(Fields { key, mod_revision, version: 1, ..Fields::default() })
     }
 
-    fn order(key: u32) -> impl Fn(&KeyValue) -> Ordering {
-        move |x| x.key().cmp(&key.to_be_bytes()[..])
+    /// Keys that share much, little and nothing, and end where others go on.
+    fn key(random: &mut fastrand::Rng) -> Vec<u8> {
+        let number = random.u32(..600);
+        match random.u8(..8) {
+            0 => vec![0; number as usize % 12],
+            1 => number.to_be_bytes().to_vec(),
+            2 => format!("bench/{number}").into_bytes(),
+            _ => format!("bench/{number:012}").into_bytes(),
+        }
     }
 
     /// Depth below `node`; asserts the invariants on the way.
     fn check(node: &Node, root: bool) -> usize {
-        assert!(root || node.width() > 0, "an empty node stayed");
-        assert!(node.width() <= WIDTH_MAX);
-        let Node::Branch(children) = node else { return 0 };
+        let width = node.width();
+        assert!(root || width > 0, "an empty node stayed");
+        assert!(width <= WIDTH_MAX);
+        assert_eq!(node.heads.len(), width);
+        for i in 0..width {
+            let key = node.key_value(i).key();
+            assert_eq!(key[..node.shared], node.key_value(0).key()[..node.shared], "a key shares less");
+            assert_eq!(node.heads[i], head(&key[node.shared..]), "a stale head");
+        }
+        let Entries::Children(children) = &node.entries else { return 0 };
         let mut depths = children.iter().map(|c| {
             assert_eq!(c.len, c.node.len());
-            assert!(std::ptr::eq(c.first.as_encoded(), c.node.first().as_encoded()), "a stale separator");
+            assert!(std::ptr::eq(c.first.as_encoded(), c.node.key_value(0).as_encoded()), "a stale separator");
             check(&c.node, false)
         });
         let depth = depths.next().unwrap();
@@ -317,21 +515,28 @@ mod tests {
         depth + 1
     }
 
-    #[test]
-    fn it_holds_what_an_ordinary_map_holds() {
+    /// A tree of versions beside an ordinary map, with random keys of few or many versions.
+    fn compare(revisions: i64) {
         let seed = std::env::var("QUORATE_SEED").map_or(7, |s| s.parse().unwrap());
         println!("QUORATE_SEED={seed}");
         let mut random = fastrand::Rng::with_seed(seed);
-        let (mut tree, mut map) = (Tree::new(), BTreeMap::new());
+        let (mut tree, mut map) = (Tree::new(), Versions::new());
         let mut kept = (tree.clone(), map.clone());
-        for step in 0..60_000_i64 {
+        for step in 0..60_000 {
             // Grows first, then shrinks to nothing.
             let grow = step < 30_000;
-            let key = random.u32(..4000);
+            let (key, revision) = (key(&mut random), random.i64(0..revisions));
+            let place = Place::of_version(&key, revision);
+            let entry = (key.clone(), revision);
             if random.u8(..4) != 0 && grow || random.u8(..16) == 0 {
-                assert_eq!(tree.insert(item(key, step), order(key)), map.insert(key, item(key, step)));
+                let new = item(&key, revision);
+                let replaced = tree.insert(place, |was| {
+                    assert_eq!(was, map.get(&entry));
+                    new.clone()
+                });
+                assert_eq!(replaced, map.insert(entry.clone(), new));
             } else {
-                assert_eq!(tree.remove(order(key)), map.remove(&key));
+                assert_eq!(tree.remove(place), map.remove(&entry));
             }
             if step % 1000 == 0 {
                 check(&tree.root, true);
@@ -340,31 +545,46 @@ mod tests {
                 kept = (tree.clone(), map.clone());
             }
             assert_eq!(tree.len(), map.len());
-            assert_eq!(tree.get(order(key)), map.get(&key));
-            let before = |x: &KeyValue| order(key)(x).is_lt();
-            let rank = map.range(..key).count();
+            assert_eq!(tree.get(place), map.get(&entry));
             if step % 16 == 0 {
-                assert_eq!(tree.rank(before), rank);
-                assert_eq!(tree.last_before(before), map.range(..key).next_back().map(|(_, v)| v));
-                assert!(tree.iter_at(rank).take(40).eq(map.range(key..).take(40).map(|(_, v)| v)));
+                let first = (key.clone(), i64::MIN);
+                let rank = map.range(..&entry).count();
+                assert_eq!(tree.rank(place), rank);
+                assert_eq!(tree.last_before(place), map.range(..&entry).next_back().map(|(_, v)| v));
+                assert!(tree.iter_at(rank).take(40).eq(map.range(&entry..).take(40).map(|(_, v)| v)));
+                assert_eq!(tree.rank(Place::before(&key)), map.range(..&first).count());
+                assert_eq!(tree.rank(Place::after(&key)), map.range(..=(key.clone(), i64::MAX)).count());
+                let of_key = map.range(first..=(key.clone(), i64::MAX)).map(|(_, v)| v);
+                assert_eq!(tree.get(Place::of(&key)).map(KeyValue::key), of_key.map(KeyValue::key).next());
             }
         }
-        for key in map.into_keys() {
-            tree.remove(order(key)).unwrap();
+        for (key, revision) in map.into_keys() {
+            tree.remove(Place::of_version(&key, revision)).unwrap();
         }
         assert_eq!((tree.len(), tree.root.width()), (0, 0));
     }
 
     #[test]
+    fn it_holds_what_an_ordinary_map_holds() {
+        compare(2);
+    }
+
+    #[test]
+    fn many_versions_of_a_key_are_in_order() {
+        compare(100);
+    }
+
+    #[test]
     fn ascending_keys_fill_their_nodes() {
         let mut tree = Tree::new();
-        for key in 0..100_000 {
-            tree.insert(item(key, 1), order(key));
+        for key in 0..100_000_u32 {
+            let key = key.to_be_bytes();
+            tree.insert(Place::of(&key), |_| item(&key, 1));
         }
         fn leaves(node: &Node) -> usize {
-            match node {
-                Node::Leaf(_) => 1,
-                Node::Branch(children) => children.iter().map(|c| leaves(&c.node)).sum(),
+            match &node.entries {
+                Entries::Items(_) => 1,
+                Entries::Children(children) => children.iter().map(|c| leaves(&c.node)).sum(),
             }
         }
         assert!(leaves(&tree.root) <= 100_000 / WIDTH_MAX + 1);

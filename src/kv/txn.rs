@@ -6,7 +6,8 @@
 
 use super::State;
 use super::range::Interval;
-use super::state::{by_key, header};
+use super::state::header;
+use super::tree::Place;
 use crate::error::Error;
 use crate::pb::etcd::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::pb::etcd::request_op::Request;
@@ -70,7 +71,7 @@ impl State {
     /// but its value equals nothing, nor differs from anything.
     fn holds(&self, c: &Compare) -> bool {
         let mut items = match Interval::new(&c.key, &c.range_end) {
-            Interval::Key(key) => match self.live.get(by_key(key)) {
+            Interval::Key(key) => match self.live.get(Place::of(key)) {
                 Some(kv) => return compare(c, &kv.fields()),
                 None => return missing(c),
             },

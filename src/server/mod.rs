@@ -207,18 +207,15 @@ fn places(env: &Env, config: &Config, this: &config::Node, wanted: Option<&Watch
 /// Rule 6: the greater of the configured and the wanted size, and also the pods that exist. Who should know and does not say makes
 /// a node wait.
 fn expected(configured: std::ops::Range<u64>, reading: Option<Reading>) -> Expected {
+    let only = |unknown| Expected { slots: configured.clone(), also: 0..0, one_by_one: false, unknown };
     match reading.map(|reading| reading.wanted) {
-        None => Expected { slots: configured, also: 0..0, unknown: None },
-        Some(Wanted::Slots { slots, present }) => {
+        None => only(None),
+        Some(Wanted::Slots { slots, present, one_by_one }) => {
             let size = (configured.end - configured.start).max(slots.end - slots.start);
-            Expected { slots: slots.start..slots.start + size, also: present, unknown: None }
+            Expected { slots: slots.start..slots.start + size, also: present, one_by_one, unknown: None }
         }
-        Some(Wanted::Shutdown) => Expected {
-            slots: configured,
-            also: 0..0,
-            unknown: Some("the StatefulSet wants none, or is being deleted".into()),
-        },
-        Some(Wanted::Unknown(why)) => Expected { slots: configured, also: 0..0, unknown: Some(why) },
+        Some(Wanted::Shutdown) => only(Some("the StatefulSet wants none, or is being deleted".into())),
+        Some(Wanted::Unknown(why)) => only(Some(why)),
     }
 }
 

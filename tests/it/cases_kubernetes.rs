@@ -1,10 +1,13 @@
 //! Membership cases about what Kubernetes does to pods and what its API server says, on the played StatefulSet.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use quorate::pb::etcd::RangeRequest;
 
 use crate::support::cluster::wait_for;
 use crate::support::kube_api::Mode;
 use crate::support::statefulset::StatefulSet;
+use crate::support::tools;
 
 /// Case 31: every pod comes back at another address, and its name resolves late: the members find one another by name again.
 #[tokio::test(flavor = "multi_thread")]
@@ -119,4 +122,36 @@ async fn pods_ask_the_api_server_seldom() {
     let (before, since) = (set.api.gets(), std::time::Instant::now());
     wait_for("a few polls", async || if set.api.gets() >= before + 4 { Ok(()) } else { Err(set.api.gets()) }).await;
     assert!(since.elapsed() >= Duration::from_millis(1500), "four questions in {:?}", since.elapsed());
+}
+
+/// A pod whose disk is lost (its node is gone) comes back as a new voter with all data, with nobody's hand. Prints how long that took:
+/// with 8 MiB, or `QUORATE_HEAL_MIB`; `QUORATE_DEFAULT_TIMES=1` has the settings that people have.
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_disk_heals_with_all_its_data() {
+    const VALUE_KIB: usize = 256;
+    let mib = std::env::var("QUORATE_HEAL_MIB").map_or(8, |text| text.parse::<usize>().expect("a number of MiB"));
+    let set = if tools::is_set("QUORATE_DEFAULT_TIMES") { StatefulSet::as_shipped(3) } else { StatefulSet::quick(3) };
+    let set = set.start().await;
+    let (count, value) = (mib * 1024 / VALUE_KIB, "v".repeat(VALUE_KIB << 10));
+    for i in 0..count {
+        set.put(0, &format!("k/{i:06}"), &value).await;
+    }
+    let former = set.ids(1).await.1;
+    set.hold(1);
+    set.wipe(1);
+    set.release(1);
+    let since = Instant::now();
+    set.wait_ready().await;
+    set.wait_voters(0..3).await;
+    println!("a lost disk with {mib} MiB is healed after {:.1} s", since.elapsed().as_secs_f64());
+    assert_ne!(set.ids(1).await.1, former);
+    let all = RangeRequest {
+        key: "k/".into(),
+        range_end: "k0".into(),
+        serializable: true,
+        count_only: true,
+        ..RangeRequest::default()
+    };
+    assert_eq!(set.kv(1).range(all).await.unwrap().into_inner().count, count as i64);
+    assert_eq!(set.get(1, &format!("k/{:06}", count - 1)).await, Some(value));
 }

@@ -39,7 +39,7 @@ fn view(slot: u64, size: u64) -> View {
     });
     View {
         me: Me { member_id: id(slot), slot, process_nonce: 0, state: State::Pristine },
-        expected: Expected { slots: 0..size, also: 0..0, unknown: None },
+        expected: Expected { slots: 0..size, also: 0..0, one_by_one: false, unknown: None },
         asked: asked.collect(),
         max_voters: 5,
     }
@@ -114,6 +114,16 @@ fn who_exceeds_the_voters_is_not_proposed() {
 fn unreachable_slot_is_waited_for_by_name() {
     let wait = waits(&view(0, 3).lose(2));
     assert_eq!(wait.to_string(), "waits for slot 2 (kv-2:2380): connection refused");
+}
+
+/// Rule 9: more than one pod under `OrderedReady` can never form a cluster.
+#[test]
+fn pod_that_is_never_made_is_waited_for_with_what_to_do() {
+    let mut view = view(0, 3).lose(1).lose(2);
+    view.expected.one_by_one = true;
+    let wait = waits(&view);
+    assert_eq!(wait, Wait::OneByOne { slot: 1, address: address(1) });
+    assert!(wait.to_string().contains("OrderedReady"), "{wait}");
 }
 
 #[test]

@@ -108,7 +108,7 @@ impl Town {
         let size = self.size();
         Places {
             expand: Some(Arc::new(|slot| format!("kv-{slot}"))),
-            expected: Arc::new(move || Expected { slots: 0..size, also: 0..0, unknown: None }),
+            expected: Arc::new(move || Expected { slots: 0..size, also: 0..0, one_by_one: false, unknown: None }),
             resolve: None,
             max_voters: 5,
             patience: Duration::from_secs(1),

@@ -449,6 +449,12 @@ fn manual_operations_pass_the_same_gate() {
     let add = |slot| Operation::Add { id: first(slot), node: node(slot) };
     let remove = |slot| Operation::Remove { id: first(slot) };
     let promote = |slot| Operation::Promote { id: first(slot) };
+    let update = |peer_address: &str, is_there| Operation::Update {
+        id: first(1),
+        peer_address: peer_address.to_owned(),
+        is_there,
+    };
+    let moved = Change::UpdateNode { id: first(1), node: Node { peer_address: "far:1".into(), ..node(1) } };
     let refuse = |error| Verdict::Refuse(error);
     let three = || cluster(0..3, 0..0);
     let held = |held| {
@@ -475,18 +481,19 @@ fn manual_operations_pass_the_same_gate() {
         (three(), promote(1), false, refuse(Error::NotLearner)),
         (three(), promote(1), true, Verdict::Done),
         (three(), promote(8), false, refuse(Error::MemberNotFound)),
-        (three(), Operation::Update { id: first(1), peer_address: node(1).peer_address }, false, Verdict::Done),
-        (
-            three(),
-            Operation::Update { id: first(1), peer_address: node(2).peer_address },
-            false,
-            refuse(Error::PeerUrlExists),
-        ),
+        (three(), update(&node(1).peer_address, true), false, Verdict::Done),
+        (three(), update(&node(2).peer_address, false), false, refuse(Error::PeerUrlExists)),
+        (three(), update("far:1", false), false, Verdict::Do(moved.clone())),
+        (cluster(0..2, 0..0), update("far:1", true), false, Verdict::Do(moved)),
     ] {
         assert_eq!(judge(&observed, &operation, begun), expected, "{operation:?}, begun: {begun}");
     }
     let fourth = judge(&cluster(0..3, 3..4), &promote(3), false);
     assert!(matches!(fourth, Verdict::Refuse(Error::Membership(_))), "four voters survive no more: {fourth:?}");
+    for voters in [cluster(0..2, 0..0), three().kill(first(2))] {
+        let sent_away = judge(&voters, &update("far:1", false), false);
+        assert!(matches!(sent_away, Verdict::Refuse(Error::Membership(_))), "the quorum would end: {sent_away:?}");
+    }
     let lost = judge(&three().kill(first(2)), &remove(1), false);
     assert!(matches!(lost, Verdict::Wait(Reason::Quorum { which: Which::New, .. })), "{lost:?}");
 }

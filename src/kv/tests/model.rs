@@ -391,7 +391,7 @@ pub(crate) fn check(state: &State, model: &Model) {
     let expected: Vec<_> = model.events.iter().filter(|e| e.0 > model.compacted).cloned().collect();
     assert_eq!(events, expected);
     let bytes =
-        |tree: &crate::kv::tree::Tree| -> u64 { tree.iter_at(0).map(|kv| kv.as_encoded().len() as u64 + 56).sum() };
+        |tree: &crate::kv::tree::Tree| -> u64 { tree.iter_at(0).map(|kv| kv.as_encoded().len() as u64 + 62).sum() };
     assert_eq!((state.live_bytes, state.old_bytes), (bytes(&state.live), bytes(&state.old)));
     let leases: BTreeMap<i64, (i64, i64)> =
         state.leases().iter().map(|(id, x)| (id, (x.ttl_seconds, x.left_seconds.unwrap_or(0)))).collect();

@@ -3,6 +3,9 @@
 //! Owns what was acknowledged. A writer and a reader keep to one pod until it fails them, then take another ready one, as a client
 //! behind a Service does. Every key is written once. A linearizable read must show a revision that is no older than any that was
 //! acknowledged before it began, and the newest key of which that was known.
+//!
+//! `QUORATE_MIXED_CLIENTS` adds so many that do nothing else but load the pods: four linearizable reads to one put, each as soon as
+//! the last is answered.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,6 +26,8 @@ const READERS: usize = 2;
 /// Between two requests of one client: the pods share the machine with them.
 const PAUSE: Duration = Duration::from_millis(2);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+const MIXED_KEYS: u32 = 10_000;
+const MIXED_VALUE: &[u8] = &[b'm'; 256];
 
 #[derive(Default)]
 struct Told {
@@ -38,6 +43,7 @@ struct Shared<S> {
     stop: AtomicBool,
     told: Arc<Mutex<Told>>,
     reads: Arc<AtomicU64>,
+    mixed: Arc<AtomicU64>,
 }
 
 /// What a load has seen.
@@ -45,6 +51,8 @@ struct Shared<S> {
 pub struct Report {
     pub writes: usize,
     pub reads: u64,
+    /// Answers to the clients of `QUORATE_MIXED_CLIENTS`.
+    pub mixed: u64,
     /// Between two acknowledgements, of whichever writers.
     pub longest_gap: Duration,
 }
@@ -53,6 +61,7 @@ pub struct Report {
 pub struct Load {
     told: Arc<Mutex<Told>>,
     reads: Arc<AtomicU64>,
+    mixed: Arc<AtomicU64>,
     /// Of all steps whose gaps were taken.
     longest_gap: Mutex<Duration>,
     stop: Box<dyn Fn() + Send + Sync>,
@@ -61,13 +70,30 @@ pub struct Load {
 
 impl Load {
     pub fn start(service: impl Fn() -> Vec<String> + Send + Sync + 'static) -> Self {
-        let (told, reads) = (Arc::<Mutex<Told>>::default(), Arc::<AtomicU64>::default());
-        let shared =
-            Arc::new(Shared { service, stop: AtomicBool::new(false), told: told.clone(), reads: reads.clone() });
+        let (told, reads, mixed) =
+            (Arc::<Mutex<Told>>::default(), Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+        let shared = Shared {
+            service,
+            stop: AtomicBool::new(false),
+            told: told.clone(),
+            reads: reads.clone(),
+            mixed: mixed.clone(),
+        };
+        let shared = Arc::new(shared);
         let mut tasks: Vec<_> = (0..WRITERS).map(|writer| tokio::spawn(write(shared.clone(), writer))).collect();
         tasks.extend((0..READERS).map(|_| tokio::spawn(read(shared.clone()))));
+        let clients =
+            std::env::var("QUORATE_MIXED_CLIENTS").map_or(0, |text| text.parse().expect("a number of clients"));
+        tasks.extend((0..clients).map(|_| tokio::spawn(mix(shared.clone()))));
         let longest_gap = Mutex::default();
-        Self { told, reads, longest_gap, stop: Box::new(move || shared.stop.store(true, Ordering::Relaxed)), tasks }
+        Self {
+            told,
+            reads,
+            mixed,
+            longest_gap,
+            stop: Box::new(move || shared.stop.store(true, Ordering::Relaxed)),
+            tasks,
+        }
     }
 
     pub fn writes(&self) -> usize {
@@ -121,7 +147,8 @@ impl Load {
             assert!(lost.is_empty(), "{} acknowledged writes are lost at kv-{ordinal}: {lost:?}", lost.len());
         }
         let longest_gap = told.longest_gap.max(*self.longest_gap.lock().unwrap());
-        let report = Report { writes: told.written.len(), reads: self.reads.load(Ordering::Relaxed), longest_gap };
+        let (reads, mixed) = (self.reads.load(Ordering::Relaxed), self.mixed.load(Ordering::Relaxed));
+        let report = Report { writes: told.written.len(), reads, mixed, longest_gap };
         println!("{report:?}");
         report
     }
@@ -202,5 +229,22 @@ async fn read<S: Fn() -> Vec<String>>(shared: Arc<Shared<S>>) {
             Err(_) => client.failed().await,
         }
         tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn mix<S: Fn() -> Vec<String>>(shared: Arc<Shared<S>>) {
+    let mut client = Client::default();
+    while !shared.stop.load(Ordering::Relaxed) {
+        let key = format!("mixed/{:012}", fastrand::u32(..MIXED_KEYS));
+        let mut kv = client.pod(&shared.service).await;
+        let answered = if fastrand::u8(..5) == 0 {
+            kv.put(PutRequest { key: key.into(), value: MIXED_VALUE.into(), ..PutRequest::default() }).await.map(drop)
+        } else {
+            kv.range(RangeRequest { key: key.into(), ..RangeRequest::default() }).await.map(drop)
+        };
+        match answered {
+            Ok(()) => _ = shared.mixed.fetch_add(1, Ordering::Relaxed),
+            Err(_) => client.failed().await,
+        }
     }
 }

@@ -133,7 +133,16 @@ impl StatefulSet {
         Self::blueprint(replicas).set("cluster.failure_timeout", "2s").set("cluster.promote_after", "100ms")
     }
 
+    /// Not installed yet; with an API server that is asked often, and small segments.
     pub fn blueprint(replicas: u64) -> Blueprint {
+        Self::as_shipped(replicas)
+            .set("kubernetes.poll_interval", "300ms")
+            .set("kubernetes.timeout", "1s")
+            .set("log.segment_bytes", "8MiB")
+    }
+
+    /// Not installed yet; with the settings that people have.
+    pub fn as_shipped(replicas: u64) -> Blueprint {
         let spec = Spec {
             replicas,
             start: 0,
@@ -495,9 +504,6 @@ fn settings(blueprint: &Blueprint, api: &KubeApi) -> String {
         ("server.grace_period", format!("{own}ms")),
         ("kubernetes.stateful_set", NAME.to_owned()),
         ("kubernetes.service_account_dir", api.service_account_dir().display().to_string()),
-        ("kubernetes.poll_interval", "300ms".to_owned()),
-        ("kubernetes.timeout", "1s".to_owned()),
-        ("log.segment_bytes", "8MiB".to_owned()),
     ];
     let mut merged: std::collections::BTreeMap<String, String> =
         fixed.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
