@@ -43,8 +43,8 @@ pub struct Table {
 }
 
 pub const TABLES: &[Table] = &[
-    Table { name: "cost", works: crate::SHORT, metrics: &["cpu_us", "per_s", "p99_ms"] },
-    Table { name: "latency", works: crate::SHORT, metrics: &["p50_ms", "p999_ms", "max_ms"] },
+    Table { name: "cost", works: crate::short::WORKS, metrics: &["cpu_us", "per_s", "p99_ms"] },
+    Table { name: "latency", works: crate::short::WORKS, metrics: &["p50_ms", "p999_ms", "max_ms"] },
     Table { name: "load", works: &["load"], metrics: &["seconds", "cpu_us", "resident_mib", "disk_mib"] },
     Table { name: "restart", works: &["restart"], metrics: &["seconds", "resident_mib"] },
     Table { name: "pause", works: &["pause"], metrics: &["p99_ms", "p999_ms", "max_ms", "seconds"] },

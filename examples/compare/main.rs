@@ -13,6 +13,7 @@ mod memory;
 mod plot;
 mod scale;
 mod servers;
+mod short;
 mod streams;
 #[path = "../../tests/it/support/mod.rs"]
 #[allow(dead_code, clippy::unwrap_used, reason = "what the integration tests share; more than is needed here")]
@@ -28,22 +29,12 @@ use clap::builder::PossibleValuesParser;
 use client::Seen;
 use figures::{Figures, Sample, TABLES};
 use servers::{Kind, Program, Servers};
-use streams::{Keeper, Watched, Watchers, Writer};
 use support::cluster::binary;
-use works::{Data, Op};
 
 /// The name of ours in tables.
 const OURS: &str = "quorate";
-/// Works that run one after the other in one cluster, some seconds each.
-const SHORT: &[&str] =
-    &["put", "get", "get-serializable", "mixed", "range", "txn", "large-put", "watch", "keep-alive", "one-client"];
 const VALUE_BYTES: usize = 256;
-const LARGE_VALUE_BYTES: usize = 64 << 10;
-/// Keys with large values: the history of a few seconds must stay below the quota, which is 2 GiB for both.
-const LARGE_KEYS: u64 = 1000;
-const LARGE_SECONDS: f64 = 3.0;
 const MIB: f64 = (1 << 20) as f64;
-const FANOUT_WATCHERS: u64 = 1000;
 
 #[derive(Clone, clap::Parser)]
 struct Args {
@@ -152,84 +143,11 @@ impl Round<'_> {
             self.record(work, case, metric, millis(quantile));
         }
     }
-
-    /// The works of some seconds each, in one cluster.
-    async fn short(&mut self) -> anyhow::Result<()> {
-        let args = self.args;
-        let data = Data { keys: args.keys, value_bytes: VALUE_BYTES };
-        let servers = self.servers(3).await?;
-        works::fill(&servers, args, 0..data.keys, data.value_bytes).await?;
-        for work in SHORT.iter().filter(|work| args.wants(work)) {
-            match *work {
-                "large-put" => self.large(&servers).await?,
-                "watch" => self.fan_out(&servers).await?,
-                "one-client" => self.one_client(&servers, data).await?,
-                "keep-alive" => {
-                    for clients in &args.clients {
-                        let keepers = Keeper::open_all(&servers, args.connections, *clients).await?;
-                        let seen = client::closed_loop(keepers, args.seconds, &servers).await?;
-                        self.record_seen(work, &format!("{clients} clients"), &seen);
-                    }
-                }
-                _ => {
-                    for clients in &args.clients {
-                        let seen = works::measure(&servers, args, *clients, op(work), data).await?;
-                        self.record_seen(work, &format!("{clients} clients"), &seen);
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn large(&mut self, servers: &Servers) -> anyhow::Result<()> {
-        let data = Data { keys: self.args.keys.min(LARGE_KEYS), value_bytes: LARGE_VALUE_BYTES };
-        let args = Args { seconds: self.args.seconds.min(LARGE_SECONDS), ..self.args.clone() };
-        let clients = args.clients[0];
-        let seen = works::measure(servers, &args, clients, Op::Put, data).await?;
-        self.record_seen("large-put", &format!("{clients} clients"), &seen);
-        servers.compact().await
-    }
-
-    /// One client puts; a put is done when every watcher has it.
-    async fn fan_out(&mut self, servers: &Servers) -> anyhow::Result<()> {
-        let args = self.args;
-        let watchers = Watchers::open(servers, args.connections, FANOUT_WATCHERS, Watched::TheKey).await?;
-        let writer = Writer::new(servers, watchers, VALUE_BYTES)?;
-        let seen = client::closed_loop(vec![writer], args.seconds, servers).await?;
-        self.record_seen("watch", &format!("{FANOUT_WATCHERS} watchers"), &seen);
-        Ok(())
-    }
-
-    /// What a client sees that is alone: at the leader, and at a follower.
-    async fn one_client(&mut self, servers: &Servers, data: Data) -> anyhow::Result<()> {
-        let leader = servers.leader().await?;
-        for (place, slot) in [("at the leader", leader), ("at a follower", (leader + 1) % servers.size)] {
-            for (name, op) in [("put", Op::Put), ("get", Op::Get)] {
-                let users = works::users(&[servers.channel(slot)?], 1, op, data);
-                let seen = client::closed_loop(users, self.args.seconds, servers).await?;
-                self.record_seen("one-client", &format!("{name} {place}"), &seen);
-            }
-        }
-        Ok(())
-    }
 }
 
 /// In the order in which they are done.
 fn all_works() -> Vec<&'static str> {
-    [SHORT, scale::WORKS, &["memory"], many::WORKS].concat()
-}
-
-fn op(work: &str) -> Op {
-    match work {
-        "put" => Op::Put,
-        "get" => Op::Get,
-        "get-serializable" => Op::GetSerializable,
-        "mixed" => Op::Mixed,
-        "range" => Op::Range,
-        "txn" => Op::Txn,
-        _ => unreachable!("{work} is no request"),
-    }
+    [short::WORKS, scale::WORKS, &["memory"], many::WORKS].concat()
 }
 
 /// Ours, then what it is compared with.
@@ -256,14 +174,14 @@ fn programs(args: &Args) -> anyhow::Result<Vec<Program>> {
 async fn measure(args: &Args, programs: &[Program], figures: &mut Figures) -> anyhow::Result<()> {
     let wanted = |works: &[&str]| works.iter().any(|work| args.wants(work));
     let kinds: [(bool, &str); 3] =
-        [(wanted(SHORT), "short"), (wanted(&["memory"]), "memory"), (wanted(many::WORKS), "many")];
+        [(wanted(short::WORKS), "short"), (wanted(&["memory"]), "memory"), (wanted(many::WORKS), "many")];
     let scales = scale::WORKS.iter().filter(|work| wanted(&[work])).copied();
     for kind in kinds.into_iter().filter(|(wanted, _)| *wanted).map(|(_, kind)| kind).chain(scales) {
         for number in 1..=args.rounds {
             for program in programs {
                 let mut round = Round { args, program, number, figures: &mut *figures };
                 let done = match kind {
-                    "short" => round.short().await,
+                    "short" => short::measure(&mut round).await,
                     "memory" => memory::measure(&mut round).await,
                     "many" => many::measure(&mut round).await,
                     work => scale::measure(&mut round, work).await,
@@ -280,7 +198,7 @@ fn plots(figures: &Figures) -> Vec<(String, String)> {
     let label = |case: &str| case.replace(' ', "\n");
     let mut plots = Vec::new();
     for case in figures.cases("put") {
-        let places: Vec<_> = SHORT[..6].iter().map(|work| (work.replacen('-', "\n", 1), *work, case)).collect();
+        let places: Vec<_> = short::ON_KEYS.iter().map(|work| (work.replacen('-', "\n", 1), *work, case)).collect();
         let title = format!("Processor time of the three servers for one request, µs; {case}");
         let plot = plot::Plot::new(figures, &title, false, "cpu_us", &places).svg();
         plots.push((format!("cost-{}", case.replace(' ', "-")), plot));
