@@ -239,7 +239,8 @@ async fn main() -> anyhow::Result<()> {
         figures = all;
         figures::fill_in(dir, "machine", &machine)?;
         for (name, svg) in plots(&figures) {
-            std::fs::write(dir.join(name).with_extension("svg"), svg)?;
+            std::fs::write(dir.join(&name).with_extension("svg"), svg)?;
+            figures::fill_in(dir, &name, &format!("![{name}]({name}.svg)\n"))?;
         }
     }
     for table in TABLES {

@@ -17,13 +17,18 @@ const CONNECTIONS: usize = 2000;
 const WATCHERS: u64 = 10_000;
 const LEASES: usize = 50_000;
 const LEASE_CLIENTS: usize = 64;
-/// In which what was asked for last is done with.
-const SETTLE: Duration = Duration::from_secs(2);
+/// In which what was asked for last is done with, at most.
+const SETTLE_SECONDS: f64 = 2.0;
 
 pub async fn measure(round: &mut Round<'_>) -> anyhow::Result<()> {
     let (args, servers) = (round.args, round.servers(3).await?);
     let scale = |full: u64| full * args.many_keys / 1_000_000;
     let members = servers.size as f64;
+    // Of all members together, when they have come to rest.
+    let resident = async |servers: &Servers| {
+        tokio::time::sleep(Duration::from_secs_f64(SETTLE_SECONDS.min(args.seconds))).await;
+        servers.resident_bytes()
+    };
     let empty = resident(&servers).await;
     round.note("memory", "an empty member", "resident_mib", empty / members / MIB);
 
@@ -65,12 +70,6 @@ pub async fn measure(round: &mut Round<'_>) -> anyhow::Result<()> {
     let with = resident(&servers).await;
     round.note("memory", "and compaction", "resident_mib", with / members / MIB);
     Ok(())
-}
-
-/// Of all members together, when they have come to rest.
-async fn resident(servers: &Servers) -> f64 {
-    tokio::time::sleep(SETTLE).await;
-    servers.resident_bytes()
 }
 
 async fn grant(servers: &Servers, connections: usize, count: u64) -> anyhow::Result<()> {
