@@ -5,11 +5,13 @@
 //! CPU and memory). `--raise` raises the load on the prefix step by step until the p99 bends. Delays are from before a put is sent to
 //! when its event is decoded, in one process, so on one clock. Ends with exit code 1 if an event was lost.
 
+#[path = "compare/servers.rs"]
+#[allow(dead_code, reason = "what the comparison shares; more than is needed here")]
+mod servers;
 #[path = "../tests/it/support/mod.rs"]
 #[allow(dead_code, clippy::unwrap_used, reason = "what the integration tests share; more than is needed here")]
 mod support;
 
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -21,9 +23,9 @@ use quorate::pb::etcd::kv_client::KvClient;
 use quorate::pb::etcd::watch_client::WatchClient;
 use quorate::pb::etcd::watch_request::RequestUnion;
 use quorate::pb::etcd::{PutRequest, WatchCreateRequest, WatchRequest, WatchResponse};
-use support::cluster::Cluster;
+use servers::{Kind, Program, Servers, channel, cpu_micros, resident_bytes};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 #[derive(Clone, clap::Parser)]
 struct Args {
@@ -143,95 +145,18 @@ impl Counts {
     }
 }
 
-/// Members that this program has started, or that it was told of.
-#[allow(dead_code, reason = "held until the end: dropping them stops the servers")]
-enum Servers {
-    Quorate(Box<Cluster>),
-    Etcd(Vec<Child>, tempfile::TempDir),
-    Given,
-}
-
-impl Drop for Servers {
-    fn drop(&mut self) {
-        if let Servers::Etcd(children, _) = self {
-            for child in children {
-                let _ = child.kill();
-                let _ = child.wait();
-            }
-        }
-    }
-}
-
-/// The servers, their endpoints and their processes.
-async fn servers(args: &Args) -> anyhow::Result<(Servers, Vec<String>, Vec<u32>)> {
-    match args.start.as_deref() {
-        None => Ok((Servers::Given, args.endpoints.clone(), args.pids.clone())),
-        Some("quorate") => {
-            let cluster = Cluster::start(3).await;
-            let pids = (0..3).map(|slot| cluster.pid(slot)).collect();
-            let endpoints = (0..3).map(|slot| cluster.endpoint(slot)).collect();
-            Ok((Servers::Quorate(Box::new(cluster)), endpoints, pids))
-        }
-        Some("etcd") => start_etcd().await,
+/// Members that this program has started, if any, and the endpoints and processes of those that are loaded.
+async fn servers(args: &Args) -> anyhow::Result<(Option<Servers>, Vec<String>, Vec<u32>)> {
+    let (path, kind) = match args.start.as_deref() {
+        None => return Ok((None, args.endpoints.clone(), args.pids.clone())),
+        Some("quorate") => (support::cluster::binary(), Kind::Quorate),
+        Some("etcd") => ("etcd".into(), Kind::Etcd),
         Some(other) => bail!("--start {other}: expected quorate or etcd"),
-    }
-}
-
-async fn start_etcd() -> anyhow::Result<(Servers, Vec<String>, Vec<u32>)> {
-    let home = tempfile::tempdir()?;
-    let (a, b) = support::cluster::free_host();
-    let url = |slot: u64, port: u16| format!("http://127.{a}.{slot}.{b}:{port}");
-    let initial = (0..3).map(|slot| format!("m{slot}={}", url(slot, 2380))).collect::<Vec<_>>().join(",");
-    let mut children = Vec::new();
-    for slot in 0..3 {
-        let child = Command::new("etcd")
-            .args(["--name", &format!("m{slot}"), "--initial-cluster", &initial])
-            .args(["--listen-client-urls", &url(slot, 2379), "--advertise-client-urls", &url(slot, 2379)])
-            .args(["--listen-peer-urls", &url(slot, 2380), "--initial-advertise-peer-urls", &url(slot, 2380)])
-            .arg("--data-dir")
-            .arg(home.path().join(slot.to_string()))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("cannot start etcd; is Debian's etcd-server installed?")?;
-        children.push(child);
-    }
-    let pids = children.iter().map(Child::id).collect();
-    let servers = Servers::Etcd(children, home);
-    let endpoints: Vec<String> = (0..3).map(|slot| format!("127.{a}.{slot}.{b}:2379")).collect();
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let put = PutRequest { key: "ready".into(), ..Default::default() };
-        match KvClient::new(channel(&endpoints[0])?).put(put).await {
-            Ok(_) => return Ok((servers, endpoints, pids)),
-            Err(status) => ensure!(Instant::now() < deadline, "etcd does not come up: {status}"),
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
-fn channel(endpoint: &str) -> anyhow::Result<Channel> {
-    Ok(Endpoint::from_shared(format!("http://{endpoint}"))?.tcp_nodelay(true).connect_lazy())
-}
-
-/// CPU time of processes, in seconds.
-fn cpu_seconds(pids: &[u32]) -> f64 {
-    // Linux counts in hundredths of a second, whatever the kernel's tick.
-    let of = |pid: &u32| -> Option<f64> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        Some((fields[11].parse::<f64>().ok()? + fields[12].parse::<f64>().ok()?) / 100.0)
     };
-    pids.iter().filter_map(of).sum()
-}
-
-fn resident_bytes(pids: &[u32]) -> f64 {
-    let of = |pid: &u32| -> Option<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        Some(line.trim().trim_end_matches(" kB").parse::<f64>().ok()? * 1024.0)
-    };
-    pids.iter().filter_map(of).sum()
+    let program = Program { name: args.start.clone().unwrap_or_default(), path, kind };
+    let servers = Servers::start(&program, 3, &std::env::temp_dir()).await?;
+    let (endpoints, pids) = (servers.endpoints(), servers.pids());
+    Ok((Some(servers), endpoints, pids))
 }
 
 /// The key that watcher `number` watches, and the end of its interval.
@@ -336,7 +261,8 @@ async fn step(
     prefix_rate: f64,
     counts: &Arc<Counts>,
 ) -> anyhow::Result<Step> {
-    let cpu = cpu_seconds(pids);
+    let cpu_seconds = || pids.iter().map(|pid| cpu_micros(*pid)).sum::<f64>() / 1e6;
+    let cpu = cpu_seconds();
     let began = Instant::now();
     let mut random = fastrand::Rng::with_seed(args.seed);
     let mut writers = Vec::new();
@@ -381,7 +307,7 @@ async fn step(
         counts.other_puts.load(Ordering::Relaxed) as f64 / took.as_secs_f64(),
         counts.puts.quantile(0.99),
         counts.failed_puts.load(Ordering::Relaxed),
-        (cpu_seconds(pids) - cpu) / took.as_secs_f64() * 100.0,
+        (cpu_seconds() - cpu) / took.as_secs_f64() * 100.0,
         counts.ended_streams.load(Ordering::Relaxed),
     );
     Ok(Step { p99, lost, rate: arrived as f64 / took.as_secs_f64() })
@@ -410,11 +336,12 @@ async fn main() -> anyhow::Result<()> {
     let name = args.start.clone().unwrap_or_else(|| endpoints.join(","));
     println!("{name}, seed {}, {} bytes a value", args.seed, args.value_bytes);
     let counts = Counts::new();
-    let before = resident_bytes(&pids);
+    let resident = || pids.iter().map(|pid| resident_bytes(*pid)).sum::<f64>();
+    let before = resident();
     let watchers = open_watchers(&args, &endpoints, &counts).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let streams = watchers.div_ceil(args.watchers_per_stream.max(1));
-    let each = (resident_bytes(&pids) - before) / watchers as f64;
+    let each = (resident() - before) / watchers as f64;
     println!("{watchers} watchers on {streams} streams, {each:.0} bytes resident each, transport included");
     let (mut rate, mut first) = (args.prefix_rate, None);
     loop {

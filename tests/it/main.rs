@@ -9,6 +9,7 @@ mod cases_rollout;
 mod cases_scaling;
 mod cli;
 mod clients;
+mod compare;
 mod corpus;
 mod dev;
 mod docker;

@@ -2,9 +2,10 @@
 
 use quorate::pb::etcd::alarm_request::AlarmAction;
 use quorate::pb::etcd::downgrade_request::DowngradeAction;
+use quorate::pb::etcd::request_op::Request;
 use quorate::pb::etcd::{
     AlarmMember, AlarmRequest, AlarmType, CompactionRequest, DefragmentRequest, DeleteRangeRequest, DowngradeRequest,
-    HashRequest, PutRequest, RangeRequest,
+    HashRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
 };
 use tonic::{Code, Status};
 
@@ -261,4 +262,23 @@ async fn a_streamed_range_is_of_one_revision() {
         found += piece.kvs.len();
     }
     assert_eq!(found, 2000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_physical_compaction_may_take_longer_than_other_requests() {
+    let mut cluster = Cluster::new(1);
+    cluster.set("server.request_timeout", "700ms");
+    cluster.start_all().await;
+    let put = |n: u32| PutRequest { key: format!("k{n}").into(), value: "v".into(), ..Default::default() };
+    let puts = (0..128).map(|n| RequestOp { request: Some(Request::RequestPut(put(n))) });
+    let txn = TxnRequest { success: puts.collect(), ..Default::default() };
+    let mut kv = cluster.kv(0);
+    let mut revision = 0;
+    for _ in 0..1000 {
+        revision = kv.txn(txn.clone()).await.unwrap().into_inner().header.unwrap().revision;
+    }
+    let before = cluster.status(0).await.unwrap().db_size;
+    kv.compact(CompactionRequest { revision, physical: true }).await.unwrap();
+    let after = cluster.status(0).await.unwrap().db_size;
+    assert!(after < before / 100, "{before} bytes before, {after} when it was answered");
 }

@@ -186,12 +186,6 @@ impl Cluster {
         self.pods.get_mut(&slot).is_some_and(|child| child.try_wait().unwrap().is_none())
     }
 
-    /// The pod's process.
-    #[allow(dead_code, reason = "only the watch bench asks")]
-    pub fn pid(&self, slot: u64) -> u32 {
-        self.pods[&slot].id()
-    }
-
     /// Resident memory of the pod's process.
     pub fn resident_bytes(&self, slot: u64) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pods[&slot].id())).unwrap();
