@@ -95,6 +95,7 @@ impl Crowd {
                 seen: self.seen.clone(),
                 span,
                 puts,
+                is_ahead: false,
             };
             self.watchers.push(tokio::spawn(watcher.run(self.watching.clone())));
         }

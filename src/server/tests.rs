@@ -15,12 +15,15 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 fn settings(seed: u64) -> Settings {
-    Settings { seed, ..Settings::default() }
+    Settings { seed, keep_trace: true, ..Settings::default() }
 }
 
-fn expect_kept(report: &Report) {
+/// The trace is all that is left of a run that does not repeat itself.
+fn expect_kept((report, trace): &(Report, String)) {
     if let Some(violation) = &report.violation {
-        panic!("seed {}: {}: {}", report.seed, violation.check, violation.what);
+        let file = std::env::temp_dir().join(format!("quorate-sim-{}.trace", report.seed));
+        let kept = std::fs::write(&file, trace).map_or_else(|error| error.to_string(), |()| file.display().to_string());
+        panic!("seed {}: {}: {}; trace: {kept}", report.seed, violation.check, violation.what);
     }
 }
 
@@ -34,8 +37,8 @@ fn every_answer_is_of_one_history_whatever_crashes_and_is_cut() {
     // Two worlds at a time: they share nothing.
     let (odd, even): (Vec<u64>, Vec<u64>) = seeds.clone().partition(|seed| seed % 2 == 1);
     let run_all = |seeds: Vec<u64>| {
-        let reports = seeds.into_iter().map(|seed| sim::run(&settings(seed))).inspect(expect_kept);
-        reports.map(|report| report.counts["ops answered"]).sum::<u64>()
+        let reports = seeds.into_iter().map(|seed| sim::run_traced(&settings(seed))).inspect(expect_kept);
+        reports.map(|(report, _)| report.counts["ops answered"]).sum::<u64>()
     };
     let answered = std::thread::scope(|scope| {
         let odd = scope.spawn(|| run_all(odd));
@@ -48,7 +51,7 @@ fn every_answer_is_of_one_history_whatever_crashes_and_is_cut() {
 #[test]
 fn all_members_losing_power_at_once_keep_what_was_acknowledged() {
     for seed in 1000..1003 {
-        let (report, _) = sim::play(&settings(seed), async |world: &mut World| {
+        let played = sim::play(&settings(seed), async |world: &mut World| {
             world.start_all().await?;
             world.start_clients();
             for _ in 0..3 {
@@ -59,15 +62,15 @@ fn all_members_losing_power_at_once_keep_what_was_acknowledged() {
             world.stop_clients().await;
             Ok(())
         });
-        expect_kept(&report);
-        assert!(report.counts["ops answered"] > 20, "{:?}", report.counts);
+        expect_kept(&played);
+        assert!(played.0.counts["ops answered"] > 20, "{:?}", played.0.counts);
     }
 }
 
 #[test]
 fn sigterm_hands_leadership_over_and_ends_a_member_soon() {
     for seed in 2000..2003 {
-        let (report, _) = sim::play(&settings(seed), async |world: &mut World| {
+        let played = sim::play(&settings(seed), async |world: &mut World| {
             world.start_all().await?;
             world.start_clients();
             for member in 0..3 {
@@ -84,6 +87,70 @@ fn sigterm_hands_leadership_over_and_ends_a_member_soon() {
             world.stop_clients().await;
             Ok(())
         });
-        expect_kept(&report);
+        expect_kept(&played);
     }
+}
+
+/// Compaction is logical at once, and frees memory and the state store later, in slices: the power fails anywhere in between.
+#[test]
+fn a_crash_in_compaction_leaves_the_members_alike() {
+    for seed in 3000..3004 {
+        let played = sim::play(&settings(seed), async |world: &mut World| {
+            world.start_all().await?;
+            world.start_clients();
+            for round in 0..6 {
+                world.sleep_up_to(Duration::from_millis(1500)).await;
+                world.compact().await;
+                let members = if round % 2 == 0 { vec![0, 1, 2] } else { vec![round / 2] };
+                let changes = members.iter().map(|member| 1 + *member as u64).collect();
+                world.suffer(Fault::PowerLoss { members, changes }).await?;
+            }
+            world.stop_clients().await;
+            Ok(())
+        });
+        expect_kept(&played);
+        assert!(played.0.counts["op: compact"] >= 6, "{:?}", played.0.counts);
+    }
+}
+
+/// A member that was scaled away and comes back, on its old disk or a new one, is somebody else.
+#[test]
+fn members_that_were_scaled_away_come_back_as_new_ones() {
+    for seed in 4000..4003 {
+        let played = sim::play(&settings(seed), async |world: &mut World| {
+            world.start_all().await?;
+            world.start_clients();
+            for _ in 0..2 {
+                world.suffer(Fault::Grow).await?;
+                world.sleep_up_to(Duration::from_secs(1)).await;
+                world.suffer(Fault::Shrink).await?;
+            }
+            world.suffer(Fault::Grow).await?;
+            world.stop_clients().await;
+            Ok(())
+        });
+        expect_kept(&played);
+    }
+}
+
+#[test]
+fn no_lease_ends_while_no_quorum_is_left() {
+    let mut due = 0;
+    for seed in 5000..5004 {
+        let played = sim::play(&settings(seed), async |world: &mut World| {
+            world.start_all().await?;
+            world.start_clients();
+            for silent in [true, false] {
+                world.sleep_up_to(Duration::from_secs(2)).await;
+                // Longer than any lease there.
+                world.suffer(Fault::Split { silent, millis: 7000 }).await?;
+            }
+            world.sleep_up_to(Duration::from_secs(2)).await;
+            world.stop_clients().await;
+            Ok(())
+        });
+        expect_kept(&played);
+        due += played.0.counts["leases due in an outage"];
+    }
+    assert!(due > 0, "no lease was to end in an outage");
 }

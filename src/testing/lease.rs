@@ -25,6 +25,17 @@ pub struct Story {
     pub steps: Vec<Step>,
 }
 
+impl Story {
+    /// When it may end at the soonest.
+    pub fn due(&self) -> Duration {
+        let due = self.steps.iter().map(|step| match step {
+            Step::Renewed { called, ttl } => *called + *ttl,
+            Step::Revoked { .. } | Step::Gone { .. } => Duration::ZERO,
+        });
+        due.max().unwrap_or_default()
+    }
+}
+
 /// From when to when no quorum of members could reach one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outage {
@@ -71,7 +82,8 @@ fn check_one(lease: i64, story: &Story, outages: &[Outage], error: Duration) -> 
                 if seen + error < due {
                     return Err(Broken::Early { lease, seen, early: due - seen });
                 }
-                let lost = outages.iter().find(|outage| outage.from < due && (outage.from..outage.to).contains(&seen));
+                let lost =
+                    outages.iter().find(|outage| outage.from + error < due && (outage.from..outage.to).contains(&seen));
                 if let Some(outage) = lost {
                     return Err(Broken::NoQuorum { lease, seen, since: outage.from, due });
                 }

@@ -174,11 +174,12 @@ impl KvModel {
         }
     }
 
-    /// Whether `after` is what everybody saw of its revision.
-    fn fits(&self, after: &Store) -> bool {
+    /// Whether `after`, which follows on `before`, is what everybody saw of its revision.
+    fn fits(&self, before: &Store, after: &Store) -> bool {
         let Some(known) = self.known.get(&after.revision) else { return true };
+        let is_deleted = |key: &String| before.keys.contains_key(key) && !after.keys.contains_key(key);
         known.puts.iter().all(|(key, kv)| after.keys.get(key) == Some(kv))
-            && known.deletes.iter().all(|key| !after.keys.contains_key(key))
+            && known.deletes.iter().all(is_deleted)
             && known.reads.iter().all(|(span, kvs)| after.get(span) == *kvs)
     }
 }
@@ -211,7 +212,7 @@ impl Model for KvModel {
                     return None;
                 }
                 let (after, right) = store.execute(request);
-                (right == *answer && (after.revision == store.revision || self.fits(&after))).then_some(after)
+                (right == *answer && (after.revision == store.revision || self.fits(store, &after))).then_some(after)
             }
             (Outcome::Unknown, request) => {
                 if op.is_read() || self.known.get(&(store.revision + 1)).is_some_and(|known| known.taken) {
@@ -219,7 +220,7 @@ impl Model for KvModel {
                 }
                 let (after, _) = store.execute(request);
                 // Without effect it need not have been.
-                (after.revision > store.revision && self.fits(&after)).then_some(after)
+                (after.revision > store.revision && self.fits(store, &after)).then_some(after)
             }
         }
     }
@@ -247,7 +248,7 @@ impl Model for KvModel {
 pub fn check(ops: &[Op], events: &[Event], steps_max: u64) -> Verdict {
     let model = KvModel::new(ops, events);
     // What everybody saw of the beginning must hold too.
-    if !model.fits(&Store::default()) {
+    if !model.fits(&Store::default(), &Store::default()) {
         return Verdict::Violation { order: Vec::new(), stuck: first_of(ops, Store::default().revision) };
     }
     super::linear::check(&model, ops, steps_max)

@@ -64,6 +64,8 @@ const WORLD: &[&str] = &["src/env", "src/cli/dev*", "src/testing"];
 
 const FILE_LINES_MAX: usize = 800;
 const FUNCTION_LINES_MAX: usize = 80;
+/// The part of `docs/reliability.md` in which each line names tests.
+const REGRESSIONS: &str = "What has failed elsewhere";
 const UNFINISHED: [&str; 3] = ["todo", "unimplemented", "dbg"];
 
 #[test]
@@ -266,6 +268,25 @@ fn every_membership_case_has_a_test() {
     }
     let missing: Vec<u32> = (1..=40).filter(|case| *case != 38 && !named.contains(case)).collect();
     assert!(missing.is_empty(), "no test names the cases {missing:?}");
+}
+
+/// Tests that `text` names under `heading`, in backticks, and that are no function in `sources`.
+fn missing_tests(text: &str, heading: &str, sources: &str) -> Vec<String> {
+    let section = text.split("\n## ").find_map(|section| section.strip_prefix(heading)).expect("the section is there");
+    let quoted = section.split('`').skip(1).step_by(2);
+    let names = quoted.filter(|word| word.contains('_') && word.chars().all(|c| c.is_alphanumeric() || c == '_'));
+    names.filter(|name| !sources.contains(&format!("fn {name}("))).map(str::to_owned).collect()
+}
+
+#[test]
+fn tests_that_the_documentation_names_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let rust = files(root).into_iter().filter(|file| file.extension().is_some_and(|end| end == "rs"));
+    let sources: String = rust.map(|file| std::fs::read_to_string(file).expect("a source can be read")).collect();
+    let text = std::fs::read_to_string(root.join("docs/reliability.md")).expect("the document is there");
+    assert_eq!(missing_tests(&text, REGRESSIONS, &sources), Vec::<String>::new());
+    let fixture = format!("# A\n\n## {REGRESSIONS}\n| x | `is_there`, `is_gone` |\n\n## B\n`is_not_asked_for`\n");
+    assert_eq!(missing_tests(&fixture, REGRESSIONS, "fn is_there() {}"), ["is_gone"]);
 }
 
 /// A planted fault that is nowhere in the source would count as caught by nobody's fault; and what is shipped has the word `false`.

@@ -237,6 +237,36 @@ async fn filters_and_previous_versions_are_as_asked_for_in_past_and_present() {
     assert!(first == "0 @4 -k" || first == "0 @5 k=3", "what is compacted is not shown: {first}");
 }
 
+/// etcd #18089: a deletion at the compacted revision was lost to who had yet to catch up, or after a restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_at_the_compacted_revision_is_told_or_refused_after_a_restart() {
+    let mut cluster = Cluster::start(1).await;
+    cluster.put(0, "k", "1").await;
+    let deleted = cluster.put(0, "other", "1").await + 1;
+    delete(&cluster, "k").await;
+    compact(&cluster, deleted).await;
+    let last = cluster.put(0, "k", "2").await;
+    for round in 0..3 {
+        let mut stream = Stream::open(&cluster, 0).await;
+        stream.send(RequestUnion::CreateRequest(from(deleted, create("k", "")))).await;
+        assert!(stream.next().await.created);
+        let first = stream.next().await;
+        if first.canceled {
+            assert_eq!(first.compact_revision, deleted, "round {round}");
+        } else {
+            let shown: String = first.events.iter().map(show).collect();
+            assert_eq!(shown, " -k", "round {round}");
+            assert_eq!(stream.shown().await, format!("0 @{last} k=2"), "round {round}");
+        }
+        if round == 0 {
+            cluster.terminate(0).await;
+        } else {
+            cluster.kill(0);
+        }
+        cluster.start_all().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_compaction_ends_who_asks_for_what_is_gone_and_nobody_else() {
     let cluster = Cluster::start(1).await;

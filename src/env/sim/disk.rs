@@ -46,7 +46,8 @@ struct World {
 struct Rename {
     from: Option<PathBuf>,
     to: Option<PathBuf>,
-    file: u64,
+    /// `None`: a directory moves, with all that is in it.
+    file: Option<u64>,
 }
 
 #[derive(Clone, Default)]
@@ -183,13 +184,15 @@ impl SimDisk {
             }
         }
         let kept: BTreeSet<u64> = names.values().copied().collect();
+        let mut dirs = world.dirs.clone();
+        dirs.extend(names.keys().flat_map(|name| name.ancestors().skip(1)).map(Path::to_owned));
         let files = world.files.iter().filter(|(file, _)| kept.contains(file));
         let files = files.map(|(&file, node)| (file, node.after_crash(&mut rng))).collect();
         Self(Arc::new(Mutex::new(World {
             files,
             durable_names: names.clone(),
             names,
-            dirs: world.dirs.clone(),
+            dirs,
             unsynced: Vec::new(),
             next_file: world.next_file,
             capacity_bytes: world.capacity_bytes,
@@ -219,7 +222,7 @@ impl SimDisk {
                 let file = world.next_file;
                 world.next_file += 1;
                 world.files.insert(file, Node::default());
-                world.rename(Rename { from: None, to: Some(path.to_owned()), file })?;
+                world.rename(Rename { from: None, to: Some(path.to_owned()), file: Some(file) })?;
                 Ok(file)
             }
         }
@@ -228,19 +231,32 @@ impl SimDisk {
 
 impl Rename {
     fn apply(&self, names: &mut BTreeMap<PathBuf, u64>) {
+        let Some(file) = self.file else {
+            let (Some(from), Some(to)) = (&self.from, &self.to) else { unreachable!("a directory moves") };
+            let all = std::mem::take(names).into_iter();
+            names.extend(all.map(|(name, file)| (moved(&name, from, to).unwrap_or(name), file)));
+            return;
+        };
         if let Some(from) = &self.from
-            && names.get(from) == Some(&self.file)
+            && names.get(from) == Some(&file)
         {
             names.remove(from);
         }
         if let Some(to) = &self.to {
-            names.insert(to.clone(), self.file);
+            names.insert(to.clone(), file);
         }
     }
 
     fn is_in(&self, dir: &Path) -> bool {
         self.from.iter().chain(&self.to).any(|path| path.parent() == Some(dir))
     }
+}
+
+/// Where a path is when the directory `from` has become `to`; `None` if it was not in it.
+fn moved(path: &Path, from: &Path, to: &Path) -> Option<PathBuf> {
+    let inside = path.strip_prefix(from).ok()?;
+    // `join` with nothing adds a slash.
+    Some(if inside.as_os_str().is_empty() { to.to_owned() } else { to.join(inside) })
 }
 
 impl World {
@@ -266,9 +282,28 @@ impl World {
 
     fn rename(&mut self, rename: Rename) -> io::Result<()> {
         self.change()?;
-        trace::event(format_args!("rename {:?} {:?} {}", rename.from, rename.to, rename.file));
+        trace::event(format_args!("rename {:?} {:?} {:?}", rename.from, rename.to, rename.file));
         rename.apply(&mut self.names);
         self.unsynced.push(rename);
+        Ok(())
+    }
+
+    /// Makes the changes of names durable that `chosen` are.
+    fn sync_names(&mut self, chosen: impl Fn(&Rename) -> bool) {
+        let (synced, rest): (Vec<Rename>, _) = std::mem::take(&mut self.unsynced).into_iter().partition(chosen);
+        self.unsynced = rest;
+        for rename in synced {
+            rename.apply(&mut self.durable_names);
+        }
+    }
+
+    /// Simpler than disks are: the names inside are durable before the directory moves.
+    fn rename_dir(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        self.powered()?;
+        self.sync_names(|rename| rename.from.iter().chain(&rename.to).any(|path| path.starts_with(from)));
+        self.rename(Rename { from: Some(from.to_owned()), to: Some(to.to_owned()), file: None })?;
+        let all = std::mem::take(&mut self.dirs).into_iter();
+        self.dirs = all.map(|dir| moved(&dir, from, to).unwrap_or(dir)).collect();
         Ok(())
     }
 
@@ -395,21 +430,26 @@ impl Disk for SimDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut world = self.0.lock();
+        if world.dirs.contains(from) {
+            return world.rename_dir(from, to);
+        }
         let file = *world.names.get(from).ok_or(io::ErrorKind::NotFound)?;
-        world.rename(Rename { from: Some(from.to_owned()), to: Some(to.to_owned()), file })
+        world.rename(Rename { from: Some(from.to_owned()), to: Some(to.to_owned()), file: Some(file) })
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         let mut world = self.0.lock();
         let file = *world.names.get(path).ok_or(io::ErrorKind::NotFound)?;
-        world.rename(Rename { from: Some(path.to_owned()), to: None, file })
+        world.rename(Rename { from: Some(path.to_owned()), to: None, file: Some(file) })
     }
 
     fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
         let mut world = self.0.lock();
         let inside: Vec<_> = world.names.iter().filter(|(name, _)| name.starts_with(path)).collect();
-        let removals: Vec<_> =
-            inside.into_iter().map(|(name, &file)| Rename { from: Some(name.clone()), to: None, file }).collect();
+        let removals: Vec<_> = inside
+            .into_iter()
+            .map(|(name, &file)| Rename { from: Some(name.clone()), to: None, file: Some(file) })
+            .collect();
         for removal in removals {
             world.rename(removal)?;
         }
@@ -420,12 +460,7 @@ impl Disk for SimDisk {
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         let mut world = self.0.lock();
         world.change()?;
-        let (synced, rest) = std::mem::take(&mut world.unsynced).into_iter().partition(|rename| rename.is_in(path));
-        world.unsynced = rest;
-        let synced: Vec<Rename> = synced;
-        for rename in synced {
-            rename.apply(&mut world.durable_names);
-        }
+        world.sync_names(|rename| rename.is_in(path));
         Ok(())
     }
 
@@ -542,6 +577,28 @@ mod tests {
             outcomes.insert(disk.crash().exists(Path::new(PATH)));
         }
         assert_eq!(outcomes.len(), 2);
+    }
+
+    #[test]
+    fn a_directory_moves_whole_or_not_at_all() {
+        let (old, new) = (Path::new("/d"), Path::new("/e"));
+        let mut moved = BTreeSet::new();
+        for seed in 0..50 {
+            let (disk, file) = disk(seed);
+            file.sync_all().unwrap();
+            disk.open(&old.join("other"), OpenMode::CreateNew).unwrap();
+            disk.rename(old, new).unwrap();
+            if seed % 2 == 0 {
+                disk.sync_dir(Path::new("/")).unwrap();
+            }
+            assert_eq!((disk.list(new).unwrap().len(), disk.exists(old)), (2, false));
+            let after = disk.crash();
+            let names = |dir| after.list(dir).map_or(0, |names| names.len());
+            assert_eq!(names(old) + names(new), 2, "seed {seed}");
+            assert!(names(old) == 0 || names(new) == 0, "seed {seed}: half of it has moved");
+            moved.insert((seed % 2, names(new) == 2));
+        }
+        assert_eq!(moved, [(0, true), (1, false), (1, true)].into(), "only a move that is not synced may be lost");
     }
 
     #[test]

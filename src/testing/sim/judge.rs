@@ -11,6 +11,9 @@ use crate::testing::history::{Action, Effect, Op, Outcome, Request, Span};
 use crate::testing::watch::Message;
 use crate::testing::{lease, verdict};
 
+/// A TTL (4 s at most) and what an election adds are over long before.
+const LEASES_END: Duration = Duration::from_secs(20);
+
 /// There is one simulated clock; what is left is its grain.
 const CLOCK_ERROR: Duration = Duration::from_millis(5);
 
@@ -18,22 +21,17 @@ const CLOCK_ERROR: Duration = Duration::from_millis(5);
 pub(super) async fn judge(world: &mut World) -> Run {
     world.net.mend();
     world.wait_healed().await?;
+    leases_end(world).await?;
     let everything = Span::range("\0", "z");
     let mut newest_revision = 0;
     for member in 0..world.size() {
         // Linearizable, and so the newest; then what the member itself holds.
         let newest = world.ask(member, Request::Do(Action::Get(everything.clone()))).await;
         let local = world.ask(member, Request::GetLocal(everything.clone())).await;
-        let kvs = |outcome: &Outcome| match outcome {
-            Outcome::Answered(answer) => Some(answer.effects.clone()),
-            _ => None,
-        };
-        if let Outcome::Answered(answer) = &newest {
-            newest_revision = answer.revision;
-        }
-        if kvs(&newest).is_none() || kvs(&newest) != kvs(&local) {
+        let (Outcome::Answered(all), true) = (&newest, newest == local) else {
             return Err(Violation::new("members agree", format!("member {member}: {newest}, but itself: {local}")));
-        }
+        };
+        newest_revision = all.revision;
     }
     world.stop_watchers(newest_revision).await?;
     hashes(world).await?;
@@ -42,10 +40,30 @@ pub(super) async fn judge(world: &mut World) -> Run {
     tally(world, &ops);
     let stories = world.stories.all();
     world.count("leases", stories.len() as u64);
-    if let Err(broken) = lease::check(&stories, &[], CLOCK_ERROR) {
+    let outages = world.outages.clone();
+    world.count("outages", outages.len() as u64);
+    let in_outage = |due: Duration| outages.iter().any(|outage| (outage.from..outage.to).contains(&due));
+    world.count("leases due in an outage", stories.values().filter(|story| in_outage(story.due())).count() as u64);
+    if let Err(broken) = lease::check(&stories, &outages, CLOCK_ERROR) {
         return Err(Violation::new("lease", broken.to_string()));
     }
     history(world, &ops)
+}
+
+/// Every lease ends once nobody keeps it alive, and then nothing changes any more.
+async fn leases_end(world: &mut World) -> Run {
+    let deadline = Instant::now() + LEASES_END;
+    loop {
+        let left = world.ask(world.any_member(), Request::Do(Action::Get(Span::range("l", "m")))).await;
+        match left {
+            Outcome::Answered(answer) if answer.effects == [Effect::Got(Vec::new())] => return Ok(()),
+            left if Instant::now() > deadline => {
+                let what = format!("after {LEASES_END:?} without a client: {left}");
+                return Err(Violation::new("lease ends", what));
+            }
+            _ => sleep(Duration::from_millis(250)).await,
+        }
+    }
 }
 
 async fn hashes(world: &mut World) -> Run {
@@ -93,8 +111,8 @@ async fn members(world: &mut World) -> Run {
     }
     for member in 0..world.size() {
         let selves = world.selves(member);
-        if selves != 1 && !world.machines[member].was_damaged {
-            let what = format!("member {member} has {selves} selves, though its disk was never lost or damaged");
+        if selves != 1 && !world.machines[member].was_renewed {
+            let what = format!("member {member} has {selves} selves, though it had no reason to become another");
             return Err(Violation::new("identity kept", what));
         }
     }

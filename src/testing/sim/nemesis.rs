@@ -13,7 +13,7 @@ use super::world::{MEMBERS_MAX, World, ip};
 use super::{Run, Violation};
 use crate::env::sim::trace;
 use crate::env::{Disk as _, sleep, timeout};
-use crate::testing::history::{Action, Request};
+use crate::testing::history::{Action, Outcome, Request, Span};
 
 /// A fault that waits for a disk to be used does not wait longer.
 const FAULT_PATIENCE: Duration = Duration::from_secs(1);
@@ -40,6 +40,8 @@ pub enum Fault {
     Cut { pair: (usize, usize), silent: bool, millis: u64 },
     /// One member reaches no other; its clients still reach it.
     Isolation { member: usize, silent: bool, millis: u64 },
+    /// No member reaches another; clients reach them all.
+    Split { silent: bool, millis: u64 },
     /// What one member sends to another does not arrive; the other way is open.
     OneWay { pair: (usize, usize), millis: u64 },
     /// Every piece takes up to so long.
@@ -52,6 +54,8 @@ pub enum Fault {
     Transfer,
     /// Two more members join.
     Grow,
+    /// Two members are scaled away.
+    Shrink,
 }
 
 impl Fault {
@@ -69,12 +73,14 @@ impl Fault {
             Self::Restart { .. } => "restart",
             Self::Cut { .. } => "cut of a pair",
             Self::Isolation { .. } => "isolation",
+            Self::Split { .. } => "split of all",
             Self::OneWay { .. } => "one-way cut",
             Self::SlowNet { .. } => "slow network",
             Self::Resets { .. } => "connection resets",
             Self::Pause { .. } => "pause",
             Self::Transfer => "leader transfer",
             Self::Grow => "growth to 5",
+            Self::Shrink => "shrinking to 3",
         }
     }
 }
@@ -110,7 +116,7 @@ impl World {
         let other = (member + 1 + self.below(members as u64 - 1) as usize) % members;
         let (silent, millis) = (self.below(2) == 0, 100 + self.below(4000));
         let changes = || 1 + self.below(12);
-        Ok(match self.below(40) {
+        Ok(match self.below(42) {
             0..5 => Fault::PowerLoss { members: vec![member], changes: vec![changes()] },
             5..8 => Fault::PowerLoss { members: vec![member, other], changes: vec![changes(), changes()] },
             8..11 => {
@@ -129,8 +135,9 @@ impl World {
             33 => Fault::Resets { member, times: 1 + self.below(8) },
             34..37 => Fault::Pause { member, millis },
             37 | 38 => Fault::Transfer,
+            39 => Fault::Split { silent, millis: 2000 + millis },
             _ if members < MEMBERS_MAX => Fault::Grow,
-            _ => Fault::Transfer,
+            _ => Fault::Shrink,
         })
     }
 
@@ -165,6 +172,10 @@ impl World {
                 self.wait_healed().await?;
                 self.grow().await?;
             }
+            Fault::Shrink => {
+                self.wait_healed().await?;
+                self.shrink().await?;
+            }
             Fault::Pause { member, millis } => self.pause(member, Duration::from_millis(millis)).await,
             other => self.suffer_network(other).await,
         }
@@ -188,6 +199,13 @@ impl World {
                 }
                 sleep(Duration::from_millis(millis)).await;
             }
+            Fault::Split { silent, millis } => {
+                for (a, b) in (0..members).flat_map(|a| (0..a).map(move |b| (a, b))) {
+                    if silent { self.net.hold(ip(a), ip(b)) } else { self.net.cut(ip(a), ip(b)) }
+                }
+                self.note_quorum(1);
+                sleep(Duration::from_millis(millis)).await;
+            }
             Fault::OneWay { pair: (from, to), millis } => {
                 self.net.hold_one_way(ip(from), ip(to));
                 sleep(Duration::from_millis(millis)).await;
@@ -206,6 +224,7 @@ impl World {
             other => unreachable!("{other:?} is no fault of the network"),
         }
         self.net.mend();
+        self.note_quorum(self.running());
     }
 
     async fn lose_power(&mut self, members: Vec<usize>, changes: Vec<u64>) {
@@ -289,7 +308,7 @@ impl World {
             self.machines[member].stores = Default::default();
         }
         let machine = &mut self.machines[member];
-        (machine.excused, machine.replaced, machine.was_damaged) = (true, true, true);
+        (machine.excused, machine.replaced, machine.was_renewed) = (true, true, true);
         self.start(member);
         self.wait_healed().await
     }
@@ -318,12 +337,20 @@ impl World {
         Ok(())
     }
 
+    /// Compacts everything, if it can.
+    pub async fn compact(&self) {
+        let member = self.any_member();
+        if let Outcome::Answered(answer) = self.ask(member, Request::Do(Action::Get(Span::one("a")))).await {
+            self.ask(member, Request::Compact(answer.revision)).await;
+        }
+    }
+
     /// One put through `member`, which must be acknowledged.
     pub async fn put_through(&self, member: usize) -> Run {
         let value = format!("once.{}", self.env.random_u64());
         let put = Request::Do(Action::Put { key: "once".into(), value });
         match self.ask(member, put).await {
-            crate::testing::history::Outcome::Answered(_) => Ok(()),
+            Outcome::Answered(_) => Ok(()),
             other => Err(Violation::new("available", format!("a put through member {member}: {other}"))),
         }
     }

@@ -19,6 +19,7 @@ use crate::server;
 use crate::storage::state::Engine;
 use crate::storage::state::memory::Memories;
 use crate::testing::history::{Recorder, Request, Span};
+use crate::testing::lease::Outage;
 use crate::testing::users::{self, Client, Clients, Lessee, Seen, Stories, Watcher};
 
 /// Members at the beginning, and at most.
@@ -38,8 +39,8 @@ pub(super) struct Machine {
     pub excused: bool,
     /// Its disk was lost or damaged, so that it may come back under a new id.
     pub replaced: bool,
-    /// It was so at least once.
-    pub was_damaged: bool,
+    /// It may have come back under a new id, at least once.
+    pub was_renewed: bool,
     /// Of its clock against the others', in thousandths.
     drift: u64,
 }
@@ -59,6 +60,13 @@ pub struct World {
     pub(super) recorder: Recorder,
     pub(super) seen: Seen,
     pub(super) stories: Stories,
+    /// When no quorum could reach one another; without the one that goes on.
+    pub(super) outages: Vec<Outage>,
+    outage_since: Option<Duration>,
+    /// What is left of members that were scaled away; a pod of the same slot may get its volume back.
+    retired: Vec<Machine>,
+    /// The cluster was told how many members to have.
+    is_sized: bool,
     begun: Instant,
     counts: BTreeMap<String, u64>,
     users: Vec<tokio::task::JoinHandle<()>>,
@@ -124,6 +132,10 @@ impl World {
             recorder: Recorder::default(),
             seen: Seen::default(),
             stories: Stories::default(),
+            outages: Vec::new(),
+            outage_since: None,
+            retired: Vec::new(),
+            is_sized: false,
             begun: Instant::now(),
             counts: BTreeMap::new(),
             users: Vec::new(),
@@ -169,15 +181,70 @@ impl World {
         self.wait_healed().await
     }
 
-    /// Two more machines that join the cluster.
+    /// Two more machines that join the cluster, on new disks or on those of members that were scaled away.
     pub async fn grow(&mut self) -> Run {
+        if self.is_sized {
+            self.scale(MEMBERS_MAX).await?;
+        }
         while self.machines.len() < MEMBERS_MAX {
-            self.machines.push(Machine::new(&self.env));
+            let old = self.retired.pop().filter(|_| self.below(2) == 0);
+            if old.is_some() {
+                self.count("removed member came back", 1);
+            }
+            let machine = old.unwrap_or_else(|| Machine::new(&self.env));
+            self.machines.push(machine);
             self.start(self.machines.len() - 1);
         }
         self.wait_healed().await?;
         self.members.send_replace(self.machines.len());
         Ok(())
+    }
+
+    /// Two members leave, as pods do whose StatefulSet is scaled down: the size is told, then they are, at once or one by one.
+    pub async fn shrink(&mut self) -> Run {
+        self.members.send_replace(MEMBERS);
+        self.scale(MEMBERS).await?;
+        let at_once = self.below(2) == 0;
+        for leaving in self.machines[MEMBERS..].iter().flat_map(|machine| &machine.running).filter(|_| at_once) {
+            leaving.env.stopping.cancel();
+        }
+        while self.machines.len() > MEMBERS {
+            self.stop(self.machines.len() - 1).await?;
+            let mut machine = self.machines.pop().expect("there are more than the first ones");
+            // It knows that it was removed, so that it joins as somebody else.
+            machine.was_renewed = true;
+            self.retired.push(machine);
+        }
+        self.wait_healed().await
+    }
+
+    /// Tells the cluster how many members to have.
+    async fn scale(&mut self, members: usize) -> Run {
+        self.is_sized = true;
+        let deadline = Instant::now() + HEAL_TIME;
+        loop {
+            match self.clients.scale(self.any_member(), members).await {
+                Ok(()) => return Ok(()),
+                Err(status) if Instant::now() > deadline => {
+                    return Err(Violation::new("available", format!("scaling to {members}: {status}")));
+                }
+                Err(_) => sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+
+    /// Notes whether a quorum is left, `connected` of the machines that run reaching one another.
+    pub(super) fn note_quorum(&mut self, connected: usize) {
+        let now = self.begun.elapsed();
+        if connected > self.machines.len() / 2 {
+            self.outages.extend(self.outage_since.take().map(|from| Outage { from, to: now }));
+        } else {
+            self.outage_since.get_or_insert(now);
+        }
+    }
+
+    pub(super) fn running(&self) -> usize {
+        self.machines.iter().filter(|machine| machine.running.is_some()).count()
     }
 
     pub fn start(&mut self, member: usize) {
@@ -188,6 +255,7 @@ impl World {
         let serving = tokio::spawn(server::serve(env.clone(), config(member, machine.drift), engine, None));
         trace::event(format_args!("start {member}"));
         machine.running = Some(Running { env, serving });
+        self.note_quorum(self.running());
     }
 
     /// The machine's power is gone: its life reaches nobody, and its disk holds what a crash leaves.
@@ -204,6 +272,7 @@ impl World {
             running.env.shutdown.cancel();
             running.serving.abort();
         }
+        self.note_quorum(self.running());
     }
 
     /// An empty disk in place of this one.
@@ -213,7 +282,7 @@ impl World {
         assert!(machine.running.is_none(), "a disk is taken out of a machine that is off");
         machine.disk = SimDisk::new(self.env.random_u64());
         machine.stores = Memories::default();
-        (machine.replaced, machine.was_damaged) = (true, true);
+        (machine.replaced, machine.was_renewed) = (true, true);
     }
 
     /// SIGTERM; how long the member took to end.
@@ -223,6 +292,7 @@ impl World {
         running.env.stopping.cancel();
         let ended = timeout(Duration::from_secs(20), running.serving).await;
         self.net.power_off(ip(member));
+        self.note_quorum(self.running());
         match ended {
             Ok(Ok(Ok(()))) => Ok(began.elapsed()),
             Ok(other) => {
@@ -281,7 +351,13 @@ impl World {
             };
             self.users.push(tokio::spawn(lessee.run(self.using.clone())));
         }
-        for (span, puts) in [(Span::range("\0", "z"), true), (Span::one("a"), true), (Span::range("b", "e"), false)] {
+        let everything = || Span::range("\0", "z");
+        for (span, puts, is_ahead) in [
+            (everything(), true, false),
+            (Span::one("a"), true, false),
+            (Span::range("b", "e"), false, false),
+            (everything(), true, true),
+        ] {
             let watcher = Watcher {
                 name: self.seen.add_watcher(),
                 env: users::env(self.env.random_u64()),
@@ -290,6 +366,7 @@ impl World {
                 seen: self.seen.clone(),
                 span,
                 puts,
+                is_ahead,
             };
             self.watchers.push(tokio::spawn(watcher.run(self.watching.clone())));
         }
@@ -401,7 +478,7 @@ impl Machine {
             running: None,
             excused: false,
             replaced: false,
-            was_damaged: false,
+            was_renewed: false,
             drift: 950 + env.random_u64() % 101,
         }
     }

@@ -16,6 +16,8 @@ use tonic::{Code, Status, Streaming};
 use crate::env::net::{BoxFuture, Stream};
 use crate::env::sim::trace;
 use crate::env::{Env, sleep, timeout};
+use crate::pb::admin::ScaleRequest;
+use crate::pb::admin::admin_client::AdminClient;
 use crate::pb::etcd::cluster_client::ClusterClient;
 use crate::pb::etcd::kv_client::KvClient;
 use crate::pb::etcd::lease_client::LeaseClient;
@@ -78,6 +80,12 @@ impl Clients {
 
     pub async fn move_leader(&self, member: usize, target: u64) -> Result<(), Status> {
         Self::limited(self.maintenance(member).move_leader(MoveLeaderRequest { target_id: target })).await.map(drop)
+    }
+
+    /// Tells the cluster how many members to have.
+    pub async fn scale(&self, member: usize, replicas: usize) -> Result<(), Status> {
+        let request = ScaleRequest { replicas: replicas as u32, start: None };
+        Self::limited(AdminClient::new(self.channels[member].clone()).scale(request)).await.map(drop)
     }
 
     /// The hash of everything, its revision, and the compacted revision.

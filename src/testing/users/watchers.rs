@@ -1,7 +1,7 @@
 //! Who watches: each goes on where it was, at another member, whenever its stream ends or it likes to.
 //!
 //! Invariant: what is recorded of one stream is one [`Watched`]; the next one asks for the revision after the last that was sent
-//! or told.
+//! or told, or for a later one if it looks ahead.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,6 +84,8 @@ pub struct Watcher {
     pub seen: Seen,
     pub span: Span,
     pub puts: bool,
+    /// Asks for a revision that is not there yet.
+    pub is_ahead: bool,
 }
 
 /// Why a stream is over, and where to go on.
@@ -96,6 +98,9 @@ impl Watcher {
         let mut next = 1;
         while !stop.is_cancelled() {
             let member = (self.env.random_u64() % *self.members.borrow() as u64) as usize;
+            if self.is_ahead {
+                next += (self.env.random_u64() % 12) as i64;
+            }
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,

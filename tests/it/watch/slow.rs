@@ -1,6 +1,11 @@
-//! A client that stops reading: what it costs the member, and what it gets later.
+//! A client that stops reading: what it costs the member, and what it gets later; and one that asks for much beside a watch.
 //!
 //! `QUORATE_SLOW_READER_SECONDS` says how long it does not read (the suite: a few seconds).
+
+use futures_util::future::join_all;
+use quorate::pb::etcd::RangeRequest;
+use quorate::pb::etcd::kv_client::KvClient;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 
@@ -55,4 +60,47 @@ async fn clients_that_stop_reading_cost_their_bound_and_get_everything_later() {
             assert_eq!((kv.key(), response.events.len()), (format!("k{i}").as_bytes(), 1), "reader {number}");
         }
     }
+}
+
+/// etcd #15402: large answers on a client's one connection kept a watch on it silent for minutes.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_answers_and_large_events_on_a_connection_do_not_starve_a_watch() {
+    const LARGE_BYTES: usize = 512 << 10;
+    const LATE: Duration = Duration::from_secs(5);
+    let cluster = Cluster::start(1).await;
+    let mut writer = cluster.kv(0);
+    for i in 0..24 {
+        writer.put(put_of(&format!("large{i}"), vec![b'x'; LARGE_BYTES])).await.unwrap();
+    }
+    let shared = cluster.channel(0);
+    let stop = CancellationToken::new();
+    let mut asking = Vec::new();
+    for _ in 0..6 {
+        let mut kv = KvClient::new(shared.clone()).max_decoding_message_size(usize::MAX);
+        let stop = stop.clone();
+        asking.push(tokio::spawn(async move {
+            let mut answers = 0;
+            while !stop.is_cancelled() {
+                let all = RangeRequest { key: "large".into(), range_end: "largf".into(), ..Default::default() };
+                answers += usize::from(kv.range(all).await.is_ok());
+            }
+            answers
+        }));
+    }
+    let mut stream = Stream::try_open(shared, false).await.unwrap();
+    stream.create(create("large", "largf")).await;
+    let small = stream.create(create("small", "")).await.watch_id;
+    let mut worst = Duration::ZERO;
+    for i in 0..30 {
+        writer.put(put_of(&format!("large{}", i % 24), vec![b'x'; LARGE_BYTES])).await.unwrap();
+        writer.put(put_of("small", i.to_string())).await.unwrap();
+        let began = std::time::Instant::now();
+        while stream.next().await.watch_id != small {}
+        worst = worst.max(began.elapsed());
+    }
+    stop.cancel();
+    let answers: usize = join_all(asking).await.into_iter().map(|ended| ended.unwrap()).sum();
+    println!("{answers} answers of {} MiB; the latest event came after {worst:?}", (24 * LARGE_BYTES) >> 20);
+    assert!(answers > 6, "only {answers} large answers beside the watch");
+    assert!(worst < LATE, "an event came after {worst:?}");
 }
