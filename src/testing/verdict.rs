@@ -15,7 +15,7 @@ const NARROWED_OPS_MAX: usize = 20_000;
 /// Steps of the search at most. A history of a simulated run takes a few thousand; in a long one each operation passes those of
 /// unknown outcome that never took effect.
 fn steps_max(ops: &[Op]) -> u64 {
-    (2_000 * ops.len() as u64).max(3_000_000)
+    (20_000 * ops.len() as u64).max(3_000_000)
 }
 
 /// A promise that was not kept.

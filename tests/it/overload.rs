@@ -1,5 +1,5 @@
 //! More than a server can take, and clients that mean it ill: memory stays bounded, good clients go on, and what is refused is
-//! refused with the documented errors. `examples/overload.rs` does the same for longer, with 10,000 connections.
+//! refused with the documented errors. `examples/overload.rs` measures a cluster with 10,000 idle clients and too many writers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -208,7 +208,9 @@ pub(super) fn is_refusal(status: &Status) -> bool {
     let code = status.code();
     let refused =
         [Code::InvalidArgument, Code::OutOfRange, Code::FailedPrecondition, Code::ResourceExhausted, Code::NotFound];
-    refused.contains(&code) || is_unsent(status)
+    // Said before anything is proposed.
+    let no_leader = status.message() == "etcdserver: no leader";
+    refused.contains(&code) || no_leader || is_unsent(status)
 }
 
 /// True if there was no connection, so that the request has not left.
