@@ -118,7 +118,7 @@ pub enum Wait {
     Slot { slot: u64, address: String, why: String },
     #[error(
         "waits for slot {slot} ({address}), whose pod is made only when the one before it is ready, and none is ready before there \
-         is a cluster (podManagementPolicy: OrderedReady); set it to Parallel, or scale to 1, and up once that one is ready"
+         is a cluster (podManagementPolicy: OrderedReady); install again with Parallel, or with 1 replica, and scale up once that one is ready"
     )]
     OneByOne { slot: u64, address: String },
     #[error("waits for {address}, which the headless name resolves to: {why}")]

@@ -335,7 +335,7 @@ async fn ordered_pods_join_one_after_another() {
     let set = StatefulSet::quick(3).ordered().install();
     set.wait_unready(0, &["slot 1", "OrderedReady", "Parallel"]).await;
     assert_eq!(set.ordinals(), [0]);
-    scale_to(&set, 1).await;
+    let set = StatefulSet::quick(1).ordered().start().await;
     scale_to(&set, 3).await;
     scale_to(&set, 1).await;
     assert_all_ended_well(&set);
