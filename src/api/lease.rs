@@ -32,7 +32,7 @@ impl Lease for Api {
         if grant.ttl > crate::kv::TTL_MAX_SECONDS {
             return Err(Error::LeaseTtlTooLarge.into());
         }
-        let mut answer = self.leases()?.grant(grant.id, grant.ttl).await?;
+        let mut answer = self.leases()?.grant(&node, grant.id, grant.ttl).await?;
         answer.header = complete(&node, &answer.header);
         Ok(Response::new(answer))
     }
@@ -42,7 +42,7 @@ impl Lease for Api {
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
         let node = self.data_node(&request)?;
-        let mut answer = self.leases()?.revoke(request.into_inner().id).await?;
+        let mut answer = self.leases()?.revoke(&node, request.into_inner().id).await?;
         answer.header = complete(&node, &answer.header);
         Ok(Response::new(answer))
     }

@@ -30,7 +30,7 @@ use crate::cluster::Manager;
 use crate::error::Error;
 use crate::kv::validate::Limits;
 use crate::lease::Leases;
-use crate::node::{Node, Trust};
+use crate::node::{Client, Node, Trust};
 use crate::pb::etcd;
 use crate::watch::Hub;
 
@@ -181,7 +181,7 @@ impl Api {
 
     /// The node, if it may serve this request.
     fn node<T>(&self, request: &Request<T>) -> Result<Node, Error> {
-        let node = self.any_node()?;
+        let node = self.any_node()?.on_behalf_of(client(request));
         if !self.shared.was_ready.load(Ordering::Acquire) && node.status().is_learner {
             return Err(Error::NotSupportedForLearner);
         }
@@ -222,6 +222,11 @@ pub struct Health {
     pub serializable: bool,
     /// Names of alarms that do not count.
     pub exclude: Vec<String>,
+}
+
+/// Whose connection this request came on.
+fn client<T>(request: &Request<T>) -> Client {
+    request.extensions().get::<Client>().cloned().unwrap_or_default()
 }
 
 /// Whether the client wants to be refused without a leader.

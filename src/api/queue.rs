@@ -16,7 +16,7 @@ use crate::env::{Instant, sleep};
 use crate::error::Error;
 use crate::kv::{self, State};
 use crate::lease::Leases;
-use crate::node::Node;
+use crate::node::{Client, Node};
 use crate::pb::KeyValue;
 use crate::pb::etcd::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::pb::etcd::range_request::{SortOrder, SortTarget};
@@ -147,11 +147,12 @@ impl Api {
     ) -> Result<(Place, ResponseHeader), tonic::Status> {
         let leases = self.leases()?;
         let (lease, own) = match lease {
-            0 => (leases.grant(0, OWN_LEASE_TTL).await?.id, true),
+            0 => (leases.grant(node, 0, OWN_LEASE_TTL).await?.id, true),
             lease => (lease, false),
         };
         let mut leaver = Leaver {
-            node: node.clone(),
+            // Who leaves does so whatever else its client asks for.
+            node: node.clone().on_behalf_of(Client::default()),
             leases: leases.clone(),
             place: None,
             leaves: false,
@@ -305,7 +306,7 @@ impl Drop for Leaver {
         // Should this fail, the lease's end does it.
         let leave = async move {
             if let Some(lease) = own {
-                let _ = leases.revoke(lease).await;
+                let _ = leases.revoke(&node, lease).await;
             } else if let Some((key, create_revision)) = place {
                 let txn = if_created_at(&key, create_revision, delete(&key), None);
                 let needs = kv::CLUSTER_VERSION_MIN;

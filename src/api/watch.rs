@@ -59,6 +59,10 @@ impl Api {
         let client = Client {
             session: hub.session(),
             hub,
+            corrupt: {
+                let node = node.clone();
+                Box::pin(async move { unsound(&node).await })
+            },
             node,
             needs_leader,
             requests: requests.fuse(),
@@ -97,6 +101,8 @@ struct Client<R> {
     hub: Hub,
     node: Node,
     needs_leader: bool,
+    /// One for the stream's whole life, since it is woken up very often.
+    corrupt: Pin<Box<dyn Future<Output = Error> + Send>>,
     requests: stream::Fuse<R>,
     asked: HashMap<i64, Asked>,
     next_number: i64,
@@ -124,7 +130,7 @@ enum Wake {
     Tick,
     Delivered,
     LeaderLost,
-    Corrupt,
+    Corrupt(Error),
 }
 
 impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
@@ -153,7 +159,7 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
                 Wake::Tick => self.tick(),
                 Wake::Delivered => {}
                 Wake::LeaderLost => return Some(Err(Error::NoLeader.into())),
-                Wake::Corrupt => return Some(Err(Error::Corrupt.into())),
+                Wake::Corrupt(error) => return Some(Err(error.into())),
             }
         }
     }
@@ -174,7 +180,7 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
             () = more => Wake::Delivered,
             () = sleep_until(tick_at.unwrap_or_else(Instant::now)), if tick_at.is_some() => Wake::Tick,
             () = self.hub.leader_lost(), if self.needs_leader => Wake::LeaderLost,
-            _ = unsound(&self.node) => Wake::Corrupt,
+            corrupt = &mut self.corrupt => Wake::Corrupt(corrupt),
         }
     }
 

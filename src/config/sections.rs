@@ -189,9 +189,9 @@ pub struct Raft {
     pub batch_bytes_max: Bytes,
     /// Batches proposed and not yet applied: one on its way to disk while the next is replicated.
     pub proposals_in_flight_max: usize,
-    /// Most bytes of requests that wait to be proposed; beyond it clients are told `too many requests`.
+    /// Most bytes of clients' writes that wait to be applied; beyond it, or beyond its share, a client is told `too many requests`.
     pub queue_bytes_max: Bytes,
-    /// Most requests that wait to be proposed.
+    /// Most of clients' writes and linearizable reads that wait, shared likewise.
     pub queue_requests_max: usize,
     /// Answer linearizable reads without a round to the quorum. Relies on bounded clock drift, so it is off.
     pub lease_reads: bool,

@@ -23,6 +23,7 @@ use serde_json::json;
 use tower::Service as _;
 
 use crate::metrics::metrics;
+use crate::node::Client;
 
 /// Paths below `/v3/` and `/v3beta/`, and what they call. Those of services that this build lacks answer `Unimplemented`.
 const PATHS: &[(&str, &str)] = &[
@@ -157,7 +158,10 @@ impl Gateway {
             Err(error) => return Err(Failure { code: INVALID_ARGUMENT, message: format!("request body: {error}") }),
         };
         let messages = requests(&method, &body)?;
-        let answer = grpc_request(&method, &head.headers, messages);
+        let mut answer = grpc_request(&method, &head.headers, messages);
+        if let Some(client) = head.extensions.get::<Client>() {
+            answer.extensions_mut().insert(client.clone());
+        }
         let answer = self.services.clone().call(answer).await.unwrap_or_else(|never: Infallible| match never {});
         if method.is_server_streaming() {
             stream_answer(method, answer).await

@@ -108,15 +108,15 @@ impl Leases {
         leases
     }
 
-    /// Grants a lease; with id 0 under a free one that is chosen here, for applying must do the same on every member.
-    pub async fn grant(&self, id: i64, ttl_seconds: i64) -> Result<LeaseGrantResponse, Error> {
+    /// Grants a lease through `asker`'s handle; with id 0 under a free one that is chosen here, for applying must do the same on every member.
+    pub async fn grant(&self, asker: &Node, id: i64, ttl_seconds: i64) -> Result<LeaseGrantResponse, Error> {
         self.wait_allowed().await?;
         let ttl = ttl_seconds.max(self.inner.settings.ttl_min_seconds);
         let mut tries = if id == 0 { ID_TRIES } else { 1 };
         loop {
             tries -= 1;
             let id = if id == 0 { self.random_id() } else { id };
-            match self.propose(command::Request::LeaseGrant(LeaseGrantRequest { ttl, id })).await {
+            match propose(asker, command::Request::LeaseGrant(LeaseGrantRequest { ttl, id })).await {
                 Ok(answer::Response::LeaseGrant(answer)) => return Ok(answer),
                 Ok(_) => return Err(misfit()),
                 Err(Error::LeaseExists) if tries > 0 => {}
@@ -125,19 +125,13 @@ impl Leases {
         }
     }
 
-    /// Ends a lease and deletes its keys.
-    pub async fn revoke(&self, id: i64) -> Result<LeaseRevokeResponse, Error> {
+    /// Ends a lease and deletes its keys, through `asker`'s handle.
+    pub async fn revoke(&self, asker: &Node, id: i64) -> Result<LeaseRevokeResponse, Error> {
         self.wait_allowed().await?;
-        match self.propose(command::Request::LeaseRevoke(LeaseRevoke { id, term: 0 })).await? {
+        match propose(asker, command::Request::LeaseRevoke(LeaseRevoke { id, term: 0 })).await? {
             answer::Response::LeaseRevoke(answer) => Ok(answer),
             _ => Err(misfit()),
         }
-    }
-
-    async fn propose(&self, request: command::Request) -> Result<answer::Response, Error> {
-        let command = Command { needs: LEASES_SINCE, request: Some(request) };
-        let answer = self.inner.node.propose(command).await?;
-        answer.response.ok_or_else(misfit)
     }
 
     fn random_id(&self) -> i64 {
@@ -166,6 +160,11 @@ impl Leases {
             sleep(Duration::from_millis(20)).await;
         }
     }
+}
+
+async fn propose(asker: &Node, request: command::Request) -> Result<answer::Response, Error> {
+    let answer = asker.propose(Command { needs: LEASES_SINCE, request: Some(request) }).await?;
+    answer.response.ok_or_else(misfit)
 }
 
 /// An answer of a kind that the command cannot have.

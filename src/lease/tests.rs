@@ -60,7 +60,7 @@ impl World {
     }
 
     async fn grant_with_key(&self) -> i64 {
-        let lease = self.leases.grant(0, TTL).await.unwrap().id;
+        let lease = self.leases.grant(&self.node, 0, TTL).await.unwrap().id;
         let put = PutRequest { key: "k".into(), lease, ..PutRequest::default() };
         self.node.propose(Command { needs: 1, request: Some(command::Request::Put(put)) }).await.unwrap();
         lease
@@ -74,7 +74,7 @@ impl World {
 #[tokio::test(start_paused = true)]
 async fn leases_wait_for_the_cluster_version_and_are_refused_while_a_member_does_not_know_them() {
     let old = World::start(1).await;
-    let error = old.leases.grant(0, TTL).await.unwrap_err().to_string();
+    let error = old.leases.grant(&old.node, 0, TTL).await.unwrap_err().to_string();
     assert!(error.contains("need cluster version 2, this cluster has 1") && error.contains("kv-0"), "{error}");
     assert_eq!(old.node.store().read(|s| s.kv.leases().len()), 0, "nothing was proposed");
     let world = World::start(2).await;
@@ -82,10 +82,10 @@ async fn leases_wait_for_the_cluster_version_and_are_refused_while_a_member_does
         sleep(Duration::from_millis(500)).await;
         world.raise().await;
     };
-    let (granted, ()) = tokio::join!(world.leases.grant(0, TTL), raising);
+    let (granted, ()) = tokio::join!(world.leases.grant(&world.node, 0, TTL), raising);
     assert_eq!(granted.unwrap().ttl, TTL, "the version was about to rise");
     let world = World::start(2).await;
-    assert!(world.leases.revoke(1).await.is_err(), "it has not risen in time");
+    assert!(world.leases.revoke(&world.node, 1).await.is_err(), "it has not risen in time");
 }
 
 #[tokio::test(start_paused = true)]
@@ -120,7 +120,7 @@ async fn keep_alives_that_waited_while_the_process_stood_still_come_before_any_e
 async fn more_than_may_be_revoked_at_once_end_all_the_same() {
     let world = World::ready().await;
     for _ in 0..95 {
-        world.leases.grant(0, 2).await.unwrap();
+        world.leases.grant(&world.node, 0, 2).await.unwrap();
     }
     let count = || world.node.store().read(|s| s.kv.leases().len());
     assert_eq!(count(), 95);

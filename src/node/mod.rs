@@ -3,11 +3,12 @@
 //! Owns the way of a request: on the leader to the proposer, on any other member over one stream to the leader. Invariants:
 //! a command is answered only after a quorum has it on disk and it was applied; a command whose fate is unknown is never
 //! proposed again in silence (only its client knows whether that is safe), one that certainly was not proposed is tried
-//! until the request's time is over; every queue is bounded and says `too many requests`.
+//! until the request's time is over; what waits is bounded, and shared fairly among clients (`places`).
 //! Absent: what a request means (`kv`, `api`), and who should be a member (`cluster`).
 
 mod forward;
 pub mod housekeeping;
+mod places;
 mod propose;
 mod read;
 #[cfg(test)]
@@ -35,6 +36,8 @@ use crate::raft::{self, Member, Peers, Raft, Store};
 
 pub use forward::Serving;
 use forward::{Link, Outgoing};
+pub use places::Client;
+use places::Places;
 use propose::{Proposal, Proposer, Reply};
 use read::{Reader, Waiter};
 
@@ -60,6 +63,9 @@ pub struct Options {
 const CORRUPT: &str = "this member's data differs from the majority's (alarm CORRUPT), so it serves none and does not lead; \
                        stop it, delete its data directory and start it: it comes back as a new member with the majority's data";
 
+/// Members whose clients may fill all of their places at a time, before the leader tells them so, too.
+const PROPOSING_MEMBERS: usize = 8;
+
 /// Where requests go at the moment.
 #[derive(Clone)]
 enum Route {
@@ -68,10 +74,11 @@ enum Route {
     Unknown,
 }
 
-/// A handle to the running member; cloning shares it.
+/// A handle to the running member; cloning shares it. What is asked through it counts as one client's.
 #[derive(Clone)]
 pub struct Node {
     inner: Arc<Inner>,
+    client: Client,
 }
 
 struct Inner {
@@ -85,7 +92,7 @@ struct Inner {
     reads: mpsc::Sender<Waiter>,
     route: RwLock<Route>,
     route_changed: watch::Sender<u64>,
-    queued_bytes: Arc<AtomicU64>,
+    places: Places,
     space: Space,
     term: AtomicU64,
     /// When a leader of this term was last heard.
@@ -148,8 +155,9 @@ pub struct Status {
 impl Node {
     /// Starts the request path on a running Raft.
     pub fn start(env: Env, options: Options, this: Member, raft: Raft, store: Arc<Store>, peers: Arc<Peers>) -> Self {
-        let (proposals, proposals_rx) = mpsc::channel(options.queue_requests_max);
-        let (reads, reads_rx) = mpsc::channel(options.queue_requests_max);
+        let (proposals, proposals_rx) = mpsc::channel(PROPOSING_MEMBERS * options.queue_requests_max);
+        let (reads, reads_rx) = mpsc::channel(PROPOSING_MEMBERS * options.queue_requests_max);
+        let places = Places::new(options.queue_requests_max, options.queue_bytes_max);
         let inner = Arc::new(Inner {
             env: env.clone(),
             options,
@@ -161,16 +169,22 @@ impl Node {
             reads,
             route: RwLock::new(Route::Unknown),
             route_changed: watch::Sender::new(0),
-            queued_bytes: Arc::default(),
+            places,
             space: Space::default(),
             term: AtomicU64::new(0),
             heard_leader: Mutex::default(),
         });
-        let node = Self { inner };
+        let node = Self { inner, client: Client::default() };
         env.spawn(Proposer::new(node.clone(), proposals_rx).run());
         env.spawn(Reader::new(node.clone(), reads_rx).run());
         env.spawn(node.clone().follow_leader());
         node
+    }
+
+    /// The handle that `client`'s requests go through.
+    #[must_use]
+    pub fn on_behalf_of(self, client: Client) -> Self {
+        Self { client, ..self }
     }
 
     pub fn member(&self) -> Member {
@@ -200,6 +214,10 @@ impl Node {
 
     /// What the state says now. CORRUPT is about one member; put on for member 0, it is about all of them.
     pub fn trust(&self) -> Trust {
+        // Asked with every request, and an alarm is rare.
+        if !self.inner.store.is_corrupt_somewhere() {
+            return Trust::Sound;
+        }
         let this = self.inner.this.member_id;
         self.inner.store.read(|s| {
             let is_corrupt = |member| s.kv.has_alarm_of(member, AlarmType::Corrupt);
@@ -328,7 +346,7 @@ impl Node {
     async fn try_propose(&self, command: pb::log::Command) -> Result<pb::log::Answer, Error> {
         let command = Bytes::from(command.encode_to_vec());
         let deadline = self.deadline();
-        let _queued = self.reserve(command.len() as u64)?;
+        let _place = self.inner.places.take(&self.client, command.len() as u64)?;
         loop {
             let seen = *self.inner.route_changed.borrow();
             let (tx, rx) = oneshot::channel();
@@ -356,18 +374,10 @@ impl Node {
         }
     }
 
-    fn reserve(&self, bytes: u64) -> Result<Reserved, Error> {
-        let queued = self.inner.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let reserved = Reserved { queued: self.inner.queued_bytes.clone(), bytes };
-        if queued + bytes > self.inner.options.queue_bytes_max {
-            return Err(Error::TooManyRequests);
-        }
-        Ok(reserved)
-    }
-
     /// Returns once the local state holds everything that was acknowledged before this call (Raft dissertation, 6.4).
     pub async fn read_index(&self) -> Result<(), Error> {
         let deadline = self.deadline();
+        let _place = self.inner.places.take(&self.client, 0)?;
         loop {
             let seen = *self.inner.route_changed.borrow();
             let (tx, rx) = oneshot::channel();
@@ -587,17 +597,5 @@ impl Pending {
 impl Drop for Pending {
     fn drop(&mut self) {
         metrics().proposals_pending.dec();
-    }
-}
-
-/// Bytes of a request that wait somewhere on the way.
-struct Reserved {
-    queued: Arc<AtomicU64>,
-    bytes: u64,
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        self.queued.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }

@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use futures_util::{Stream, StreamExt as _};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
@@ -23,6 +23,7 @@ use crate::env::{Env, Instant, planted};
 use crate::error::Error;
 use crate::kv;
 use crate::pb;
+use crate::pb::etcd::AlarmType;
 use crate::storage::snapshot::{self, Head, SnapshotFile};
 
 /// The state after some log entry. A clone is a consistent view.
@@ -119,6 +120,8 @@ pub struct Store {
     generation: AtomicU64,
     /// The first revision that watchers have not read yet.
     unread: AtomicI64,
+    /// Whether alarm CORRUPT is on for whomever; changes under the lock, and before the applied index says so.
+    corrupt: AtomicBool,
 }
 
 /// What changes together: else a new state's log id could be taken with the old one's changes.
@@ -175,6 +178,7 @@ impl Store {
         state.kv.keep_journal(journal_bytes_max);
         let index = state.log_id.as_ref().map(|l| l.index());
         Arc::new(Self {
+            corrupt: AtomicBool::new(state.kv.has_alarm(AlarmType::Corrupt)),
             locked: RwLock::new(Locked { digests: Digests::of(&state), state, replaced }),
             journal_bytes_max,
             applied_index: watch::Sender::new(index),
@@ -202,6 +206,11 @@ impl Store {
     /// The index of the newest applied entry.
     pub fn applied_index(&self) -> Option<u64> {
         *self.applied_index.borrow()
+    }
+
+    /// Whether alarm CORRUPT is on for some member, or for all.
+    pub fn is_corrupt_somewhere(&self) -> bool {
+        self.corrupt.load(Ordering::Acquire)
     }
 
     /// The digest of the state as it was after the entry at `index`, if that is known and not long ago.
@@ -289,6 +298,7 @@ impl Store {
             let answers = locked.state.apply(entry, answer)?;
             let digest = locked.state.kv.digest();
             locked.digests.push(digest);
+            self.corrupt.store(locked.state.kv.has_alarm(AlarmType::Corrupt), Ordering::Release);
             answers
         };
         self.applied_index.send_replace(Some(index));
@@ -301,6 +311,7 @@ impl Store {
         let old = {
             let mut locked = self.locked.write();
             self.generation.fetch_add(1, Ordering::AcqRel);
+            self.corrupt.store(state.kv.has_alarm(AlarmType::Corrupt), Ordering::Release);
             let new = Locked { digests: Digests::of(&state), state, replaced: true };
             std::mem::replace(&mut *locked, new)
         };

@@ -21,6 +21,7 @@ use super::authority::Filter;
 use crate::env::net::{Incoming, Stream};
 use crate::env::{Sleep, sleep};
 use crate::metrics::metrics;
+use crate::node::Client;
 
 /// Who connects.
 #[derive(Clone, Copy)]
@@ -100,8 +101,11 @@ impl Connection {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = ();
-    fn connect_info(&self) {}
+    /// Every request on it has this in its extensions.
+    type ConnectInfo = Client;
+    fn connect_info(&self) -> Client {
+        Client::new()
+    }
 }
 
 impl AsyncRead for Connection {
