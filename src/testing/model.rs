@@ -9,60 +9,104 @@
 //! known; it splits by key.
 //! Absent: leases on keys; compaction, which only refuses reads.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{Hash, Hasher};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Bound;
+use std::sync::Arc;
 
 use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 
 use super::history::{Action, Answer, Effect, Is, Kv, NEVER, Op, Outcome, Request, Span, Stamp};
-use super::linear::{Kind, Model, Verdict};
+use super::linear::{Kind, Model, Places, Verdict};
 use super::watch::Event;
 
 /// The store after some revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Store {
     pub revision: i64,
-    pub keys: OrdMap<String, Kv>,
+    /// The sum of the hashes of all versions in `keys`: what changes it is what changes.
+    sum: u64,
+    keys: OrdMap<Arc<str>, Arc<Kv>>,
 }
 
 impl Default for Store {
     /// As etcd begins.
     fn default() -> Self {
-        Self { revision: 1, keys: OrdMap::new() }
+        Self::new(1, [])
     }
 }
 
 impl Hash for Store {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.revision.hash(state);
-        for kv in self.keys.values() {
-            kv.mod_revision.hash(state);
-            kv.value.hash(state);
-        }
+        self.sum.hash(state);
     }
 }
 
+fn hash_of(kv: &Kv) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    kv.hash(&mut hasher);
+    hasher.finish()
+}
+
 impl Store {
-    pub fn get(&self, span: &Span) -> Vec<Kv> {
-        match &span.end {
-            None => self.keys.get(&span.key).cloned().into_iter().collect(),
-            Some(end) if *end <= span.key => Vec::new(),
-            Some(end) => self.keys.range(span.key.clone()..end.clone()).map(|(_, kv)| kv.clone()).collect(),
+    fn new(revision: i64, kvs: impl IntoIterator<Item = Kv>) -> Self {
+        let mut store = Self { revision, sum: 0, keys: OrdMap::new() };
+        kvs.into_iter().for_each(|kv| store.insert(kv));
+        store
+    }
+
+    fn insert(&mut self, kv: Kv) {
+        self.sum = self.sum.wrapping_add(hash_of(&kv));
+        if let Some(was) = self.keys.insert(kv.key.as_str().into(), Arc::new(kv)) {
+            self.sum = self.sum.wrapping_sub(hash_of(&was));
         }
+    }
+
+    fn remove(&mut self, key: &str) {
+        if let Some(was) = self.keys.remove(key) {
+            self.sum = self.sum.wrapping_sub(hash_of(&was));
+        }
+    }
+
+    pub fn kvs(&self) -> impl Iterator<Item = &Kv> {
+        self.keys.values().map(|kv| &**kv)
+    }
+
+    pub fn get(&self, span: &Span) -> Vec<Kv> {
+        self.within(span).map(|kv| Kv::clone(kv)).collect()
+    }
+
+    fn within(&self, span: &Span) -> impl Iterator<Item = &Arc<Kv>> {
+        let key = span.key.as_str();
+        let one = if span.end.is_none() { self.keys.get(key) } else { None };
+        let end = span.end.as_deref().filter(|end| *end > key);
+        let more =
+            end.map(|end| self.keys.range::<_, str>((Bound::Included(key), Bound::Excluded(end))).map(|(_, kv)| kv));
+        one.into_iter().chain(more.into_iter().flatten())
     }
 
     /// What changed since `before`, which is one revision older.
     pub fn events_since(&self, before: &Store) -> Vec<Event> {
-        let puts = self.keys.values().filter(|kv| kv.mod_revision == self.revision).cloned().map(Event::Put);
-        let deleted = before.keys.keys().filter(|key| !self.keys.contains_key(*key));
-        puts.chain(deleted.map(|key| Event::Delete { key: key.clone(), mod_revision: self.revision })).collect()
+        let (mut puts, mut deletes) = (Vec::new(), Vec::new());
+        for change in before.keys.diff(&self.keys) {
+            match change {
+                DiffItem::Add(_, kv) | DiffItem::Update { new: (_, kv), .. } => puts.push(Event::Put(Kv::clone(kv))),
+                DiffItem::Remove(key, _) => {
+                    deletes.push(Event::Delete { key: key.to_string(), mod_revision: self.revision });
+                }
+            }
+        }
+        puts.append(&mut deletes);
+        puts
     }
 
     fn apply(&mut self, action: &Action, wrote: &mut bool) -> Effect {
         let next = self.revision + 1;
         match action {
             Action::Put { key, value } => {
-                let was = self.keys.get(key);
+                let was = self.keys.get(key.as_str());
                 let kv = Kv {
                     key: key.clone(),
                     value: value.clone(),
@@ -70,14 +114,14 @@ impl Store {
                     mod_revision: next,
                     version: was.map_or(1, |was| was.version + 1),
                 };
-                self.keys.insert(key.clone(), kv);
+                self.insert(kv);
                 *wrote = true;
                 Effect::Put
             }
             Action::Delete(span) => {
-                let doomed = self.get(span);
+                let doomed: Vec<Arc<Kv>> = self.within(span).cloned().collect();
                 for kv in &doomed {
-                    self.keys.remove(&kv.key);
+                    self.remove(&kv.key);
                 }
                 *wrote |= !doomed.is_empty();
                 Effect::Deleted(doomed.len() as i64)
@@ -130,7 +174,10 @@ struct Known {
 /// The KV service with its revisions.
 #[derive(Default)]
 pub struct KvModel {
-    known: BTreeMap<i64, Known>,
+    known: HashMap<i64, Known>,
+    /// Revisions that no acknowledged write made, by what was seen of them.
+    put_at: HashMap<(String, String), Vec<i64>>,
+    deleted_at: BTreeMap<String, Vec<i64>>,
 }
 
 impl KvModel {
@@ -148,7 +195,44 @@ impl KvModel {
                 }
             }
         }
+        for (&revision, known) in model.known.iter().filter(|(_, known)| !known.taken) {
+            for kv in known.puts.values() {
+                model.put_at.entry((kv.key.clone(), kv.value.clone())).or_default().push(revision);
+            }
+            for key in &known.deletes {
+                model.deleted_at.entry(key.clone()).or_default().push(revision);
+            }
+        }
         model
+    }
+
+    /// The revisions that these actions may have made, of those that no acknowledged write made and of which something was seen.
+    fn may_have_made(&self, actions: &[Action]) -> BTreeSet<i64> {
+        let mut revisions = BTreeSet::new();
+        for action in actions {
+            match action {
+                Action::Put { key, value } => {
+                    revisions.extend(self.put_at.get(&(key.clone(), value.clone())).into_iter().flatten());
+                }
+                Action::Delete(span) => {
+                    let from = self.deleted_at.range::<str, _>((Bound::Included(&*span.key), Bound::Unbounded));
+                    revisions.extend(from.take_while(|(key, _)| span.holds(key)).flat_map(|(_, at)| at));
+                }
+                Action::Get(_) => {}
+            }
+        }
+        revisions.retain(|revision| {
+            let known = &self.known[revision];
+            let puts = |kv: &Kv| {
+                actions
+                    .iter()
+                    .any(|action| matches!(action, Action::Put { key, value } if *key == kv.key && *value == kv.value))
+            };
+            let deletes =
+                |key: &String| actions.iter().any(|action| matches!(action, Action::Delete(span) if span.holds(key)));
+            known.puts.values().all(puts) && known.deletes.iter().all(deletes)
+        });
+        revisions
     }
 
     fn saw(&mut self, kv: &Kv) {
@@ -177,10 +261,10 @@ impl KvModel {
     /// Whether `after`, which follows on `before`, is what everybody saw of its revision.
     fn fits(&self, before: &Store, after: &Store) -> bool {
         let Some(known) = self.known.get(&after.revision) else { return true };
-        let is_deleted = |key: &String| before.keys.contains_key(key) && !after.keys.contains_key(key);
-        known.puts.iter().all(|(key, kv)| after.keys.get(key) == Some(kv))
+        let is_deleted = |key: &String| before.keys.contains_key(&**key) && !after.keys.contains_key(&**key);
+        known.puts.values().all(|kv| after.keys.get(&*kv.key).is_some_and(|is| **is == *kv))
             && known.deletes.iter().all(is_deleted)
-            && known.reads.iter().all(|(span, kvs)| after.get(span) == *kvs)
+            && known.reads.iter().all(|(span, kvs)| after.within(span).map(|kv| &**kv).eq(kvs))
     }
 }
 
@@ -195,6 +279,7 @@ fn writes(answer: &Answer) -> bool {
 impl Model for KvModel {
     type Op = Op;
     type State = Store;
+    type Request = Request;
 
     fn initial(&self) -> Store {
         Store::default()
@@ -236,11 +321,43 @@ impl Model for KvModel {
     fn kind(&self, op: &Op) -> Kind {
         match &op.outcome {
             Outcome::Refused(_) => Kind::Still,
+            Outcome::Unknown if op.is_read() || matches!(op.request, Request::Compact(_)) => Kind::Still,
             Outcome::Unknown => Kind::Open,
             // The next revision is its own.
             Outcome::Answered(answer) if writes(answer) => Kind::Sure,
             Outcome::Answered(_) => Kind::Still,
         }
+    }
+
+    fn lost<'a>(&self, op: &'a Op) -> Option<&'a Request> {
+        (op.outcome == Outcome::Unknown).then_some(&op.request)
+    }
+
+    fn places(&self, op: &Op) -> Places {
+        // A place is the revision before.
+        let before = |revisions: BTreeSet<i64>| revisions.into_iter().map(|revision| revision - 1).collect();
+        match (&op.outcome, &op.request) {
+            (Outcome::Refused(_), _) | (_, Request::Compact(_) | Request::GetLocal(_)) => Places::All,
+            (Outcome::Answered(answer), _) => Places::These(vec![answer.revision - i64::from(writes(answer))]),
+            (Outcome::Unknown, Request::Do(action)) if !op.is_read() => {
+                Places::TheseOrUnheard(before(self.may_have_made(std::slice::from_ref(action))))
+            }
+            (Outcome::Unknown, Request::Txn { then, or, .. }) if !op.is_read() => {
+                let mut revisions = self.may_have_made(then);
+                revisions.append(&mut self.may_have_made(or));
+                Places::TheseOrUnheard(before(revisions))
+            }
+            (Outcome::Unknown, _) => Places::These(Vec::new()),
+        }
+    }
+
+    fn place(&self, store: &Store) -> i64 {
+        store.revision
+    }
+
+    fn is_unheard(&self, place: i64) -> bool {
+        let heard = |known: &Known| known.taken || !known.puts.is_empty() || !known.deletes.is_empty();
+        !self.known.get(&(place + 1)).is_some_and(heard)
     }
 }
 
@@ -281,6 +398,7 @@ type Registers = OrdMap<String, String>;
 impl Model for Values {
     type Op = Op;
     type State = Registers;
+    type Request = Request;
 
     fn initial(&self) -> Registers {
         Registers::new()
@@ -293,9 +411,9 @@ impl Model for Values {
         // The sequential store does the work; its revisions are not looked at.
         let kv = |(key, value): (&String, &String)| {
             let (key, value) = (key.clone(), value.clone());
-            (key.clone(), Kv { key, value, create_revision: 0, mod_revision: 0, version: 0 })
+            Kv { key, value, create_revision: 0, mod_revision: 0, version: 0 }
         };
-        let store = Store { revision: 0, keys: registers.iter().map(kv).collect() };
+        let store = Store::new(0, registers.iter().map(kv));
         let (after, right) = store.execute(&op.request);
         let plain = |answer: &Answer| -> (bool, Vec<Effect>) {
             let strip = |kvs: &[Kv]| {
@@ -308,7 +426,7 @@ impl Model for Values {
             });
             (answer.succeeded, effects.collect())
         };
-        let after = after.keys.into_iter().map(|(key, kv)| (key, kv.value)).collect();
+        let after = after.kvs().map(|kv| (kv.key.clone(), kv.value.clone())).collect();
         match &op.outcome {
             Outcome::Answered(answer) => (plain(answer) == plain(&right)).then_some(after),
             _ => (after != *registers).then_some(after),
@@ -321,6 +439,22 @@ impl Model for Values {
 
     fn kind(&self, op: &Op) -> Kind {
         if op.is_read() || matches!(op.outcome, Outcome::Refused(_)) { Kind::Still } else { Kind::Open }
+    }
+
+    fn lost<'a>(&self, op: &'a Op) -> Option<&'a Request> {
+        (op.outcome == Outcome::Unknown).then_some(&op.request)
+    }
+
+    fn places(&self, _: &Op) -> Places {
+        Places::All
+    }
+
+    fn place(&self, _: &Registers) -> i64 {
+        0
+    }
+
+    fn is_unheard(&self, _: i64) -> bool {
+        false
     }
 }
 

@@ -6,6 +6,8 @@ use super::model::{self, Store};
 use super::watch::{Event, Message, Watched};
 use super::{lease, picture, watch};
 
+mod long;
+
 const STEPS: u64 = 1_000_000;
 
 fn op(client: u64, called: Stamp, returned: Stamp, request: Request, outcome: Outcome) -> Op {

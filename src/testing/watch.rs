@@ -5,6 +5,8 @@
 //! notice of revision r means that everything up to r was sent).
 //! Absent: timing; that everything comes in the end is the caller's to wait for, and then to say with `complete_to`.
 
+use std::collections::HashSet;
+
 use super::history::{Kv, Span};
 use super::model::Store;
 
@@ -75,13 +77,15 @@ pub enum Broken {
 /// Checks one watch against the stores of each revision (element 0 is revision 1, as `model::replay` gives them).
 pub fn check(watched: &Watched, stores: &[Store]) -> Result<(), Broken> {
     let mut sent: Vec<Event> = Vec::new();
+    let mut unique = HashSet::new();
     let mut told = 0;
     let mut open = None;
     for message in &watched.messages {
         match message {
             Message::Progress(revision) => told = told.max(*revision),
             Message::Events { events, fragment } => {
-                check_message(watched, events, &sent, told, open)?;
+                check_message(watched, events, &sent, &unique, told, open)?;
+                unique.extend(events.iter().cloned());
                 sent.extend(events.iter().cloned());
                 open = events.last().map(Event::revision).filter(|_| *fragment);
             }
@@ -89,11 +93,9 @@ pub fn check(watched: &Watched, stores: &[Store]) -> Result<(), Broken> {
     }
     let newest = sent.last().map_or(0, Event::revision).max(told).max(watched.complete_to.unwrap_or(0));
     let mut sent = sent.into_iter().peekable();
-    for pair in stores.windows(2) {
+    let first = usize::try_from(watched.start - 2).unwrap_or(0);
+    for pair in stores.windows(2).skip(first).take_while(|pair| pair[1].revision <= newest) {
         let revision = pair[1].revision;
-        if revision < watched.start || revision > newest {
-            continue;
-        }
         let mut due: Vec<Event> =
             pair[1].events_since(&pair[0]).into_iter().filter(|event| watched.wants(event)).collect();
         while let Some(event) = sent.next_if(|event| event.revision() == revision) {
@@ -113,6 +115,7 @@ fn check_message(
     watched: &Watched,
     events: &[Event],
     sent: &[Event],
+    unique: &HashSet<Event>,
     told: i64,
     open: Option<i64>,
 ) -> Result<(), Broken> {
@@ -120,12 +123,12 @@ fn check_message(
     if let Some(first) = events.first()
         && first.revision() == last
         && open != Some(last)
-        && !sent.contains(first)
+        && !unique.contains(first)
     {
         return Err(Broken::Torn { revision: last });
     }
     for (at, event) in events.iter().enumerate() {
-        if sent.contains(event) || events[..at].contains(event) {
+        if unique.contains(event) || events[..at].contains(event) {
             return Err(Broken::Twice { event: event.clone() });
         }
         if event.revision() < last {

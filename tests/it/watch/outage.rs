@@ -2,12 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::*;
 
 /// Both keys of a transaction, in the revision that made it.
 type Seen = BTreeMap<i64, Vec<String>>;
+
+/// Acknowledged writes between one fault and the next.
+const PROGRESS: usize = 50;
+
+/// Waits until the writers have got further.
+async fn progress(written: &AtomicUsize) {
+    let before = written.load(Ordering::Relaxed);
+    wait_for("writes to be acknowledged", async || {
+        let more = written.load(Ordering::Relaxed) - before;
+        if more >= PROGRESS { Ok(()) } else { Err(more) }
+    })
+    .await;
+}
 
 /// Follows all keys from revision 2 on, through one endpoint after another, until it has seen `last`.
 async fn follow(channels: Vec<Channel>, mut at: usize, last: String) -> Seen {
@@ -45,9 +58,10 @@ async fn a_watch_survives_the_death_of_the_leader_and_of_its_own_member() {
     let channels: Vec<Channel> = (0..3).map(|slot| cluster.channel(slot)).collect();
     let followers: Vec<_> = (0..3).map(|at| tokio::spawn(follow(channels.clone(), at, "k-last".into()))).collect();
     let stop = Arc::new(AtomicBool::new(false));
+    let written = Arc::new(AtomicUsize::new(0));
     // Each transaction writes two keys with one number: it is seen whole or not at all.
     let writer = |id: usize| {
-        let (mut kv, stop) = (cluster.kv(id as u64), stop.clone());
+        let (mut kv, stop, written) = (cluster.kv(id as u64), stop.clone(), written.clone());
         let mut at = id;
         let channels = channels.clone();
         tokio::spawn(async move {
@@ -63,6 +77,7 @@ async fn a_watch_survives_the_death_of_the_leader_and_of_its_own_member() {
                     Ok(answer) => {
                         let events = ["k-a", "k-b"].map(|key| format!(" {key}{id}={i}")).to_vec();
                         acknowledged.insert(answer.into_inner().header.unwrap().revision, events);
+                        written.fetch_add(1, Ordering::Relaxed);
                     }
                     Err(_) => {
                         at += 1;
@@ -76,12 +91,12 @@ async fn a_watch_survives_the_death_of_the_leader_and_of_its_own_member() {
     };
     let writers: Vec<_> = (0..3).map(writer).collect();
     for round in 0..3 {
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        progress(&written).await;
         let leader = cluster.wait_formed().await;
         // The leader, then each member that some follower is connected to.
         let victim = if round == 0 { leader } else { (leader + round) % 3 };
         cluster.kill(victim);
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        progress(&written).await;
         cluster.start_all().await;
     }
     stop.store(true, Ordering::Relaxed);
