@@ -10,10 +10,9 @@ use super::watch::{self, Event, Watched};
 use super::{model, picture};
 
 /// To narrow a violation down takes a search an operation: too many beyond this.
-const NARROWED_OPS_MAX: usize = 20_000;
+const NARROWED_OPS_MAX: usize = 5_000;
 
-/// Steps of the search at most. A history of a simulated run takes a few thousand; in a long one each operation passes those of
-/// unknown outcome that never took effect.
+/// Steps of the search at most. A good history takes about one an operation, a bad one can take any number.
 fn steps_max(ops: &[Op]) -> u64 {
     (20_000 * ops.len() as u64).max(3_000_000)
 }
