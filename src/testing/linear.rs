@@ -20,6 +20,9 @@ use imbl::Vector;
 
 use super::history::{NEVER, Stamp};
 
+/// Pairs remembered, for they take memory: about a kilobyte each.
+const TRIED_MAX: usize = 4_000_000;
+
 /// A sequential object.
 pub trait Model {
     type Op;
@@ -315,7 +318,7 @@ impl<M: Model> Search<'_, M> {
         let mut cursor = Cursor::default();
         while self.left > 0 {
             steps += 1;
-            if steps > steps_max {
+            if steps > steps_max || self.tried.len() > TRIED_MAX {
                 return Verdict::Undecided;
             }
             if let Some(op) = self.candidate(&mut cursor) {

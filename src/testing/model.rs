@@ -287,9 +287,9 @@ impl Model for KvModel {
 
     fn step(&self, store: &Store, op: &Op) -> Option<Store> {
         match (&op.outcome, &op.request) {
-            (Outcome::Refused(_), _) | (_, Request::Compact(_) | Request::GetLocal(_)) => Some(store.clone()),
+            (Outcome::Refused(_), _) | (_, Request::Compact(_)) => Some(store.clone()),
             // What it saw is compared at that revision; the header tells how new the member was.
-            (Outcome::Answered(answer), Request::GetAt(..)) => {
+            (Outcome::Answered(answer), Request::GetAt(..) | Request::GetLocal(_)) => {
                 (answer.revision == store.revision).then(|| store.clone())
             }
             (Outcome::Answered(answer), request) => {
@@ -312,7 +312,7 @@ impl Model for KvModel {
 
     fn interval(&self, op: &Op) -> (Stamp, Stamp) {
         match op.request {
-            // It may be of any time before; what it saw is compared all the same.
+            // It may be of any time before.
             Request::GetLocal(_) => (0, op.returned),
             _ => (op.called, op.returned),
         }
@@ -337,7 +337,7 @@ impl Model for KvModel {
         // A place is the revision before.
         let before = |revisions: BTreeSet<i64>| revisions.into_iter().map(|revision| revision - 1).collect();
         match (&op.outcome, &op.request) {
-            (Outcome::Refused(_), _) | (_, Request::Compact(_) | Request::GetLocal(_)) => Places::All,
+            (Outcome::Refused(_), _) | (_, Request::Compact(_)) => Places::All,
             (Outcome::Answered(answer), _) => Places::These(vec![answer.revision - i64::from(writes(answer))]),
             (Outcome::Unknown, Request::Do(action)) if !op.is_read() => {
                 Places::TheseOrUnheard(before(self.may_have_made(std::slice::from_ref(action))))

@@ -1,7 +1,7 @@
 //! The checkers' own tests: what must pass passes, what must be found is found.
 
 use super::history::{Action, Answer, Effect, Is, Kv, NEVER, Op, Outcome, Request, Span, Stamp};
-use super::linear::Verdict;
+use super::linear::{self, Kind, Model, Places, Verdict};
 use super::model::{self, Store};
 use super::watch::{Event, Message, Watched};
 use super::{lease, picture, watch};
@@ -124,6 +124,10 @@ fn serializable_read_is_old_at_most() {
     assert!(model::check(&with(got(2, &[a("1", 2, 1)])), &[], STEPS).is_linearizable(), "old");
     assert!(!model::check(&with(got(2, &[a("2", 2, 1)])), &[], STEPS).is_linearizable(), "never so");
     assert!(!model::check(&with(got(3, &[])), &[], STEPS).is_linearizable(), "of another member's history");
+    let early =
+        [op(2, 1, 2, Request::GetLocal(Span::one("a")), got(2, &[a("1", 2, 1)])), op(1, 3, 4, put("a", "1"), done(2))];
+    assert!(!model::check(&early, &[], STEPS).is_linearizable(), "from the future");
+    assert!(!model::check(&[local(got(9, &[a("9", 9, 1)]))], &[], STEPS).is_linearizable(), "invented");
     let at = op(2, 5, 6, Request::GetAt(Span::one("a"), 2), got(3, &[a("1", 2, 1)]));
     assert!(model::check(&[writes[0].clone(), writes[1].clone(), at], &[], STEPS).is_linearizable());
 }
@@ -201,28 +205,110 @@ fn histories_of_a_sequential_store_pass_and_changed_ones_are_found() {
         assert!(model::check_values(&plain, STEPS).is_ok(), "round {round}: {plain:#?}");
         // What was lost could explain a change.
         let ops = random_history(&mut random, true, false);
-        let reads: Vec<usize> = (0..ops.len()).filter(|at| ops[*at].seen().next().is_some()).collect();
-        if reads.is_empty() {
+        let mut ops = ops;
+        if !change(&mut random, &mut ops) {
             continue;
         }
         changed += 1;
-        let mut ops = ops;
-        let at = reads[random.usize(..reads.len())];
-        let Outcome::Answered(answer) = &mut ops[at].outcome else { unreachable!("it has seen something") };
-        let kvs = answer.effects.iter_mut().find_map(|effect| match effect {
-            Effect::Got(kvs) if !kvs.is_empty() => Some(kvs),
-            _ => None,
-        });
-        let kvs = kvs.expect("it has seen something");
-        match random.u8(..4) {
-            0 => drop(kvs.pop()),
-            1 => kvs[0].value.push('x'),
-            2 => kvs[0].version += 1,
-            _ => kvs[0].mod_revision -= 1,
-        }
         found += u32::from(!model::check(&ops, &[], STEPS).is_linearizable());
     }
     assert_eq!(found, changed, "each change is a history that cannot have been");
+}
+
+/// Changes what some read has seen; false if none has seen anything.
+fn change(random: &mut fastrand::Rng, ops: &mut [Op]) -> bool {
+    let reads: Vec<usize> = (0..ops.len()).filter(|at| ops[*at].seen().next().is_some()).collect();
+    if reads.is_empty() {
+        return false;
+    }
+    let at = reads[random.usize(..reads.len())];
+    let Outcome::Answered(answer) = &mut ops[at].outcome else { unreachable!("it has seen something") };
+    let kvs = answer.effects.iter_mut().find_map(|effect| match effect {
+        Effect::Got(kvs) if !kvs.is_empty() => Some(kvs),
+        _ => None,
+    });
+    let kvs = kvs.expect("it has seen something");
+    match random.u8(..4) {
+        0 => drop(kvs.pop()),
+        1 => kvs[0].value.push('x'),
+        2 => kvs[0].version += 1,
+        _ => kvs[0].mod_revision -= 1,
+    }
+    true
+}
+
+/// The model without its knowledge of places: then the search tries everything everywhere.
+struct Anywhere(model::KvModel);
+
+impl Model for Anywhere {
+    type Op = Op;
+    type State = Store;
+    type Request = Request;
+
+    fn initial(&self) -> Store {
+        self.0.initial()
+    }
+
+    fn step(&self, store: &Store, op: &Op) -> Option<Store> {
+        self.0.step(store, op)
+    }
+
+    fn interval(&self, op: &Op) -> (Stamp, Stamp) {
+        self.0.interval(op)
+    }
+
+    fn kind(&self, op: &Op) -> Kind {
+        self.0.kind(op)
+    }
+
+    fn lost<'a>(&self, _: &'a Op) -> Option<&'a Request> {
+        None
+    }
+
+    fn places(&self, _: &Op) -> Places {
+        Places::All
+    }
+
+    fn place(&self, store: &Store) -> i64 {
+        self.0.place(store)
+    }
+
+    fn is_unheard(&self, _: i64) -> bool {
+        false
+    }
+}
+
+/// With lost answers, watchers that saw a part, and changes that nothing explains or something lost does.
+#[test]
+fn what_is_known_of_places_changes_no_verdict() {
+    let seed = std::env::var("QUORATE_CHECKER_SEED").map_or_else(|_| fastrand::u64(..), |text| text.parse().unwrap());
+    println!("QUORATE_CHECKER_SEED={seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut verdicts = [0; 3];
+    for round in 0..600 {
+        let mut ops = random_history(&mut random, true, true);
+        let mut seen = Vec::new();
+        if let Verdict::Linearizable { order, .. } = model::check(&ops, &[], STEPS) {
+            let stores = model::replay(&ops, &order);
+            for pair in stores.windows(2).filter(|_| random.u8(..4) == 0) {
+                seen.extend(pair[1].events_since(&pair[0]));
+            }
+        }
+        for _ in 0..random.u8(..3) {
+            change(&mut random, &mut ops);
+        }
+        let with = linear::check(&model::KvModel::new(&ops, &seen), &ops, STEPS);
+        let without = linear::check(&Anywhere(model::KvModel::new(&ops, &seen)), &ops, STEPS);
+        let at = match (&with, &without) {
+            (Verdict::Linearizable { .. }, Verdict::Linearizable { .. }) => 0,
+            (Verdict::Violation { .. }, Verdict::Violation { .. }) => 1,
+            (Verdict::Undecided, _) | (_, Verdict::Undecided) => 2,
+            _ => panic!("round {round}: {with:?}, and without the knowledge {without:?}: {ops:#?}"),
+        };
+        verdicts[at] += 1;
+    }
+    println!("good, bad, undecided: {verdicts:?}");
+    assert!(verdicts[0] > 100 && verdicts[1] > 100 && verdicts[2] < 30, "{verdicts:?}");
 }
 
 fn stores() -> Vec<Store> {
