@@ -176,9 +176,9 @@ impl Spread {
 pub fn number(value: f64) -> String {
     match value.abs() {
         x if x >= 99.95 => {
-            let digits = format!("{value:.0}");
+            let (sign, digits) = (if value < 0.0 { "-" } else { "" }, format!("{x:.0}"));
             let groups = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy);
-            groups.collect::<Vec<_>>().join(",")
+            format!("{sign}{}", groups.collect::<Vec<_>>().join(","))
         }
         x if x >= 9.995 => format!("{value:.1}"),
         _ => format!("{value:.2}"),

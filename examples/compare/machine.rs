@@ -1,4 +1,4 @@
-//! What the figures were made on.
+//! What the figures were made on. Absent: the load of other programs; the machine must be quiet.
 
 use std::fs::File;
 use std::io::Write as _;

@@ -1,7 +1,7 @@
 //! A cluster that holds many keys: loading them, restarts, and what holds up requests meanwhile.
 //!
 //! Requests come at a fixed rate, far below what the servers can do, so that a latency shows a pause and not a queue. Each event is
-//! made to happen, and it is checked that it did.
+//! made to happen, and it is checked that it did. Absent: what a kind of request costs (`short`).
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

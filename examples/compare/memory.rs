@@ -1,4 +1,5 @@
 //! What a member's memory goes to: one thing after the other is added, in great number, and the growth divided by that number.
+//! Absent: who asked for it inside of the process; resident memory is all that is looked at.
 
 use std::time::Duration;
 

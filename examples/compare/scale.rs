@@ -1,4 +1,4 @@
-//! What a put costs the servers, against one thing that grows.
+//! What a put costs the servers, against one thing that grows. Absent: two things at a time, and other requests.
 
 use crate::servers::Servers;
 use crate::streams::{Watched, Watchers};

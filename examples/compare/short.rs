@@ -1,4 +1,4 @@
-//! Works of some seconds each, one after the other in one cluster.
+//! Works of some seconds each, one after the other in one cluster. Absent: the clients' loops (`client`, `streams`).
 
 use crate::client::closed_loop;
 use crate::servers::Servers;

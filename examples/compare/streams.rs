@@ -1,4 +1,5 @@
 //! Works on streams: watchers that get what one client puts, and leases that are kept alive.
+//! Absent: watchers that fall behind or come back; `watch-bench` and the tests have those.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -1,6 +1,7 @@
 //! Requests on keys: what one client of a closed loop, or of a pace, sends.
 //!
 //! Keys are `bench/<number>` in twelve digits, values have a fixed size, and which key is next is drawn from a seed that is the client's number.
+//! Absent: how often and for how long (`client`).
 
 use std::ops::Range;
 

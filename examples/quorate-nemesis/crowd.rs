@@ -1,4 +1,4 @@
-//! Who uses the members, and what is judged of what they were told.
+//! Who uses the members, and what is judged of what they were told. Absent: the users (`testing::users`) and the checkers themselves.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -2,6 +2,7 @@
 //!
 //! Beside the crowd there are writers whose every key is written once: after each cycle each member must have all that was
 //! acknowledged since the last, at its revision, and in the end all of it.
+//! Absent: every other fault (`faults`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
