@@ -108,7 +108,8 @@ impl Leases {
         leases
     }
 
-    /// Grants a lease through `asker`'s handle; with id 0 under a free one that is chosen here, for applying must do the same on every member.
+    /// Grants a lease through `asker`'s handle; with id 0 under a free one that is chosen here, for applying must do the same on
+    /// every member.
     pub async fn grant(&self, asker: &Node, id: i64, ttl_seconds: i64) -> Result<LeaseGrantResponse, Error> {
         self.wait_allowed().await?;
         let ttl = ttl_seconds.max(self.inner.settings.ttl_min_seconds);

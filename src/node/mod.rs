@@ -346,11 +346,11 @@ impl Node {
     async fn try_propose(&self, command: pb::log::Command) -> Result<pb::log::Answer, Error> {
         let command = Bytes::from(command.encode_to_vec());
         let deadline = self.deadline();
-        let _place = self.inner.places.take(&self.client, command.len() as u64)?;
         loop {
+            let place = self.inner.places.take(&self.client, command.len() as u64)?;
             let seen = *self.inner.route_changed.borrow();
             let (tx, rx) = oneshot::channel();
-            let proposal = Proposal { command: command.clone(), reply: Reply::Local(tx) };
+            let proposal = Proposal { command: command.clone(), reply: Reply::Local { tx, place } };
             let taken = match self.route() {
                 Route::Leader => self.inner.proposals.try_send(proposal).map_err(|e| refused(&e)),
                 Route::Follower(link) => link.send(Outgoing::Proposal(proposal)),

@@ -2,7 +2,8 @@
 //!
 //! The last quarter is for clients, which are connections, that have no other request under way. Of the rest a client may have as many
 //! as it leaves free (dynamic thresholds: Choudhury and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998), so that those who ask
-//! too much soon have equal shares. Invariant: a place is given back when its request ends, in whichever way.
+//! too much soon have equal shares. Invariant: a place is held as long as something of the write waits, also if its client has given
+//! up: who asks and leaves, again and again while there is no quorum, fills its share and not the memory.
 //! Absent: waiting for a place; who finds none is told so at once and has cost next to nothing.
 
 use std::sync::Arc;

@@ -14,6 +14,7 @@ use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Node;
+use super::places::Place;
 use crate::error::Error;
 use crate::pb;
 use crate::raft::{Batch, TypeConfig};
@@ -23,12 +24,10 @@ const TAKE_MAX: usize = 4096;
 
 /// Who waits for a command's answer.
 pub(super) enum Reply {
-    Local(oneshot::Sender<Result<pb::log::Answer, Error>>),
+    /// A client of this member. It holds its place until then, whether it still listens or not.
+    Local { tx: oneshot::Sender<Result<pb::log::Answer, Error>>, place: Place },
     /// A member that forwarded it.
-    Remote {
-        id: u64,
-        to: mpsc::Sender<Forwarded>,
-    },
+    Remote { id: u64, to: mpsc::Sender<Forwarded> },
 }
 
 /// What goes back on a forward stream.
@@ -41,7 +40,11 @@ impl Reply {
     pub(super) fn send(self, outcome: Result<pb::log::Answer, Error>) {
         match self {
             // A client that has given up does not listen any more.
-            Reply::Local(tx) => drop(tx.send(outcome)),
+            Reply::Local { tx, place } => {
+                // Before its client may ask again.
+                drop(place);
+                drop(tx.send(outcome));
+            }
             // The channel has a place for every request that may be under way; full means that the stream is gone.
             Reply::Remote { id, to } => drop(to.try_send(Forwarded::Outcome(id, outcome))),
         }
@@ -49,7 +52,7 @@ impl Reply {
 
     fn is_closed(&self) -> bool {
         match self {
-            Reply::Local(tx) => tx.is_closed(),
+            Reply::Local { tx, .. } => tx.is_closed(),
             Reply::Remote { to, .. } => to.is_closed(),
         }
     }
@@ -201,11 +204,13 @@ fn distribute(replies: Vec<Reply>, result: Result_) {
 mod tests {
     use openraft::errors::ForwardToLeader;
 
+    use super::super::places::{Client, Places};
     use super::*;
 
     fn told(result: Result_) -> Error {
         let (tx, mut rx) = oneshot::channel();
-        distribute(vec![Reply::Local(tx)], result);
+        let place = Places::new(1, 1).take(&Client::default(), 1).expect("it is free");
+        distribute(vec![Reply::Local { tx, place }], result);
         rx.try_recv().expect("everyone is told").expect_err("it was not applied")
     }
 

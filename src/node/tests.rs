@@ -309,6 +309,30 @@ async fn queues_are_bounded_and_say_so() {
     assert_eq!(message.proposals.len(), 1);
 }
 
+/// Or clients that ask and leave, again and again while nobody answers, would fill the memory.
+#[tokio::test(start_paused = true)]
+async fn who_gives_up_keeps_its_place_until_its_write_is_answered() {
+    let net = net();
+    let mut leader = lead(&net).await;
+    let node = follower(&net, Options { queue_requests_max: 8, ..options() }).await;
+    for _ in 0..8 {
+        let node = node.clone();
+        let asking = tokio::spawn(async move { node.propose(command(10)).await });
+        crate::env::sleep(Duration::from_millis(5)).await;
+        asking.abort();
+    }
+    assert_eq!(node.propose(command(10)).await, Err(Error::TooManyRequests));
+    while let Ok((message, answers)) = leader.try_recv() {
+        for proposal in message.proposals {
+            answers.send(Ok(answer(proposal.id, Ok(())))).await.unwrap();
+        }
+    }
+    crate::env::sleep(Duration::from_millis(100)).await;
+    tokio::spawn(async move { node.propose(command(10)).await });
+    let (message, _) = sent(&mut leader).await;
+    assert_eq!(message.proposals.len(), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn reads_that_come_during_a_round_share_the_next() {
     let net = net();
