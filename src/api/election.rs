@@ -51,7 +51,7 @@ impl Election for Api {
     /// Every leader and all that it proclaims, in order; from the present one on, if there is one.
     async fn observe(&self, request: Request<LeaderRequest>) -> Result<Response<Self::ObserveStream>, Status> {
         let node = self.data_node(&request)?;
-        let needs_leader = request.metadata().get("hasleader").is_some_and(|v| v.as_bytes() == b"true");
+        let needs_leader = super::needs_leader(&request);
         confirm(&node).await?;
         let told = Told { name: request.into_inner().name.to_vec(), leader: None };
         let hub = self.hub()?;

@@ -58,7 +58,7 @@ impl Lease for Api {
         if node.trust() == Trust::Fenced {
             return Err(Error::Corrupt.into());
         }
-        let needs_leader = request.metadata().get("hasleader").is_some_and(|v| v.as_bytes() == b"true");
+        let needs_leader = super::needs_leader(&request);
         let leases = self.leases()?;
         let fenced = node.clone();
         let fenced = async move {
@@ -124,7 +124,7 @@ pub(super) async fn ended(node: Node, hub: Hub, needs_leader: bool, corrupt: imp
         error = corrupt => error,
         () = node.env().stopping.cancelled() => Error::Stopped,
         () = node.env().shutdown.cancelled() => Error::Stopped,
-        () = hub.leader_lost(), if needs_leader => Error::NoLeader,
+        () = hub.leader_lost(&node), if needs_leader => Error::NoLeader,
     }
 }
 

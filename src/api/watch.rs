@@ -179,7 +179,7 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
             request = self.requests.next(), if !self.requests.is_done() => Wake::Request(request),
             () = more => Wake::Delivered,
             () = sleep_until(tick_at.unwrap_or_else(Instant::now)), if tick_at.is_some() => Wake::Tick,
-            () = self.hub.leader_lost(), if self.needs_leader => Wake::LeaderLost,
+            () = self.hub.leader_lost(&self.node), if self.needs_leader => Wake::LeaderLost,
             corrupt = &mut self.corrupt => Wake::Corrupt(corrupt),
         }
     }

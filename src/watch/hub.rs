@@ -173,9 +173,13 @@ impl Hub {
         });
     }
 
-    /// Resolves while the leader is lost, or when the hub ends.
-    pub async fn leader_lost(&self) {
-        let _ = self.inner.leader_lost.subscribe().wait_for(|lost| *lost).await;
+    /// Resolves while the leader is lost, as `node` sees it, or when the hub ends.
+    pub async fn leader_lost(&self, node: &Node) {
+        let mut lost = self.inner.leader_lost.subscribe();
+        // One that has come back, or the first, may not have been noticed here yet: its clients are already let in.
+        while lost.wait_for(|lost| *lost).await.is_ok() && node.status().leader.is_some() {
+            let _ = lost.wait_for(|lost| !*lost).await;
+        }
     }
 }
 

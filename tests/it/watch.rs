@@ -400,9 +400,14 @@ async fn a_stream_that_needs_a_leader_ends_without_one_and_another_goes_on() {
     assert_eq!((ended.code(), ended.message()), (Code::Unavailable, "etcdserver: no leader"));
     let refused = Stream::try_open(cluster.channel(0), true).await.err().expect("no new ones either");
     assert_eq!((refused.code(), refused.message()), (Code::Unavailable, "etcdserver: no leader"));
-    cluster.start_all().await;
-    let revision = cluster.put(1, "k", "2").await;
-    assert_eq!(patient.shown().await, format!("0 @{revision} k=2"));
+    cluster.start_pod(1);
+    let channel = cluster.channel(0);
+    let mut again = wait_for("a leader", async || Stream::try_open(channel.clone(), true).await).await;
+    again.create(create("k", "")).await;
+    let revision = cluster.put(0, "k", "2").await;
+    for stream in [&mut patient, &mut again] {
+        assert_eq!(stream.shown().await, format!("0 @{revision} k=2"), "who is let in goes on");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
