@@ -1,8 +1,8 @@
 //! One accepted connection: its place among the allowed ones, the filter over its bytes, and how long it may take to say what
 //! it is.
 //!
-//! Invariant: a client's connection that has not sent HTTP/2's preface, or the whole head of an HTTP/1 request, in time is closed:
-//! those who dribble hold no place. Absent: what comes after that (HTTP/2's keep-alive, the time of a request in `budget`).
+//! Invariants: a client's connection that has not sent HTTP/2's preface, or the whole head of an HTTP/1 request, in time is closed:
+//! those who dribble hold no place. At most `GATHERED_BYTES_MAX` wait here to be written. Absent: what comes after that (HTTP/2's keep-alive, the time of a request in `budget`).
 
 use std::borrow::Cow;
 use std::io;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -22,6 +22,10 @@ use crate::env::net::{Incoming, Stream};
 use crate::env::{Sleep, sleep};
 use crate::metrics::metrics;
 use crate::node::Client;
+
+/// Pieces below this are gathered into one write.
+const SMALL_BYTES: usize = 4 << 10;
+const GATHERED_BYTES_MAX: usize = 16 << 10;
 
 /// Who connects.
 #[derive(Clone, Copy)]
@@ -88,6 +92,10 @@ pub(super) struct Connection {
     filter: Filter,
     /// Filtered, and not taken yet.
     ready: Bytes,
+    /// To be written.
+    gathered: BytesMut,
+    /// What is being written has let others go first.
+    lingered: bool,
     _place: OwnedSemaphorePermit,
 }
 
@@ -97,6 +105,41 @@ impl Connection {
             metrics().client_sent_bytes.inc_by(bytes as u64);
         }
         bytes
+    }
+
+    /// Lets every task that is ready go first, once before each flush: a batch wakes many requests, and their answers leave in
+    /// one write instead of one each.
+    fn linger(&mut self, cx: &Context<'_>) -> Poll<()> {
+        if std::mem::replace(&mut self.lingered, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Writes what was gathered, and of `more` behind it so much as the socket takes; that is what it returns.
+    fn poll_send(&mut self, cx: &mut Context<'_>, more: &[u8]) -> Poll<io::Result<usize>> {
+        while !self.gathered.is_empty() {
+            ready!(self.linger(cx));
+            let both = [io::IoSlice::new(&self.gathered), io::IoSlice::new(more)];
+            let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, &both))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            let own = self.gathered.len().min(written);
+            self.gathered.advance(own);
+            self.count_sent(written);
+            if written > own {
+                return Poll::Ready(Ok(written - own));
+            }
+        }
+        // An idle connection has no buffer.
+        self.gathered = BytesMut::new();
+        if more.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        let written = ready!(Pin::new(&mut self.io).poll_write(cx, more))?;
+        Poll::Ready(Ok(self.count_sent(written)))
     }
 }
 
@@ -141,30 +184,25 @@ impl AsyncRead for Connection {
     }
 }
 
+/// Not vectored: for the HTTP/2 library that means to put frames of small values side by side instead of handing on each.
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.io).poll_write(cx, bytes))?;
-        Poll::Ready(Ok(self.count_sent(written)))
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bytes))?;
-        Poll::Ready(Ok(self.count_sent(written)))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        if bytes.len() < SMALL_BYTES && self.gathered.len() + bytes.len() <= GATHERED_BYTES_MAX {
+            self.gathered.extend_from_slice(bytes);
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        self.poll_send(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        ready!(self.poll_send(cx, &[]))?;
+        ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+        self.lingered = false;
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send(cx, &[]))?;
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
@@ -183,7 +221,16 @@ pub(super) fn bounded(
                 (Ok(io), Ok(place)) => {
                     let (greeting, counted) = (Greeting::begin(kind), matches!(kind, Kind::Client { .. }));
                     let (filter, ready) = (Filter::default(), Bytes::new());
-                    Some(Ok(Connection { io, greeting, counted, filter, ready, _place: place }))
+                    Some(Ok(Connection {
+                        io,
+                        greeting,
+                        counted,
+                        filter,
+                        ready,
+                        gathered: BytesMut::new(),
+                        lingered: false,
+                        _place: place,
+                    }))
                 }
                 (Ok(_), Err(_)) => {
                     tracing::warn!(max, "connection refused: too many are open");
@@ -208,7 +255,19 @@ mod tests {
         let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
         let greeting = Greeting::begin(Kind::Client { patience: PATIENCE });
         let (io, filter, ready): (Box<dyn Stream>, _, _) = (Box::new(io), Filter::default(), Bytes::new());
-        (client, Connection { io, greeting, counted: false, filter, ready, _place: place })
+        (
+            client,
+            Connection {
+                io,
+                greeting,
+                counted: false,
+                filter,
+                ready,
+                gathered: BytesMut::new(),
+                lingered: false,
+                _place: place,
+            },
+        )
     }
 
     /// Sends a byte a second; how long the server has read for, and whether it gave up.
@@ -260,5 +319,77 @@ mod tests {
             let next = crate::env::timeout(Duration::from_secs(3600), server.read(&mut piece)).await;
             assert!(next.is_err(), "it was closed");
         }
+    }
+
+    /// How often a socket is written to, and what it got.
+    #[derive(Default)]
+    struct Writes {
+        count: usize,
+        bytes: Vec<u8>,
+    }
+
+    struct Socket(Arc<parking_lot::Mutex<Writes>>);
+
+    impl AsyncRead for Socket {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Socket {
+        /// Takes 5,000 bytes at a time.
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            let taken = &bytes[..bytes.len().min(5000)];
+            let mut writes = self.0.lock();
+            writes.count += 1;
+            writes.bytes.extend_from_slice(taken);
+            Poll::Ready(Ok(taken.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_that_are_ready_together_leave_in_one_write() {
+        let writes = Arc::new(parking_lot::Mutex::new(Writes::default()));
+        let (_, mut server) = pair();
+        server.io = Box::new(Socket(writes.clone()));
+        for answer in 0..100_u8 {
+            server.write_all(&[answer; 10]).await.unwrap();
+        }
+        assert_eq!(writes.lock().count, 0);
+        server.flush().await.unwrap();
+        assert_eq!(writes.lock().count, 1);
+        assert!(writes.lock().bytes.chunks(10).eq((0..100_u8).map(|answer| vec![answer; 10])));
+        assert_eq!(server.gathered.capacity(), 0, "an idle connection has no buffer");
+    }
+
+    #[tokio::test]
+    async fn pieces_of_any_size_arrive_in_their_order_and_few_bytes_are_gathered() {
+        let writes = Arc::new(parking_lot::Mutex::new(Writes::default()));
+        let (_, mut server) = pair();
+        server.io = Box::new(Socket(writes.clone()));
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut sent = Vec::new();
+        for _ in 0..500 {
+            let most = [10, 1000, 30_000][random.usize(..3)];
+            let bytes = random.usize(..most);
+            let piece: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(bytes).collect();
+            server.write_all(&piece).await.unwrap();
+            sent.extend(piece);
+            assert!(server.gathered.len() <= GATHERED_BYTES_MAX);
+            if random.u8(..10) == 0 {
+                server.flush().await.unwrap();
+                assert!(writes.lock().bytes == sent);
+            }
+        }
+        server.shutdown().await.unwrap();
+        assert!(writes.lock().bytes == sent);
     }
 }
