@@ -18,6 +18,11 @@ use crate::pb::log::LogId;
 
 /// A frame takes no further step once it has this many bytes: it bounds the write buffer, and how long a callback waits.
 const FRAME_BYTES_MAX: u64 = 4 << 20;
+/// Zeros that are written behind a frame when it reaches what was never written. A file system notes for each block of a
+/// preallocated file whether it was written; a frame over written blocks is synced without that, in two thirds of the time and of the CPU.
+const ZEROS_BYTES: u64 = 256 << 10;
+/// A frame of more bytes is written without: its data outweighs the note.
+const SMALL_FRAME_BYTES: usize = 64 << 10;
 
 pub(super) struct Flusher {
     shared: Arc<Shared>,
@@ -25,6 +30,8 @@ pub(super) struct Flusher {
     file: Arc<dyn File>,
     /// Where the frame begins in the file.
     offset: u64,
+    /// Where blocks begin that may never have been written.
+    unwritten: u64,
     frame: u64,
     /// The frame so far; reused.
     buffer: Vec<u8>,
@@ -36,7 +43,8 @@ pub(super) struct Flusher {
 
 impl Flusher {
     pub fn new(shared: Arc<Shared>, segment: u32, file: Arc<dyn File>, offset: u64, frame: u64) -> Self {
-        Self { shared, segment, file, offset, frame, buffer: Vec::new(), ops: Vec::new(), places: Vec::new() }
+        let (buffer, ops, places) = Default::default();
+        Self { shared, segment, file, offset, unwritten: offset, frame, buffer, ops, places }
     }
 
     pub async fn run(mut self) {
@@ -92,7 +100,7 @@ impl Flusher {
         assert!(self.buffer.is_empty(), "a frame is in one segment");
         let previous_end = self.offset;
         (self.segment, self.file) = self.shared.supply.take().await?;
-        self.offset = 0;
+        (self.offset, self.unwritten) = (0, 0);
         let mut inner = self.shared.inner.lock();
         inner.segments.insert(self.segment, self.file.clone());
         let (owner, state) = (self.shared.owner, inner.durable.state);
@@ -159,7 +167,7 @@ impl Flusher {
         }
         let committed = self.committed();
         self.put(What::End, committed.is_some().into(), committed.unwrap_or_default(), &[]);
-        self.file.write_at(&self.buffer, self.offset)?;
+        self.write_frame()?;
         let start = Instant::now();
         // Planted: one flush in four waits for the next one.
         if !planted!("ack-before-fsync") || self.frame.is_multiple_of(4) {
@@ -177,6 +185,19 @@ impl Flusher {
         for op in self.ops.drain(..) {
             (op.done)(Ok(()));
         }
+        Ok(())
+    }
+
+    /// Writes the frame, and zeros behind it where that saves the next ones time.
+    fn write_frame(&mut self) -> io::Result<()> {
+        let frame_bytes = self.buffer.len();
+        let end = self.offset + frame_bytes as u64;
+        if end > self.unwritten {
+            self.unwritten = end + zeros_behind(end, frame_bytes, self.shared.options.segment_bytes);
+            self.buffer.resize((self.unwritten - self.offset) as usize, 0);
+        }
+        self.file.write_at(&self.buffer, self.offset)?;
+        self.buffer.truncate(frame_bytes);
         Ok(())
     }
 
@@ -245,6 +266,11 @@ impl Drop for Flusher {
     }
 }
 
+/// How many zeros follow a frame that ends at `end`, and reaches what was never written.
+fn zeros_behind(end: u64, frame_bytes: usize, segment_bytes: u64) -> u64 {
+    if frame_bytes > SMALL_FRAME_BYTES { 0 } else { ZEROS_BYTES.min(segment_bytes.saturating_sub(end)) }
+}
+
 /// Durations that `recent_p99` looks back on.
 const RECENT: usize = 512;
 
@@ -302,4 +328,18 @@ pub struct FsyncStats {
     pub max: Duration,
     /// 99th percentile of the last 512.
     pub recent_p99: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_follow_small_frames_and_end_with_the_segment() {
+        const SEGMENT: u64 = 64 << 20;
+        assert_eq!(zeros_behind(4000, 4000, SEGMENT), ZEROS_BYTES);
+        assert_eq!(zeros_behind(SEGMENT - 100, 4000, SEGMENT), 100);
+        assert_eq!(zeros_behind(SEGMENT + 100, 4000, SEGMENT), 0, "one step may be larger than a segment");
+        assert_eq!(zeros_behind(1 << 20, SMALL_FRAME_BYTES + 1, SEGMENT), 0);
+    }
 }
