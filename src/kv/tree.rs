@@ -8,7 +8,7 @@
 //! of the key sought are compared in full.
 //!
 //! Invariants: all leaves are at one depth; no node but the root is empty; a child's `first` is the first item below it; every key
-//! of a node begins with the same `shared` bytes, and `heads` are those of its entries, in their order.
+//! of a node begins with the same `shared` bytes, `begin` are the first of them, and `heads` are those of its entries, in their order.
 //! That about `first` is why this is not a map from a library: those keep copies of old keys as separators, and here a key is part
 //! of its version's allocation, so a separator would keep the value of an overwritten version in memory.
 
@@ -23,6 +23,9 @@ const WIDTH_MAX: usize = 32;
 const WIDTH_MIN: usize = WIDTH_MAX / 4;
 /// Leaves room, so that a merged node does not split at the next insert.
 const WIDTH_MERGED_MAX: usize = WIDTH_MAX * 3 / 4;
+
+/// Shared bytes that a node has itself.
+const BEGIN_BYTES: usize = 24;
 
 /// A position in the order of a tree: by key, then by mod revision.
 #[derive(Clone, Copy)]
@@ -81,6 +84,8 @@ pub(super) struct Tree {
 #[derive(Clone)]
 struct Node {
     shared: usize,
+    /// The first of the shared bytes, so that few nodes need a look at a key for them.
+    begin: [u8; BEGIN_BYTES],
     heads: Vec<u32>,
     entries: Entries,
 }
@@ -229,17 +234,24 @@ impl Child {
 
 impl Node {
     fn new(entries: Entries) -> Self {
-        let mut node = Self { shared: 0, heads: Vec::new(), entries };
+        let mut node = Self { shared: 0, begin: [0; BEGIN_BYTES], heads: Vec::new(), entries };
         node.index();
         node
     }
 
-    /// Makes the heads anew: keys may share more or fewer bytes than before.
+    /// Makes the heads anew, if keys share more or fewer bytes than before, or some have no head.
     fn index(&mut self) {
         let width = self.width();
-        self.heads.clear();
         if width > 0 {
-            self.shared = common(self.key_value(0).key(), self.key_value(width - 1).key());
+            let first = self.key_value(0).key();
+            let shared = common(first, self.key_value(width - 1).key());
+            if shared == self.shared && width == self.heads.len() {
+                return;
+            }
+            let mut begin = [0; BEGIN_BYTES];
+            let known = shared.min(BEGIN_BYTES);
+            begin[..known].copy_from_slice(&first[..known]);
+            (self.shared, self.begin) = (shared, begin);
             let heads = (0..width).map(|i| head(&self.key_value(i).key()[self.shared..]));
             self.heads = heads.collect();
         }
@@ -247,10 +259,11 @@ impl Node {
 
     /// Keeps the heads true after entry `i` was put in (`is_new`), or begins with another key.
     fn index_entry(&mut self, i: usize, is_new: bool) {
-        let (key, neighbour) = (self.key_value(i).key(), self.key_value(usize::from(i == 0 && self.width() > 1)).key());
-        let Some(rest) = key.get(self.shared..).filter(|_| common(key, neighbour) >= self.shared) else {
-            return self.index();
-        };
+        let key = self.key_value(i).key();
+        // Of another entry, if not at hand: it had them before.
+        let neighbour = || self.key_value(usize::from(i == 0 && self.width() > 1)).key().get(..self.shared);
+        let shared = self.begin.get(..self.shared).or_else(neighbour);
+        let Some(rest) = shared.and_then(|shared| key.strip_prefix(shared)) else { return self.index() };
         let head = head(rest);
         if is_new {
             self.heads.insert(i, head);
@@ -286,7 +299,7 @@ impl Node {
         if self.heads.is_empty() {
             return 0..0;
         }
-        let shared = &self.key_value(0).key()[..self.shared];
+        let shared = self.begin.get(..self.shared).unwrap_or_else(|| &self.key_value(0).key()[..self.shared]);
         match place.key.strip_prefix(shared) {
             Some(rest) => {
                 let head = head(rest);
@@ -327,8 +340,11 @@ impl Node {
             Entries::Items(items) => Entries::Items(items.split_off(at)),
             Entries::Children(children) => Entries::Children(children.split_off(at)),
         };
+        let mut right =
+            Self { shared: self.shared, begin: self.begin, heads: self.heads.split_off(at), entries: right };
         self.index();
-        Some(Node::new(right))
+        right.index();
+        Some(right)
     }
 
     /// The item replaced, and the right part of this node if it had to be split.
@@ -434,7 +450,11 @@ impl Node {
 
 /// The first of `range` that does not pass; those that pass come first.
 fn partition_point(range: std::ops::Range<usize>, passes: impl Fn(usize) -> bool) -> usize {
-    let (mut low, mut high) = (range.start, range.end);
+    // A key's newest version comes behind all others, so that is looked at first.
+    if range.is_empty() || passes(range.end - 1) {
+        return range.end;
+    }
+    let (mut low, mut high) = (range.start, range.end - 1);
     while low < high {
         let middle = low + (high - low) / 2;
         if passes(middle) { low = middle + 1 } else { high = middle }
@@ -489,6 +509,7 @@ mod tests {
             0 => vec![0; number as usize % 12],
             1 => number.to_be_bytes().to_vec(),
             2 => format!("bench/{number}").into_bytes(),
+            3 => format!("/registry/pods/default/{number:012}").into_bytes(),
             _ => format!("bench/{number:012}").into_bytes(),
         }
     }
@@ -499,6 +520,10 @@ mod tests {
         assert!(root || width > 0, "an empty node stayed");
         assert!(width <= WIDTH_MAX);
         assert_eq!(node.heads.len(), width);
+        if width > 0 {
+            let begin = node.shared.min(BEGIN_BYTES);
+            assert_eq!(node.begin[..begin], node.key_value(0).key()[..begin], "stale bytes");
+        }
         for i in 0..width {
             let key = node.key_value(i).key();
             assert_eq!(key[..node.shared], node.key_value(0).key()[..node.shared], "a key shares less");
