@@ -15,9 +15,9 @@ use futures_util::{Stream, StreamExt as _};
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Node;
 use super::propose::{Forwarded, Proposal, Reply};
 use super::read::Waiter;
+use super::{Node, more_of_a_burst};
 use crate::env::Instant;
 use crate::error::Error;
 use crate::pb;
@@ -169,6 +169,7 @@ impl LinkTask {
                 },
                 taken = self.outgoing.recv_many(&mut batch, room), if open && room > 0 => {
                     open = taken != 0;
+                    more_of_a_burst(&mut self.outgoing, &mut batch, room).await;
                     for message in pending.register(batch.drain(..), bytes_max) {
                         if wire.send(message).await.is_err() {
                             return;

@@ -27,7 +27,7 @@ use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::env::{Env, Instant, planted, timeout_at};
+use crate::env::{Env, Instant, interval, planted, timeout_at};
 use crate::error::Error;
 use crate::metrics::metrics;
 use crate::pb;
@@ -62,6 +62,8 @@ pub struct Options {
 /// Of a member for which the alarm is on.
 const CORRUPT: &str = "this member's data differs from the majority's (alarm CORRUPT), so it serves none and does not lead; \
                        stop it, delete its data directory and start it: it comes back as a new member with the majority's data";
+
+const LOOK_FOR_FAILURE: Duration = Duration::from_millis(100);
 
 /// Members whose clients may fill all of their places at a time, before the leader tells them so, too.
 const PROPOSING_MEMBERS: usize = 8;
@@ -486,15 +488,15 @@ impl Node {
         }
     }
 
-    /// Resolves when Raft has failed for good; the process must stop then (openraft #2116).
+    /// Resolves soon after Raft has failed for good; the process must stop then (openraft #2116). Raft itself does nothing more from
+    /// that moment. Looked up, not waited for: its metrics change several times with each batch, and would wake a thread each time.
     pub async fn failed(&self) -> String {
-        let mut metrics = self.inner.raft.metrics();
+        let metrics = self.inner.raft.metrics();
+        let mut tick = interval(LOOK_FOR_FAILURE);
         loop {
+            tick.tick().await;
             if let Err(fatal) = &metrics.borrow_watched().running_state {
                 return fatal.to_string();
-            }
-            if metrics.changed().await.is_err() {
-                return "raft stopped".into();
             }
         }
     }
@@ -582,6 +584,17 @@ pub struct MembershipChange {
     /// Voters that are left out stay as learners.
     pub retain: bool,
     pub patience: Duration,
+}
+
+/// Takes from `queue` what comes at the same moment as what was `taken`: requests that were woken together share a batch if all of
+/// them go first.
+async fn more_of_a_burst<T>(queue: &mut mpsc::Receiver<T>, taken: &mut Vec<T>, max: usize) {
+    tokio::task::yield_now().await;
+    while taken.len() < max
+        && let Ok(next) = queue.try_recv()
+    {
+        taken.push(next);
+    }
 }
 
 /// A proposal that waits for its answer, as long as this lives.

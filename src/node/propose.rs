@@ -13,8 +13,8 @@ use openraft::raft::ClientWriteResult;
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Node;
 use super::places::Place;
+use super::{Node, more_of_a_burst};
 use crate::error::Error;
 use crate::pb;
 use crate::raft::{Batch, TypeConfig};
@@ -89,6 +89,7 @@ impl Proposer {
                     if taken == 0 {
                         return;
                     }
+                    more_of_a_burst(&mut self.queue, &mut waiting, TAKE_MAX).await;
                     for (batch, replies) in self.pack(&mut waiting) {
                         if let Some(waiting) = self.submit(batch, replies).await {
                             in_flight.push(waiting);

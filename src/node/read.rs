@@ -5,8 +5,8 @@
 use openraft::ReadPolicy;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Node;
 use super::propose::Forwarded;
+use super::{Node, more_of_a_burst};
 use crate::env::planted;
 use crate::error::Error;
 
@@ -50,6 +50,7 @@ impl Reader {
                 taken = self.queue.recv_many(&mut waiters, ROUND_MAX) => if taken == 0 { return },
                 () = shutdown.cancelled() => return,
             }
+            more_of_a_burst(&mut self.queue, &mut waiters, ROUND_MAX).await;
             let outcome = self.round().await;
             for waiter in waiters.drain(..) {
                 waiter.send(outcome.clone());
