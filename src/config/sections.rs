@@ -37,7 +37,7 @@ pub struct Server {
     /// Longest wait of one request, an election included.
     #[serde(with = "units::duration")]
     pub request_timeout: Duration,
-    /// Threads of the event loop; 0: one a core.
+    /// Threads of the event loop; 0: one for every two cores. The log and the state store have threads of their own.
     pub worker_threads: usize,
 }
 
@@ -288,7 +288,7 @@ impl Default for State {
         Self {
             cache_bytes: Bytes::mib(16),
             checkpoint_interval: Duration::from_secs(1),
-            chunk_bytes: Bytes::kib(16),
+            chunk_bytes: Bytes::kib(4),
             journal_bytes_max: Bytes::mib(64),
         }
     }
