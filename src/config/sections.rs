@@ -274,7 +274,7 @@ impl Default for Log {
 pub struct State {
     /// sled's page cache. Little is read back, so little is enough.
     pub cache_bytes: Bytes,
-    /// Between checkpoints; what came after the last one is replayed from the log.
+    /// Most between checkpoints, of which there are more under load; what came after the last one is replayed from the log.
     #[serde(with = "units::duration")]
     pub checkpoint_interval: Duration,
     /// Bytes of changes packed into one record: larger is cheaper to write and holds more memory.

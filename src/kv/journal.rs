@@ -65,6 +65,11 @@ impl Recorder {
         }
     }
 
+    /// What the journal takes of its bound.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub(super) fn take(&mut self) -> Journal {
         self.bytes = 0;
         std::mem::take(&mut self.journal)

@@ -136,6 +136,11 @@ impl State {
         self.journal.keep(bytes_max);
     }
 
+    /// Bytes of what commands changed since the last [`Self::take_journal`].
+    pub fn journal_bytes(&self) -> usize {
+        self.journal.bytes()
+    }
+
     /// What commands changed since the last call.
     pub fn take_journal(&mut self) -> Journal {
         self.journal.take()

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::env::Instant;
 use crate::pb::log::{Change, StateMeta};
-use crate::raft::checkpoint::Checkpointer;
+use crate::raft::checkpoint::{Checkpointer, due};
 use crate::raft::state_machine::Unsaved;
 use crate::raft::tests::{THIS, entry, put, sim};
 use crate::storage::log::{Owner, Record};
@@ -153,6 +154,21 @@ async fn store_whose_records_make_no_state_is_written_afresh() {
     }
     drop(checkpointer);
     assert_eq!(disk.starts_at(), (Some(9), false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn much_that_changed_does_not_wait_for_the_end_of_the_interval() {
+    let interval = std::time::Duration::from_secs(10);
+    let store = Disk::new().log(10, None).await.recover().unwrap().store;
+    let waited = async || {
+        let begin = Instant::now();
+        due(store.clone(), interval).await;
+        begin.elapsed()
+    };
+    store.apply(entry(1, 0, vec![put("k", b"small")]), false).unwrap();
+    assert!(waited().await >= interval);
+    store.apply(entry(1, 1, vec![put("k", &[0; 300 << 10])]), false).unwrap();
+    assert!(waited().await < interval / 10);
 }
 
 #[tokio::test(start_paused = true)]
