@@ -15,10 +15,14 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
+
 use crate::pb::KeyValue;
 
-/// Most items of a leaf and children of a branch.
-const WIDTH_MAX: usize = 32;
+/// Most items of a leaf and children of a branch. A leaf takes 760 bytes, of the 768 that the allocator gives.
+const WIDTH_MAX: usize = 34;
+/// A node is split after it has grown too wide.
+const CAPACITY: usize = WIDTH_MAX + 1;
 /// A node narrower than this is merged into a neighbour if both fit in `WIDTH_MERGED_MAX`.
 const WIDTH_MIN: usize = WIDTH_MAX / 4;
 /// Leaves room, so that a merged node does not split at the next insert.
@@ -77,35 +81,54 @@ impl<'a> Place<'a> {
 
 #[derive(Clone)]
 pub(super) struct Tree {
-    root: Arc<Node>,
+    root: Node,
     len: usize,
 }
 
 #[derive(Clone)]
-struct Node {
+enum Node {
+    Leaf(Arc<Row<KeyValue>>),
+    Branch(Arc<Row<Child>>),
+}
+
+/// The entries of a node, in one piece of memory with what they are searched by.
+#[derive(Clone)]
+struct Row<E> {
     shared: usize,
     /// The first of the shared bytes, so that few nodes need a look at a key for them.
     begin: [u8; BEGIN_BYTES],
-    heads: Vec<u32>,
-    entries: Entries,
-}
-
-#[derive(Clone)]
-enum Entries {
-    Items(Vec<KeyValue>),
-    Children(Vec<Child>),
+    heads: ArrayVec<u32, CAPACITY>,
+    entries: ArrayVec<E, CAPACITY>,
 }
 
 #[derive(Clone)]
 struct Child {
     first: KeyValue,
     len: usize,
-    node: Arc<Node>,
+    node: Node,
+}
+
+/// What a node is made of.
+trait Entry {
+    /// The item, or the first one below.
+    fn first(&self) -> &KeyValue;
+}
+
+impl Entry for KeyValue {
+    fn first(&self) -> &KeyValue {
+        self
+    }
+}
+
+impl Entry for Child {
+    fn first(&self) -> &KeyValue {
+        &self.first
+    }
 }
 
 impl Tree {
     pub(super) fn new() -> Self {
-        Self { root: Arc::new(Node::new(Entries::Items(Vec::new()))), len: 0 }
+        Self { root: Node::leaf(Row::new()), len: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -114,37 +137,37 @@ impl Tree {
 
     /// The item at this place.
     pub(super) fn get(&self, place: Place<'_>) -> Option<&KeyValue> {
-        let mut node = &*self.root;
+        let mut node = &self.root;
         loop {
-            match &node.entries {
-                Entries::Items(items) => return node.find(place).ok().map(|i| &items[i]),
-                Entries::Children(children) => node = &children[node.slot(place)].node,
+            match node {
+                Node::Leaf(leaf) => return leaf.find(place).ok().map(|i| &leaf.entries[i]),
+                Node::Branch(branch) => node = &branch.entries[branch.slot(place)].node,
             }
         }
     }
 
     /// The last item before this place.
     pub(super) fn last_before(&self, place: Place<'_>) -> Option<&KeyValue> {
-        let mut node = &*self.root;
+        let mut node = &self.root;
         loop {
-            match &node.entries {
-                Entries::Items(items) => return node.rank(place).checked_sub(1).map(|i| &items[i]),
-                Entries::Children(children) => node = &children[node.rank(place).saturating_sub(1)].node,
+            match node {
+                Node::Leaf(leaf) => return leaf.rank(place).checked_sub(1).map(|i| &leaf.entries[i]),
+                Node::Branch(branch) => node = &branch.entries[branch.rank(place).saturating_sub(1)].node,
             }
         }
     }
 
     /// How many items are before this place.
     pub(super) fn rank(&self, place: Place<'_>) -> usize {
-        let mut node = &*self.root;
+        let mut node = &self.root;
         let mut rank = 0;
         loop {
-            match &node.entries {
-                Entries::Items(_) => return rank + node.rank(place),
-                Entries::Children(children) => {
-                    let i = node.rank(place).saturating_sub(1);
-                    rank += children[..i].iter().map(|c| c.len).sum::<usize>();
-                    node = &children[i].node;
+            match node {
+                Node::Leaf(leaf) => return rank + leaf.rank(place),
+                Node::Branch(branch) => {
+                    let i = branch.rank(place).saturating_sub(1);
+                    rank += branch.entries[..i].iter().map(|c| c.len).sum::<usize>();
+                    node = &branch.entries[i].node;
                 }
             }
         }
@@ -154,14 +177,15 @@ impl Tree {
     pub(super) fn iter_at(&self, rank: usize) -> Iter<'_> {
         let mut iter = Iter { above: Vec::new(), leaf: [].iter() };
         let mut skip = rank.min(self.len);
-        let mut node = &*self.root;
+        let mut node = &self.root;
         loop {
-            match &node.entries {
-                Entries::Items(items) => {
-                    iter.leaf = items[skip..].iter();
+            match node {
+                Node::Leaf(leaf) => {
+                    iter.leaf = leaf.entries[skip..].iter();
                     return iter;
                 }
-                Entries::Children(children) => {
+                Node::Branch(branch) => {
+                    let children = &branch.entries;
                     let mut i = 0;
                     while i + 1 < children.len() && skip >= children[i].len {
                         skip -= children[i].len;
@@ -180,11 +204,13 @@ impl Tree {
         place: Place<'_>,
         make: impl FnOnce(Option<&KeyValue>) -> KeyValue,
     ) -> Option<KeyValue> {
-        let (replaced, split) = Arc::make_mut(&mut self.root).insert(place, make);
+        let (replaced, split) = self.root.insert(place, make);
         if let Some(right) = split {
-            let left = std::mem::replace(&mut self.root, Arc::new(Node::new(Entries::Items(Vec::new()))));
-            let children = vec![Child::new(left), Child::new(Arc::new(right))];
-            self.root = Arc::new(Node::new(Entries::Children(children)));
+            let left = std::mem::replace(&mut self.root, Node::leaf(Row::new()));
+            let mut root = Row::new();
+            root.insert(0, Child::new(left));
+            root.insert(1, Child::new(right));
+            self.root = Node::Branch(Arc::new(root));
         }
         self.len += usize::from(replaced.is_none());
         replaced
@@ -194,10 +220,10 @@ impl Tree {
     pub(super) fn remove(&mut self, place: Place<'_>) -> Option<KeyValue> {
         // Looked up first, because a miss must not copy shared nodes.
         self.get(place)?;
-        let removed = Arc::make_mut(&mut self.root).remove(place);
+        let removed = self.root.remove(place);
         self.len -= 1;
-        while let Entries::Children(children) = &self.root.entries {
-            match &children[..] {
+        while let Node::Branch(root) = &self.root {
+            match &root.entries[..] {
                 [] => *self = Self::new(),
                 [only] => self.root = only.node.clone(),
                 _ => break,
@@ -227,24 +253,26 @@ fn common(a: &[u8], b: &[u8]) -> usize {
 }
 
 impl Child {
-    fn new(node: Arc<Node>) -> Self {
-        Self { first: node.key_value(0).clone(), len: node.len(), node }
+    fn new(node: Node) -> Self {
+        Self { first: node.first().clone(), len: node.len(), node }
     }
 }
 
-impl Node {
-    fn new(entries: Entries) -> Self {
-        let mut node = Self { shared: 0, begin: [0; BEGIN_BYTES], heads: Vec::new(), entries };
-        node.index();
-        node
+impl<E: Entry + Clone> Row<E> {
+    fn new() -> Self {
+        Self { shared: 0, begin: [0; BEGIN_BYTES], heads: ArrayVec::new(), entries: ArrayVec::new() }
+    }
+
+    fn key(&self, i: usize) -> &[u8] {
+        self.entries[i].first().key()
     }
 
     /// Makes the heads anew, if keys share more or fewer bytes than before, or some have no head.
     fn index(&mut self) {
-        let width = self.width();
+        let width = self.entries.len();
         if width > 0 {
-            let first = self.key_value(0).key();
-            let shared = common(first, self.key_value(width - 1).key());
+            let first = self.key(0);
+            let shared = common(first, self.key(width - 1));
             if shared == self.shared && width == self.heads.len() {
                 return;
             }
@@ -252,16 +280,15 @@ impl Node {
             let known = shared.min(BEGIN_BYTES);
             begin[..known].copy_from_slice(&first[..known]);
             (self.shared, self.begin) = (shared, begin);
-            let heads = (0..width).map(|i| head(&self.key_value(i).key()[self.shared..]));
-            self.heads = heads.collect();
+            self.heads = (0..width).map(|i| head(&self.key(i)[shared..])).collect();
         }
     }
 
     /// Keeps the heads true after entry `i` was put in (`is_new`), or begins with another key.
     fn index_entry(&mut self, i: usize, is_new: bool) {
-        let key = self.key_value(i).key();
+        let key = self.key(i);
         // Of another entry, if not at hand: it had them before.
-        let neighbour = || self.key_value(usize::from(i == 0 && self.width() > 1)).key().get(..self.shared);
+        let neighbour = || self.key(usize::from(i == 0 && self.entries.len() > 1)).get(..self.shared);
         let shared = self.begin.get(..self.shared).or_else(neighbour);
         let Some(rest) = shared.and_then(|shared| key.strip_prefix(shared)) else { return self.index() };
         let head = head(rest);
@@ -272,26 +299,14 @@ impl Node {
         }
     }
 
-    /// An item, or the first item below a child.
-    fn key_value(&self, i: usize) -> &KeyValue {
-        match &self.entries {
-            Entries::Items(items) => &items[i],
-            Entries::Children(children) => &children[i].first,
-        }
+    fn insert(&mut self, i: usize, entry: E) {
+        self.entries.insert(i, entry);
+        self.index_entry(i, true);
     }
 
-    fn len(&self) -> usize {
-        match &self.entries {
-            Entries::Items(items) => items.len(),
-            Entries::Children(children) => children.iter().map(|c| c.len).sum(),
-        }
-    }
-
-    fn width(&self) -> usize {
-        match &self.entries {
-            Entries::Items(items) => items.len(),
-            Entries::Children(children) => children.len(),
-        }
+    fn remove(&mut self, i: usize) -> E {
+        self.heads.remove(i);
+        self.entries.remove(i)
     }
 
     /// The entries before which nothing is left to compare, and those whose heads are that of the place.
@@ -299,7 +314,7 @@ impl Node {
         if self.heads.is_empty() {
             return 0..0;
         }
-        let shared = self.begin.get(..self.shared).unwrap_or_else(|| &self.key_value(0).key()[..self.shared]);
+        let shared = self.begin.get(..self.shared).unwrap_or_else(|| &self.key(0)[..self.shared]);
         match place.key.strip_prefix(shared) {
             Some(rest) => {
                 let head = head(rest);
@@ -314,37 +329,91 @@ impl Node {
     /// How many entries are before the place.
     fn rank(&self, place: Place<'_>) -> usize {
         let ties = self.ties(place);
-        partition_point(ties, |i| place.order(self.key_value(i)).is_lt())
+        partition_point(ties, |i| place.order(self.entries[i].first()).is_lt())
     }
 
     /// The entry at the place, or where one would be put.
     fn find(&self, place: Place<'_>) -> Result<usize, usize> {
         let ties = self.ties(place);
-        let i = partition_point(ties.clone(), |i| place.order(self.key_value(i)).is_lt());
-        if i < ties.end && place.order(self.key_value(i)).is_eq() { Ok(i) } else { Err(i) }
+        let i = partition_point(ties.clone(), |i| place.order(self.entries[i].first()).is_lt());
+        if i < ties.end && place.order(self.entries[i].first()).is_eq() { Ok(i) } else { Err(i) }
     }
 
-    /// The child to descend into: the last that does not begin after the place, or else the first.
+    /// The entry to descend into: the last that does not begin after the place, or else the first.
     fn slot(&self, place: Place<'_>) -> usize {
-        partition_point(self.ties(place), |i| place.order(self.key_value(i)).is_le()).saturating_sub(1)
+        partition_point(self.ties(place), |i| place.order(self.entries[i].first()).is_le()).saturating_sub(1)
     }
 
     /// The right half of a node that is too wide, if it is.
-    fn split(&mut self, inserted_at: usize) -> Option<Node> {
-        let width = self.width();
+    fn split(&mut self, inserted_at: usize) -> Option<Self> {
+        let width = self.entries.len();
         if width <= WIDTH_MAX {
             return None;
         }
         let at = cut(width, inserted_at);
-        let right = match &mut self.entries {
-            Entries::Items(items) => Entries::Items(items.split_off(at)),
-            Entries::Children(children) => Entries::Children(children.split_off(at)),
-        };
-        let mut right =
-            Self { shared: self.shared, begin: self.begin, heads: self.heads.split_off(at), entries: right };
+        let (heads, entries) = (self.heads.drain(at..).collect(), self.entries.drain(at..).collect());
+        let mut right = Self { shared: self.shared, begin: self.begin, heads, entries };
         self.index();
         right.index();
         Some(right)
+    }
+
+    fn append(&mut self, right: Self) {
+        self.entries.extend(right.entries);
+        self.index();
+    }
+}
+
+impl Row<Child> {
+    /// Takes over what child `i` begins with now.
+    fn refresh(&mut self, i: usize) {
+        let child = &mut self.entries[i];
+        let first = child.node.first();
+        if !std::ptr::eq(first.as_encoded(), child.first.as_encoded()) {
+            child.first = first.clone();
+            self.index_entry(i, false);
+        }
+    }
+
+    /// Joins child `i` with a neighbour, if the two are narrow enough.
+    fn merge(&mut self, i: usize) {
+        let children = &self.entries;
+        let fits = |j: usize| {
+            children.get(j + 1).is_some_and(|right| children[j].node.width() + right.node.width() <= WIDTH_MERGED_MAX)
+        };
+        let Some(left) = i.checked_sub(1).filter(|&j| fits(j)).or(fits(i).then_some(i)) else { return };
+        let right = self.remove(left + 1);
+        let child = &mut self.entries[left];
+        child.node.append(right.node);
+        child.len += right.len;
+    }
+}
+
+impl Node {
+    fn leaf(row: Row<KeyValue>) -> Self {
+        Self::Leaf(Arc::new(row))
+    }
+
+    /// The first item; a node that has none is the root.
+    fn first(&self) -> &KeyValue {
+        match self {
+            Node::Leaf(leaf) => &leaf.entries[0],
+            Node::Branch(branch) => &branch.entries[0].first,
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Node::Leaf(leaf) => leaf.entries.len(),
+            Node::Branch(branch) => branch.entries.iter().map(|c| c.len).sum(),
+        }
+    }
+
+    fn width(&self) -> usize {
+        match self {
+            Node::Leaf(leaf) => leaf.entries.len(),
+            Node::Branch(branch) => branch.entries.len(),
+        }
     }
 
     /// The item replaced, and the right part of this node if it had to be split.
@@ -353,70 +422,56 @@ impl Node {
         place: Place<'_>,
         make: impl FnOnce(Option<&KeyValue>) -> KeyValue,
     ) -> (Option<KeyValue>, Option<Node>) {
-        let found = match self.entries {
-            Entries::Items(_) => self.find(place),
-            Entries::Children(_) => Ok(self.slot(place)),
-        };
-        match (&mut self.entries, found) {
-            (Entries::Items(items), Ok(i)) => {
-                let item = make(Some(&items[i]));
-                (Some(std::mem::replace(&mut items[i], item)), None)
-            }
-            (Entries::Items(items), Err(i)) => {
-                items.insert(i, make(None));
-                self.index_entry(i, true);
-                (None, self.split(i))
-            }
-            (Entries::Children(children), Ok(i) | Err(i)) => {
-                let child = &mut children[i];
-                let (replaced, split) = Arc::make_mut(&mut child.node).insert(place, make);
-                child.len += usize::from(replaced.is_none());
-                let right = split.map(|right| Child::new(Arc::new(right)));
-                child.len -= right.as_ref().map_or(0, |right| right.len);
-                self.refresh(i);
-                let Some(right) = right else { return (replaced, None) };
-                if let Entries::Children(children) = &mut self.entries {
-                    children.insert(i + 1, right);
+        match self {
+            Node::Leaf(leaf) => {
+                let leaf = Arc::make_mut(leaf);
+                match leaf.find(place) {
+                    Ok(i) => {
+                        let item = make(Some(&leaf.entries[i]));
+                        (Some(std::mem::replace(&mut leaf.entries[i], item)), None)
+                    }
+                    Err(i) => {
+                        leaf.insert(i, make(None));
+                        (None, leaf.split(i).map(Node::leaf))
+                    }
                 }
-                self.index_entry(i + 1, true);
-                (replaced, self.split(i + 1))
             }
-        }
-    }
-
-    /// Takes over what child `i` begins with now.
-    fn refresh(&mut self, i: usize) {
-        let Entries::Children(children) = &mut self.entries else { return };
-        let child = &mut children[i];
-        let first = child.node.key_value(0);
-        if !std::ptr::eq(first.as_encoded(), child.first.as_encoded()) {
-            child.first = first.clone();
-            self.index_entry(i, false);
+            Node::Branch(branch) => {
+                let branch = Arc::make_mut(branch);
+                let i = branch.slot(place);
+                let child = &mut branch.entries[i];
+                let (replaced, split) = child.node.insert(place, make);
+                child.len += usize::from(replaced.is_none());
+                let right = split.map(Child::new);
+                child.len -= right.as_ref().map_or(0, |right| right.len);
+                branch.refresh(i);
+                let Some(right) = right else { return (replaced, None) };
+                branch.insert(i + 1, right);
+                (replaced, branch.split(i + 1).map(|right| Node::Branch(Arc::new(right))))
+            }
         }
     }
 
     fn remove(&mut self, place: Place<'_>) -> KeyValue {
-        let found = match self.entries {
-            Entries::Items(_) => self.find(place).expect("the item to remove was found before"),
-            Entries::Children(_) => self.slot(place),
-        };
-        match &mut self.entries {
-            Entries::Items(items) => {
-                self.heads.remove(found);
-                items.remove(found)
+        match self {
+            Node::Leaf(leaf) => {
+                let leaf = Arc::make_mut(leaf);
+                let i = leaf.find(place).expect("the item to remove was found before");
+                leaf.remove(i)
             }
-            Entries::Children(children) => {
-                let child = &mut children[found];
-                let removed = Arc::make_mut(&mut child.node).remove(place);
+            Node::Branch(branch) => {
+                let branch = Arc::make_mut(branch);
+                let i = branch.slot(place);
+                let child = &mut branch.entries[i];
+                let removed = child.node.remove(place);
                 child.len -= 1;
                 if child.len == 0 {
-                    children.remove(found);
-                    self.heads.remove(found);
+                    branch.remove(i);
                 } else {
                     let is_narrow = child.node.width() < WIDTH_MIN;
-                    self.refresh(found);
+                    branch.refresh(i);
                     if is_narrow {
-                        self.merge(found);
+                        branch.merge(i);
                     }
                 }
                 removed
@@ -424,27 +479,13 @@ impl Node {
         }
     }
 
-    /// Joins child `i` with a neighbour, if the two are narrow enough.
-    fn merge(&mut self, i: usize) {
-        let Entries::Children(children) = &mut self.entries else { return };
-        let fits = |j: usize| {
-            children.get(j + 1).is_some_and(|right| children[j].node.width() + right.node.width() <= WIDTH_MERGED_MAX)
-        };
-        let Some(left) = i.checked_sub(1).filter(|&j| fits(j)).or(fits(i).then_some(i)) else { return };
-        let right = children.remove(left + 1);
-        self.heads.remove(left + 1);
-        let child = &mut children[left];
-        Arc::make_mut(&mut child.node).append(Arc::unwrap_or_clone(right.node));
-        child.len += right.len;
-    }
-
+    /// Takes over the entries of the node behind this one.
     fn append(&mut self, right: Node) {
-        match (&mut self.entries, right.entries) {
-            (Entries::Items(items), Entries::Items(mut more)) => items.append(&mut more),
-            (Entries::Children(children), Entries::Children(mut more)) => children.append(&mut more),
+        match (self, right) {
+            (Node::Leaf(left), Node::Leaf(right)) => Arc::make_mut(left).append(Arc::unwrap_or_clone(right)),
+            (Node::Branch(left), Node::Branch(right)) => Arc::make_mut(left).append(Arc::unwrap_or_clone(right)),
             _ => unreachable!("siblings are of one depth"),
         }
-        self.index();
     }
 }
 
@@ -480,9 +521,9 @@ impl<'a> Iterator for Iter<'a> {
                 None => {
                     self.above.pop();
                 }
-                Some(child) => match &child.node.entries {
-                    Entries::Items(items) => self.leaf = items.iter(),
-                    Entries::Children(children) => self.above.push(children.iter()),
+                Some(child) => match &child.node {
+                    Node::Leaf(leaf) => self.leaf = leaf.entries.iter(),
+                    Node::Branch(branch) => self.above.push(branch.entries.iter()),
                 },
             }
         }
@@ -514,25 +555,34 @@ mod tests {
         }
     }
 
-    /// Depth below `node`; asserts the invariants on the way.
-    fn check(node: &Node, root: bool) -> usize {
-        let width = node.width();
+    fn check_row<E: Entry + Clone>(row: &Row<E>, root: bool) {
+        let width = row.entries.len();
         assert!(root || width > 0, "an empty node stayed");
         assert!(width <= WIDTH_MAX);
-        assert_eq!(node.heads.len(), width);
+        assert_eq!(row.heads.len(), width);
         if width > 0 {
-            let begin = node.shared.min(BEGIN_BYTES);
-            assert_eq!(node.begin[..begin], node.key_value(0).key()[..begin], "stale bytes");
+            let begin = row.shared.min(BEGIN_BYTES);
+            assert_eq!(row.begin[..begin], row.key(0)[..begin], "stale bytes");
         }
         for i in 0..width {
-            let key = node.key_value(i).key();
-            assert_eq!(key[..node.shared], node.key_value(0).key()[..node.shared], "a key shares less");
-            assert_eq!(node.heads[i], head(&key[node.shared..]), "a stale head");
+            assert_eq!(row.key(i)[..row.shared], row.key(0)[..row.shared], "a key shares less");
+            assert_eq!(row.heads[i], head(&row.key(i)[row.shared..]), "a stale head");
         }
-        let Entries::Children(children) = &node.entries else { return 0 };
-        let mut depths = children.iter().map(|c| {
+    }
+
+    /// Depth below `node`; asserts the invariants on the way.
+    fn check(node: &Node, root: bool) -> usize {
+        let branch = match node {
+            Node::Leaf(leaf) => {
+                check_row(leaf, root);
+                return 0;
+            }
+            Node::Branch(branch) => branch,
+        };
+        check_row(branch, root);
+        let mut depths = branch.entries.iter().map(|c| {
             assert_eq!(c.len, c.node.len());
-            assert!(std::ptr::eq(c.first.as_encoded(), c.node.key_value(0).as_encoded()), "a stale separator");
+            assert!(std::ptr::eq(c.first.as_encoded(), c.node.first().as_encoded()), "a stale separator");
             check(&c.node, false)
         });
         let depth = depths.next().unwrap();
@@ -607,9 +657,9 @@ mod tests {
             tree.insert(Place::of(&key), |_| item(&key, 1));
         }
         fn leaves(node: &Node) -> usize {
-            match &node.entries {
-                Entries::Items(_) => 1,
-                Entries::Children(children) => children.iter().map(|c| leaves(&c.node)).sum(),
+            match node {
+                Node::Leaf(_) => 1,
+                Node::Branch(branch) => branch.entries.iter().map(|c| leaves(&c.node)).sum(),
             }
         }
         assert!(leaves(&tree.root) <= 100_000 / WIDTH_MAX + 1);
