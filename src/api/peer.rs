@@ -77,6 +77,15 @@ impl PeerApi {
     fn running(&self) -> Result<Running, Status> {
         self.running.read().clone().ok_or_else(|| Status::unavailable("this node does not run Raft yet"))
     }
+
+    async fn append_one(&self, request: AppendRequest) -> Result<AppendResponse, Status> {
+        let running = self.running()?;
+        let response = running.rpc.append(request).await?;
+        if response.outcome() != append_response::Outcome::HigherVote {
+            running.node.hear_leader();
+        }
+        Ok(response)
+    }
 }
 
 fn disk(error: impl std::fmt::Display) -> Status {
@@ -119,13 +128,16 @@ impl Peer for PeerApi {
         Ok(Response::new(running.manager.answer(request.operation).await))
     }
 
-    async fn append(&self, request: Request<AppendRequest>) -> Result<Response<AppendResponse>, Status> {
-        let running = self.running()?;
-        let response = running.rpc.append(request.into_inner()).await?;
-        if response.outcome() != append_response::Outcome::HigherVote {
-            running.node.hear_leader();
-        }
-        Ok(Response::new(response))
+    type AppendStream = Pin<Box<dyn Stream<Item = Result<AppendResponse, Status>> + Send>>;
+
+    async fn append(&self, request: Request<Streaming<AppendRequest>>) -> Result<Response<Self::AppendStream>, Status> {
+        let shutdown = self.running()?.node.env().shutdown.clone();
+        let api = self.clone();
+        let answers = request.into_inner().then(move |request| {
+            let api = api.clone();
+            async move { api.append_one(request?).await }
+        });
+        Ok(Response::new(Box::pin(answers.take_until(shutdown.cancelled_owned()))))
     }
 
     async fn vote(&self, request: Request<VoteRequest>) -> Result<Response<VoteResponse>, Status> {

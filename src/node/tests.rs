@@ -1,23 +1,17 @@
 //! The way of a request to a leader that is played by the test: what is tried again, what never is, and what is bounded.
 
-use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
+use std::net::IpAddr;
 
-use futures_util::{Stream, StreamExt as _};
 use parking_lot::Mutex;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Streaming};
 
 use super::*;
-use crate::env::Net as _;
 use crate::env::sim::{SimDisk, SimNet};
 use crate::pb::log::{Answer, Command};
-use crate::pb::peer::peer_server::{Peer, PeerServer};
-use crate::pb::peer::*;
+use crate::pb::peer::{ForwardRequest, ForwardResponse, forward_response};
+use crate::raft::tests::played::{Answers, Messages, play};
 use crate::raft::tests::{THIS, put, running_raft};
 
-type Grpc<T> = Result<Response<T>, tonic::Status>;
-type Answers = mpsc::Sender<Result<ForwardResponse, tonic::Status>>;
+type Forwards = Messages<ForwardRequest, ForwardResponse>;
 
 const LEADER: u64 = 0x20001;
 const ADDRESS: &str = "10.0.0.2:2380";
@@ -26,121 +20,9 @@ fn ip(last: u8) -> IpAddr {
     IpAddr::from([10, 0, 0, last])
 }
 
-/// A leader that shows what it is sent, and answers when it is told to.
-#[derive(Clone)]
-struct Leader {
-    /// Each message, and the stream that its answers go to.
-    messages: mpsc::Sender<(ForwardRequest, Answers)>,
-}
-
-fn no<T>() -> Grpc<T> {
-    Err(tonic::Status::unimplemented("not played"))
-}
-
-#[tonic::async_trait]
-impl Peer for Leader {
-    type ForwardStream = Pin<Box<dyn Stream<Item = Result<ForwardResponse, tonic::Status>> + Send>>;
-
-    async fn forward(&self, request: Request<Streaming<ForwardRequest>>) -> Grpc<Self::ForwardStream> {
-        let (answers, stream) = mpsc::channel(16);
-        let messages = self.messages.clone();
-        let mut requests = request.into_inner();
-        requests.next().await.expect("a first message").expect("an envelope");
-        tokio::spawn(async move {
-            while let Some(Ok(message)) = requests.next().await {
-                let _ = messages.send((message, answers.clone())).await;
-            }
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
-    }
-
-    async fn who(&self, _: Request<WhoRequest>) -> Grpc<WhoResponse> {
-        no()
-    }
-    async fn accept(&self, _: Request<AcceptRequest>) -> Grpc<AcceptResponse> {
-        no()
-    }
-    async fn abandon(&self, _: Request<AbandonRequest>) -> Grpc<AbandonResponse> {
-        no()
-    }
-    async fn join(&self, _: Request<JoinRequest>) -> Grpc<JoinResponse> {
-        no()
-    }
-    async fn manage(&self, _: Request<pb::peer::ManageRequest>) -> Grpc<pb::peer::ManageResponse> {
-        no()
-    }
-    async fn append(&self, _: Request<AppendRequest>) -> Grpc<AppendResponse> {
-        no()
-    }
-    async fn leases(&self, _: Request<LeasesRequest>) -> Grpc<LeasesResponse> {
-        no()
-    }
-    async fn vote(&self, _: Request<VoteRequest>) -> Grpc<VoteResponse> {
-        no()
-    }
-    async fn pre_vote(&self, _: Request<VoteRequest>) -> Grpc<VoteResponse> {
-        no()
-    }
-    async fn transfer_leader(&self, _: Request<TransferLeaderRequest>) -> Grpc<TransferLeaderResponse> {
-        no()
-    }
-    async fn snapshot_offset(&self, _: Request<SnapshotHead>) -> Grpc<SnapshotOffsetResponse> {
-        no()
-    }
-    async fn snapshot(&self, _: Request<Streaming<SnapshotChunk>>) -> Grpc<SnapshotResponse> {
-        no()
-    }
-}
-
-/// A connection as tonic's server takes it.
-struct Accepted(Box<dyn crate::env::net::Stream>);
-
-impl tonic::transport::server::Connected for Accepted {
-    type ConnectInfo = ();
-    fn connect_info(&self) {}
-}
-
-impl tokio::io::AsyncRead for Accepted {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        into: &mut tokio::io::ReadBuf<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, into)
-    }
-}
-
-impl tokio::io::AsyncWrite for Accepted {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        bytes: &[u8],
-    ) -> std::task::Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-    fn poll_shutdown(
-        mut self: Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-}
-
 /// Starts the leader; what it is sent comes out here.
-async fn lead(net: &SimNet) -> mpsc::Receiver<(ForwardRequest, Answers)> {
-    let (messages, received) = mpsc::channel(1000);
-    let address: SocketAddr = ADDRESS.parse().unwrap();
-    let (_, incoming) = net.host(ip(2)).listen(address).await.unwrap();
-    let bytes_max = crate::config::Config::default().peer_message_bytes_max();
-    let service = PeerServer::new(Leader { messages }).max_decoding_message_size(bytes_max);
-    let serving = tonic::transport::Server::builder()
-        .add_service(service)
-        .serve_with_incoming(incoming.map(|accepted| accepted.map(Accepted)));
-    tokio::spawn(serving);
-    received
+async fn lead(net: &SimNet) -> Forwards {
+    play(net, ADDRESS).await.forwards
 }
 
 /// A follower whose requests go to [`ADDRESS`].
@@ -172,7 +54,7 @@ fn net() -> SimNet {
 }
 
 /// The next message that the leader is sent.
-async fn sent(leader: &mut mpsc::Receiver<(ForwardRequest, Answers)>) -> (ForwardRequest, Answers) {
+async fn sent(leader: &mut Forwards) -> (ForwardRequest, Answers<ForwardResponse>) {
     let message = timeout_at(Instant::now() + Duration::from_secs(10), leader.recv()).await;
     message.expect("a message within 10 s").expect("the leader listens")
 }

@@ -205,6 +205,7 @@ impl Network {
             client: self.peers.client(&node.peer_address, purpose),
             address: node.peer_address.clone(),
             purpose,
+            appends: None,
             envelope: Envelope { cluster_id: self.cluster_id, from: self.member_id, to: target },
             counters: metrics().peer(target),
         }
@@ -227,6 +228,26 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     }
 }
 
+/// A stream of appends or heartbeats. One is under way at a time, so answers need no numbers: who gives up on one drops the stream.
+struct Appends {
+    requests: mpsc::Sender<peer::AppendRequest>,
+    answers: Streaming<peer::AppendResponse>,
+}
+
+impl Appends {
+    async fn open(client: &mut PeerClient<Channel>) -> Result<Self, Status> {
+        let (requests, receiver) = mpsc::channel(1);
+        let answers = client.append(ReceiverStream::new(receiver)).await?.into_inner();
+        Ok(Self { requests, answers })
+    }
+
+    async fn ask(&mut self, request: peer::AppendRequest) -> Result<peer::AppendResponse, Status> {
+        // If it cannot be sent, the answers say why.
+        let _ = self.requests.send(request).await;
+        self.answers.message().await?.ok_or_else(|| Status::unavailable("the peer has ended the stream of appends"))
+    }
+}
+
 /// One member's way to one peer.
 pub struct Connection {
     network: Network,
@@ -234,6 +255,8 @@ pub struct Connection {
     /// Where `client` leads.
     address: String,
     purpose: Purpose,
+    /// Open, with nothing under way.
+    appends: Option<Appends>,
     envelope: Envelope,
     counters: Arc<metrics::Peer>,
 }
@@ -245,6 +268,7 @@ impl Connection {
         if let Some(address) = self.network.peers.moved(self.envelope.to, &self.address) {
             self.client = self.network.peers.client(&address, self.purpose);
             self.address = address;
+            self.appends = None;
         }
         self.client.clone().map_err(failed)
     }
@@ -253,14 +277,14 @@ impl Connection {
         &self,
         action: RPCTypes,
         option: &RPCOption,
-        call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+        call: impl Future<Output = Result<T, Status>>,
     ) -> Rpc<T> {
         let deadline = option.hard_ttl();
         let begin = Instant::now();
         match timeout(deadline, call).await {
             Ok(Ok(answer)) => {
                 self.counters.round_trip.observe(begin.elapsed().as_secs_f64());
-                Ok(answer.into_inner())
+                Ok(answer)
             }
             Ok(Err(status)) => {
                 self.counters.sent_failures.inc();
@@ -305,7 +329,18 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         };
         let mut client = self.client()?;
         self.counters.sent_bytes.inc_by(request.encoded_len() as u64);
-        let answer = self.call(RPCTypes::AppendEntries, &option, client.append(request)).await?;
+        // A peer that went away meanwhile has closed it.
+        let open = self.appends.take().filter(|appends| !appends.requests.is_closed());
+        let asking = async move {
+            let mut appends = match open {
+                Some(appends) => appends,
+                None => Appends::open(&mut client).await?,
+            };
+            let answer = appends.ask(request).await?;
+            Ok((appends, answer))
+        };
+        let (appends, answer) = self.call(RPCTypes::AppendEntries, &option, asking).await?;
+        self.appends = Some(appends);
         use peer::append_response::Outcome;
         Ok(match answer.outcome() {
             Outcome::Success => AppendEntriesResponse::Success,
@@ -320,13 +355,13 @@ impl RaftNetworkV2<TypeConfig> for Connection {
     async fn vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Rpc<VoteResponse<TypeConfig>> {
         let mut client = self.client()?;
         let request = vote_request(self.envelope, &rpc);
-        vote_response(self.call(RPCTypes::Vote, &option, client.vote(request)).await?)
+        vote_response(self.call(RPCTypes::Vote, &option, client.vote(request)).await?.into_inner())
     }
 
     async fn pre_vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Rpc<VoteResponse<TypeConfig>> {
         let mut client = self.client()?;
         let request = vote_request(self.envelope, &rpc);
-        vote_response(self.call(RPCTypes::Vote, &option, client.pre_vote(request)).await?)
+        vote_response(self.call(RPCTypes::Vote, &option, client.pre_vote(request)).await?.into_inner())
     }
 
     async fn full_snapshot(
@@ -366,7 +401,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
             to: *req.to_node_id(),
             last_log: req.last_log_id().map(log_id_to_pb),
         };
-        let answer = self.call(RPCTypes::TransferLeader, &option, client.transfer_leader(request)).await?;
+        let answer = self.call(RPCTypes::TransferLeader, &option, client.transfer_leader(request)).await?.into_inner();
         if answer.accepted {
             return Ok(Ok(()));
         }

@@ -1,5 +1,6 @@
 //! The traps of openraft that this module guards, one fact a test. The cluster's part of them is in `node` and `server`.
 
+pub(crate) mod played;
 mod suite;
 
 use std::path::Path;
@@ -15,7 +16,7 @@ use prost::Message as _;
 
 use super::*;
 use crate::env::Env;
-use crate::env::sim::{NoNet, SimDisk};
+use crate::env::sim::{NoNet, SimDisk, SimNet};
 use crate::kv;
 use crate::pb::log::{Command, command};
 use crate::storage::log::{Log, Owner, Record};
@@ -122,6 +123,71 @@ async fn pre_vote_goes_over_the_network() {
     let request = openraft::raft::VoteRequest::new(Vote::new(5, 1), None);
     let option = openraft::network::RPCOption::new(Duration::from_millis(100));
     connection.pre_vote(request, option).await.expect_err("a peer that is not there grants nothing");
+}
+
+/// Else the answer to an append that nobody waits for any more would be taken for the answer to the next one.
+#[tokio::test(start_paused = true)]
+async fn appends_share_a_stream_until_one_fails() {
+    const ADDRESS: &str = "10.0.0.2:2380";
+    let net = SimNet::new(1, Duration::from_millis(1));
+    let env = Env::sim(1, Arc::new(SimDisk::new(1)), net.host("10.0.0.1".parse().unwrap()));
+    let mut peer = played::play(&net, ADDRESS).await;
+    let mut network = Network {
+        env: env.clone(),
+        peers: Peers::new(env),
+        cluster_id: 7,
+        member_id: 1,
+        snapshot_chunk_bytes: 1,
+        snapshot_rate: 1,
+    };
+    let node = pb::log::Node { peer_address: ADDRESS.into(), ..Default::default() };
+    let mut connection = network.new_client(2, &node).await;
+    let mut append = async || {
+        let request = openraft::raft::AppendEntriesRequest {
+            vote: Vote::new_committed(1, 1),
+            prev_log_id: None,
+            entries: Vec::new(),
+            leader_commit: None,
+        };
+        connection.append_entries(request, openraft::network::RPCOption::new(Duration::from_secs(1))).await
+    };
+    let success = Ok(pb::peer::AppendResponse::default());
+    let conflict = Ok(pb::peer::AppendResponse {
+        outcome: pb::peer::append_response::Outcome::Conflict.into(),
+        ..Default::default()
+    });
+
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        let (answer, ()) = tokio::join!(append(), async {
+            let (_, answers) = peer.appends.recv().await.unwrap();
+            answers.send(success.clone()).await.unwrap();
+            streams.push(answers);
+        });
+        assert_eq!(answer.unwrap(), openraft::raft::AppendEntriesResponse::Success);
+    }
+    assert!(streams[0].same_channel(&streams[1]), "both came on one stream");
+
+    // Not answered in time, and then too late.
+    append().await.expect_err("the peer is silent");
+    let (_, late) = peer.appends.recv().await.unwrap();
+    let _ = late.send(success.clone()).await;
+    let (answer, ()) = tokio::join!(append(), async {
+        let (_, answers) = peer.appends.recv().await.unwrap();
+        assert!(!answers.same_channel(&late), "a new stream");
+        answers.send(conflict.clone()).await.unwrap();
+    });
+    assert_eq!(answer.unwrap(), openraft::raft::AppendEntriesResponse::Conflict);
+
+    // The peer is gone and back before the next one.
+    net.power_off("10.0.0.2".parse().unwrap());
+    let mut peer = played::play(&net, ADDRESS).await;
+    crate::env::sleep(Duration::from_millis(100)).await;
+    let (answer, ()) = tokio::join!(append(), async {
+        let (_, answers) = peer.appends.recv().await.unwrap();
+        answers.send(success.clone()).await.unwrap();
+    });
+    answer.expect("a stream that was closed meanwhile is opened anew");
 }
 
 /// A Raft that was not initialized, on an empty disk.
