@@ -187,7 +187,7 @@ pub struct Raft {
     pub append_bytes_max: Bytes,
     /// Most bytes of requests in one log entry, unless one request alone is larger.
     pub batch_bytes_max: Bytes,
-    /// Batches proposed and not yet applied: one on its way to disk while the next is replicated.
+    /// Batches proposed and not yet applied; another goes beside the first only if much waits.
     pub proposals_in_flight_max: usize,
     /// Most bytes of clients' writes that wait to be applied; beyond it, or beyond its share, a client is told `too many requests`.
     pub queue_bytes_max: Bytes,
