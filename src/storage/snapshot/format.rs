@@ -34,8 +34,8 @@ const END: u8 = 3;
 const BLOCK_BYTES: usize = 256 << 10;
 /// Bound of what a reader takes into memory for one frame; far above the largest request.
 const FRAME_BYTES_MAX: usize = 128 << 20;
-/// Written bytes are handed to the disk this often, so that the last fsync does not hold up the log's for long.
-pub(super) const SYNC_BYTES: u64 = 8 << 20;
+/// Written bytes are handed to the disk this often: the log's fsyncs wait behind these.
+pub(super) const SYNC_BYTES: u64 = 1 << 20;
 
 /// What a snapshot file says of itself.
 #[derive(Clone, Debug, PartialEq)]
