@@ -110,14 +110,7 @@ fn options_guard_every_trap_that_has_a_setting() {
 #[tokio::test(start_paused = true)]
 async fn pre_vote_goes_over_the_network() {
     let env = sim();
-    let mut network = Network {
-        env: env.clone(),
-        peers: Peers::new(env),
-        cluster_id: 7,
-        member_id: 1,
-        snapshot_chunk_bytes: 1,
-        snapshot_rate: 1,
-    };
+    let mut network = network(&env);
     let node = pb::log::Node { peer_address: "10.0.0.9:2380".into(), ..Default::default() };
     let mut connection = network.new_client(2, &node).await;
     let request = openraft::raft::VoteRequest::new(Vote::new(5, 1), None);
@@ -132,14 +125,7 @@ async fn appends_share_a_stream_until_one_fails() {
     let net = SimNet::new(1, Duration::from_millis(1));
     let env = Env::sim(1, Arc::new(SimDisk::new(1)), net.host("10.0.0.1".parse().unwrap()));
     let mut peer = played::play(&net, ADDRESS).await;
-    let mut network = Network {
-        env: env.clone(),
-        peers: Peers::new(env),
-        cluster_id: 7,
-        member_id: 1,
-        snapshot_chunk_bytes: 1,
-        snapshot_rate: 1,
-    };
+    let mut network = network(&env);
     let node = pb::log::Node { peer_address: ADDRESS.into(), ..Default::default() };
     let mut connection = network.new_client(2, &node).await;
     let mut append = async || {
@@ -190,18 +176,22 @@ async fn appends_share_a_stream_until_one_fails() {
     answer.expect("a stream that was closed meanwhile is opened anew");
 }
 
-/// A Raft that was not initialized, on an empty disk.
-pub(crate) async fn running_raft(env: &Env) -> (Raft, Arc<Store>, snapshot::Dir) {
-    let snapshots = snapshot::Dir::open(env, Path::new("/snapshot"), THIS.cluster_id).unwrap();
-    let store = Store::new(Applied::default(), false, 1 << 20);
-    let network = Network {
+fn network(env: &Env) -> Network {
+    Network {
         env: env.clone(),
         peers: Peers::new(env.clone()),
         cluster_id: THIS.cluster_id,
         member_id: THIS.member_id,
         snapshot_chunk_bytes: 1 << 10,
         snapshot_rate: 1 << 20,
-    };
+    }
+}
+
+/// A Raft that was not initialized, on an empty disk.
+pub(crate) async fn running_raft(env: &Env) -> (Raft, Arc<Store>, snapshot::Dir) {
+    let snapshots = snapshot::Dir::open(env, Path::new("/snapshot"), THIS.cluster_id).unwrap();
+    let store = Store::new(Applied::default(), false, 1 << 20);
+    let network = network(env);
     let options = options(&config::Raft::default(), &config::Log::default()).unwrap();
     let state_machine = StateMachine::new(env.clone(), store.clone(), snapshots.clone(), THIS);
     let raft = start(THIS.member_id, options, network, LogStore::new(log(env), 1 << 20), state_machine).await.unwrap();

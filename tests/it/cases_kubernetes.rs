@@ -109,8 +109,12 @@ async fn changes_of_the_membership_are_events_where_they_are_allowed() {
     let (told, leader) = (set.api.events().len(), set.leader().await);
     set.scale(1);
     set.wait_voters(0..1).await;
-    let said = (0..3).map(|ordinal| set.log_text(ordinal).matches("Events cannot be sent").count()).max();
-    assert_eq!(said, Some(1), "once, by the leader, kv-{leader} at first");
+    // An Event follows the change that it tells of.
+    wait_for("the leader to say it, and once", async || {
+        let said = (0..3).map(|ordinal| set.log_text(ordinal).matches("Events cannot be sent").count()).max();
+        if said == Some(1) { Ok(()) } else { Err(format!("{said:?}; the leader was kv-{leader} at first")) }
+    })
+    .await;
     assert_eq!(set.api.events().len(), told);
     assert_eq!(set.api.unexpected(), Vec::<String>::new());
 }

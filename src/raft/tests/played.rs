@@ -1,4 +1,6 @@
 //! A peer that a test plays: it shows what it is sent on its streams, and answers what the test says.
+//!
+//! Absent: the calls that are not streams, which it refuses.
 
 use std::net::SocketAddr;
 use std::pin::Pin;

@@ -167,7 +167,6 @@ async fn serve(State((seen, (set, events))): State<(Shared, (String, String))>, 
     match mode {
         Mode::Hangs => std::future::pending().await,
         Mode::Forbids => status(StatusCode::FORBIDDEN, "Forbidden", "no RBAC policy matched"),
-        Mode::ForbidsEvents if is_event => status(StatusCode::FORBIDDEN, "Forbidden", "no RBAC policy matched"),
         Mode::KnowsNothing => status(StatusCode::NOT_FOUND, "NotFound", "not found"),
         Mode::Serves | Mode::ForbidsEvents if is_get => {
             let mut seen = seen.lock().unwrap();
@@ -177,7 +176,12 @@ async fn serve(State((seen, (set, events))): State<(Shared, (String, String))>, 
         Mode::Serves | Mode::ForbidsEvents => {
             let body = axum::body::to_bytes(request.into_body(), 1 << 20).await.unwrap();
             let event: Value = serde_json::from_slice(&body).unwrap();
-            seen.lock().unwrap().events.push(event.clone());
+            // By the mode of this moment: no Event is taken after `set_mode` has returned.
+            let mut seen = seen.lock().unwrap();
+            if matches!(seen.mode, Mode::ForbidsEvents) {
+                return status(StatusCode::FORBIDDEN, "Forbidden", "no RBAC policy matched");
+            }
+            seen.events.push(event.clone());
             json_answer(StatusCode::CREATED, &event)
         }
     }
