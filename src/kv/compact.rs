@@ -2,14 +2,15 @@
 //!
 //! Compacting is logical and at once (`State::apply`); this frees the memory afterwards, in slices, so that no slice holds
 //! the lock for long. Each event up to the compacted revision is visited once: it puts the version before it out of reach,
-//! and itself too if it is a tombstone.
+//! and itself too if it is a tombstone. A version that was superseded is held by itself from then on, until the event that did so is
+//! visited: the history lets go of it.
 //!
 //! Invariant: no read, hash or snapshot depends on how far it has got.
 
 use super::State;
+use super::history::Events;
 use super::tree::Place;
 use crate::env::planted;
-use crate::pb::KeyValue;
 
 impl State {
     /// True while compacted versions are still held.
@@ -24,13 +25,13 @@ impl State {
         while self.swept < self.compacted {
             let revision = self.swept + 1;
             let events = self.history.get(revision).expect("an unswept revision is in the history").clone();
-            while let Some(event) = events.as_slice().get(self.swept_events) {
+            while self.swept_events < events.as_slice().len() {
                 if steps == 0 {
                     return false;
                 }
                 steps -= 1;
+                self.sweep_event(&events, self.swept_events);
                 self.swept_events += 1;
-                self.forget_before(event);
             }
             (self.swept, self.swept_events) = (revision, 0);
             self.drop_history();
@@ -38,15 +39,20 @@ impl State {
         true
     }
 
-    fn forget_before(&mut self, event: &KeyValue) {
+    fn sweep_event(&mut self, events: &Events, position: usize) {
+        let (event, before) = (&events.as_slice()[position], events.before_at(position));
         let at = event.fields();
-        let before = self.old.last_before(Place::of_version(at.key, at.mod_revision));
-        if let Some(mod_revision) = before.filter(|x| x.key() == at.key).map(KeyValue::mod_revision) {
-            self.remove_old(at.key, mod_revision);
+        if before > 0 {
+            self.remove_old(Place::of_version(at.key, before));
         }
-        let own = self.old.get(Place::of_version(at.key, at.mod_revision));
-        if own.is_some_and(|own| own.is_tombstone() || planted!("compaction-drops-live-version")) {
-            self.remove_old(at.key, at.mod_revision);
+        if event.is_tombstone() {
+            self.remove_old(Place::of_tombstone(at.key, at.mod_revision));
+            return;
+        }
+        // What supersedes it later finds it swept, and holds it then.
+        let is_live = self.live.get(Place::of(at.key)).is_some_and(|live| live.mod_revision() == at.mod_revision);
+        if !is_live && !events.is_overwritten(position) && !planted!("compaction-drops-live-version") {
+            self.insert_old(event);
         }
     }
 

@@ -21,11 +21,10 @@ impl State {
     /// The version that `event` replaced or deleted; none if it began the key's life, or if that version is compacted.
     pub fn version_before(&self, event: &KeyValue) -> Option<KeyValue> {
         let at = event.fields();
-        let before = at.mod_revision - 1;
         // A key that was made has nothing before it, whatever lived under its name.
-        if at.version == 1 || before < self.compacted {
+        if at.version == 1 || at.mod_revision <= self.compacted {
             return None;
         }
-        self.version_at(at.key, before).cloned()
+        self.version_of(at.key, self.before(at.key, at.mod_revision)?).cloned()
     }
 }

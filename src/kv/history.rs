@@ -9,34 +9,79 @@ use imbl::Vector;
 
 use crate::pb::KeyValue;
 
+/// A version that was written, and which one it superseded.
+#[derive(Clone)]
+pub(super) struct Event {
+    pub kv: KeyValue,
+    /// The revision of the key's version before; 0 if there was none, or if it was of this very revision.
+    pub before: i64,
+}
+
 /// What one revision changed. Most revisions are one put.
 #[derive(Clone)]
 pub(super) enum Events {
-    One(KeyValue),
-    Many(Arc<[KeyValue]>),
+    One(Event),
+    Many(Arc<Many>),
+}
+
+/// The fields of several events, in their order.
+pub(super) struct Many {
+    kvs: Box<[KeyValue]>,
+    before: Box<[i64]>,
 }
 
 impl Events {
+    /// Of what was written in one revision; leaves nothing of it.
+    pub(super) fn take(written: &mut Vec<Event>) -> Self {
+        if written.len() > 1 {
+            let (kvs, before): (Vec<_>, Vec<_>) =
+                std::mem::take(written).into_iter().map(|event| (event.kv, event.before)).unzip();
+            return Events::Many(Arc::new(Many { kvs: kvs.into(), before: before.into() }));
+        }
+        Events::One(written.pop().expect("a revision has at least one event"))
+    }
+
     pub(super) fn as_slice(&self) -> &[KeyValue] {
         match self {
-            Events::One(event) => std::slice::from_ref(event),
-            Events::Many(events) => events,
+            Events::One(event) => std::slice::from_ref(&event.kv),
+            Events::Many(many) => &many.kvs,
         }
     }
 
-    fn overhead_bytes(&self) -> u64 {
-        let list = match self {
-            Events::One(_) => 0,
-            Events::Many(events) => 16 + size_of_val(&events[..]),
-        };
-        (size_of::<Self>() + list) as u64
+    /// The last version of `key` that the revision made, a tombstone included. Visits its events.
+    pub(super) fn last_of(&self, key: &[u8]) -> Option<&KeyValue> {
+        self.as_slice().iter().rfind(|kv| kv.key() == key)
     }
-}
 
-impl From<Vec<KeyValue>> for Events {
-    fn from(mut events: Vec<KeyValue>) -> Self {
-        assert!(!events.is_empty(), "a revision has at least one event");
-        if events.len() > 1 { Events::Many(events.into()) } else { Events::One(events.remove(0)) }
+    /// The revision of the version of `key` before this revision; 0 if there was none. Visits its events.
+    pub(super) fn before(&self, key: &[u8]) -> i64 {
+        match self {
+            Events::One(event) => event.before,
+            // Only the first event of a key has one.
+            Events::Many(many) => many.kvs.iter().position(|kv| kv.key() == key).map_or(0, |i| many.before[i]),
+        }
+    }
+
+    /// [`Event::before`] of the event at this position.
+    pub(super) fn before_at(&self, position: usize) -> i64 {
+        match self {
+            Events::One(event) => event.before,
+            Events::Many(many) => many.before[position],
+        }
+    }
+
+    /// Whether a later event of the same revision is about the same key.
+    pub(super) fn is_overwritten(&self, position: usize) -> bool {
+        let kvs = self.as_slice();
+        kvs[position + 1..].iter().any(|later| later.key() == kvs[position].key())
+    }
+
+    fn overhead_bytes(&self) -> u64 {
+        let many = match self {
+            Events::One(_) => 0,
+            Events::Many(many) => 16 + size_of::<Many>() + size_of_val(&many.kvs[..]) + size_of_val(&many.before[..]),
+        };
+        (size_of::<Self>() + many) as u64
     }
 }
 
@@ -125,6 +170,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_revision_of_one_event_takes_no_memory_of_its_own() {
+        assert_eq!(size_of::<Events>(), size_of::<Event>());
+    }
+
+    #[test]
     fn it_is_a_queue_that_can_be_read_anywhere() {
         let mut random = fastrand::Rng::with_seed(3);
         let (mut history, mut queue) = (History::new(2), VecDeque::new());
@@ -133,8 +183,8 @@ mod tests {
             // Grows, then shrinks, three times.
             if random.u8(..3) != 0 || step / 16_384 % 2 == 0 {
                 let revision = history.next();
-                let kv = KeyValue::tombstone(b"k", revision);
-                history.push(vec![kv.clone(); if revision % 7 == 0 { 2 } else { 1 }].into());
+                let event = Event { kv: KeyValue::tombstone(b"k", revision), before: 0 };
+                history.push(Events::take(&mut vec![event; if revision % 7 == 0 { 2 } else { 1 }]));
                 queue.push_back(revision);
             } else if queue.pop_front().is_some() {
                 history.pop_first();

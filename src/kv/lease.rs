@@ -222,12 +222,9 @@ impl State {
         if self.leases.table.get(r.id).is_none() {
             return Err(Error::LeaseNotFound);
         }
-        let revision = self.revision + 1;
-        let events: Vec<KeyValue> = self.leases.keys(r.id).map(|kv| KeyValue::tombstone(kv.key(), revision)).collect();
-        for tombstone in &events {
-            self.insert_tombstone(tombstone.clone());
-        }
-        self.commit(events);
+        let doomed: Vec<KeyValue> = self.leases.keys(r.id).cloned().collect();
+        self.write_tombstones(&doomed);
+        self.commit();
         self.set_lease(log::Lease { id: r.id, ..log::Lease::default() });
         Ok(LeaseRevokeResponse { header: header(self.revision) })
     }

@@ -23,6 +23,7 @@ pub(crate) mod tests;
 mod tree;
 mod txn;
 pub mod validate;
+mod versions;
 
 pub use digest::DIGEST_VERSION;
 pub use hash::HashKv;

@@ -1,7 +1,7 @@
 //! Reads: the present, and any uncompacted revision.
 //!
 //! A read of the present costs O(log n) and the keys that it returns: the interval is counted by rank. A read of an older
-//! revision visits every version of the interval.
+//! revision visits every key of the interval, and goes back through its versions (`versions`).
 
 use std::iter::Take;
 use std::ops::Range;
@@ -60,7 +60,7 @@ impl<'a> Interval<'a> {
         tree.rank(Place::before(self.start()))..end
     }
 
-    fn items<'t>(&self, tree: &'t Tree) -> Take<Iter<'t>> {
+    pub(super) fn items<'t>(&self, tree: &'t Tree) -> Take<Iter<'t>> {
         let ranks = self.ranks(tree);
         tree.iter_at(ranks.start).take(ranks.len())
     }
@@ -120,51 +120,6 @@ impl State {
     /// The newest versions in `interval`.
     pub(super) fn live_in<'s>(&'s self, interval: Interval<'_>) -> impl Iterator<Item = &'s KeyValue> + use<'s> {
         interval.items(&self.live)
-    }
-
-    /// The version of `key` that a read at `revision` sees.
-    pub(super) fn version_at(&self, key: &[u8], revision: i64) -> Option<&KeyValue> {
-        let live = self.live.get(Place::of(key)).filter(|kv| kv.mod_revision() <= revision);
-        live.or_else(|| {
-            let old = self.old.last_before(Place::of_version(key, revision + 1))?;
-            (old.key() == key && !old.is_tombstone()).then_some(old)
-        })
-    }
-
-    /// The revision of the last change of `key` that is held, a deletion included.
-    pub(super) fn newest_revision_of(&self, key: &[u8]) -> Option<i64> {
-        let live = self.live.get(Place::of(key));
-        let newest = live.or_else(|| self.old.last_before(Place::after(key)).filter(|x| x.key() == key));
-        newest.map(KeyValue::mod_revision)
-    }
-
-    /// What a read of `interval` at `revision` sees, in key order.
-    pub(super) fn visible_at<'s>(
-        &'s self,
-        interval: Interval<'_>,
-        revision: i64,
-    ) -> impl Iterator<Item = &'s KeyValue> + use<'s> {
-        let mut live = interval.items(&self.live).peekable();
-        let mut old = interval.items(&self.old).peekable();
-        std::iter::from_fn(move || {
-            loop {
-                let key = match (live.peek().copied(), old.peek().copied()) {
-                    (None, None) => return None,
-                    (Some(x), None) | (None, Some(x)) => x.key(),
-                    (Some(x), Some(y)) => x.key().min(y.key()),
-                };
-                let mut seen = None;
-                while let Some(kv) = old.next_if(|kv| kv.key() == key) {
-                    seen = if kv.mod_revision() <= revision { Some(kv) } else { seen };
-                }
-                if let Some(kv) = live.next_if(|kv| kv.key() == key) {
-                    seen = if kv.mod_revision() <= revision { Some(kv) } else { seen };
-                }
-                if let Some(kv) = seen.filter(|kv| !kv.is_tombstone()) {
-                    return Some(kv);
-                }
-            }
-        })
     }
 }
 

@@ -4,8 +4,9 @@
 //! which [`State::is_live`] no longer holds, and what it says of leases when [`State::is_live_lease`] does not. [`Loader`] takes either.
 
 use super::State;
-use super::history::History;
+use super::history::{Event, Events, History};
 use super::range::Interval;
+use super::tree::Tree;
 use crate::pb::KeyValue;
 use crate::pb::log::{Alarms, Change, change};
 
@@ -66,7 +67,7 @@ impl State {
 pub struct Loader {
     state: State,
     /// The events of the greatest revision so far; not yet in the history.
-    newest: Vec<KeyValue>,
+    newest: Vec<Event>,
     newest_revision: i64,
     /// Versions at or below this revision are missing or in another order: it must turn out to be compacted.
     incomplete: i64,
@@ -80,7 +81,9 @@ impl Default for Loader {
 
 impl Loader {
     pub fn new() -> Self {
-        Self { state: State::new(), newest: Vec::new(), newest_revision: 1, incomplete: 0 }
+        // What is compacted is known at the end. Until then every superseded version is held by itself, as after a sweep.
+        let state = State { swept: i64::MAX, ..State::new() };
+        Self { state, newest: Vec::new(), newest_revision: 1, incomplete: 0 }
     }
 
     pub fn load(&mut self, change: Change) -> Result<(), LoadError> {
@@ -109,11 +112,7 @@ impl Loader {
         if let Some(later) = later {
             return Err(LoadError::OutOfOrder { later, earlier: revision });
         }
-        if kv.is_tombstone() {
-            self.state.insert_tombstone(kv.clone());
-        } else {
-            self.state.insert_live(kv.clone());
-        }
+        let event = if kv.is_tombstone() { self.state.insert_tombstone(kv) } else { self.state.insert_live(kv) };
         if revision < self.newest_revision {
             self.incomplete = self.incomplete.max(revision);
             return Ok(());
@@ -121,7 +120,7 @@ impl Loader {
         if revision > self.newest_revision {
             self.end_revision(revision);
         }
-        self.newest.push(kv);
+        self.newest.push(event);
         Ok(())
     }
 
@@ -129,7 +128,7 @@ impl Loader {
     fn end_revision(&mut self, next: i64) {
         let history = &mut self.state.history;
         if !self.newest.is_empty() {
-            history.push(std::mem::take(&mut self.newest).into());
+            history.push(Events::take(&mut self.newest));
         }
         if history.next() != next {
             *history = History::new(next);
@@ -153,7 +152,7 @@ impl Loader {
         }
         let mut state = self.state;
         state.revision = revision;
-        state.remove_dead();
+        state.settle_old();
         while state.history.first() < compacted && state.history.first() < state.history.next() {
             state.history.pop_first();
         }
@@ -172,19 +171,11 @@ impl State {
         self.compacted = self.revision;
         self.history = History::new(self.revision + 1);
         (self.swept, self.swept_events) = (self.compacted, 0);
-        self.remove_dead();
+        (self.old, self.old_bytes) = (Tree::new(), 0);
     }
 
     /// Takes all alarms off: those of a former cluster's members mean nothing in a restored one.
     pub fn clear_alarms(&mut self) {
         self.alarms.clear();
-    }
-
-    /// What a complete sweep does, without the history to lead it.
-    fn remove_dead(&mut self) {
-        let dead: Vec<KeyValue> = self.old.iter_at(0).filter(|kv| !self.is_live(kv)).cloned().collect();
-        for kv in dead {
-            self.remove_old(kv.key(), kv.mod_revision());
-        }
     }
 }

@@ -44,7 +44,11 @@ enum OfKey {
     Before,
     /// In a tree that holds one version a key.
     Only,
-    Version(i64),
+    /// In one revision, a tombstone comes first.
+    Revision {
+        revision: i64,
+        is_tombstone: bool,
+    },
     After,
 }
 
@@ -55,7 +59,12 @@ impl<'a> Place<'a> {
     }
 
     pub(super) fn of_version(key: &'a [u8], mod_revision: i64) -> Self {
-        Self { key, of_key: OfKey::Version(mod_revision) }
+        Self { key, of_key: OfKey::Revision { revision: mod_revision, is_tombstone: false } }
+    }
+
+    /// Of a deletion of `key`; before a version of the same revision.
+    pub(super) fn of_tombstone(key: &'a [u8], mod_revision: i64) -> Self {
+        Self { key, of_key: OfKey::Revision { revision: mod_revision, is_tombstone: true } }
     }
 
     /// Before all versions of `key`.
@@ -73,7 +82,10 @@ impl<'a> Place<'a> {
         item.key().cmp(self.key).then_with(|| match self.of_key {
             OfKey::Before => Ordering::Greater,
             OfKey::Only => Ordering::Equal,
-            OfKey::Version(revision) => item.mod_revision().cmp(&revision),
+            OfKey::Revision { revision, is_tombstone } => {
+                let item = item.fields();
+                (item.mod_revision, item.version != 0).cmp(&(revision, !is_tombstone))
+            }
             OfKey::After => Ordering::Less,
         })
     }

@@ -9,11 +9,11 @@ use super::range::Interval;
 use super::state::header;
 use super::tree::Place;
 use crate::error::Error;
+use crate::pb::Fields;
 use crate::pb::etcd::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::pb::etcd::request_op::Request;
 use crate::pb::etcd::response_op::Response;
 use crate::pb::etcd::{Compare, RequestOp, ResponseOp, TxnRequest, TxnResponse};
-use crate::pb::{Fields, KeyValue};
 
 /// True if no branch can write: the transaction is then a read, and needs no log entry.
 pub fn is_read_only(r: &TxnRequest) -> bool {
@@ -51,9 +51,8 @@ impl State {
         // The order decides what the client is told when several things are wrong; it is etcd's.
         self.check_txn(r, &mut path.iter().copied(), Check::Puts)?;
         self.check_txn(r, &mut path.iter().copied(), Check::Ranges)?;
-        let mut events = Vec::new();
-        let response = self.write_txn(r, &mut path.into_iter(), &mut events, answer);
-        self.commit(events);
+        let response = self.write_txn(r, &mut path.into_iter(), answer);
+        self.commit();
         Ok(response)
     }
 
@@ -99,13 +98,7 @@ impl State {
         Ok(())
     }
 
-    fn write_txn(
-        &mut self,
-        r: &TxnRequest,
-        path: &mut impl Iterator<Item = bool>,
-        events: &mut Vec<KeyValue>,
-        answer: bool,
-    ) -> TxnResponse {
+    fn write_txn(&mut self, r: &TxnRequest, path: &mut impl Iterator<Item = bool>, answer: bool) -> TxnResponse {
         let succeeded = next(path);
         let mut responses = Vec::new();
         for op in branch(r, succeeded) {
@@ -113,23 +106,18 @@ impl State {
                 // A range is only its answer. An operation that is none was refused.
                 Some(Request::RequestRange(_)) if !answer => continue,
                 None => continue,
-                Some(Request::RequestRange(r)) => Response::ResponseRange(self.read_range(r, self.present(events))),
-                Some(Request::RequestPut(r)) => Response::ResponsePut(self.write_put(r, events, answer)),
+                Some(Request::RequestRange(r)) => Response::ResponseRange(self.read_range(r, self.present())),
+                Some(Request::RequestPut(r)) => Response::ResponsePut(self.write_put(r, answer)),
                 Some(Request::RequestDeleteRange(r)) => {
-                    Response::ResponseDeleteRange(self.write_delete_range(r, events, answer))
+                    Response::ResponseDeleteRange(self.write_delete_range(r, answer))
                 }
-                Some(Request::RequestTxn(r)) => Response::ResponseTxn(self.write_txn(r, path, events, answer)),
+                Some(Request::RequestTxn(r)) => Response::ResponseTxn(self.write_txn(r, path, answer)),
             };
             if answer {
                 responses.push(ResponseOp { response: Some(response) });
             }
         }
-        TxnResponse { header: header(self.present(events)), succeeded, responses }
-    }
-
-    /// The revision of what `live` holds: a transaction that has written is already one ahead.
-    fn present(&self, events: &[KeyValue]) -> i64 {
-        self.revision + i64::from(!events.is_empty())
+        TxnResponse { header: header(self.present()), succeeded, responses }
     }
 }
 

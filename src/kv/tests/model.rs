@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::kv::Loader;
+use crate::kv::versions::{cost, live_cost};
 use crate::pb::Fields;
 use crate::pb::etcd::compare::TargetUnion;
 use crate::pb::etcd::response_op::Response as OpResponse;
@@ -390,9 +391,13 @@ pub(crate) fn check(state: &State, model: &Model) {
         .collect();
     let expected: Vec<_> = model.events.iter().filter(|e| e.0 > model.compacted).cloned().collect();
     assert_eq!(events, expected);
-    let bytes =
-        |tree: &crate::kv::tree::Tree| -> u64 { tree.iter_at(0).map(|kv| kv.as_encoded().len() as u64 + 62).sum() };
-    assert_eq!((state.live_bytes, state.old_bytes), (bytes(&state.live), bytes(&state.old)));
+    for (revision, kv) in &events {
+        let before = model.at(kv.key(), b"", revision - 1).pop().filter(|_| kv.version() != 1);
+        assert_eq!(state.version_before(kv), before, "before {kv:?}");
+    }
+    let live: u64 = state.live.iter_at(0).map(live_cost).sum();
+    let tombstones: u64 = state.old.iter_at(0).filter(|kv| kv.is_tombstone()).map(cost).sum();
+    assert_eq!((state.live_bytes, state.old_bytes), (live, tombstones + superseded_bytes(state)));
     let leases: BTreeMap<i64, (i64, i64)> =
         state.leases().iter().map(|(id, x)| (id, (x.ttl_seconds, x.left_seconds.unwrap_or(0)))).collect();
     assert_eq!(leases, model.leases);
@@ -400,6 +405,20 @@ pub(crate) fn check(state: &State, model: &Model) {
         let expected = if id == 0 { Vec::new() } else { model.attached(id) };
         assert!(state.lease_keys(id).eq(&expected), "keys of lease {id}");
     }
+}
+
+/// What an event has superseded is held until the event is swept.
+fn superseded_bytes(state: &State) -> u64 {
+    let mut bytes = 0;
+    for (revision, events) in state.history.iter_from(state.swept + 1) {
+        let swept = if revision == state.swept + 1 { state.swept_events } else { 0 };
+        for (position, event) in events.iter().enumerate().skip(swept) {
+            let before = state.history.get(revision).unwrap().before_at(position);
+            let version = (before > 0).then(|| state.version_of(event.key(), before).expect("it is held"));
+            bytes += version.map_or(0, cost);
+        }
+    }
+    bytes
 }
 
 fn assert_same(one: &State, other: &State) {
