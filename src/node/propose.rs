@@ -1,9 +1,10 @@
 //! The leader's proposer: packs the commands that wait into one log entry.
 //!
-//! A batch is what arrived while the one before it was in flight; there is no timer. Only where much waits, it goes while others are
-//! in flight. Bounded by bytes a batch and batches in flight.
+//! A batch is what arrived while the one before it was in flight, and shortly after it ([`Pace`]). Only where much waits, it goes while
+//! others are in flight. Bounded by bytes a batch and batches in flight.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::StreamExt as _;
@@ -15,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::places::Place;
 use super::{Node, more_of_a_burst};
+use crate::env::{Instant, sleep_until};
 use crate::error::Error;
 use crate::pb;
 use crate::raft::{Batch, TypeConfig};
@@ -24,6 +26,14 @@ const TAKE_MAX: usize = 4096;
 /// Commands of so many bytes do not wait for the batch in flight. Fewer gain nothing by that: a member takes one append after the
 /// other, and the same commands in more batches cost more.
 const MUCH_BYTES: usize = 64 << 10;
+/// So many commands do not wait for more: what a batch costs beside them, three flushes above all, is little then.
+const MANY: usize = 64;
+/// Where so few are about, nobody waits for others.
+const FEW: usize = 8;
+/// Nobody waits longer than this for others, nor longer than two batches take. With half of both, half of what waiting saves was lost.
+const HOLD_MAX: Duration = Duration::from_millis(4);
+/// After a batch that was as quick as this there is no wait: the timer is not much finer.
+const QUICK: Duration = Duration::from_micros(500);
 
 /// Who waits for a command's answer.
 pub(super) enum Reply {
@@ -67,9 +77,45 @@ pub(super) struct Proposal {
     pub reply: Reply,
 }
 
+/// When the next batch goes, once none is in flight.
+///
+/// Who is answered mostly asks again at once, when others have waited for a while. Were these to go alone, the answered would wait for
+/// them, and so on in turns: twice the batches, each of half the commands. So what waits is held until most of those are back whom the
+/// last batch answered. (PostgreSQL's `commit_delay` is of the same kind.)
+struct Pace {
+    /// Commands to wait for.
+    expected: usize,
+    /// Until when.
+    until: Instant,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self { expected: 0, until: now }
+    }
+
+    /// A batch that `took` so long has answered this many, while others were `waiting`.
+    fn answered(&mut self, answered: usize, waiting: usize, took: Duration, now: Instant) {
+        let about = answered + waiting;
+        self.expected = about * 9 / 10;
+        self.until = if took > QUICK && about > FEW { now + HOLD_MAX.min(2 * took) } else { now };
+    }
+
+    fn is_due(&self, waiting: usize, now: Instant) -> bool {
+        waiting >= self.expected.min(MANY) || now >= self.until
+    }
+}
+
 pub(super) struct Proposer {
     node: Node,
     queue: mpsc::Receiver<Proposal>,
+}
+
+/// A batch that is no longer in flight.
+struct Done {
+    replies: Vec<Reply>,
+    result: Result_,
+    took: Duration,
 }
 
 type Result_ = Result<ClientWriteResult<TypeConfig>, ()>;
@@ -84,19 +130,25 @@ impl Proposer {
         let in_flight_max = self.node.inner.options.batches_in_flight_max;
         let mut in_flight = FuturesUnordered::new();
         let mut waiting = Vec::new();
+        let mut pace = Pace::new(Instant::now());
         loop {
             let room = TAKE_MAX - waiting.len();
             tokio::select! {
                 biased;
-                Some((replies, result)) = in_flight.next() => distribute(replies, result),
+                Some(Done { replies, result, took }) = in_flight.next() => {
+                    pace.answered(replies.len(), waiting.len() + self.queue.len(), took, Instant::now());
+                    distribute(replies, result);
+                }
                 taken = self.queue.recv_many(&mut waiting, room), if room > 0 && in_flight.len() < in_flight_max => {
                     if taken == 0 {
                         return;
                     }
                 }
+                () = sleep_until(pace.until), if in_flight.is_empty() && !waiting.is_empty() => {}
                 () = shutdown.cancelled() => return,
             }
-            if waiting.is_empty() || in_flight.len() >= in_flight_max || !in_flight.is_empty() && !is_much(&waiting) {
+            let is_due = in_flight.is_empty() && pace.is_due(waiting.len(), Instant::now());
+            if waiting.is_empty() || in_flight.len() >= in_flight_max || !is_due && !is_much(&waiting) {
                 continue;
             }
             more_of_a_burst(&mut self.queue, &mut waiting, TAKE_MAX).await;
@@ -140,11 +192,8 @@ impl Proposer {
         batches
     }
 
-    async fn submit(
-        &self,
-        batch: Bytes,
-        replies: Vec<Reply>,
-    ) -> Option<impl Future<Output = (Vec<Reply>, Result_)> + use<>> {
+    async fn submit(&self, batch: Bytes, replies: Vec<Reply>) -> Option<impl Future<Output = Done> + use<>> {
+        let begin = Instant::now();
         let (responder, rx) = openraft::impls::OneshotResponder::new_pair();
         if self.node.inner.raft.client_write_ff(Batch(batch), Some(responder)).await.is_err() {
             replies.into_iter().for_each(|reply| reply.send(Err(Error::Stopped)));
@@ -152,7 +201,7 @@ impl Proposer {
         }
         Some(async move {
             let result = rx.await.map_err(|_| ());
-            (replies, result)
+            Done { replies, result, took: begin.elapsed() }
         })
     }
 }
@@ -224,6 +273,28 @@ mod tests {
         let place = Places::new(1, 1).take(&Client::default(), 1).expect("it is free");
         distribute(vec![Reply::Local { tx, place }], result);
         rx.try_recv().expect("everyone is told").expect_err("it was not applied")
+    }
+
+    #[test]
+    fn a_batch_waits_for_those_who_were_answered_but_not_long() {
+        let begin = Instant::now();
+        let after = |millis| begin + Duration::from_millis(millis);
+        let mut pace = Pace::new(begin);
+        assert!(pace.is_due(1, begin), "nobody was answered yet");
+        pace.answered(30, 20, Duration::from_micros(1500), begin);
+        assert!(!pace.is_due(20, begin));
+        assert!(pace.is_due(45, begin), "most are back");
+        assert!(!pace.is_due(44, after(2)));
+        assert!(pace.is_due(20, after(3)), "as long as two batches take is enough");
+        pace.answered(30, 20, Duration::from_secs(1), begin);
+        assert!(!pace.is_due(20, after(3)));
+        assert!(pace.is_due(20, after(4)), "4 ms are enough");
+        pace.answered(200, 200, Duration::from_secs(1), begin);
+        assert!(pace.is_due(64, begin), "many do not wait for more");
+        pace.answered(5, 3, Duration::from_secs(1), begin);
+        assert!(pace.is_due(1, begin), "few wait for nobody");
+        pace.answered(30, 20, Duration::from_micros(500), begin);
+        assert!(pace.is_due(1, begin), "a quick batch is not worth a wait");
     }
 
     /// Only `NotLeader` is tried again.
