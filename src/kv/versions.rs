@@ -104,8 +104,12 @@ impl State {
 
     /// The version of `kv`'s key that a read at `revision` sees, given `kv` after that.
     fn back_to(&self, revision: i64, kv: &KeyValue) -> Option<&KeyValue> {
-        let key = kv.key();
-        let mut at = kv.mod_revision();
+        let x = kv.fields();
+        // A life that began later; had an earlier one lasted so long, the way would begin with its tombstone.
+        if x.create_revision > revision {
+            return None;
+        }
+        let (key, mut at) = (x.key, x.mod_revision);
         while at > revision {
             at = self.before(key, at)?;
         }
