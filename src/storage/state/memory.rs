@@ -164,6 +164,11 @@ impl Records for Handle {
         self.with(|inner| inner.visible.range(..end).next_back().map(|(k, v)| (*k, v.clone())))
     }
 
+    fn append(&mut self, records: Vec<(Key, Vec<u8>)>) -> Result<(), Error> {
+        records.iter().try_for_each(|(key, _)| self.write(Some((*key, Vec::new())), &[]))?;
+        records.into_iter().try_for_each(|record| self.write(Some(record), &[]))
+    }
+
     fn write(&mut self, put: Option<(Key, Vec<u8>)>, remove: &[Key]) -> Result<(), Error> {
         let write = Write { put, remove: remove.to_vec() };
         self.with(|inner| {

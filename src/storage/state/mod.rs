@@ -79,6 +79,9 @@ impl Default for Options {
     }
 }
 
+/// Bytes of records that are put at once: more cost memory, fewer cost sled more (`sled::OpenStore::append`).
+const GROUP_BYTES: usize = 2 << 20;
+
 /// Takes a record; `false` ends the scan.
 pub type Each<'a> = &'a mut dyn FnMut(Key, &[u8]) -> Result<bool, Error>;
 
@@ -89,6 +92,9 @@ pub trait Records: Send {
     fn scan(&self, from: Key, each: Each<'_>) -> Result<(), Error>;
     /// The last record before `end`.
     fn before(&self, end: Key) -> Result<Option<(Key, Vec<u8>)>, Error>;
+    /// Puts new records behind all others, in their order. After a crash the first ones may be there, and any of those after them with
+    /// no bytes.
+    fn append(&mut self, records: Vec<(Key, Vec<u8>)>) -> Result<(), Error>;
     /// Puts one record and removes others: after a crash all of it is there, or nothing.
     fn write(&mut self, put: Option<(Key, Vec<u8>)>, remove: &[Key]) -> Result<(), Error>;
     /// Makes everything written so far durable.
@@ -193,10 +199,12 @@ impl Store {
         let mut end = End::EMPTY;
         let mut before = Key::MAX;
         while let Some((key, bytes)) = self.records.before(before)? {
-            let record = Record::decode(key, &bytes).map_err(Error::Damaged)?;
-            if record.meta.is_some() {
-                end = End { at: record.to, meta: record.meta };
-                break;
+            if !bytes.is_empty() {
+                let record = Record::decode(key, &bytes).map_err(Error::Damaged)?;
+                if record.meta.is_some() {
+                    end = End { at: record.to, meta: record.meta };
+                    break;
+                }
             }
             unfinished.push(key);
             before = key;
@@ -243,7 +251,9 @@ impl Store {
         let mut packer = Packer::new(end.at, applied.term, applied.index, self.record_bytes);
         for change in changes {
             packer.push(change, &mut out);
-            self.put_all(&mut out)?;
+            if out.len() * self.record_bytes >= GROUP_BYTES {
+                self.put_all(&mut out)?;
+            }
         }
         packer.finish(meta, &mut out);
         let at = out.last().expect("a span has at least one record").0;
@@ -252,14 +262,12 @@ impl Store {
         Ok(())
     }
 
-    /// Each on its own: a span that is written in part is found by [`Self::find_end`].
+    /// A span that is written in part is found by [`Self::find_end`].
     fn put_all(&mut self, records: &mut Vec<Filed>) -> Result<(), Error> {
-        for (to, record) in records.drain(..) {
-            self.bytes += record.len() as u64;
-            let done = self.records.write(Some((to.key(), record)), &[]);
-            self.sticky(done)?;
-        }
-        Ok(())
+        let records: Vec<_> = records.drain(..).map(|(to, record)| (to.key(), record)).collect();
+        self.bytes += records.iter().map(|(_, record)| record.len() as u64).sum::<u64>();
+        let done = self.records.append(records);
+        self.sticky(done)
     }
 
     /// Makes everything appended and cleaned so far durable.
