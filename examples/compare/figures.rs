@@ -32,6 +32,7 @@ const METRICS: &[(&str, &str)] = &[
     ("resident_mib", "resident MiB"),
     ("disk_mib", "disk MiB"),
     ("bytes_each", "bytes each"),
+    ("allocations", "allocations each"),
     ("count", "count"),
 ];
 
@@ -45,6 +46,7 @@ pub struct Table {
 pub const TABLES: &[Table] = &[
     Table { name: "cost", works: crate::short::WORKS, metrics: &["cpu_us", "per_s", "p99_ms"] },
     Table { name: "latency", works: crate::short::WORKS, metrics: &["p50_ms", "p999_ms", "max_ms"] },
+    Table { name: "allocations", works: &["allocations"], metrics: &["allocations", "bytes_each"] },
     Table { name: "load", works: &["load"], metrics: &["seconds", "cpu_us", "resident_mib", "disk_mib"] },
     Table { name: "restart", works: &["restart"], metrics: &["seconds", "resident_mib"] },
     Table { name: "pauses", works: &["pause"], metrics: &["p99_ms", "p999_ms", "max_ms", "seconds"] },

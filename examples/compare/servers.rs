@@ -15,7 +15,7 @@ use quorate::pb::etcd::maintenance_client::MaintenanceClient;
 use quorate::pb::etcd::{CompactionRequest, MemberListRequest, RangeRequest, StatusRequest, StatusResponse};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::support::cluster::free_host;
+use crate::support::cluster::{free_host, http_get};
 
 /// Longest wait for a cluster to come up, or a member to catch up.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -33,6 +33,12 @@ pub struct Program {
 pub enum Kind {
     Quorate,
     Etcd,
+}
+
+/// What was allocated, freed or not; a reallocation counts as one.
+pub struct Allocated {
+    pub count: f64,
+    pub bytes: f64,
 }
 
 /// A cluster of slots `0..size`; others may be started beside.
@@ -259,6 +265,23 @@ impl Servers {
     /// Resident memory of all members together.
     pub fn resident_bytes(&self) -> f64 {
         self.pids().into_iter().map(resident_bytes).sum()
+    }
+
+    /// What all members together have allocated since they started.
+    pub async fn allocated(&self) -> anyhow::Result<Allocated> {
+        let mut all = Allocated { count: 0.0, bytes: 0.0 };
+        for endpoint in self.endpoints() {
+            let (_, text) = http_get(&endpoint, "/metrics").await?;
+            let value = |name: &str| -> anyhow::Result<f64> {
+                let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+                let missing =
+                    "the members do not count their allocations; build them with `--features count-allocations`";
+                Ok(line.context(missing)?.parse()?)
+            };
+            all.count += value("quorate_allocations_total")?;
+            all.bytes += value("quorate_allocated_bytes_total")?;
+        }
+        Ok(all)
     }
 
     /// Space that all members together take on the disk.

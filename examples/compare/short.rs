@@ -1,13 +1,24 @@
 //! Works of some seconds each, one after the other in one cluster. Absent: the clients' loops (`client`, `streams`).
 
 use crate::client::closed_loop;
-use crate::servers::Servers;
+use crate::servers::{Kind, Servers};
 use crate::streams::{Keeper, Watched, Watchers, Writer};
 use crate::works::{self, Data, Op};
 use crate::{Args, Round, VALUE_BYTES};
 
-pub const WORKS: &[&str] =
-    &["put", "get", "get-serializable", "mixed", "range", "txn", "large-put", "watch", "keep-alive", "one-client"];
+pub const WORKS: &[&str] = &[
+    "put",
+    "get",
+    "get-serializable",
+    "mixed",
+    "range",
+    "txn",
+    "large-put",
+    "watch",
+    "keep-alive",
+    "one-client",
+    "allocations",
+];
 /// Those of them that are one kind of request on the keys.
 pub const ON_KEYS: &[&str] = WORKS.split_at(6).0;
 
@@ -16,6 +27,8 @@ const LARGE_VALUE_BYTES: usize = 64 << 10;
 const LARGE_KEYS: u64 = 1000;
 const LARGE_SECONDS: f64 = 3.0;
 const FANOUT_WATCHERS: u64 = 1000;
+/// Requests of each kind whose allocations are counted.
+const COUNTED: u64 = 20_000;
 
 pub async fn measure(round: &mut Round<'_>) -> anyhow::Result<()> {
     let args = round.args;
@@ -28,6 +41,7 @@ pub async fn measure(round: &mut Round<'_>) -> anyhow::Result<()> {
             "watch" => fan_out(round, &servers).await?,
             "keep-alive" => keep_alive(round, &servers).await?,
             "one-client" => one_client(round, &servers, data).await?,
+            "allocations" => allocations(round, &servers, data).await?,
             _ => {
                 for clients in &args.clients {
                     let seen = works::measure(&servers, args, *clients, op(work), data).await?;
@@ -89,6 +103,22 @@ async fn one_client(round: &mut Round<'_>, servers: &Servers, data: Data) -> any
             let seen = closed_loop(users, round.args.seconds, servers).await?;
             round.record_seen("one-client", &format!("{name} {place}"), &seen);
         }
+    }
+    Ok(())
+}
+
+/// What the servers together allocate for a request of each kind; of ours, built to count that.
+async fn allocations(round: &mut Round<'_>, servers: &Servers, data: Data) -> anyhow::Result<()> {
+    if servers.program.kind == Kind::Etcd {
+        return Ok(());
+    }
+    for work in ON_KEYS {
+        works::run(servers, round.args, op(work), data, COUNTED).await?;
+        let before = servers.allocated().await?;
+        works::run(servers, round.args, op(work), data, COUNTED).await?;
+        let after = servers.allocated().await?;
+        round.note("allocations", work, "allocations", (after.count - before.count) / COUNTED as f64);
+        round.note("allocations", work, "bytes_each", (after.bytes - before.bytes) / COUNTED as f64);
     }
     Ok(())
 }

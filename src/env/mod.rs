@@ -134,7 +134,8 @@ impl Env {
             .expect("a thread can be started");
     }
 
-    /// Runs blocking work away from the event loop and waits for it.
+    /// Runs blocking work away from the event loop and waits for it. All of it is bulk (snapshots, hashes, old entries of the log), so its
+    /// threads give way to those that serve requests.
     pub async fn blocking<T, F>(&self, work: F) -> T
     where
         F: FnOnce() -> T + Send + 'static,
@@ -143,6 +144,10 @@ impl Env {
         if self.simulated {
             return work();
         }
+        let work = move || {
+            process::give_way();
+            work()
+        };
         match self.tracker.spawn_blocking(work).await {
             Ok(done) => done,
             Err(failed) => std::panic::resume_unwind(failed.into_panic()),

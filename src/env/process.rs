@@ -1,4 +1,4 @@
-//! What the system says of this process. Read from `/proc`; where that is missing, nothing is known.
+//! What the system says of this process, and what the process asks of it. Read from `/proc`; where that is missing, nothing is known.
 
 /// Resources of this process.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,6 +50,18 @@ pub fn this_process() -> Process {
     }
 }
 
+/// What a thread that gives way adds to the process's nice value: it gets a third of what others get where there is not enough for all.
+const NICE: i32 = 5;
+
+/// Lowers the calling thread's priority, for good. Without effect where that is not allowed.
+pub fn give_way() {
+    use rustix::process::{getpid, getpriority_process, setpriority_process};
+    // On Linux the priority is a thread's, whatever POSIX says: here the first one's, which stands for the process, and the caller's.
+    if let Ok(nice) = getpriority_process(Some(getpid())) {
+        let _ = setpriority_process(None, nice + NICE);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
@@ -57,6 +69,18 @@ mod tests {
         let raised = super::raise_open_files_max();
         assert_eq!(raised, super::raise_open_files_max());
         assert!(raised.is_none_or(|files| files >= 256), "{raised:?}");
+    }
+
+    #[test]
+    fn a_thread_that_gives_way_does_so_once_and_alone() {
+        let nice = || rustix::process::getpriority_process(None).unwrap();
+        let before = nice();
+        let below = std::thread::spawn(move || {
+            super::give_way();
+            super::give_way();
+            nice()
+        });
+        assert_eq!((below.join().unwrap(), nice()), ((before + super::NICE).min(19), before));
     }
 
     #[test]

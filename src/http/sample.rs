@@ -80,5 +80,19 @@ pub(super) fn text(api: &Api) -> String {
     t.gauge("process_start_time_seconds", "When the process began, in seconds since 1970.", process.start_seconds);
     t.head("process_cpu_seconds_total", "counter", "CPU time of user and system together.");
     let _ = writeln!(t.0, "process_cpu_seconds_total {}", process.cpu_seconds);
+    #[cfg(feature = "count-allocations")]
+    allocations(t);
     text.0
+}
+
+#[cfg(feature = "count-allocations")]
+fn allocations(text: &mut Text) {
+    let now = stats_alloc::INSTRUMENTED_SYSTEM.stats();
+    for (name, help, value) in [
+        ("quorate_allocations_total", "Allocations and reallocations.", now.allocations + now.reallocations),
+        ("quorate_allocated_bytes_total", "Bytes that were allocated, freed since or not.", now.bytes_allocated),
+    ] {
+        text.head(name, "counter", help);
+        let _ = writeln!(text.0, "{name} {value}");
+    }
 }

@@ -258,6 +258,8 @@ impl Records for Sled {
                 group.push(record);
                 if group_bytes >= GROUP_BYTES {
                     fresh.append(std::mem::take(&mut group))?;
+                    // The log's flushes wait behind what is flushed here, so that is never much at a time.
+                    fresh.file.sync_data()?;
                     group_bytes = 0;
                 }
             }
