@@ -97,6 +97,7 @@ async fn pauses(round: &mut Round<'_>, servers: &mut Servers, data: Data) -> any
         servers.start_all()?;
         servers.wait_ready(0..servers.size).await?;
         let pace = start_pace(servers, data)?;
+        pace.during(still(look / 10)).await?;
         let ((), seen) = pace.during(snapshots(servers)).await?;
         record(round, "snapshot and purge", &seen);
         pace.stop().await?;

@@ -259,7 +259,7 @@ impl Records for Sled {
                 if group_bytes >= GROUP_BYTES {
                     fresh.append(std::mem::take(&mut group))?;
                     // The log's flushes wait behind what is flushed here, so that is never much at a time.
-                    fresh.file.sync_data()?;
+                    fresh.checkpoint(&self.env)?;
                     group_bytes = 0;
                 }
             }
