@@ -50,6 +50,11 @@ pub trait Model {
 
     /// True if nothing is known of who is at a place.
     fn is_unheard(&self, place: i64) -> bool;
+
+    /// The last place of which something is known: an order should go on until then, even if only operations of unknown outcome do.
+    fn heard_to(&self) -> i64 {
+        i64::MIN
+    }
 }
 
 /// Places of the order in which an operation may be, by what is known before the search.
@@ -316,7 +321,13 @@ impl<M: Model> Search<'_, M> {
         let mut steps = 0;
         self.settle();
         let mut cursor = Cursor::default();
-        while self.left > 0 {
+        let heard_to = self.model.heard_to();
+        // An order of all that have an outcome, once there is one: what comes after it is of those that watchers alone have seen.
+        let mut whole: Option<Vec<usize>> = None;
+        while self.left > 0 || self.model.place(&self.state) <= heard_to {
+            if self.left == 0 && whole.is_none() {
+                whole = Some(self.order());
+            }
             steps += 1;
             if steps > steps_max || self.tried.len() > TRIED_MAX {
                 return Verdict::Undecided;
@@ -329,9 +340,15 @@ impl<M: Model> Search<'_, M> {
                 continue;
             }
             // Whatever may come before the first return was tried: its operation has no place here.
-            let first = self.events.first_return().expect("the return of an operation that is left is in the list");
-            self.note_stuck(self.events.at[first].0);
-            match self.back() {
+            if let Some(first) = self.events.first_return() {
+                self.note_stuck(self.events.at[first].0);
+            }
+            let before = self.back();
+            if let Some(order) = whole.take_if(|order| self.stack.len() < order.len()) {
+                // What was seen after it was done by nobody; that is for who has seen it to say.
+                return Verdict::Linearizable { order, steps };
+            }
+            match before {
                 Some(before) => cursor = before,
                 None => {
                     let (order, stuck) = self.longest;
@@ -339,7 +356,11 @@ impl<M: Model> Search<'_, M> {
                 }
             }
         }
-        Verdict::Linearizable { order: self.stack.iter().map(|(op, ..)| *op).collect(), steps }
+        Verdict::Linearizable { order: self.order(), steps }
+    }
+
+    fn order(&self) -> Vec<usize> {
+        self.stack.iter().map(|(op, ..)| *op).collect()
     }
 
     /// Takes everything that may come next and changes nothing.
@@ -394,7 +415,7 @@ impl<M: Model> Search<'_, M> {
         let place = self.model.place(&self.state);
         let others = self.index.spots.get(&place).map_or(&[][..], |spot| &spot.others);
         let unheard = if self.model.is_unheard(place) { &self.index.unheard[..] } else { &[] };
-        let first = self.events.first_return()?;
+        let first = self.events.first_return().unwrap_or(usize::MAX);
         let mut bound = others.iter().chain(unheard).skip(cursor.bound);
         bound
             .find(|op| {
@@ -439,7 +460,7 @@ impl<M: Model> Search<'_, M> {
 
     fn note_stuck(&mut self, op: usize) {
         if self.longest.0.is_empty() || self.stack.len() > self.longest.0.len() {
-            self.longest = (self.stack.iter().map(|(op, ..)| *op).collect(), op);
+            self.longest = (self.order(), op);
         }
     }
 }

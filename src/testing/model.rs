@@ -171,6 +171,12 @@ struct Known {
     reads: Vec<(Span, Vec<Kv>)>,
 }
 
+impl Known {
+    fn is_change(&self) -> bool {
+        self.taken || !self.puts.is_empty() || !self.deletes.is_empty()
+    }
+}
+
 /// The KV service with its revisions.
 #[derive(Default)]
 pub struct KvModel {
@@ -356,8 +362,12 @@ impl Model for KvModel {
     }
 
     fn is_unheard(&self, place: i64) -> bool {
-        let heard = |known: &Known| known.taken || !known.puts.is_empty() || !known.deletes.is_empty();
-        !self.known.get(&(place + 1)).is_some_and(heard)
+        !self.known.get(&(place + 1)).is_some_and(Known::is_change)
+    }
+
+    fn heard_to(&self) -> i64 {
+        let changes = self.known.iter().filter(|(_, known)| known.is_change()).map(|(revision, _)| *revision - 1);
+        changes.max().unwrap_or(i64::MIN)
     }
 }
 
