@@ -344,7 +344,7 @@ impl<M: Model> Search<'_, M> {
                 self.note_stuck(self.events.at[first].0);
             }
             let before = self.back();
-            if let Some(order) = whole.take_if(|order| self.stack.len() < order.len()) {
+            if let Some(order) = whole.take_if(|order| before.is_none() || self.stack.len() < order.len()) {
                 // What was seen after it was done by nobody; that is for who has seen it to say.
                 return Verdict::Linearizable { order, steps };
             }

@@ -72,18 +72,19 @@ fn a_lost_write_at_the_end_that_a_watcher_saw_is_of_the_history() {
         op(3, 3, NEVER, put("a", "2"), Outcome::Unknown),
         op(4, 3, NEVER, put("b", "1"), Outcome::Unknown),
     ];
-    let watch = |kvs: &[Kv]| {
+    let watch = |ops: &[Op], kvs: &[Kv]| {
         let messages = kvs.iter().map(|kv| Message::Events { events: vec![Event::Put(kv.clone())], fragment: false });
         let (span, messages) = (Span::one("a"), messages.collect());
         let watched = Watched { span, start: 2, puts: true, deletes: true, messages, complete_to: None };
-        super::verdict::history("end", &ops, &[watched]).map(|steps| steps.is_some()).map_err(|broken| broken.check)
+        super::verdict::history("end", ops, &[watched]).map(|steps| steps.is_some()).map_err(|broken| broken.check)
     };
     let twice = Kv { create_revision: 2, ..a("2", 3, 2) };
-    assert_eq!(watch(&[a("1", 2, 1), twice.clone()]), Ok(true));
+    assert_eq!(watch(&ops, &[a("1", 2, 1), twice.clone()]), Ok(true));
     let later = Kv { mod_revision: 4, ..twice };
-    assert_eq!(watch(&[a("1", 2, 1), later]), Ok(true), "what nobody saw may have been in between");
+    assert_eq!(watch(&ops, &[a("1", 2, 1), later]), Ok(true), "what nobody saw may have been in between");
     let nobodys = Kv { create_revision: 2, ..a("3", 3, 2) };
-    assert_eq!(watch(&[a("1", 2, 1), nobodys]), Err("watch".into()));
+    assert_eq!(watch(&ops, &[a("1", 2, 1), nobodys]), Err("watch".into()));
+    assert_eq!(watch(&[], &[a("1", 2, 1)]), Err("watch".into()), "where nobody was answered at all");
 }
 
 #[test]
