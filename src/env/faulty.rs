@@ -1,7 +1,7 @@
 //! A real disk that fails when a test says so: what a running process can be made to suffer beside its death.
 //!
 //! `QUORATE_TEST_DISK_FAULT` names a file that is not there. Once a test puts it there (by renaming), its text happens once, and
-//! the file goes: `sync` fails the next sync, `torn SEED` has the process die in the middle of its next write, of which
+//! the file goes: `sync` fails the log's next sync (the member must stop for that, and for no other file's), `torn SEED` has the process die in the middle of its next write, of which
 //! only some sectors arrive. Absent: the loss of what was not synced, which only the simulated disk has; the state store's files.
 
 use std::io;
@@ -40,13 +40,6 @@ impl Faults {
         std::fs::remove_file(&self.path).ok()?;
         Some(rest)
     }
-
-    fn sync(&self) -> io::Result<()> {
-        match self.take("sync") {
-            Some(_) => Err(io::Error::other("a test has this sync fail")),
-            None => Ok(()),
-        }
-    }
 }
 
 struct Faulty {
@@ -56,6 +49,7 @@ struct Faulty {
 struct FaultyFile {
     file: Box<dyn File>,
     faults: Arc<Faults>,
+    is_log: bool,
 }
 
 impl Disk for Faulty {
@@ -64,7 +58,8 @@ impl Disk for Faulty {
     }
 
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Box<dyn File>> {
-        Ok(Box::new(FaultyFile { file: RealDisk.open(path, mode)?, faults: self.faults.clone() }))
+        let is_log = path.parent().is_some_and(|dir| dir.ends_with("log"));
+        Ok(Box::new(FaultyFile { file: RealDisk.open(path, mode)?, faults: self.faults.clone(), is_log }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -113,12 +108,12 @@ impl File for FaultyFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.faults.sync()?;
+        self.fail_sync()?;
         self.file.sync_data()
     }
 
     fn sync_all(&self) -> io::Result<()> {
-        self.faults.sync()?;
+        self.fail_sync()?;
         self.file.sync_all()
     }
 
@@ -136,6 +131,13 @@ impl File for FaultyFile {
 }
 
 impl FaultyFile {
+    fn fail_sync(&self) -> io::Result<()> {
+        match self.is_log.then(|| self.faults.take("sync")).flatten() {
+            Some(_) => Err(io::Error::other("a test has this sync fail")),
+            None => Ok(()),
+        }
+    }
+
     /// Writes any of the sectors that `bytes` touch, and dies.
     fn tear(&self, bytes: &[u8], offset: u64, seed: u64) -> ! {
         let mut rng = fastrand::Rng::with_seed(seed);
@@ -162,10 +164,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fault");
         let disk = Faulty { faults: Arc::new(Faults { path: path.clone(), taking: Mutex::default() }) };
-        let file = disk.open(&dir.path().join("file"), OpenMode::CreateNew).unwrap();
+        std::fs::create_dir(dir.path().join("log")).unwrap();
+        let other = disk.open(&dir.path().join("file"), OpenMode::CreateNew).unwrap();
+        let file = disk.open(&dir.path().join("log/file"), OpenMode::CreateNew).unwrap();
         file.sync_data().unwrap();
         std::fs::write(&path, "sync").unwrap();
         file.write_at(b"fine", 0).unwrap();
+        other.sync_all().expect("no file but the log's fails");
         assert!(file.sync_all().is_err());
         file.sync_data().unwrap();
         assert!(!path.exists());
