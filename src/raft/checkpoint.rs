@@ -75,8 +75,9 @@ impl Checkpointer {
         }
     }
 
-    fn reopen(&mut self) {
+    pub(super) fn reopen(&mut self) {
         self.store.set_replaced();
+        self.disk.close();
         match state::Store::open(&self.env, &self.dir, &self.options) {
             Ok(opened) => self.disk = opened.store,
             Err(error) => tracing::error!(%error, "state store cannot be opened"),

@@ -1,6 +1,6 @@
 //! Which of the three things on disk a member starts from, and when it must not start at all.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::*;
 use crate::env::Instant;
@@ -89,11 +89,31 @@ impl Disk {
     }
 }
 
+/// The writer that goes on from what was recovered.
+fn writer(env: &Env, dir: &Path, options: state::Options, recovered: Recovered) -> Checkpointer {
+    Checkpointer {
+        env: env.clone(),
+        dir: dir.to_owned(),
+        options,
+        interval: std::time::Duration::from_secs(1),
+        store: recovered.store,
+        disk: recovered.disk,
+        from: recovered.from,
+        cleaning: None,
+        cleaned: 0,
+        lease_changes: 0,
+    }
+}
+
+fn apply(store: &Store, index: u64) {
+    store.apply(entry(1, index, vec![put(&format!("k{}", index % 5), &index.to_be_bytes())]), false).unwrap();
+}
+
 /// The state after the entries up to `index`, and the changes that make it.
 fn state_at(index: u64) -> (Applied, Vec<Change>, StateMeta) {
     let store = Store::new(Applied::default(), false, JOURNAL_BYTES_MAX);
     for index in 0..=index {
-        store.apply(entry(1, index, vec![put(&format!("k{}", index % 5), &index.to_be_bytes())]), false).unwrap();
+        apply(&store, index);
     }
     let Unsaved::Changes(changes, meta) = store.take_unsaved() else { panic!("nothing was replaced") };
     (store.view(), changes, meta)
@@ -132,28 +152,42 @@ async fn store_whose_records_make_no_state_is_written_afresh() {
     let disk = Disk::new().log(10, None).await.store_of(&changes, &StateMeta { revision: 3, ..meta });
     let recovered = disk.recover().unwrap();
     assert_eq!(recovered.store.applied_index(), None);
-    let mut checkpointer = Checkpointer {
-        env: disk.env.clone(),
-        dir: PathBuf::from(STATE),
-        options: disk.options(),
-        interval: std::time::Duration::from_secs(1),
-        store: recovered.store.clone(),
-        disk: recovered.disk,
-        from: recovered.from,
-        cleaning: None,
-        cleaned: 0,
-        lease_changes: 0,
-    };
+    let mut checkpointer = writer(&disk.env, Path::new(STATE), disk.options(), recovered);
     checkpointer.step().unwrap();
     for index in 0..=9 {
-        recovered
-            .store
-            .apply(entry(1, index, vec![put(&format!("k{}", index % 5), &index.to_be_bytes())]), false)
-            .unwrap();
+        apply(&checkpointer.store, index);
         checkpointer.step().unwrap();
     }
     drop(checkpointer);
     assert_eq!(disk.starts_at(), (Some(9), false));
+}
+
+/// sled locks its files, so the failed store must let go of them.
+#[tokio::test]
+async fn store_that_failed_is_opened_again_and_written_afresh() {
+    let (dir, env) = (tempfile::tempdir().unwrap(), crate::env::Env::real());
+    let state = dir.path().join("state");
+    let recovered = |disk: &Disk| {
+        recover(&env, THIS, &disk.log, &disk.snapshots, &state, &Default::default(), JOURNAL_BYTES_MAX).unwrap()
+    };
+    let disk = Disk::new();
+    let mut checkpointer = writer(&env, &state, Default::default(), recovered(&disk));
+    apply(&checkpointer.store, 0);
+    checkpointer.step().unwrap();
+    std::fs::write(state.join("store-1/blobs/page"), "which no checkpoint makes durable").unwrap();
+    apply(&checkpointer.store, 1);
+    checkpointer.step().unwrap_err();
+    apply(&checkpointer.store, 2);
+    checkpointer.step().unwrap_err();
+
+    checkpointer.reopen();
+    checkpointer.step().unwrap();
+    apply(&checkpointer.store, 3);
+    checkpointer.step().unwrap();
+    let expected = checkpointer.store.view().kv.hash_kv(0).unwrap().hash;
+    drop(checkpointer);
+    let state = recovered(&disk).store.view();
+    assert_eq!((state.log_id.map(|id| id.index()), state.kv.hash_kv(0).unwrap().hash), (Some(3), expected));
 }
 
 #[tokio::test(start_paused = true)]

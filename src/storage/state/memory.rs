@@ -12,6 +12,9 @@ use parking_lot::Mutex;
 
 use super::{Each, Error, Key, Options, Records, Store};
 
+/// The life of a store that was closed.
+const CLOSED: u64 = u64::MAX;
+
 /// A disk for one state store.
 #[derive(Clone, Default)]
 pub struct Memory(Arc<Mutex<Inner>>);
@@ -140,7 +143,7 @@ impl Handle {
     fn with<T>(&self, work: impl FnOnce(&mut Inner) -> T) -> Result<T, Error> {
         let mut inner = self.memory.0.lock();
         if inner.life != self.life {
-            return Err(io::Error::other("this store's process has crashed").into());
+            return Err(io::Error::other("this store is closed, or its process has crashed").into());
         }
         match inner.fail {
             Some(kind) => Err(io::Error::from(kind).into()),
@@ -200,6 +203,10 @@ impl Records for Handle {
             inner.durable.clear();
             inner.set_aside += 1;
         })
+    }
+
+    fn close(&mut self) {
+        self.life = CLOSED;
     }
 
     fn disk_bytes(&self) -> u64 {

@@ -103,6 +103,8 @@ pub trait Records: Send {
     fn replace(&mut self, records: &mut dyn Iterator<Item = Result<(Key, Vec<u8>), Error>>) -> Result<(), Error>;
     /// Keeps the damaged records for people to look at, and goes on with none.
     fn set_aside(&mut self) -> Result<(), Error>;
+    /// Lets go of the files, so that they can be opened anew; every later call fails.
+    fn close(&mut self);
     /// Bytes of disk in use; 0 if that cannot be said.
     fn disk_bytes(&self) -> u64;
 }
@@ -310,6 +312,12 @@ impl Store {
         self.reset(End { at: end, meta: Some(meta.clone()) });
         self.bytes = bytes;
         Ok(())
+    }
+
+    /// Lets go of the files, so that the store can be opened anew: two at a time cannot.
+    pub fn close(&mut self) {
+        self.records.close();
+        self.failed.get_or_insert_with(|| io::Error::other("it is closed").into());
     }
 
     /// The log id that the chain leads to.

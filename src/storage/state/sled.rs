@@ -38,7 +38,7 @@ pub(super) struct Sled {
     cache_bytes: u64,
     /// The `n` of the store in use.
     number: u64,
-    /// `None` only after a replacement of it failed.
+    /// `None` only when it is closed, or a replacement of it failed.
     open: Option<OpenStore>,
 }
 
@@ -150,16 +150,8 @@ impl Sled {
         Ok(OpenStore { db, file, blobs: path.join("blobs") })
     }
 
-    /// sled flushes when it is dropped, and panics if it cannot.
-    fn close(&mut self) {
-        let open = self.open.take();
-        if catch_unwind(AssertUnwindSafe(|| drop(open))).is_err() {
-            tracing::warn!("sled panicked while it closed");
-        }
-    }
-
     fn open_one(&self) -> Result<&OpenStore, Error> {
-        self.open.as_ref().ok_or_else(|| io::Error::other("the state store could not be replaced").into())
+        self.open.as_ref().ok_or_else(|| io::Error::other("the state store is closed").into())
     }
 }
 
@@ -301,6 +293,14 @@ impl Records for Sled {
         self.write_current(last + 1)?;
         self.open = Some(fresh);
         Ok(())
+    }
+
+    /// sled flushes when it is dropped, and panics if it cannot.
+    fn close(&mut self) {
+        let open = self.open.take();
+        if catch_unwind(AssertUnwindSafe(|| drop(open))).is_err() {
+            tracing::warn!("sled panicked while it closed");
+        }
     }
 
     fn disk_bytes(&self) -> u64 {
