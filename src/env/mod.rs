@@ -161,6 +161,14 @@ impl Env {
         }
     }
 
+    /// Frees the space of a file that was removed and that nobody else has open, in pieces with rests, so that no sync waits for it. Blocks
+    /// as [`Env::block_for`]. What fails is left to the file's closing.
+    pub fn give_back(&self, file: &dyn File) {
+        if let Err(error) = disk::give_back(file, |rest| self.block_for(rest)) {
+            tracing::debug!(%error, "a removed file is freed at once");
+        }
+    }
+
     /// Ends all tasks and waits for them, at most for `patience`.
     pub async fn stop(&self, patience: Duration) {
         self.shutdown.cancel();

@@ -20,6 +20,8 @@ use crate::env::{Disk, File, OpenMode, timeout};
 pub(super) const SPARES: usize = 2;
 /// A failed preparation or removal is tried again after this, if nothing else wakes the worker.
 const RETRY: Duration = Duration::from_secs(5);
+/// Between two removals: what the file system frees holds up the log's flushes.
+const UNLINK_REST: Duration = Duration::from_millis(50);
 
 /// A preallocated segment.
 pub(super) type Spare = (u32, Arc<dyn File>);
@@ -106,32 +108,35 @@ impl Supply {
             let unlinked = self.unlink_doomed();
             let prepared = self.prepare();
             // The mutex is not held while this waits.
-            if self.state.lock().closed {
+            let (closed, more) = {
+                let state = self.state.lock();
+                (state.closed, !state.doomed.is_empty())
+            };
+            if closed {
                 return;
             }
-            if unlinked && prepared {
-                self.work.notified().await;
-            } else {
-                timeout(RETRY, self.work.notified()).await.ok();
+            match (unlinked && prepared, more) {
+                (true, false) => self.work.notified().await,
+                (true, true) => drop(timeout(UNLINK_REST, self.work.notified()).await),
+                (false, _) => drop(timeout(RETRY, self.work.notified()).await),
             }
         }
     }
 
+    /// One at a time; and each removal is durable before the next: a hole among the segments would look like a lost one.
     fn unlink_doomed(&self) -> bool {
-        loop {
-            let Some(number) = self.state.lock().doomed.front().copied() else { return true };
-            let path = segment::path(&self.dir, number);
-            // Each removal is made durable before the next: a hole among the segments would look like a lost one.
-            let removed = match self.disk.remove_file(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-                other => other,
-            };
-            if let Err(error) = removed.and_then(|()| self.disk.sync_dir(&self.dir)) {
-                tracing::warn!(file = %path.display(), %error, "cannot unlink a purged log segment");
-                return false;
-            }
-            self.state.lock().doomed.pop_front();
+        let Some(number) = self.state.lock().doomed.front().copied() else { return true };
+        let path = segment::path(&self.dir, number);
+        let removed = match self.disk.remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        };
+        if let Err(error) = removed.and_then(|()| self.disk.sync_dir(&self.dir)) {
+            tracing::warn!(file = %path.display(), %error, "cannot unlink a purged log segment");
+            return false;
         }
+        self.state.lock().doomed.pop_front();
+        true
     }
 
     fn prepare(&self) -> bool {

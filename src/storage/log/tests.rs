@@ -61,7 +61,7 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
         if condition() {
             return;
         }
-        tokio::task::yield_now().await;
+        crate::env::sleep(std::time::Duration::from_millis(10)).await;
     }
     panic!("never: {what}");
 }

@@ -189,14 +189,25 @@ impl Dir {
         disk.rename(path, &verified.path)?;
         disk.sync_dir(&self.path)?;
         // While a snapshot was written a newer one may have been installed: keep the newest.
-        if latest.as_ref().is_none_or(|latest| latest.id <= verified.id) {
-            *latest = Some(verified.clone());
-        }
+        let replaced = match &*latest {
+            Some(newer) if newer.id > verified.id => None,
+            _ => latest.replace(verified.clone()),
+        };
         let newest = latest.as_ref().map(|file| file.id.clone()).unwrap_or_default();
+        let mut freed = None;
         for name in disk.list(&self.path)? {
             if name.strip_suffix(".snap").is_some_and(|other| other < newest.as_str()) {
-                disk.remove_file(&self.path.join(name))?;
+                let path = self.path.join(&name);
+                // A peer may still read the one before; then its space is free when that has ended.
+                if replaced.as_ref().is_some_and(|file| file.path == path && Arc::strong_count(&file.file) == 1) {
+                    freed = disk.open(&path, OpenMode::ReadWrite).ok();
+                }
+                disk.remove_file(&path)?;
             }
+        }
+        drop(latest);
+        if let Some(file) = freed {
+            self.env.give_back(&*file);
         }
         Ok(verified)
     }

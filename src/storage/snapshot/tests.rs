@@ -64,13 +64,19 @@ fn a_snapshot_reads_back_as_it_was_written() {
 #[test]
 fn a_newer_snapshot_removes_the_older_whose_readers_go_on() {
     let (_t, _env, dir) = temporary();
-    let old = write(&dir, head(1, 10), &changes(2000, 300));
+    // So large that its space would be given back in pieces.
+    let old = write(&dir, head(1, 10), &changes(200, 200_000));
+    let path = old.path.clone();
     let mut reader = old.read().unwrap();
+    drop(old);
     assert!(reader.next().unwrap().is_ok());
-    let new = write(&dir, head(2, 9000), &changes(3, 10));
-    assert!(!old.path.exists());
-    assert_eq!(reader.filter(|change| change.is_ok()).count(), 2000);
+    let new = write(&dir, head(2, 9000), &changes(200, 200_000));
+    assert!(!path.exists());
+    assert_eq!(reader.filter(|change| change.is_ok()).count(), 200);
     assert_eq!(dir.latest().unwrap().id, new.id);
+    let newest = write(&dir, head(2, 9001), &changes(3, 10));
+    assert_eq!(std::fs::read_dir(&dir.path).unwrap().count(), 1);
+    assert_eq!(dir.latest().unwrap().id, newest.id);
 }
 
 #[test]
