@@ -13,16 +13,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::BoxError;
 use axum::http::{Request, Response, header};
 use bytes::Bytes;
+use futures_util::future::{MapOk, TryFutureExt as _};
 use http_body::{Frame, SizeHint};
 use tonic::Status;
 use tower::{Layer, Service};
 
 use crate::api::Held;
 use crate::env::Sleep;
-use crate::env::net::BoxFuture;
 use crate::error::Error;
 
 /// Bytes of a gRPC message before its content: a flag and the length.
@@ -57,33 +57,29 @@ pub(super) struct Budgeted<S> {
     inner: S,
 }
 
-impl<S> Service<Request<Body>> for Budgeted<S>
+impl<S, B, R> Service<Request<B>> for Budgeted<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
-    S::Future: Send + 'static,
+    S: Service<Request<Receiving<B>>, Response = Response<R>, Error = Infallible>,
 {
-    type Response = Response<Body>;
+    type Response = Response<Sending<R>>;
     type Error = Infallible;
-    type Future = BoxFuture<Result<Response<Body>, Infallible>>;
+    type Future = MapOk<S::Future, fn(Response<R>) -> Response<Sending<R>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, request: Request<B>) -> Self::Future {
         let kind = request.headers().get(header::CONTENT_TYPE);
         let is_grpc = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
         let budget = self.budget.clone();
-        let request = request.map(|body| Body::new(Receiving::new(body, budget, is_grpc)));
-        let response = self.inner.call(request);
-        Box::pin(async move {
-            let mut response = response.await?;
-            Ok(match response.extensions_mut().remove::<Held>() {
-                Some(held) => response.map(|body| Body::new(Sending { body, _held: held })),
-                None => response,
-            })
-        })
+        self.inner.call(request.map(|body| Receiving::new(body, budget, is_grpc))).map_ok(sending)
     }
+}
+
+fn sending<R>(mut response: Response<R>) -> Response<Sending<R>> {
+    let held = response.extensions_mut().remove::<Held>();
+    response.map(|body| Sending { body, _held: held })
 }
 
 /// How much of a gRPC body's present message is there.
@@ -126,8 +122,8 @@ impl Messages {
 }
 
 /// A request's body on its way in.
-struct Receiving {
-    body: Body,
+pub(super) struct Receiving<B> {
+    body: B,
     budget: Budget,
     /// `None`: the whole body is one message.
     messages: Option<Messages>,
@@ -136,8 +132,8 @@ struct Receiving {
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
-impl Receiving {
-    fn new(body: Body, budget: Budget, is_grpc: bool) -> Self {
+impl<B> Receiving<B> {
+    fn new(body: B, budget: Budget, is_grpc: bool) -> Self {
         Self { body, budget, messages: is_grpc.then(Messages::default), counted: 0, deadline: None }
     }
 
@@ -163,20 +159,21 @@ impl Receiving {
     }
 }
 
-impl Drop for Receiving {
+impl<B> Drop for Receiving<B> {
     fn drop(&mut self) {
         self.release();
     }
 }
 
-impl http_body::Body for Receiving {
+impl<B> http_body::Body for Receiving<B>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
     type Data = Bytes;
-    type Error = axum::BoxError;
+    type Error = BoxError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::BoxError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
         match Pin::new(&mut this.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
@@ -209,16 +206,16 @@ impl http_body::Body for Receiving {
 }
 
 /// An answer's body on its way out, with its place among the large ones.
-struct Sending {
-    body: Body,
-    _held: Held,
+pub(super) struct Sending<B> {
+    body: B,
+    _held: Option<Held>,
 }
 
-impl http_body::Body for Sending {
+impl<B: http_body::Body<Data = Bytes> + Unpin> http_body::Body for Sending<B> {
     type Data = Bytes;
-    type Error = axum::Error;
+    type Error = B::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         Pin::new(&mut self.body).poll_frame(cx)
     }
 
@@ -233,6 +230,7 @@ impl http_body::Body for Sending {
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
     use http_body_util::BodyExt as _;
 
     use super::*;
@@ -263,7 +261,7 @@ mod tests {
         Body::from_stream(pieces.chain(futures_util::stream::pending()))
     }
 
-    fn text(error: axum::BoxError) -> String {
+    fn text(error: BoxError) -> String {
         error.downcast::<Status>().expect("a status").message().to_owned()
     }
 

@@ -7,11 +7,14 @@ use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server as Grpc;
+use tower::Layer as _;
 
 use super::Server;
 use super::budget::Budget;
 use super::connection::{Kind, bounded};
 use super::meter::Meter;
+use super::shortcut::Shortcut;
+use crate::api::Api;
 use crate::env::process;
 use crate::http;
 use crate::pb;
@@ -69,7 +72,10 @@ impl Server {
                 self.env.shutdown.clone().cancelled_owned(),
             );
         let limits = &self.config.limits;
+        let budget = Budget::new(limits.receive_bytes_max.0, limits.receive_timeout);
+        let meter = Meter::new(&[pb::PUBLIC_DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET])?;
         let client_server = Grpc::builder()
+            .layer(Shortcut(budget.layer(meter.layer(self.kv_service()))))
             .accept_http1(true)
             .max_concurrent_streams(limits.concurrent_streams_max)
             .http2_max_header_list_size(HEADER_BYTES_MAX)
@@ -80,7 +86,7 @@ impl Server {
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(4 * WINDOW_BYTES)
             .trace_fn(|request| tracing::debug_span!("rpc", path = request.uri().path()))
-            .add_routes(self.client_routes(health)?)
+            .add_routes(self.client_routes(health, budget, meter)?)
             .serve_with_incoming_shutdown(
                 bounded(clients, self.connections_max(), Kind::Client { patience: limits.receive_timeout }),
                 self.drain.clone().cancelled_owned(),
@@ -126,9 +132,17 @@ impl Server {
         });
     }
 
+    fn kv_service(&self) -> KvServer<Api> {
+        KvServer::new(self.api.clone())
+            .max_decoding_message_size(self.config.client_message_bytes_max())
+            .max_encoding_message_size(usize::MAX)
+    }
+
     fn client_routes(
         &self,
         health: tonic_health::pb::health_server::HealthServer<impl tonic_health::pb::health_server::Health>,
+        budget: Budget,
+        meter: Meter,
     ) -> anyhow::Result<Routes> {
         let bytes_max = self.config.client_message_bytes_max();
         let api = self.api.clone();
@@ -138,9 +152,7 @@ impl Server {
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
         let services = Routes::from(axum::Router::new())
-            .add_service(
-                KvServer::new(api.clone()).max_decoding_message_size(bytes_max).max_encoding_message_size(usize::MAX),
-            )
+            .add_service(self.kv_service())
             .add_service(LeaseServer::new(api.clone()).max_decoding_message_size(bytes_max))
             .add_service(LockServer::new(api.clone()).max_decoding_message_size(bytes_max))
             .add_service(ElectionServer::new(api.clone()).max_decoding_message_size(bytes_max))
@@ -156,11 +168,10 @@ impl Server {
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?)
             .into_axum_router()
-            .layer(Meter::new(&[pb::PUBLIC_DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET])?);
+            .layer(meter);
         // In JSON, bytes take a third more.
         let json_bytes_max = 2 * bytes_max;
         let gateway = http::Gateway::new(services.clone(), pb::PUBLIC_DESCRIPTORS, json_bytes_max)?;
-        let budget = Budget::new(self.config.limits.receive_bytes_max.0, self.config.limits.receive_timeout);
         Ok(Routes::from(services.merge(http::router(api, gateway)).layer(budget)))
     }
 }

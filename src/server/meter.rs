@@ -6,9 +6,8 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
-use axum::body::Body;
 use axum::http::{HeaderMap, Request, Response};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -16,7 +15,6 @@ use prost::Message as _;
 use tower::{Layer, Service};
 
 use crate::env::Instant;
-use crate::env::net::BoxFuture;
 use crate::metrics::{self, metrics};
 
 const OK: usize = 0;
@@ -76,32 +74,45 @@ pub(super) struct Metered<S> {
     inner: S,
 }
 
-impl<S> Service<Request<Body>> for Metered<S>
+impl<S, B, R> Service<Request<B>> for Metered<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
-    S::Future: Send + 'static,
+    S: Service<Request<B>, Response = Response<R>, Error = Infallible>,
+    S::Future: Unpin,
 {
-    type Response = Response<Body>;
+    type Response = Response<MeteredBody<R>>;
     type Error = Infallible;
-    type Future = BoxFuture<Result<Response<Body>, Infallible>>;
+    type Future = Answering<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let mut call = self.meter.find(request.uri().path()).map(Call::begin);
-        let response = self.inner.call(request);
-        Box::pin(async move {
-            let response = response.await?;
-            let Some(mut call) = call.take() else { return Ok(response) };
-            // Trailers alone: the call has failed before its first message.
-            if let Some(code) = code(response.headers()) {
-                call.end(code);
-                return Ok(response);
-            }
-            Ok(response.map(|body| Body::new(MeteredBody { body, call })))
-        })
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let call = self.meter.find(request.uri().path()).map(Call::begin);
+        Answering { answer: self.inner.call(request), call }
+    }
+}
+
+/// An answer that is being made.
+pub(super) struct Answering<F> {
+    answer: F,
+    call: Option<Call>,
+}
+
+impl<F, R> Future for Answering<F>
+where
+    F: Future<Output = Result<Response<R>, Infallible>> + Unpin,
+{
+    type Output = Result<Response<MeteredBody<R>>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let response = ready!(Pin::new(&mut self.answer).poll(cx))?;
+        let mut call = self.call.take();
+        // Trailers alone: the call has failed before its first message.
+        if let (Some(call), Some(code)) = (&mut call, code(response.headers())) {
+            call.end(code);
+        }
+        Poll::Ready(Ok(response.map(|body| MeteredBody { body, call })))
     }
 }
 
@@ -135,25 +146,33 @@ fn code(headers: &HeaderMap) -> Option<usize> {
     Some(value.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or(UNKNOWN))
 }
 
-struct MeteredBody {
-    body: Body,
-    call: Call,
+pub(super) struct MeteredBody<B> {
+    body: B,
+    call: Option<Call>,
 }
 
-impl http_body::Body for MeteredBody {
-    type Data = Bytes;
-    type Error = axum::Error;
+impl<B> MeteredBody<B> {
+    fn end(&mut self, code: usize) {
+        if let Some(call) = &mut self.call {
+            call.end(code);
+        }
+    }
+}
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+impl<B: http_body::Body<Data = Bytes> + Unpin> http_body::Body for MeteredBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(trailers) = frame.trailers_ref() {
-                    self.call.end(code(trailers).unwrap_or(UNKNOWN));
+                    self.end(code(trailers).unwrap_or(UNKNOWN));
                 }
             }
-            Poll::Ready(Some(Err(_))) => self.call.end(UNKNOWN),
-            Poll::Ready(None) => self.call.end(OK),
+            Poll::Ready(Some(Err(_))) => self.end(UNKNOWN),
+            Poll::Ready(None) => self.end(OK),
             Poll::Pending => {}
         }
         polled

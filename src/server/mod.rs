@@ -12,6 +12,7 @@ mod listen;
 mod member;
 mod meter;
 pub mod restore;
+mod shortcut;
 #[cfg(test)]
 mod tests;
 

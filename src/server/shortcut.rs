@@ -1,0 +1,60 @@
+//! The shortcut: requests on keys go past the router.
+//!
+//! The router finds a service by its path, copies it, and boxes bodies and futures at each of its layers, and nearly all requests are on
+//! keys. Invariant: both ways have the same layers around the service. Absent: other services; what is asked of them is rare, or a
+//! long stream.
+
+use std::convert::Infallible;
+use std::task::{Context, Poll, ready};
+
+use axum::http::{Request, Response};
+use futures_util::future::{Either, MapOk, TryFutureExt as _};
+use tower::{Layer, Service};
+
+/// The paths of the requests that go this way.
+const KEYS: &str = "/etcdserverpb.KV/";
+
+/// Sends requests on keys to `K`, and all others to what it is the layer of.
+#[derive(Clone)]
+pub(super) struct Shortcut<K>(pub K);
+
+impl<K: Clone, S> Layer<S> for Shortcut<K> {
+    type Service = Fork<K, S>;
+
+    fn layer(&self, others: S) -> Fork<K, S> {
+        Fork { keys: self.0.clone(), others }
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct Fork<K, S> {
+    keys: K,
+    others: S,
+}
+
+/// An answer's body of one way or the other.
+type Body<L, R> = http_body_util::Either<L, R>;
+type Way<F, L, R, A> = MapOk<F, fn(Response<A>) -> Response<Body<L, R>>>;
+
+impl<K, S, B, L, R> Service<Request<B>> for Fork<K, S>
+where
+    K: Service<Request<B>, Response = Response<L>, Error = Infallible>,
+    S: Service<Request<B>, Response = Response<R>, Error = Infallible>,
+{
+    type Response = Response<Body<L, R>>;
+    type Error = Infallible;
+    type Future = Either<Way<K::Future, L, R, L>, Way<S::Future, L, R, R>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        ready!(self.keys.poll_ready(cx))?;
+        self.others.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        if request.uri().path().starts_with(KEYS) {
+            Either::Left(self.keys.call(request).map_ok(|response| response.map(Body::Left)))
+        } else {
+            Either::Right(self.others.call(request).map_ok(|response| response.map(Body::Right)))
+        }
+    }
+}
