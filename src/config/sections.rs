@@ -288,7 +288,7 @@ impl Default for State {
         Self {
             cache_bytes: Bytes::mib(16),
             checkpoint_interval: Duration::from_secs(1),
-            chunk_bytes: Bytes::kib(4),
+            chunk_bytes: Bytes::kib(8),
             journal_bytes_max: Bytes::mib(64),
         }
     }
