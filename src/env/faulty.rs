@@ -125,6 +125,10 @@ impl File for FaultyFile {
         self.file.set_len(len)
     }
 
+    fn links(&self) -> io::Result<u64> {
+        self.file.links()
+    }
+
     fn allocate(&self, len: u64) -> io::Result<()> {
         self.file.allocate(len)
     }

@@ -41,6 +41,23 @@ pub fn interval(period: Duration) -> tokio::time::Interval {
     interval
 }
 
+/// Pieces in which a large file is given back, and the rest after each.
+const GIVEN_BACK_BYTES: u64 = 16 << 20;
+const GIVEN_BACK_REST: Duration = Duration::from_millis(10);
+
+async fn give_back(file: &dyn File) -> std::io::Result<()> {
+    if file.links()? > 0 {
+        return Ok(());
+    }
+    let mut len = file.len()?;
+    while len > GIVEN_BACK_BYTES {
+        len = (len - 1) / GIVEN_BACK_BYTES * GIVEN_BACK_BYTES;
+        file.set_len(len)?;
+        sleep(GIVEN_BACK_REST).await;
+    }
+    Ok(())
+}
+
 /// Everything that a node takes from the world around it. Cloning shares it.
 #[derive(Clone)]
 pub struct Env {
@@ -161,12 +178,22 @@ impl Env {
         }
     }
 
-    /// Frees the space of a file that was removed and that nobody else has open, in pieces with rests, so that no sync waits for it. Blocks
-    /// as [`Env::block_for`]. What fails is left to the file's closing.
-    pub fn give_back(&self, file: &dyn File) {
-        if let Err(error) = disk::give_back(file, |rest| self.block_for(rest)) {
-            tracing::debug!(%error, "a removed file is freed at once");
+    /// Frees the space of a removed file that nobody else has open, on a thread of its own, in pieces with rests: what is freed at once a
+    /// file system frees in one transaction, and every sync waits for that (ext4, 512 MiB: 50 ms; in pieces: 5 to 13). A file that has
+    /// another name keeps its bytes. At shutdown the rest goes at once.
+    pub fn give_back(&self, file: Box<dyn File>) {
+        if file.len().is_ok_and(|len| len <= GIVEN_BACK_BYTES) {
+            return;
         }
+        let shutdown = self.shutdown.clone();
+        self.spawn_thread("give-back", async move {
+            tokio::select! {
+                given = give_back(&*file) => if let Err(error) = given {
+                    tracing::debug!(%error, "a removed file is freed at once");
+                },
+                () = shutdown.cancelled() => {}
+            }
+        });
     }
 
     /// Ends all tasks and waits for them, at most for `patience`.
@@ -220,5 +247,22 @@ mod tests {
         assert!(!env.stopping.is_cancelled() && !child.stopping.is_cancelled(), "a member's end is not the node's");
         env.shutdown.cancel();
         assert!(child.stopping.is_cancelled());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn removed_file_is_given_back_in_pieces_unless_it_has_another_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("file"), dir.path().join("other"));
+        let file = std::fs::File::create_new(&path).unwrap();
+        let bytes = 2 * GIVEN_BACK_BYTES + 1;
+        file.set_len(bytes).unwrap();
+        std::fs::hard_link(&path, &other).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        give_back(&file).await.unwrap();
+        assert_eq!(File::len(&file).unwrap(), bytes);
+        std::fs::remove_file(&other).unwrap();
+        let begin = Instant::now();
+        give_back(&file).await.unwrap();
+        assert_eq!((File::len(&file).unwrap(), begin.elapsed()), (GIVEN_BACK_BYTES, 2 * GIVEN_BACK_REST));
     }
 }

@@ -1,6 +1,6 @@
 //! Protobuf on gRPC, but that a message's buffer is made in its size.
 //!
-//! tonic's own codec takes 8 KiB for every message in and out, which most never fill (and which begin in the same few sets of the
+//! tonic's own codec takes 8 KiB for every call in and out, which most never fill (and which begin in the same few sets of the
 //! processor's caches), and lets the buffer grow while it encodes, by copying: an answer of 100 MB would take up to three times that for a
 //! moment. Absent: everything else, which is tonic's.
 
@@ -11,7 +11,7 @@ use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
 use tonic_prost::{ProstCodec, ProstDecoder};
 
-/// Room that is made for a message before its size is known, in bytes.
+/// Room that a call has in each direction before a message's size is known, in bytes.
 const ROOM_BYTES: usize = 1 << 10;
 /// Messages of a stream that are ready together leave together, up to so many bytes; as tonic has it.
 const TOGETHER_BYTES: usize = 32 << 10;
@@ -29,7 +29,7 @@ impl<T, U> Default for ExactCodec<T, U> {
     }
 }
 
-/// Encodes into exactly the room that is needed.
+/// Makes the room that is needed before it encodes.
 pub struct ExactEncoder<T>(PhantomData<T>);
 
 impl<T, U> Codec for ExactCodec<T, U>

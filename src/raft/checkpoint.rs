@@ -1,9 +1,9 @@
 //! The state store's writer: what apply changed goes to disk in spans of the log, behind apply's back.
 //!
-//! Owns the store on disk. Once an interval, or sooner when much has changed, it takes the journal and the log id that it leads to under one lock, and appends
-//! them as one span; so the applied index cannot part from the data. After the state was replaced (a snapshot was installed)
-//! or the journal overflowed, it writes everything afresh. An error pauses it; the store is opened anew later and written
-//! afresh: the log and the snapshot file keep the data safe meanwhile.
+//! Owns the store on disk. Once an interval, or sooner when much has changed, it takes the journal and the log id that it leads to
+//! under one lock, and appends them as one span; so the applied index cannot part from the data. After the state was replaced (a
+//! snapshot was installed) or the journal overflowed, it writes everything afresh. An error pauses it; the store is opened anew later
+//! and written afresh: the log and the snapshot file keep the data safe meanwhile.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -11,8 +11,13 @@ use axum::http::{Request, Response};
 use futures_util::future::{Either, MapOk, TryFutureExt as _};
 use tower::{Layer, Service};
 
-/// The paths of the requests that go this way.
-const KEYS: &str = "/etcdserverpb.KV/";
+use crate::pb::etcd::kv_server::SERVICE_NAME;
+
+fn is_on_keys(path: &str) -> bool {
+    path.strip_prefix('/')
+        .and_then(|path| path.strip_prefix(SERVICE_NAME))
+        .is_some_and(|method| method.starts_with('/'))
+}
 
 /// Sends requests on keys to `K`, and all others to what it is the layer of.
 #[derive(Clone)]
@@ -51,10 +56,55 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        if request.uri().path().starts_with(KEYS) {
+        if is_on_keys(request.uri().path()) {
             Either::Left(self.keys.call(request).map_ok(|response| response.map(Body::Left)))
         } else {
             Either::Right(self.others.call(request).map_ok(|response| response.map(Body::Right)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{Ready, ready};
+
+    use http_body_util::{BodyExt as _, Full};
+
+    use super::*;
+
+    /// Answers with its name.
+    #[derive(Clone)]
+    struct Named(&'static str);
+
+    impl Service<Request<()>> for Named {
+        type Response = Response<Full<bytes::Bytes>>;
+        type Error = Infallible;
+        type Future = Ready<Result<Self::Response, Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: Request<()>) -> Self::Future {
+            ready(Ok(Response::new(Full::from(self.0))))
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_on_keys_and_no_others_go_past_the_router() {
+        let mut fork = Shortcut(Named("keys")).layer(Named("router"));
+        for (path, way) in [
+            ("/etcdserverpb.KV/Put", "keys"),
+            ("/etcdserverpb.KV/NoSuchMethod", "keys"),
+            ("/etcdserverpb.KV", "router"),
+            ("/etcdserverpb.KVs/Put", "router"),
+            ("/etcdserverpb.Lease/LeaseGrant", "router"),
+            ("/v3/kv/put", "router"),
+            ("/", "router"),
+        ] {
+            let request = Request::builder().uri(path).body(()).unwrap();
+            let answer = fork.call(request).await.unwrap().into_body().collect().await.unwrap();
+            assert_eq!(answer.to_bytes(), way, "{path}");
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::env::{Disk, File, OpenMode, timeout};
 pub(super) const SPARES: usize = 2;
 /// A failed preparation or removal is tried again after this, if nothing else wakes the worker.
 const RETRY: Duration = Duration::from_secs(5);
-/// Between two removals: what the file system frees holds up the log's flushes.
+/// Between two removals, if nothing else wakes the worker: what the file system frees holds up the log's flushes.
 const UNLINK_REST: Duration = Duration::from_millis(50);
 
 /// A preallocated segment.
@@ -106,19 +106,19 @@ impl Supply {
         let _ended = self.ended.clone().drop_guard();
         loop {
             let unlinked = self.unlink_doomed();
-            let prepared = self.prepare();
+            let prepared = self.prepare(unlinked);
             // The mutex is not held while this waits.
             let (closed, more) = {
                 let state = self.state.lock();
-                (state.closed, !state.doomed.is_empty())
+                (state.closed, unlinked && !state.doomed.is_empty())
             };
-            if closed {
-                return;
-            }
-            match (unlinked && prepared, more) {
-                (true, false) => self.work.notified().await,
-                (true, true) => drop(timeout(UNLINK_REST, self.work.notified()).await),
-                (false, _) => drop(timeout(RETRY, self.work.notified()).await),
+            match (prepared, more) {
+                (_, false) if closed => return,
+                (true, false) if unlinked => self.work.notified().await,
+                (_, false) => drop(timeout(RETRY, self.work.notified()).await),
+                (true, true) if !closed => drop(timeout(UNLINK_REST, self.work.notified()).await),
+                // Its space may be what is missing.
+                (_, true) => {}
             }
         }
     }
@@ -139,7 +139,8 @@ impl Supply {
         true
     }
 
-    fn prepare(&self) -> bool {
+    /// What fails while segments can be unlinked (`unlinked` says that the last one was) is tried again when they are.
+    fn prepare(&self, unlinked: bool) -> bool {
         loop {
             let number = {
                 let state = self.state.lock();
@@ -165,8 +166,11 @@ impl Supply {
                 Err(error) => {
                     tracing::warn!(file = %path.display(), %error, "cannot prepare a log segment");
                     self.disk.remove_file(&path).ok();
-                    self.state.lock().error = Some(error);
-                    self.ready.notify_one();
+                    let mut state = self.state.lock();
+                    if !unlinked || state.doomed.is_empty() {
+                        state.error = Some(error);
+                        self.ready.notify_one();
+                    }
                     return false;
                 }
             }

@@ -474,6 +474,24 @@ async fn an_io_error_is_final() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn purged_segments_make_room_before_a_full_disk_stops_the_log() {
+    let disk = SimDisk::new(1);
+    let log = create(&disk);
+    for index in 0..600 {
+        append(&log, records(1, index..index + 1)).await.unwrap();
+    }
+    until("two spares", || log.spares() == 2).await;
+    // Until nearly all of the old ones are gone there is no room for a new one.
+    disk.set_capacity(disk.used_bytes() - 5 * 4096);
+    log.purge(id(1, 599)).await.unwrap();
+    let further = (600..900).map(|index| append(&log, records(1, index..index + 1)));
+    for appended in futures_util::future::join_all(further).await {
+        appended.unwrap();
+    }
+    assert_eq!(all(&log).await, records(1, 600..900));
+}
+
 #[tokio::test]
 async fn a_full_disk_stops_the_log_after_its_spares() {
     let disk = SimDisk::new(1);

@@ -207,7 +207,7 @@ impl Dir {
         }
         drop(latest);
         if let Some(file) = freed {
-            self.env.give_back(&*file);
+            self.env.give_back(file);
         }
         Ok(verified)
     }

@@ -61,8 +61,8 @@ fn a_snapshot_reads_back_as_it_was_written() {
     assert_eq!(read(&empty), []);
 }
 
-#[test]
-fn a_newer_snapshot_removes_the_older_whose_readers_go_on() {
+#[tokio::test]
+async fn a_newer_snapshot_removes_the_older_whose_readers_go_on() {
     let (_t, _env, dir) = temporary();
     // So large that its space would be given back in pieces.
     let old = write(&dir, head(1, 10), &changes(200, 200_000));

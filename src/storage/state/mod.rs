@@ -103,7 +103,7 @@ pub trait Records: Send {
     fn replace(&mut self, records: &mut dyn Iterator<Item = Result<(Key, Vec<u8>), Error>>) -> Result<(), Error>;
     /// Keeps the damaged records for people to look at, and goes on with none.
     fn set_aside(&mut self) -> Result<(), Error>;
-    /// Lets go of the files, so that they can be opened anew; every later call fails.
+    /// Lets go of the files, so that they can be opened anew. No other call may follow.
     fn close(&mut self);
     /// Bytes of disk in use; 0 if that cannot be said.
     fn disk_bytes(&self) -> u64;

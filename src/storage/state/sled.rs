@@ -113,7 +113,13 @@ impl Sled {
     /// Stores that were never switched to, or were switched away from.
     fn remove_leftovers(&self) -> io::Result<()> {
         for number in self.numbers("store-")?.into_iter().filter(|number| *number != self.number) {
-            self.env.disk.remove_dir_all(&self.store(number))?;
+            let (disk, path) = (&self.env.disk, self.store(number));
+            let db = path.join("db");
+            let large = disk.open(&db, OpenMode::ReadWrite).ok();
+            disk.remove_dir_all(&path)?;
+            if let Some(file) = large {
+                self.env.give_back(file);
+            }
         }
         Ok(())
     }
