@@ -1,8 +1,9 @@
 //! A real disk that fails when a test says so: what a running process can be made to suffer beside its death.
 //!
 //! `QUORATE_TEST_DISK_FAULT` names a file that is not there. Once a test puts it there (by renaming), its text happens once, and
-//! the file goes: `sync` fails the log's next sync (the member must stop for that, and for no other file's), `torn SEED` has the process die in the middle of its next write, of which
-//! only some sectors arrive. Absent: the loss of what was not synced, which only the simulated disk has; the state store's files.
+//! the file goes: `sync` fails the log's next sync (the member must stop for that, and for no other file's), `torn SEED` has the
+//! process die in the middle of its next write, of which only some sectors arrive. Absent: the loss of what was not synced, which
+//! only the simulated disk has; the state store's files.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,7 @@
 //! Protobuf on gRPC, but that a message's buffer is made in its size.
 //!
-//! tonic's own codec takes 8 KiB for every call in and out, which most never fill (and which begin in the same few sets of the
-//! processor's caches), and lets the buffer grow while it encodes, by copying: an answer of 100 MB would take up to three times that for a
-//! moment. Absent: everything else, which is tonic's.
+//! tonic's own codec takes 8 KiB for every call in and out, which most never fill, and lets the buffer grow while it encodes, by copying:
+//! an answer of 100 MB would take up to three times that for a moment. Absent: everything else, which is tonic's.
 
 use std::marker::PhantomData;
 

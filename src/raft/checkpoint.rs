@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::convert::log_id_to_pb;
+use super::recover::Recovered;
 use super::state_machine::{Applied, Store, Unsaved};
 use crate::env::{Env, Instant, sleep};
 use crate::metrics::metrics;
@@ -40,23 +41,29 @@ pub(super) async fn due(store: Arc<Store>, interval: Duration) {
 }
 
 pub struct Checkpointer {
-    pub env: Env,
-    pub dir: PathBuf,
-    pub options: state::Options,
-    pub interval: Duration,
-    pub store: Arc<Store>,
-    pub disk: state::Store,
+    env: Env,
+    dir: PathBuf,
+    options: state::Options,
+    interval: Duration,
+    pub(super) store: Arc<Store>,
+    disk: state::Store,
     /// Where the chain on disk ends.
-    pub from: Option<LogId>,
+    from: Option<LogId>,
     /// The view that the cleaning pass under way goes by.
-    pub cleaning: Option<Applied>,
+    cleaning: Option<Applied>,
     /// The compacted revision that the last whole pass went by.
-    pub cleaned: i64,
+    cleaned: i64,
     /// What was written of leases since the last pass began; most of it is dead soon, compaction or not.
-    pub lease_changes: usize,
+    lease_changes: usize,
 }
 
 impl Checkpointer {
+    /// Goes on from what was recovered of the store in `dir`; writes once an `interval` at least.
+    pub fn new(env: Env, dir: PathBuf, options: state::Options, interval: Duration, recovered: Recovered) -> Self {
+        let Recovered { store, disk, from } = recovered;
+        Self { env, dir, options, interval, store, disk, from, cleaning: None, cleaned: 0, lease_changes: 0 }
+    }
+
     /// Runs until shutdown; the last span is written then, so that a restart is short. Blocks: give it a thread.
     pub async fn run(mut self) {
         let shutdown = self.env.shutdown.clone();

@@ -194,18 +194,8 @@ impl Server {
         );
         // Before anybody can ask: a fenced member stays so over a restart.
         node.refresh_alarms();
-        let checkpointer = Checkpointer {
-            env: env.clone(),
-            dir: paths.state,
-            options,
-            interval: self.config.state.checkpoint_interval,
-            store: recovered.store,
-            disk: recovered.disk,
-            from: recovered.from,
-            cleaning: None,
-            cleaned: 0,
-            lease_changes: 0,
-        };
+        let interval = self.config.state.checkpoint_interval;
+        let checkpointer = Checkpointer::new(env.clone(), paths.state, options, interval, recovered);
         env.spawn_thread("checkpoint", checkpointer.run());
         let housekeeping = Housekeeping::new(node.clone(), log.clone(), self.housekeeping()?);
         env.spawn(housekeeping.run());

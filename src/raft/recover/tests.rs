@@ -91,18 +91,7 @@ impl Disk {
 
 /// The writer that goes on from what was recovered.
 fn writer(env: &Env, dir: &Path, options: state::Options, recovered: Recovered) -> Checkpointer {
-    Checkpointer {
-        env: env.clone(),
-        dir: dir.to_owned(),
-        options,
-        interval: std::time::Duration::from_secs(1),
-        store: recovered.store,
-        disk: recovered.disk,
-        from: recovered.from,
-        cleaning: None,
-        cleaned: 0,
-        lease_changes: 0,
-    }
+    Checkpointer::new(env.clone(), dir.to_owned(), options, std::time::Duration::from_secs(1), recovered)
 }
 
 fn apply(store: &Store, index: u64) {
