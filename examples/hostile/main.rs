@@ -77,7 +77,7 @@ struct Args {
     /// Most by which the good clients' p99 may be above the control run's, in milliseconds
     #[arg(long, default_value_t = 20.0)]
     rise_max: f64,
-    /// Only print; the exit code says nothing
+    /// Only print what it did: no control run, and the exit code says nothing
     #[arg(long)]
     no_judgement: bool,
 }
@@ -217,7 +217,7 @@ async fn judge(args: &Args) -> anyhow::Result<()> {
 /// A run, and, if it was survived, one in which the same processor time is burnt.
 async fn with_control(args: &Args, kinds: &[String], seed: u64) -> anyhow::Result<(Outcome, Option<Outcome>)> {
     let outcome = run(args, Load::Attack { kinds, seed }).await?;
-    let control = match outcome.ended.is_empty() && outcome.lost.is_none() {
+    let control = match outcome.ended.is_empty() && outcome.lost.is_none() && !args.no_judgement {
         true => Some(run(args, Load::Burn(&outcome.hostile_cpu_micros)).await?),
         false => None,
     };
