@@ -12,7 +12,7 @@ fn commands(count: usize) -> Vec<Command> {
     let put = |i: usize| {
         let key = format!("key-{:08}", i * 7919 % KEYS);
         let put = PutRequest { key: key.into(), value: vec![i as u8; 256].into(), ..PutRequest::default() };
-        Command { needs: 1, request: Some(command::Request::Put(put)) }
+        Command::new(1, command::Request::Put(put))
     };
     (0..count).map(put).collect()
 }

@@ -163,7 +163,7 @@ mod tests {
     use crate::pb::log::{Command, command::Request};
 
     fn apply(state: &mut State, request: Request) {
-        state.apply(&Command { needs: 1, request: Some(request) }, false).unwrap().unwrap();
+        state.apply(&Command::new(1, request), false).unwrap().unwrap();
     }
 
     fn put(state: &mut State, key: &'static str, value: &'static str) {

@@ -164,7 +164,7 @@ async fn change_alarm(node: &Node, alarm: AlarmRequest) -> Result<Vec<AlarmMembe
         );
         return Err(Error::Unsupported(text));
     }
-    let command = Command { needs: kv::ALARMS_SINCE, request: Some(command::Request::Alarm(alarm)) };
+    let command = Command::new(kv::ALARMS_SINCE, command::Request::Alarm(alarm));
     let answer = node.propose(command).await?;
     node.refresh_alarms();
     match answer.response {

@@ -310,7 +310,7 @@ impl Drop for Leaver {
             } else if let Some((key, create_revision)) = place {
                 let txn = if_created_at(&key, create_revision, delete(&key), None);
                 let needs = kv::CLUSTER_VERSION_MIN;
-                let _ = node.propose(Command { needs, request: Some(command::Request::Txn(txn)) }).await;
+                let _ = node.propose(Command::new(needs, command::Request::Txn(txn))).await;
             }
         };
         let shutdown = self.node.env().shutdown.clone();

@@ -155,7 +155,7 @@ mod tests {
         let mut kv = State::new();
         for n in 0..keys {
             let put = PutRequest { key: format!("k{n:05}").into(), value: vec![7; bytes].into(), ..Default::default() };
-            let command = Command { needs: 1, request: Some(command::Request::Put(put)) };
+            let command = Command::new(1, command::Request::Put(put));
             kv.apply(&command, false).unwrap().unwrap();
         }
         Applied { kv, ..Applied::default() }

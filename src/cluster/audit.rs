@@ -225,7 +225,7 @@ impl Audit {
             return Err(Error::Unsupported(format!("an alarm needs cluster version {}", kv::ALARMS_SINCE)));
         }
         let alarm = AlarmRequest { action: action.into(), member_id, alarm: AlarmType::Corrupt.into() };
-        let command = Command { needs: kv::ALARMS_SINCE, request: Some(command::Request::Alarm(alarm)) };
+        let command = Command::new(kv::ALARMS_SINCE, command::Request::Alarm(alarm));
         self.node.propose(command).await.map(drop)
     }
 
@@ -285,7 +285,7 @@ impl Audit {
             return;
         }
         let request = command::Request::StartDigest(StartDigest {});
-        match self.node.propose(Command { needs: kv::DIGESTS_SINCE, request: Some(request) }).await {
+        match self.node.propose(Command::new(kv::DIGESTS_SINCE, request)).await {
             Ok(_) => tracing::info!("members' digests are begun anew, for one was not known"),
             Err(error) => tracing::debug!(%error, "digests were not begun anew; tried again"),
         }

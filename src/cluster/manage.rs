@@ -208,7 +208,7 @@ impl Manager {
         }
         let size = WantedSize { start, replicas };
         let request = Some(command::Request::WantedSize(size));
-        match self.node.propose(Command { needs: kv::WANTED_SIZE_SINCE, request }).await?.response {
+        match self.node.propose(Command::new(kv::WANTED_SIZE_SINCE, request)).await?.response {
             Some(answer::Response::WantedSize(size)) => Ok(size),
             _ => Err(Error::Timeout),
         }

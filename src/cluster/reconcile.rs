@@ -410,7 +410,7 @@ impl Reconciler {
             return;
         }
         let request = command::Request::SetClusterVersion(SetClusterVersion { version });
-        match self.node.propose(Command { needs: kv::CLUSTER_VERSION_MIN, request: Some(request) }).await {
+        match self.node.propose(Command::new(kv::CLUSTER_VERSION_MIN, request)).await {
             Ok(_) => tracing::info!(version, "cluster version raised"),
             Err(error) => tracing::warn!(%error, "cluster version not raised; tried again"),
         }

@@ -23,6 +23,10 @@ mod switched {
         ("read-before-applied", "a read does not wait until the read index is applied"),
         ("forwarded-proposal-retried", "a forwarded proposal whose answer was lost is proposed again in silence"),
         (
+            "answer-before-own-apply",
+            "a member answers a write with what the leader says, before it has applied it itself",
+        ),
+        (
             "lease-revoked-by-stalled-leader",
             "a leader ends leases without asking a quorum, and whatever term it is by then",
         ),

@@ -36,7 +36,7 @@ pub(super) fn small_commands() -> Vec<Command> {
         command::Request::Compact(CompactionRequest { revision: 4, physical: false }),
         put("a", "6"),
     ];
-    requests.into_iter().map(|r| Command { needs: kv::CLUSTER_VERSION_MIN, request: Some(r) }).collect()
+    requests.into_iter().map(|r| Command::new(kv::CLUSTER_VERSION_MIN, r)).collect()
 }
 
 fn fingerprint(state: &State) -> (i64, i64, u32, u64, usize) {

@@ -45,7 +45,7 @@ fn batch(commands: Vec<Command>) -> Vec<u8> {
 }
 
 fn requests() -> Vec<Seed> {
-    let command = |request| Command { needs: 1, request: Some(request) };
+    let command = |request| Command::new(1, request);
     let put = |put: PutRequest| batch(vec![command(command::Request::Put(put))]);
     let keep = PutRequest { key: "a".into(), ignore_value: true, ..PutRequest::default() };
     let lease = PutRequest { key: "a".into(), lease: 7, ..PutRequest::default() };

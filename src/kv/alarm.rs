@@ -58,7 +58,7 @@ mod tests {
 
     fn change(state: &mut State, action: AlarmAction, member_id: u64, kind: AlarmType) {
         let request = AlarmRequest { action: action.into(), member_id, alarm: kind.into() };
-        let command = Command { needs: ALARMS_SINCE, request: Some(command::Request::Alarm(request)) };
+        let command = Command::new(ALARMS_SINCE, command::Request::Alarm(request));
         let outcome: Result<_, Fault> = state.apply(&command, true);
         outcome.expect("this build knows alarms").expect("an alarm is never refused");
     }

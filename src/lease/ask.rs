@@ -130,7 +130,7 @@ impl Leases {
         let _order = self.inner.checkpointing.lock().await;
         let checkpoints = taken.iter().map(|(id, _)| LeaseCheckpoint { id: *id, remaining_ttl: 0 }).collect();
         let request = command::Request::LeaseCheckpoint(log::LeaseCheckpoint { checkpoints, term });
-        self.inner.node.propose(Command { needs: LEASES_SINCE, request: Some(request) }).await?;
+        self.inner.node.propose(Command::new(LEASES_SINCE, request)).await?;
         if let Some(ticking) = self.inner.ticking.lock().as_mut().filter(|ticking| ticking.term == term) {
             taken.iter().for_each(|(id, checkpoint)| ticking.clock.taken_back(*id, *checkpoint));
         }

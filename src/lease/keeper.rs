@@ -122,7 +122,7 @@ impl Keeper {
         let request = command::Request::LeaseCheckpoint(log::LeaseCheckpoint { checkpoints, term });
         let node = self.leases.inner.node.clone();
         self.leases.inner.node.env().spawn(async move {
-            let proposing = node.propose(Command { needs: LEASES_SINCE, request: Some(request) });
+            let proposing = node.propose(Command::new(LEASES_SINCE, request));
             tokio::select! {
                 outcome = proposing => if let Err(error) = outcome {
                     tracing::debug!(%error, leases, term, "lease checkpoints failed; leases may live longer after an election");
@@ -175,7 +175,7 @@ async fn revoke(leases: Leases, expired: Vec<i64>, term: u64) {
             let node = leases.inner.node.clone();
             async move {
                 let request = command::Request::LeaseRevoke(LeaseRevoke { id, term });
-                (id, node.propose(Command { needs: LEASES_SINCE, request: Some(request) }).await)
+                (id, node.propose(Command::new(LEASES_SINCE, request)).await)
             }
         })
         .collect();

@@ -164,7 +164,7 @@ impl Leases {
 }
 
 async fn propose(asker: &Node, request: command::Request) -> Result<answer::Response, Error> {
-    let answer = asker.propose(Command { needs: LEASES_SINCE, request: Some(request) }).await?;
+    let answer = asker.propose(Command::new(LEASES_SINCE, request)).await?;
     answer.response.ok_or_else(misfit)
 }
 

@@ -56,13 +56,13 @@ impl World {
 
     async fn raise(&self) {
         let request = command::Request::SetClusterVersion(SetClusterVersion { version: LEASES_SINCE });
-        self.node.propose(Command { needs: 1, request: Some(request) }).await.unwrap();
+        self.node.propose(Command::new(1, request)).await.unwrap();
     }
 
     async fn grant_with_key(&self) -> i64 {
         let lease = self.leases.grant(&self.node, 0, TTL).await.unwrap().id;
         let put = PutRequest { key: "k".into(), lease, ..PutRequest::default() };
-        self.node.propose(Command { needs: 1, request: Some(command::Request::Put(put)) }).await.unwrap();
+        self.node.propose(Command::new(1, command::Request::Put(put))).await.unwrap();
         lease
     }
 
@@ -135,7 +135,7 @@ async fn a_decision_of_another_term_is_void() {
     let id = world.grant_with_key().await;
     let of = |term| {
         let request = command::Request::LeaseRevoke(LeaseRevoke { id, term });
-        world.node.propose(Command { needs: LEASES_SINCE, request: Some(request) })
+        world.node.propose(Command::new(LEASES_SINCE, request))
     };
     let term = world.node.confirm_leadership().await.unwrap().term;
     assert_eq!(of(term + 1).await.unwrap_err(), Error::LeaderChanged);

@@ -1,48 +1,52 @@
 //! The stream from a member to the leader, both ends.
 //!
 //! One bidirectional stream a leader carries every proposal and read-index request of a member's clients, many to a message.
-//! Messages are bounded by bytes, so that none is refused by its size and takes the stream with it; what is under way is bounded
-//! by count, so that the leader always has a place for an answer.
-//! A request that was never put on the wire fails with `NotLeader` (safe to try again); one whose answer was lost fails with
-//! `possibly due to connection lost`. At most one read-index round of a stream is under way; later reads share the next.
+//! Messages are bounded by bytes, so that none is refused by its size and takes the stream with it; what is under way at the leader
+//! is bounded by count and bytes for each stream, whatever the member has given up meanwhile.
+//! What comes back of a proposal is a refusal or nothing: its answer is the member's own apply (`raft::Waiters`). So a proposal that
+//! was never put on the wire fails with `NotLeader` (safe to try again), and one that was is waited for, also if the stream ends.
+//! At most one read-index round of a stream is under way; later reads share the next. Reads that wait for a leader which is not the
+//! leader any more go on with the next one.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 
-use super::propose::{Forwarded, Proposal, Reply};
+use super::places::{Client, Places};
+use super::propose::{Forwarded, Proposal, Reply, Ticket};
 use super::read::Waiter;
 use super::{Node, more_of_a_burst};
-use crate::env::Instant;
+use crate::env::{Instant, planted, sleep_until};
 use crate::error::Error;
-use crate::pb;
 use crate::pb::peer;
-use crate::raft::{MESSAGE_BYTES_MAX, next_forwarded};
+use crate::raft::{MESSAGE_BYTES_MAX, Outcome, next_forwarded};
 
 /// Requests put into one message.
 const MESSAGE_REQUESTS_MAX: usize = 1024;
 /// Answers put into one message, in bytes; one answer at least.
 const ANSWERS_BYTES_MAX: usize = 1 << 20;
-/// Largest answer that is forwarded at all.
+/// Largest answer that is sent to a member of an older version.
 const ANSWER_BYTES_MAX: usize = MESSAGE_BYTES_MAX - ANSWERS_BYTES_MAX;
 /// A stream that broke is not opened again sooner.
 const REOPEN_AFTER: Duration = Duration::from_millis(100);
 
 /// A request on its way to the leader.
 pub(super) enum Outgoing {
-    Proposal(Proposal),
+    /// An encoded command.
+    Proposal(Bytes, Ticket),
     Read(oneshot::Sender<Result<u64, Error>>),
 }
 
 impl Outgoing {
     fn fail(self, error: Error) {
         match self {
-            Outgoing::Proposal(proposal) => proposal.reply.send(Err(error)),
+            Outgoing::Proposal(_, ticket) => ticket.end(Err(error)),
             Outgoing::Read(tx) => drop(tx.send(Err(error))),
         }
     }
@@ -93,11 +97,10 @@ struct LinkTask {
     closed: Arc<AtomicBool>,
 }
 
-/// What was sent and is not answered yet.
+/// The reads that are not answered yet.
 #[derive(Default)]
 struct Pending {
     next_id: u64,
-    proposals: HashMap<u64, Reply>,
     /// Reads of the round under way.
     round: Vec<oneshot::Sender<Result<u64, Error>>>,
     /// Reads that wait for the next round.
@@ -107,7 +110,7 @@ struct Pending {
 impl LinkTask {
     async fn run(mut self) {
         let shutdown = self.node.inner.env.shutdown.clone();
-        let mut pending = Pending { next_id: 1, ..Pending::default() };
+        let mut pending = Pending::default();
         tokio::select! {
             () = self.carry(&mut pending) => {}
             () = shutdown.cancelled() => {}
@@ -117,12 +120,7 @@ impl LinkTask {
         while let Ok(request) = self.outgoing.try_recv() {
             request.fail(Error::NotLeader);
         }
-        for (_, reply) in pending.proposals.drain() {
-            reply.send(Err(Error::TimeoutConnectionLost));
-        }
-        for read in pending.round.drain(..).chain(pending.reads.drain(..)) {
-            drop(read.send(Err(Error::NotLeader)));
-        }
+        pending.fail_reads();
     }
 
     async fn carry(&mut self, pending: &mut Pending) {
@@ -152,14 +150,15 @@ impl LinkTask {
         let (under_way_max, bytes_max) =
             (self.node.inner.options.queue_requests_max, self.node.inner.options.batch_bytes_max);
         let mut batch = Vec::new();
-        // False once the route has left this link: then what was sent is still waited for.
-        let mut open = true;
-        while open || !pending.is_empty() {
+        // Set once the route has left this link: refusals of what was sent still come, for as long as somebody may wait for them.
+        let mut left: Option<Instant> = None;
+        loop {
             let room = pending.room(under_way_max).min(MESSAGE_REQUESTS_MAX);
             tokio::select! {
                 answer = next_forwarded(&mut answers) => match answer {
-                    Some(answer) => {
-                        if let Some(next) = pending.resolve(answer)
+                    Some(mut answer) => {
+                        self.refuse(std::mem::take(&mut answer.outcomes));
+                        if let Some(next) = pending.resolve(&answer)
                             && wire.send(next).await.is_err()
                         {
                             return;
@@ -167,8 +166,12 @@ impl LinkTask {
                     }
                     None => return,
                 },
-                taken = self.outgoing.recv_many(&mut batch, room), if open && room > 0 => {
-                    open = taken != 0;
+                taken = self.outgoing.recv_many(&mut batch, room), if left.is_none() && room > 0 => {
+                    if taken == 0 {
+                        left = Some(Instant::now() + self.node.inner.options.request_timeout);
+                        pending.fail_reads();
+                        continue;
+                    }
                     more_of_a_burst(&mut self.outgoing, &mut batch, room).await;
                     for message in pending.register(batch.drain(..), bytes_max) {
                         if wire.send(message).await.is_err() {
@@ -176,23 +179,47 @@ impl LinkTask {
                         }
                     }
                 }
+                () = sleep_until(left.unwrap_or_else(Instant::now)), if left.is_some() => return,
+            }
+        }
+    }
+
+    /// Takes what the leader says of proposals.
+    fn refuse(&self, outcomes: Vec<peer::forward_response::Outcome>) {
+        use peer::forward_response::outcome::Result as Wire;
+        let waiters = self.node.inner.store.waiters();
+        for outcome in outcomes {
+            match outcome.result {
+                Some(Wire::Error(number)) => match Error::from_number(number, outcome.detail) {
+                    // The leader does not know its fate; the log does.
+                    Error::Timeout | Error::TimeoutLeaderFailure | Error::TimeoutConnectionLost => {}
+                    refused => waiters.end(outcome.id, Err(refused)),
+                },
+                Some(Wire::Answer(answer)) if planted!("answer-before-own-apply") => {
+                    waiters.end(outcome.id, Ok(answer));
+                }
+                // Of a leader of an older version, which has applied it; this member has perhaps not.
+                Some(Wire::Answer(_)) | None => {}
             }
         }
     }
 }
 
 impl Pending {
-    fn is_empty(&self) -> bool {
-        self.proposals.is_empty() && self.round.is_empty()
-    }
-
-    /// How many more requests may be under way, of `max`.
+    /// How many more requests may be taken while at most `max` reads wait. Proposals that wait are bounded by their places.
     fn room(&mut self, max: usize) -> usize {
-        if self.proposals.len() + self.round.len() + self.reads.len() >= max {
+        if self.round.len() + self.reads.len() >= max {
             // Clients that have given up need no answer.
             self.reads.retain(|read| !read.is_closed());
         }
-        max.saturating_sub(self.proposals.len() + self.round.len() + self.reads.len())
+        max.saturating_sub(self.round.len() + self.reads.len())
+    }
+
+    /// They change nothing, so they may be asked again.
+    fn fail_reads(&mut self) {
+        for read in self.round.drain(..).chain(self.reads.drain(..)) {
+            drop(read.send(Err(Error::NotLeader)));
+        }
     }
 
     /// The messages that carry `requests`: each of at most `bytes_max` bytes of commands, one command at least.
@@ -202,15 +229,13 @@ impl Pending {
         let mut bytes = 0;
         for request in requests {
             match request {
-                Outgoing::Proposal(Proposal { command, reply }) => {
+                Outgoing::Proposal(command, Ticket { number, .. }) => {
                     if bytes > 0 && bytes + command.len() > bytes_max {
                         messages.push(std::mem::take(&mut message));
                         bytes = 0;
                     }
                     bytes += command.len();
-                    self.next_id += 1;
-                    self.proposals.insert(self.next_id, reply);
-                    message.proposals.push(peer::forward_request::Proposal { id: self.next_id, command });
+                    message.proposals.push(peer::forward_request::Proposal { id: number, command });
                 }
                 Outgoing::Read(tx) => self.reads.push(tx),
             }
@@ -232,17 +257,8 @@ impl Pending {
         self.next_id
     }
 
-    /// Hands answers out; returns the next round's request if reads wait.
-    fn resolve(&mut self, answer: peer::ForwardResponse) -> Option<peer::ForwardRequest> {
-        for outcome in answer.outcomes {
-            let Some(reply) = self.proposals.remove(&outcome.id) else { continue };
-            use peer::forward_response::outcome::Result as Wire;
-            reply.send(match outcome.result {
-                Some(Wire::Answer(answer)) => Ok(answer),
-                Some(Wire::Error(number)) => Err(Error::from_number(number, outcome.detail)),
-                None => Err(Error::TimeoutLeaderFailure),
-            });
-        }
+    /// Hands out the read index; returns the next round's request if reads wait.
+    fn resolve(&mut self, answer: &peer::ForwardResponse) -> Option<peer::ForwardRequest> {
         if answer.read_index_id == 0 {
             return None;
         }
@@ -275,6 +291,7 @@ impl Node {
         // A place for each request that a member may have under way, and its read round.
         let (to, outcomes) = mpsc::channel(2 * self.inner.options.queue_requests_max);
         let node = self.clone();
+        let places = Places::new(self.inner.options.queue_requests_max, self.inner.options.queue_bytes_max);
         self.inner.env.spawn(async move {
             let shutdown = node.inner.env.shutdown.clone();
             loop {
@@ -283,15 +300,20 @@ impl Node {
                     () = shutdown.cancelled() => return,
                 };
                 let Some(Ok(request)) = request else { return };
-                node.take_forwarded(request, &to);
+                node.take_forwarded(request, &places, &to);
             }
         });
         Serving::of(outcomes)
     }
 
-    fn take_forwarded(&self, request: peer::ForwardRequest, to: &mpsc::Sender<Forwarded>) {
+    fn take_forwarded(&self, request: peer::ForwardRequest, places: &Places, to: &mpsc::Sender<Forwarded>) {
         for peer::forward_request::Proposal { id, command } in request.proposals {
-            let proposal = Proposal { command, reply: Reply::Remote { id, to: to.clone() } };
+            // A member gives places back when their clients are told of a timeout, whether the proposals still wait here or not.
+            let Ok(place) = places.take(&Client::default(), command.len() as u64) else {
+                drop(to.try_send(Forwarded::Outcome(id, Err(Error::TooManyRequests))));
+                continue;
+            };
+            let proposal = Proposal { command, reply: Reply::Remote { id, to: to.clone(), _place: place } };
             if let Err(full) = self.inner.proposals.try_send(proposal) {
                 full.into_inner().reply.send(Err(Error::TooManyRequests));
             }
@@ -344,7 +366,7 @@ impl Serving {
     }
 }
 
-fn wire_outcome(id: u64, outcome: Result<pb::log::Answer, Error>) -> peer::forward_response::Outcome {
+fn wire_outcome(id: u64, outcome: Outcome) -> peer::forward_response::Outcome {
     use peer::forward_response::outcome::Result as Wire;
     let outcome = outcome.and_then(|answer| match answer.encoded_len() {
         bytes if bytes > ANSWER_BYTES_MAX => {

@@ -199,7 +199,7 @@ impl Housekeeping {
 
     async fn compact(&self, revision: i64) {
         let request = CompactionRequest { revision, physical: false };
-        let command = Command { needs: kv::CLUSTER_VERSION_MIN, request: Some(command::Request::Compact(request)) };
+        let command = Command::new(kv::CLUSTER_VERSION_MIN, command::Request::Compact(request));
         match self.node.propose(command).await {
             Ok(_) => tracing::info!(revision, "compacted by itself"),
             Err(error) => tracing::warn!(revision, %error, "auto-compaction failed; it is tried again"),

@@ -1,9 +1,10 @@
 //! One running member: takes commands and reads from the layers above and carries them through Raft.
 //!
 //! Owns the way of a request: on the leader to the proposer, on any other member over one stream to the leader. Invariants:
-//! a command is answered only after a quorum has it on disk and it was applied; a command whose fate is unknown is never
-//! proposed again in silence (only its client knows whether that is safe), one that certainly was not proposed is tried
-//! until the request's time is over; what waits is bounded, and shared fairly among clients (`places`).
+//! a command is answered only after a quorum has it on disk and this member has applied it, so that this member's reads know of it; a
+//! command whose fate is unknown is never proposed again in silence (only its client knows whether that is safe), one that
+//! certainly was not proposed is tried until the request's time is over; what waits is bounded, and shared fairly among clients
+//! (`places`).
 //! Absent: what a request means (`kv`, `api`), and who should be a member (`cluster`).
 
 mod forward;
@@ -32,13 +33,13 @@ use crate::error::Error;
 use crate::metrics::metrics;
 use crate::pb;
 use crate::pb::etcd::AlarmType;
-use crate::raft::{self, Member, Peers, Raft, Store};
+use crate::raft::{self, Member, Outcome, Peers, Raft, Store};
 
 pub use forward::Serving;
 use forward::{Link, Outgoing};
 pub use places::Client;
-use places::Places;
-use propose::{Proposal, Proposer, Reply};
+use places::{Place, Places};
+use propose::{Proposal, Proposer, Reply, Ticket};
 use read::{Reader, Waiter};
 
 /// Settings of the request path; see `config/quorate.toml` for each.
@@ -64,6 +65,8 @@ const CORRUPT: &str = "this member's data differs from the majority's (alarm COR
                        stop it, delete its data directory and start it: it comes back as a new member with the majority's data";
 
 const LOOK_FOR_FAILURE: Duration = Duration::from_millis(100);
+/// Requests that wait for too long are told so within this.
+const LOOK_FOR_EXPIRED: Duration = Duration::from_millis(100);
 
 /// Members whose clients may fill all of their places at a time, before the leader tells them so, too.
 const PROPOSING_MEMBERS: usize = 8;
@@ -177,9 +180,11 @@ impl Node {
             heard_leader: Mutex::default(),
         });
         let node = Self { inner, client: Client::default() };
+        node.inner.store.waiters().begin(env.random_u64());
         env.spawn(Proposer::new(node.clone(), proposals_rx).run());
         env.spawn(Reader::new(node.clone(), reads_rx).run());
         env.spawn(node.clone().follow_leader());
+        env.spawn(node.clone().end_waiters());
         node
     }
 
@@ -335,8 +340,8 @@ impl Node {
         Instant::now() < deadline
     }
 
-    /// Carries one command through Raft and returns what applying it answered.
-    pub async fn propose(&self, command: pb::log::Command) -> Result<pb::log::Answer, Error> {
+    /// Carries one command through Raft and returns what applying it here answered.
+    pub async fn propose(&self, command: pb::log::Command) -> Outcome {
         let _pending = Pending::begin();
         let outcome = self.try_propose(command).await;
         if outcome.as_ref().is_err_and(|error| error.is_unavailable()) {
@@ -345,33 +350,60 @@ impl Node {
         outcome
     }
 
-    async fn try_propose(&self, command: pb::log::Command) -> Result<pb::log::Answer, Error> {
+    async fn try_propose(&self, mut command: pb::log::Command) -> Outcome {
+        let waiters = self.inner.store.waiters();
+        let origin = waiters.origin();
+        command.origin = (!planted!("answer-before-own-apply")).then_some(origin);
         let command = Bytes::from(command.encode_to_vec());
         let deadline = self.deadline();
         loop {
-            let place = self.inner.places.take(&self.client, command.len() as u64)?;
+            let place = Arc::new(self.inner.places.take(&self.client, command.len() as u64)?);
             let seen = *self.inner.route_changed.borrow();
-            let (tx, rx) = oneshot::channel();
-            let proposal = Proposal { command: command.clone(), reply: Reply::Local { tx, place } };
-            let taken = match self.route() {
-                Route::Leader => self.inner.proposals.try_send(proposal).map_err(|e| refused(&e)),
-                Route::Follower(link) => link.send(Outgoing::Proposal(proposal)),
-                Route::Unknown => Err(Error::NotLeader),
-            };
-            let outcome = match taken {
-                Ok(()) => match timeout_at(deadline, rx).await {
-                    Ok(Ok(outcome)) => outcome,
-                    Ok(Err(_)) => Err(Error::TimeoutLeaderFailure),
-                    Err(_) => return Err(Error::Timeout),
-                },
-                Err(error) => Err(error),
-            };
-            match outcome {
-                Err(Error::TimeoutConnectionLost) if planted!("forwarded-proposal-retried") => {}
+            match self.offer(&command, origin.number, place, deadline).await {
                 // Certainly not proposed: safe to try again.
                 Err(Error::NotLeader) if self.wait_route(seen, deadline).await => {}
                 Err(Error::NotLeader) => return Err(Error::Timeout),
                 decided => return decided,
+            }
+        }
+    }
+
+    /// Sends a command to the leader that is known now, and waits for what becomes of it.
+    async fn offer(&self, command: &Bytes, number: u64, place: Arc<Place>, deadline: Instant) -> Outcome {
+        let waiters = self.inner.store.waiters();
+        let Some(rx) = waiters.wait(number, self.term(), deadline, place.clone()) else {
+            return Err(Error::NotLeader);
+        };
+        let ticket = Ticket { number, waiters: waiters.clone(), place };
+        let sent = match self.route() {
+            Route::Leader => {
+                let proposal = Proposal { command: command.clone(), reply: Reply::Local(ticket) };
+                self.inner.proposals.try_send(proposal).map_err(|e| refused(&e))
+            }
+            Route::Follower(link) => link.send(Outgoing::Proposal(command.clone(), ticket)),
+            Route::Unknown => Err(Error::NotLeader),
+        };
+        if let Err(error) = sent {
+            waiters.end(number, Err(error));
+        }
+        if planted!("forwarded-proposal-retried") {
+            return timeout_at(Instant::now() + deadline.saturating_duration_since(Instant::now()) / 4, rx)
+                .await
+                .map_or(Err(Error::NotLeader), |told| told.unwrap_or(Err(Error::TimeoutLeaderFailure)));
+        }
+        // At the deadline, too.
+        rx.await.unwrap_or(Err(Error::TimeoutLeaderFailure))
+    }
+
+    /// Ends what waits for longer than a request's time.
+    async fn end_waiters(self) {
+        let shutdown = self.inner.env.shutdown.clone();
+        let waiters = self.inner.store.waiters();
+        let mut tick = interval(LOOK_FOR_EXPIRED);
+        loop {
+            tokio::select! {
+                _ = tick.tick() => waiters.expire(Instant::now()),
+                () = shutdown.cancelled() => return waiters.stop(),
             }
         }
     }

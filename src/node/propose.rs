@@ -3,6 +3,7 @@
 //! A batch is what arrived while the one before it was in flight, and shortly after it ([`Pace`]). Only where much waits, it goes while
 //! others are in flight. Bounded by bytes a batch and batches in flight.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -12,14 +13,14 @@ use futures_util::stream::FuturesUnordered;
 use openraft::errors::ClientWriteError;
 use openraft::raft::ClientWriteResult;
 use prost::Message as _;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::places::Place;
 use super::{Node, more_of_a_burst};
 use crate::env::{Instant, sleep_until};
 use crate::error::Error;
 use crate::pb;
-use crate::raft::{Batch, TypeConfig};
+use crate::raft::{Batch, Outcome, TypeConfig, Waiters};
 
 /// Commands taken from the queue at a time.
 const TAKE_MAX: usize = 4096;
@@ -35,37 +36,48 @@ const HOLD_MAX: Duration = Duration::from_millis(4);
 /// After a batch that was as quick as this there is no wait: the timer is not much finer.
 const QUICK: Duration = Duration::from_micros(500);
 
-/// Who waits for a command's answer.
+/// Who is told if a command is refused. What it was answered is told only to members of older versions: the others learn it from
+/// their own apply, as this one does for its own clients.
 pub(super) enum Reply {
-    /// A client of this member. It holds its place until then, whether it still listens or not.
-    Local { tx: oneshot::Sender<Result<pb::log::Answer, Error>>, place: Place },
+    /// A client of this member.
+    Local(Ticket),
     /// A member that forwarded it.
-    Remote { id: u64, to: mpsc::Sender<Forwarded> },
+    Remote { id: u64, to: mpsc::Sender<Forwarded>, _place: Place },
 }
 
 /// What goes back on a forward stream.
 pub(super) enum Forwarded {
-    Outcome(u64, Result<pb::log::Answer, Error>),
+    Outcome(u64, Outcome),
     ReadIndex(u64, Result<u64, Error>),
 }
 
+/// A command of this member's client, on its way through this member.
+pub(super) struct Ticket {
+    pub number: u64,
+    pub waiters: Arc<Waiters>,
+    pub place: Arc<Place>,
+}
+
+impl Ticket {
+    pub(super) fn end(self, outcome: Outcome) {
+        // Before its client may ask again.
+        drop(self.place);
+        self.waiters.end(self.number, outcome);
+    }
+}
+
 impl Reply {
-    pub(super) fn send(self, outcome: Result<pb::log::Answer, Error>) {
+    pub(super) fn send(self, outcome: Outcome) {
         match self {
-            // A client that has given up does not listen any more.
-            Reply::Local { tx, place } => {
-                // Before its client may ask again.
-                drop(place);
-                drop(tx.send(outcome));
-            }
+            Reply::Local(ticket) => ticket.end(outcome),
             // The channel has a place for every request that may be under way; full means that the stream is gone.
-            Reply::Remote { id, to } => drop(to.try_send(Forwarded::Outcome(id, outcome))),
+            Reply::Remote { id, to, .. } => drop(to.try_send(Forwarded::Outcome(id, outcome))),
         }
     }
 
     fn is_closed(&self) -> bool {
         match self {
-            Reply::Local { tx, .. } => tx.is_closed(),
+            Reply::Local(ticket) => !ticket.waiters.is_wanted(ticket.number),
             Reply::Remote { to, .. } => to.is_closed(),
         }
     }
@@ -245,10 +257,13 @@ fn txn_puts(txn: &pb::etcd::TxnRequest) -> bool {
 fn distribute(replies: Vec<Reply>, result: Result_) {
     match result {
         Ok(Ok(written)) => {
-            assert_eq!(written.data.len(), replies.len(), "every command of a batch has an answer");
-            for (reply, answer) in replies.into_iter().zip(written.data) {
-                reply.send(answer);
+            let mut answers = written.data.into_iter().peekable();
+            for (place, reply) in replies.into_iter().enumerate() {
+                if let Some((_, answer)) = answers.next_if(|(of, _)| *of == place) {
+                    reply.send(answer);
+                }
             }
+            assert!(answers.next().is_none(), "every answer is to a command of the batch");
         }
         // openraft answers with `ForwardToLeader` only before the entry is appended.
         Ok(Err(ClientWriteError::ForwardToLeader(_))) => {
@@ -269,9 +284,11 @@ mod tests {
     use super::*;
 
     fn told(result: Result_) -> Error {
-        let (tx, mut rx) = oneshot::channel();
-        let place = Places::new(1, 1).take(&Client::default(), 1).expect("it is free");
-        distribute(vec![Reply::Local { tx, place }], result);
+        let place = Arc::new(Places::new(1, 1).take(&Client::default(), 1).expect("it is free"));
+        let waiters = Arc::new(Waiters::default());
+        let number = waiters.origin().number;
+        let mut rx = waiters.wait(number, 1, Instant::now(), place.clone()).expect("no later term is known");
+        distribute(vec![Reply::Local(Ticket { number, waiters, place })], result);
         rx.try_recv().expect("everyone is told").expect_err("it was not applied")
     }
 

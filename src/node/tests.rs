@@ -14,6 +14,8 @@ use crate::raft::tests::{THIS, put, running_raft};
 type Forwards = Messages<ForwardRequest, ForwardResponse>;
 
 const LEADER: u64 = 0x20001;
+/// In which it leads.
+const TERM: u64 = 1;
 const ADDRESS: &str = "10.0.0.2:2380";
 
 fn ip(last: u8) -> IpAddr {
@@ -32,6 +34,7 @@ async fn follower(net: &SimNet, options: Options) -> Node {
     let node = Node::start(env.clone(), options, THIS, raft, store, Peers::new(env));
     // The node finds out first that Raft knows no leader.
     crate::env::sleep(Duration::from_millis(20)).await;
+    node.inner.term.store(TERM, Ordering::Relaxed);
     *node.inner.route.write() = Route::Follower(Link::open(&node, LEADER, ADDRESS.into()));
     node
 }
@@ -63,18 +66,48 @@ fn command(bytes: usize) -> Command {
     put("k", &vec![7; bytes])
 }
 
-fn answer(id: u64, outcome: Result<(), Error>) -> ForwardResponse {
-    use forward_response::{Outcome, outcome::Result as Wire};
-    let result = match outcome {
-        Ok(()) => Wire::Answer(Answer::default()),
-        Err(error) => Wire::Error(error.number()),
-    };
-    let outcomes = vec![Outcome { id, result: Some(result), detail: String::new() }];
+fn told(id: u64, result: forward_response::outcome::Result) -> ForwardResponse {
+    let outcomes = vec![forward_response::Outcome { id, result: Some(result), detail: String::new() }];
     ForwardResponse { outcomes, ..ForwardResponse::default() }
 }
 
+fn refusal(id: u64, error: Error) -> ForwardResponse {
+    told(id, forward_response::outcome::Result::Error(error.number()))
+}
+
+/// What `node` was sent by the leader of `term`: an entry with these commands. It applies it as the next.
+fn apply(node: &Node, term: u64, message: &ForwardRequest) {
+    let commands = message.proposals.iter().map(|proposal| Command::decode(proposal.command.clone()).unwrap());
+    let index = node.store().applied_index().map_or(0, |index| index + 1);
+    let entry = crate::raft::tests::entry(term, index, commands.collect());
+    assert_eq!(node.store().apply(entry, false).unwrap(), [], "only who waits here is answered");
+}
+
 #[tokio::test(start_paused = true)]
-async fn request_whose_answer_was_lost_is_told_so_and_never_sent_again() {
+async fn write_is_answered_by_the_own_apply_and_by_nothing_else() {
+    let net = net();
+    let mut leader = lead(&net).await;
+    let node = follower(&net, options()).await;
+    let mut proposing = tokio::spawn({
+        let node = node.clone();
+        async move { node.propose(command(10)).await }
+    });
+    let (message, answers) = sent(&mut leader).await;
+    let id = message.proposals[0].id;
+    // What a leader of an older version answers, which this member has perhaps not applied; and that it does not know.
+    answers.send(Ok(told(id, forward_response::outcome::Result::Answer(Answer::default())))).await.unwrap();
+    answers.send(Ok(refusal(id, Error::TimeoutLeaderFailure))).await.unwrap();
+    // The stream may even break.
+    net.power_off(ip(2));
+    assert!(timeout_at(Instant::now() + Duration::from_secs(1), &mut proposing).await.is_err());
+    apply(&node, TERM, &message);
+    let answer = proposing.await.unwrap().expect("it is applied");
+    let Some(pb::log::answer::Response::Put(put)) = answer.response else { panic!("{answer:?}") };
+    assert_eq!(put.header.unwrap().revision, node.store().read(|s| s.kv.revision()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn command_of_another_process_is_applied_and_answered_to_nobody() {
     let net = net();
     let mut leader = lead(&net).await;
     let node = follower(&net, options()).await;
@@ -82,13 +115,40 @@ async fn request_whose_answer_was_lost_is_told_so_and_never_sent_again() {
         let node = node.clone();
         async move { node.propose(command(10)).await }
     });
+    let (mut message, _) = sent(&mut leader).await;
+    let mut foreign = Command::decode(message.proposals[0].command.clone()).unwrap();
+    let origin = foreign.origin.as_mut().expect("it says who asked");
+    origin.process ^= 1;
+    message.proposals[0].command = foreign.encode_to_vec().into();
+    apply(&node, TERM, &message);
+    assert_eq!(proposing.await.unwrap(), Err(Error::Timeout), "its own command was not applied");
+}
+
+#[tokio::test(start_paused = true)]
+async fn request_whose_fate_is_unknown_ends_with_a_timeout_and_is_never_sent_again() {
+    let net = net();
+    let mut leader = lead(&net).await;
+    let node = follower(&net, options()).await;
+    let propose = || {
+        let node = node.clone();
+        tokio::spawn(async move { node.propose(command(10)).await })
+    };
+    let proposing = propose();
     let (message, _) = sent(&mut leader).await;
     assert_eq!(message.proposals.len(), 1);
     net.power_off(ip(2));
-    assert_eq!(proposing.await.unwrap(), Err(Error::TimeoutConnectionLost));
+    assert_eq!(proposing.await.unwrap(), Err(Error::Timeout));
     // The leader is back, and is sent nothing.
     let mut leader = lead(&net).await;
     assert!(timeout_at(Instant::now() + Duration::from_secs(5), leader.recv()).await.is_err());
+
+    // A later leader has not got it: nobody waits until the request's time is over.
+    let proposing = propose();
+    sent(&mut leader).await;
+    let began = Instant::now();
+    apply(&node, TERM + 1, &ForwardRequest::default());
+    assert_eq!(proposing.await.unwrap(), Err(Error::TimeoutLeaderFailure));
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
@@ -104,17 +164,32 @@ async fn request_that_was_not_sent_waits_for_a_leader() {
     let mut leader = lead(&net).await;
     let (message, answers) = sent(&mut leader).await;
     // Whoever was asked did not lead any more, and did not propose: that too is tried again.
-    answers.send(Ok(answer(message.proposals[0].id, Err(Error::NotLeader)))).await.unwrap();
-    let (message, answers) = sent(&mut leader).await;
-    answers.send(Ok(answer(message.proposals[0].id, Ok(())))).await.unwrap();
+    answers.send(Ok(refusal(message.proposals[0].id, Error::NotLeader))).await.unwrap();
+    let (message, _) = sent(&mut leader).await;
+    apply(&node, TERM, &message);
     proposing.await.unwrap().expect("it was applied");
+}
 
-    // An unknown fate is final.
-    let proposing = tokio::spawn(async move { node.propose(command(10)).await });
-    let (message, answers) = sent(&mut leader).await;
-    let unknown = answer(message.proposals[0].id, Err(Error::TimeoutLeaderFailure));
-    answers.send(Ok(unknown)).await.unwrap();
-    assert_eq!(proposing.await.unwrap(), Err(Error::TimeoutLeaderFailure));
+#[tokio::test(start_paused = true)]
+async fn read_that_waits_for_a_leader_that_is_gone_goes_on_with_the_next() {
+    let net = net();
+    let (mut old, mut new) = (lead(&net).await, play(&net, "10.0.0.3:2380").await.forwards);
+    let node = follower(&net, options()).await;
+    let began = Instant::now();
+    let reading = tokio::spawn({
+        let node = node.clone();
+        async move { node.read_index().await }
+    });
+    sent(&mut old).await;
+    // It says nothing more, and its connection stays.
+    *node.inner.route.write() = Route::Follower(Link::open(&node, LEADER + 1, "10.0.0.3:2380".into()));
+    node.inner.route_changed.send_modify(|n| *n += 1);
+    let (message, answers) = sent(&mut new).await;
+    apply(&node, TERM + 1, &ForwardRequest::default());
+    let confirmed = ForwardResponse { read_index_id: message.read_index_id, ..ForwardResponse::default() };
+    answers.send(Ok(confirmed)).await.unwrap();
+    reading.await.unwrap().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
@@ -140,13 +215,11 @@ async fn many_large_requests_go_in_messages_of_bounded_size() {
         .collect();
     let mut answered = 0;
     while answered < proposals.len() {
-        let (message, answers) = sent(&mut leader).await;
+        let (message, _) = sent(&mut leader).await;
         let bytes: usize = message.proposals.iter().map(|proposal| proposal.command.len()).sum();
         assert!(bytes <= 256 << 10 || message.proposals.len() == 1, "{bytes} bytes in a message");
-        for proposal in message.proposals {
-            answers.send(Ok(answer(proposal.id, Ok(())))).await.unwrap();
-            answered += 1;
-        }
+        apply(&node, TERM, &message);
+        answered += message.proposals.len();
     }
     for proposal in proposals {
         proposal.await.unwrap().expect("it was answered");
@@ -177,10 +250,8 @@ async fn queues_are_bounded_and_say_so() {
     assert_eq!(node.read_index().await, Err(Error::TooManyRequests));
 
     // Answers make room.
-    for (message, answers) in messages {
-        for proposal in message.proposals {
-            answers.send(Ok(answer(proposal.id, Ok(())))).await.unwrap();
-        }
+    for (message, _) in messages {
+        apply(&node, TERM, &message);
     }
     crate::env::sleep(Duration::from_millis(100)).await;
     assert_eq!(told.lock().iter().filter(|outcome| outcome.is_ok()).count(), 8);
@@ -204,10 +275,8 @@ async fn who_gives_up_keeps_its_place_until_its_write_is_answered() {
         asking.abort();
     }
     assert_eq!(node.propose(command(10)).await, Err(Error::TooManyRequests));
-    while let Ok((message, answers)) = leader.try_recv() {
-        for proposal in message.proposals {
-            answers.send(Ok(answer(proposal.id, Ok(())))).await.unwrap();
-        }
+    while let Ok((message, _)) = leader.try_recv() {
+        apply(&node, TERM, &message);
     }
     crate::env::sleep(Duration::from_millis(100)).await;
     tokio::spawn(async move { node.propose(command(10)).await });
@@ -262,7 +331,8 @@ async fn large_answers_come_in_messages_of_bounded_size() {
     };
     for id in 1..=5 {
         let answer = Answer { response: Some(pb::log::answer::Response::Txn(txn.clone())) };
-        Reply::Remote { id, to: to.clone() }.send(Ok(answer));
+        let place = Places::new(1, 1).take(&Client::default(), 0).unwrap();
+        Reply::Remote { id, to: to.clone(), _place: place }.send(Ok(answer));
     }
     Waiter::Remote { id: 9, to }.send(Ok(4));
     let mut seen = Vec::new();

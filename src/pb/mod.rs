@@ -64,3 +64,10 @@ pub use v3lockpb as lock;
 
 /// Compiled descriptors of the public API, for server reflection.
 pub const PUBLIC_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/public.bin"));
+
+impl log::Command {
+    /// A command that nobody has asked for yet; who proposes it says who did (`origin`).
+    pub fn new(needs: u32, request: impl Into<Option<log::command::Request>>) -> Self {
+        Self { needs, request: request.into(), origin: None }
+    }
+}

@@ -16,6 +16,7 @@ mod rpc;
 mod state_machine;
 #[cfg(test)]
 pub(crate) mod tests;
+mod waiters;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +24,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::config;
-use crate::error::Error;
 use crate::pb;
 
 pub use backup::{Backup, load_backup};
@@ -33,6 +33,7 @@ pub use log_store::LogStore;
 pub use network::{ForwardStream, MESSAGE_BYTES_MAX, Network, Peers, next_forwarded};
 pub use rpc::{Member, Rpc};
 pub use state_machine::{Applied, StateMachine, Store, Unsaved, write_snapshot};
+pub use waiters::{Outcome, Waiters};
 
 /// The commands of one log entry: an encoded [`pb::log::Batch`].
 #[derive(Clone, PartialEq, Eq)]
@@ -50,8 +51,8 @@ impl std::fmt::Display for Batch {
     }
 }
 
-/// One answer a command of a batch, in order; empty for entries that carry no batch.
-pub type Answers = Vec<Result<pb::log::Answer, Error>>;
+/// For the commands of a batch that have no origin, by their place in it: what the leader answers the members that forwarded them.
+pub type Answers = Vec<(usize, Outcome)>;
 
 /// What openraft is instantiated with.
 #[derive(Debug, Clone, Copy, Default, Eq, PartialEq, Ord, PartialOrd)]

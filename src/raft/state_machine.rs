@@ -18,6 +18,7 @@ use prost::Message as _;
 use tokio::sync::watch;
 
 use super::convert::{log_id_from_pb, log_id_to_pb, stored_membership_from_pb, stored_membership_to_pb};
+use super::waiters::{Outcome, Waiters};
 use super::{Answers, Batch, Entry, LogId, Member, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::env::{Env, Instant, planted};
 use crate::error::Error;
@@ -56,41 +57,61 @@ impl Applied {
         })
     }
 
-    fn apply(&mut self, entry: Entry, answer: bool) -> io::Result<Answers> {
+    fn apply(&mut self, entry: Entry, wanted: Wanted<'_>) -> io::Result<Outcomes> {
         let expected = self.log_id.as_ref().map_or(0, |l| l.index() + 1);
         assert_eq!(entry.log_id.index(), expected, "entries are applied in order");
-        let answers = match entry.payload {
-            EntryPayload::Blank => Vec::new(),
-            EntryPayload::Normal(batch) => self.apply_batch(batch, **entry.log_id.committed_leader_id(), answer)?,
+        let outcomes = match entry.payload {
+            EntryPayload::Blank => Outcomes::default(),
+            EntryPayload::Normal(batch) => self.apply_batch(batch, **entry.log_id.committed_leader_id(), wanted)?,
             EntryPayload::Membership(membership) => {
                 self.membership = StoredMembership::new(Some(entry.log_id), membership);
-                Vec::new()
+                Outcomes::default()
             }
         };
         self.log_id = Some(entry.log_id);
-        Ok(answers)
+        Ok(outcomes)
     }
 
-    fn apply_batch(&mut self, batch: Batch, term: u64, answer: bool) -> io::Result<Answers> {
+    fn apply_batch(&mut self, batch: Batch, term: u64, wanted: Wanted<'_>) -> io::Result<Outcomes> {
         let mut batch = pb::log::Batch::decode(batch.0).map_err(invalid)?;
         if let Some(key) = crate::env::fail::corrupt_key() {
             corrupt(&mut batch, key);
         }
         // Before the first change: a batch that stops the member must not leave half of itself in the state store.
         batch.commands.iter().try_for_each(kv::State::check).map_err(invalid)?;
-        let mut answers = Vec::with_capacity(if answer { batch.commands.len() } else { 0 });
-        for command in &batch.commands {
+        let mut outcomes = Outcomes::default();
+        for (place, command) in batch.commands.iter().enumerate() {
+            let own = command.origin.and_then(|origin| wanted.waiters.own(origin));
+            let for_sender = command.origin.is_none() && wanted.by_senders;
             let outcome = match kv::only_in_term(command) {
                 // Decided by a leader that no longer was one.
                 Some(only) if only != term => Err(Error::LeaderChanged),
-                _ => self.kv.apply(command, answer).map_err(invalid)?,
+                _ => self.kv.apply(command, own.is_some() || for_sender).map_err(invalid)?,
             };
-            if answer {
-                answers.push(outcome);
+            if let Some(number) = own {
+                outcomes.own.push((number, outcome));
+            } else if for_sender {
+                outcomes.for_senders.push((place, outcome));
             }
         }
-        Ok(answers)
+        Ok(outcomes)
     }
+}
+
+/// Whose answers are made; the other commands are only applied, which is cheaper.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    waiters: &'a Waiters,
+    /// Also of commands without an origin: this member leads, and sends them to the members that forwarded these.
+    by_senders: bool,
+}
+
+/// What applying an entry answered.
+#[derive(Default)]
+struct Outcomes {
+    /// To this process's own commands, by number.
+    own: Vec<(u64, Outcome)>,
+    for_senders: Answers,
 }
 
 /// Flips a bit of what is put at `key`; only tests ask for it.
@@ -122,6 +143,7 @@ pub struct Store {
     unread: AtomicI64,
     /// Whether alarm CORRUPT is on for whomever; changes under the lock, and before the applied index says so.
     corrupt: AtomicBool,
+    waiters: Arc<Waiters>,
 }
 
 /// What changes together: else a new state's log id could be taken with the old one's changes.
@@ -185,6 +207,7 @@ impl Store {
             rewrites: watch::Sender::new(0),
             generation: AtomicU64::new(0),
             unread: AtomicI64::new(i64::MAX),
+            waiters: Arc::default(),
         })
     }
 
@@ -206,6 +229,11 @@ impl Store {
     /// The index of the newest applied entry.
     pub fn applied_index(&self) -> Option<u64> {
         *self.applied_index.borrow()
+    }
+
+    /// Who waits for what this member has proposed.
+    pub fn waiters(&self) -> &Arc<Waiters> {
+        &self.waiters
     }
 
     /// Whether alarm CORRUPT is on for some member, or for all.
@@ -291,23 +319,30 @@ impl Store {
         self.rewrites.send_modify(|n| *n += 1);
     }
 
-    pub(crate) fn apply(&self, entry: Entry, answer: bool) -> io::Result<Answers> {
-        let index = entry.log_id.index();
-        let answers = {
+    /// Applies an entry and answers this member's own commands of it. Returns what the members are to be told that forwarded others,
+    /// if these want it.
+    pub(crate) fn apply(&self, entry: Entry, wanted_by_senders: bool) -> io::Result<Answers> {
+        let (index, term) = (entry.log_id.index(), **entry.log_id.committed_leader_id());
+        let wanted = Wanted { waiters: &self.waiters, by_senders: wanted_by_senders };
+        let Outcomes { own, for_senders } = {
             let mut locked = self.locked.write();
-            let answers = locked.state.apply(entry, answer)?;
+            let outcomes = locked.state.apply(entry, wanted)?;
             let digest = locked.state.kv.digest();
             locked.digests.push(digest);
             self.corrupt.store(locked.state.kv.has_alarm(AlarmType::Corrupt), Ordering::Release);
-            answers
+            outcomes
         };
         self.applied_index.send_replace(Some(index));
-        Ok(answers)
+        // Last: who is answered finds all of it.
+        self.waiters.applied(term, own);
+        Ok(for_senders)
     }
 
-    pub(crate) fn replace(&self, mut state: Applied) {
+    /// `asked_before`: what was asked of this member below this number may be in the new state.
+    pub(crate) fn replace(&self, mut state: Applied, asked_before: u64) {
         state.kv.keep_journal(self.journal_bytes_max);
         let index = state.log_id.as_ref().map(|l| l.index());
+        let term = state.log_id.as_ref().map_or(0, |l| **l.committed_leader_id());
         let old = {
             let mut locked = self.locked.write();
             self.generation.fetch_add(1, Ordering::AcqRel);
@@ -316,6 +351,7 @@ impl Store {
             std::mem::replace(&mut *locked, new)
         };
         self.applied_index.send_replace(index);
+        self.waiters.replaced(term, asked_before);
         drop(old);
     }
 }
@@ -400,9 +436,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn install_snapshot(&mut self, _meta: &SnapshotMeta, file: SnapshotFile) -> Result<(), io::Error> {
         let id = file.id.clone();
+        // What is asked from here on comes after the snapshot in the log.
+        let asked_before = self.store.waiters.next_number();
         let state = self.env.blocking(move || load_snapshot(&file)).await?;
         let revision = state.kv.revision();
-        self.store.replace(state);
+        self.store.replace(state, asked_before);
         tracing::info!(snapshot = %id, revision, "snapshot installed");
         Ok(())
     }

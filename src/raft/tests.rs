@@ -34,7 +34,7 @@ pub(crate) fn put(key: &str, value: &[u8]) -> Command {
         value: Bytes::copy_from_slice(value),
         ..Default::default()
     };
-    Command { needs: 1, request: Some(command::Request::Put(request)) }
+    Command::new(1, command::Request::Put(request))
 }
 
 pub(crate) fn entry(term: u64, index: u64, commands: Vec<Command>) -> Entry {
@@ -257,7 +257,7 @@ fn batch_with_a_command_that_is_not_known_changes_nothing() {
     store.apply(entry(1, 0, vec![put("a", b"1")]), true).unwrap();
     let before = store.view();
     let unknown = Command { needs: kv::APPLY_VERSION + 1, ..put("c", b"3") };
-    for bad in [unknown, Command { needs: 1, request: None }] {
+    for bad in [unknown, Command::new(1, None)] {
         store.apply(entry(1, 1, vec![put("b", b"2"), bad]), true).expect_err("this build must stop");
         let now = store.view();
         assert_eq!((now.kv.revision(), now.log_id), (before.kv.revision(), before.log_id));

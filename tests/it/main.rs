@@ -31,6 +31,7 @@ mod parity;
 mod scaling;
 mod self_check;
 mod services;
+mod session;
 mod sim;
 mod snapshot;
 mod storage;

@@ -347,11 +347,11 @@ fn a_clone_is_a_view_that_later_commands_do_not_change() {
 #[test]
 fn a_newer_command_stops_the_member_and_changes_nothing() {
     let mut state = filled();
-    let newer = Command { needs: APPLY_VERSION + 1, request: Some(Request::Put(put("a", "9"))) };
+    let newer = Command::new(APPLY_VERSION + 1, Request::Put(put("a", "9")));
     assert_eq!(state.apply(&newer, true), Err(Fault::Unsupported { needs: APPLY_VERSION + 1 }));
     assert_eq!(state.apply(&Command::default(), true), Err(Fault::UnknownCommand));
     let raise = SetClusterVersion { version: APPLY_VERSION + 1 };
-    let raise = Command { needs: 1, request: Some(Request::SetClusterVersion(raise)) };
+    let raise = Command::new(1, Request::SetClusterVersion(raise));
     assert_eq!(state.apply(&raise, true), Err(Fault::Unsupported { needs: APPLY_VERSION + 1 }));
     assert_eq!((state.revision(), state.cluster_version()), (5, 1));
 }
@@ -362,7 +362,7 @@ fn the_wanted_size_is_journaled_and_survives_a_snapshot() {
     state.keep_journal(1000);
     let want = |replicas| {
         let size = WantedSize { start: 1, replicas };
-        (size, Command { needs: WANTED_SIZE_SINCE, request: Some(Request::WantedSize(size)) })
+        (size, Command::new(WANTED_SIZE_SINCE, Request::WantedSize(size)))
     };
     let (five, command) = want(5);
     for _ in 0..2 {
@@ -383,7 +383,7 @@ fn the_wanted_size_is_journaled_and_survives_a_snapshot() {
 #[test]
 fn without_a_waiter_no_answer_is_made() {
     let mut state = State::new();
-    let command = Command { needs: 1, request: Some(Request::Put(put("a", "1"))) };
+    let command = Command::new(1, Request::Put(put("a", "1")));
     assert_eq!(state.apply(&command, false), Ok(Ok(Answer::default())));
     assert_eq!(read(&state, "a", ""), "a=1");
 }

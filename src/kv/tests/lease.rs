@@ -174,7 +174,7 @@ fn leases_are_saved_and_loaded() {
 
 #[test]
 fn only_what_a_leader_decided_by_its_clock_is_bound_to_its_term() {
-    let command = |request| Command { needs: LEASES_SINCE, request: Some(request) };
+    let command = |request| Command::new(LEASES_SINCE, request);
     let of = |term| LeaseRevoke { id: 1, term };
     assert_eq!(only_in_term(&command(Request::LeaseRevoke(of(3)))), Some(3));
     assert_eq!(only_in_term(&command(Request::LeaseRevoke(of(0)))), None);

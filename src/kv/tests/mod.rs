@@ -36,7 +36,7 @@ fn op(request: Op) -> RequestOp {
 }
 
 fn apply(state: &mut State, request: Request) -> Result<Response, Error> {
-    let command = Command { needs: 2, request: Some(request) };
+    let command = Command::new(2, request);
     let answer: Result<Answer, Error> = state.apply(&command, true).expect("a known command");
     answer.map(|a| a.response.expect("an answer was asked for"))
 }

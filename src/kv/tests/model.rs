@@ -465,7 +465,7 @@ fn run(steps: Vec<Step>, seed: u64) {
     for step in steps {
         match step {
             Step::Apply(request) => {
-                let command = Command { needs: 2, request: Some(request.clone()) };
+                let command = Command::new(2, request.clone());
                 let before = (state.clone(), model.clone());
                 let answer = apply(&mut state, request.clone());
                 assert_eq!(answer, model.apply(&request), "{request:?}");

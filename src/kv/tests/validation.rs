@@ -41,7 +41,7 @@ fn single_requests() {
         (Request::Compact(CompactionRequest::default()), Ok(())),
     ];
     for (request, expected) in cases {
-        let command = Command { needs: 1, request: Some(request) };
+        let command = Command::new(1, request);
         assert_eq!(validate::command(&command, &limits), expected, "{command:?}");
     }
 }

@@ -9,7 +9,7 @@ use crate::env::{Instant, sleep};
 use crate::identity::slot_of;
 use crate::testing::history::{Action, Effect, Op, Outcome, Request, Span};
 use crate::testing::watch::Message;
-use crate::testing::{lease, verdict};
+use crate::testing::{lease, session, verdict};
 
 /// A TTL (4 s at most) and what an election adds are over long before.
 const LEASES_END: Duration = Duration::from_secs(20);
@@ -46,6 +46,9 @@ pub(super) async fn judge(world: &mut World) -> Run {
     world.count("leases due in an outage", stories.values().filter(|story| in_outage(story.due())).count() as u64);
     if let Err(broken) = lease::check(&stories, &outages, CLOCK_ERROR) {
         return Err(Violation::new("lease", broken.to_string()));
+    }
+    if let Err(broken) = session::check(&ops, &world.starts) {
+        return Err(Violation::new("session", broken.to_string()));
     }
     history(world, &ops)
 }

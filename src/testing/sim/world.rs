@@ -18,7 +18,7 @@ use crate::pb::etcd::StatusResponse;
 use crate::server;
 use crate::storage::state::Engine;
 use crate::storage::state::memory::Memories;
-use crate::testing::history::{Recorder, Request, Span};
+use crate::testing::history::{Recorder, Request, Span, Stamp};
 use crate::testing::lease::Outage;
 use crate::testing::users::{self, Client, Clients, Lessee, Seen, Stories, Watcher};
 
@@ -58,6 +58,8 @@ pub struct World {
     pub(super) machines: Vec<Machine>,
     pub(super) clients: Clients,
     pub(super) recorder: Recorder,
+    /// When which member was started.
+    pub(super) starts: Vec<(usize, Stamp)>,
     pub(super) seen: Seen,
     pub(super) stories: Stories,
     /// When no quorum could reach one another; without the one that goes on.
@@ -130,6 +132,7 @@ impl World {
             machines,
             clients,
             recorder: Recorder::default(),
+            starts: Vec::new(),
             seen: Seen::default(),
             stories: Stories::default(),
             outages: Vec::new(),
@@ -248,6 +251,7 @@ impl World {
     }
 
     pub fn start(&mut self, member: usize) {
+        self.starts.push((member, self.recorder.stamp()));
         let machine = &mut self.machines[member];
         assert!(machine.running.is_none(), "member {member} runs already");
         let env = Env::sim(self.env.random_u64(), Arc::new(machine.disk.clone()), self.net.host(ip(member)));

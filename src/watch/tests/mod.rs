@@ -33,7 +33,7 @@ impl Rig {
     }
 
     fn apply(&mut self, request: Request) {
-        let command = Command { needs: 1, request: Some(request) };
+        let command = Command::new(1, request);
         self.store.apply(entry(1, self.index, vec![command]), false).unwrap();
         self.index += 1;
     }
@@ -62,7 +62,7 @@ impl Rig {
         let view = self.store.view();
         let mut loader = kv::Loader::new();
         view.kv.changes().for_each(|change| loader.load(change).unwrap());
-        self.store.replace(Applied::loaded(loader, &view.meta()).unwrap());
+        self.store.replace(Applied::loaded(loader, &view.meta()).unwrap(), 0);
     }
 
     fn revision(&self) -> i64 {
