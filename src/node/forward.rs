@@ -288,10 +288,12 @@ impl Node {
         S: Stream<Item = Result<peer::ForwardRequest, E>> + Send + Unpin + 'static,
         E: Send,
     {
-        // A place for each request that a member may have under way, and its read round.
+        // A place for each request that is under way, and for what is told of the last ones.
         let (to, outcomes) = mpsc::channel(2 * self.inner.options.queue_requests_max);
         let node = self.clone();
-        let places = Places::new(self.inner.options.queue_requests_max, self.inner.options.queue_bytes_max);
+        // More than a member's own places, since these come back earlier.
+        let (requests_max, bytes_max) = (self.inner.options.queue_requests_max, self.inner.options.queue_bytes_max);
+        let places = Places::new(2 * requests_max, 2 * bytes_max);
         self.inner.env.spawn(async move {
             let shutdown = node.inner.env.shutdown.clone();
             loop {

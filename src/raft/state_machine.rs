@@ -351,7 +351,13 @@ impl Store {
             std::mem::replace(&mut *locked, new)
         };
         self.applied_index.send_replace(index);
-        self.waiters.replaced(term, asked_before);
+        let ended = self.waiters.replaced(term, asked_before);
+        if ended > 0 {
+            tracing::info!(
+                requests = ended,
+                "a snapshot came in place of what was asked here, so its answers are not known"
+            );
+        }
         drop(old);
     }
 }

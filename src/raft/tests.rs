@@ -266,3 +266,25 @@ fn batch_with_a_command_that_is_not_known_changes_nothing() {
     let Unsaved::Changes(changes, meta) = store.take_unsaved() else { panic!("nothing was replaced") };
     assert_eq!((changes.len(), meta.applied.unwrap().index), (1, 0), "the state store gets no half batch");
 }
+
+#[test]
+fn each_command_is_answered_once_by_whoever_has_to() {
+    let store = Store::new(Applied::default(), false, 1 << 20);
+    store.waiters().begin(7);
+    let own = store.waiters().origin();
+    let foreign = pb::log::Origin { process: 8, ..own };
+    let commands = || {
+        let of = |origin| Command { origin, ..put("a", b"1") };
+        vec![of(Some(foreign)), of(None), of(Some(own)), of(None)]
+    };
+    let deadline = crate::env::Instant::now() + Duration::from_secs(5);
+    let mut told = store.waiters().wait(own.number, 1, deadline, Arc::new(())).unwrap();
+    // The leader answers for members of older versions, whose commands have no origin.
+    let for_senders = store.apply(entry(1, 0, commands()), true).unwrap();
+    assert!(for_senders.iter().map(|(place, answer)| (*place, answer.is_ok())).eq([(1, true), (3, true)]));
+    let answer = told.try_recv().unwrap().unwrap();
+    let Some(pb::log::answer::Response::Put(answer)) = answer.response else { panic!("{answer:?}") };
+    assert_eq!(answer.header.unwrap().revision, 4, "of its own place in the entry");
+    // On the others there is nobody to tell.
+    assert_eq!(store.apply(entry(1, 1, commands()), false).unwrap(), []);
+}

@@ -132,14 +132,16 @@ impl Waiters {
     }
 
     /// The state was replaced by a snapshot's whose last entry is of `term`. It may hold what was asked below the number `before`, and
-    /// nobody can say what that was answered.
-    pub(super) fn replaced(&self, term: u64, before: u64) {
+    /// nobody can say what that was answered. Returns how many were waiting for it.
+    pub(super) fn replaced(&self, term: u64, before: u64) -> usize {
         let (covered, lost) = {
             let mut table = self.table.lock();
             let rest = table.waiting.split_off(&before);
             (std::mem::replace(&mut table.waiting, rest), table.enter(term))
         };
+        let ended = covered.len() + lost.len();
         covered.into_values().chain(lost).for_each(|waiter| waiter.end(Err(Error::Timeout)));
+        ended
     }
 
     /// Ends those whose time is over.
@@ -245,7 +247,7 @@ mod tests {
         let (_, mut covered) = asked.ask(1);
         let before = asked.waiters.next_number();
         let (later, mut told_later) = asked.ask(1);
-        asked.waiters.replaced(1, before);
+        assert_eq!(asked.waiters.replaced(1, before), 1);
         assert_eq!(covered.try_recv(), Ok(Err(Error::Timeout)));
         assert!(told_later.try_recv().is_err());
         asked.waiters.applied(1, vec![(later, Ok(Answer::default()))]);

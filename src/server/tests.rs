@@ -154,3 +154,26 @@ fn no_lease_ends_while_no_quorum_is_left() {
     }
     assert!(due > 0, "no lease was to end in an outage");
 }
+
+/// What a member forwards reaches the leader, and what the leader sends does not arrive: until it does, as entries or as a snapshot
+/// behind which the log is purged by then, or until another leads. Nothing is answered that the member does not know.
+#[test]
+fn a_member_that_hears_nothing_of_its_writes_ends_them_with_a_timeout() {
+    let mut in_snapshots = 0;
+    for seed in 6000..6004 {
+        let played = sim::play(&settings(seed), async |world: &mut World| {
+            world.start_all().await?;
+            world.start_clients();
+            for millis in [300, 800, 1500, 2500, 2500] {
+                world.sleep_up_to(Duration::from_millis(500)).await;
+                let Some((leader, _)) = world.leader().await? else { continue };
+                world.suffer(Fault::OneWay { pair: (leader, (leader + 1) % 3), millis }).await?;
+            }
+            world.stop_clients().await;
+            Ok(())
+        });
+        expect_kept(&played);
+        in_snapshots += played.1.matches("a snapshot came in place of what was asked here").count();
+    }
+    assert!(in_snapshots > 0, "the log was never purged meanwhile");
+}

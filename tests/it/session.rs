@@ -3,6 +3,7 @@
 //! `QUORATE_SESSION_ROUNDS` asks for more rounds. Absent: faults (the simulation's check `session`).
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use bytes::Bytes;
 use quorate::pb::etcd::watch_client::WatchClient;
@@ -60,15 +61,17 @@ impl Watch {
 }
 
 /// Each round: a put, and then everything that must know of it.
-async fn talk_to(cluster: &Cluster, slot: u64) -> Violations {
+async fn talk_to(cluster: &Cluster, who: &str, slot: u64) -> Violations {
     let mut kv = cluster.kv(slot);
     let mut watch = Watch::open(cluster, slot).await;
     let mut violations = Violations::default();
-    let mut newest = 0;
+    let (mut newest, mut took) = (0, Vec::new());
     for round in 0..rounds() {
         let (key, value): (Bytes, Bytes) = (format!("k{}", round % 7).into(), format!("{round}").into());
         let put = |key: Bytes| PutRequest { key, value: value.clone(), ..Default::default() };
+        let begun = Instant::now();
         let acknowledged = kv.put(put(key.clone())).await.unwrap().into_inner().header.unwrap().revision;
+        took.push(begun.elapsed());
         violations.check("a put's revision is not above what was known", acknowledged > newest);
 
         let get = RangeRequest { key: key.clone(), serializable: true, ..Default::default() };
@@ -94,6 +97,8 @@ async fn talk_to(cluster: &Cluster, slot: u64) -> Violations {
         let ended = watch.ask(RequestUnion::CancelRequest(WatchCancelRequest { watch_id })).await;
         assert!(ended.canceled, "{ended:?}");
     }
+    took.sort_unstable();
+    println!("{} rounds with {who}: half of the puts took {:.2?}", rounds(), took[took.len() / 2]);
     violations
 }
 
@@ -104,7 +109,7 @@ async fn member_knows_what_it_has_acknowledged() {
     cluster.start_slotless(20, "--reader");
     cluster.wait_http(20, "/readyz", 200, &[]).await;
     for (who, slot) in [("the leader", leader), ("a follower", (leader + 1) % 3), ("a reader", 20)] {
-        let violations = talk_to(&cluster, slot).await;
+        let violations = talk_to(&cluster, who, slot).await;
         assert!(violations.0.is_empty(), "{who}, in {} rounds: {:?}", rounds(), violations.0);
     }
 }

@@ -426,7 +426,7 @@ impl World {
     }
 
     /// The member that leads, and each member's id, as far as they answer.
-    pub(super) async fn leader(&mut self) -> Result<Option<(usize, Vec<u64>)>, Violation> {
+    pub async fn leader(&mut self) -> Result<Option<(usize, Vec<u64>)>, Violation> {
         let statuses = self.statuses().await?;
         let id = |status: &Option<StatusResponse>| {
             status.as_ref().and_then(|status| status.header.as_ref()).map_or(0, |header| header.member_id)
