@@ -90,6 +90,9 @@ pub enum Error {
     LearnerNotReady,
     #[error("etcdserver: unhealthy cluster")]
     Unhealthy,
+    /// Its operations together would take too long, or answer too much. The text is whole, but for etcd's sentence before it.
+    #[error("etcdserver: request is too large: {0}")]
+    TooCostly(String),
     /// A node that has to answer does not. The text is whole.
     #[error("quorate: {0}")]
     MemberUnreachable(String),
@@ -111,6 +114,7 @@ impl Error {
             | ValueProvided
             | LeaseProvided
             | RequestTooLarge
+            | TooCostly(_)
             | TooManyOps
             | DuplicateKey
             | InvalidSortOption
@@ -189,13 +193,17 @@ impl Error {
             Unhealthy => 57,
             MemberUnreachable(_) => 58,
             Membership(_) => 59,
+            TooCostly(_) => 66,
         }
     }
 
     /// What [`Error::from_number`] needs beside the number: the text of a failure that has none of its own.
     pub fn detail(&self) -> String {
         match self {
-            Error::Unsupported(text) | Error::MemberUnreachable(text) | Error::Membership(text) => text.clone(),
+            Error::Unsupported(text)
+            | Error::MemberUnreachable(text)
+            | Error::Membership(text)
+            | Error::TooCostly(text) => text.clone(),
             plain => plain.to_string(),
         }
     }
@@ -206,6 +214,7 @@ impl Error {
         match number {
             58 => return MemberUnreachable(detail),
             59 => return Membership(detail),
+            66 => return TooCostly(detail),
             _ => {}
         }
         const PLAIN: &[Error] = &[
@@ -266,7 +275,7 @@ mod tests {
 
     #[test]
     fn every_number_stands_for_one_failure() {
-        for number in (1..=24).chain(26..=31).chain(41..=43).chain(51..=59) {
+        for number in (1..=24).chain(26..=31).chain(41..=43).chain(51..=59).chain([66]) {
             assert_eq!(Error::from_number(number, String::new()).number(), number);
         }
         assert_eq!(Error::from_number(99, "x".into()), Error::Unsupported("x".into()));

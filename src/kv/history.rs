@@ -2,7 +2,11 @@
 //!
 //! Invariant: revisions are consecutive, and each has at least one event. Cloning is cheap; the versions are shared with
 //! the index.
+//!
+//! One request may make a revision of any number of events, and who reads the past asks that revision for each of its keys. So
+//! whoever asks for a key finds its events in O(log n), however many there are.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use imbl::Vector;
@@ -24,19 +28,59 @@ pub(super) enum Events {
     Many(Arc<Many>),
 }
 
-/// The fields of several events, in their order.
+/// Several events, in their order and in the order of their keys.
 pub(super) struct Many {
+    /// The fields of the events, each for itself.
     kvs: Box<[KeyValue]>,
     before: Box<[i64]>,
+    /// The positions of the events by key; those of one key in their order. Empty if that is the order in which they are:
+    /// so it is for what one request deletes.
+    by_key: Box<[u32]>,
+}
+
+impl Many {
+    fn new(written: Vec<Event>) -> Self {
+        let (kvs, before): (Vec<_>, Vec<_>) = written.into_iter().map(|event| (event.kv, event.before)).unzip();
+        let mut by_key = Vec::new();
+        if !kvs.is_sorted_by_key(KeyValue::key) {
+            let events = u32::try_from(kvs.len()).expect("the events of a revision fit in memory many times");
+            by_key.extend(0..events);
+            by_key.sort_by_key(|&position| kvs[position as usize].key());
+        }
+        Self { kvs: kvs.into(), before: before.into(), by_key: by_key.into() }
+    }
+
+    /// The positions of the first and the last event of `key`.
+    fn of(&self, key: &[u8]) -> Option<(usize, usize)> {
+        let position = |rank: usize| self.by_key.get(rank).map_or(rank, |&position| position as usize);
+        let key_at = |rank: usize| self.kvs[position(rank)].key();
+        let first = partition_point(0..self.kvs.len(), |rank| key_at(rank) < key);
+        if first == self.kvs.len() || key_at(first) != key {
+            return None;
+        }
+        // Nearly always there is one.
+        let is_last = first + 1 == self.kvs.len() || key_at(first + 1) != key;
+        let behind =
+            if is_last { first + 1 } else { partition_point(first..self.kvs.len(), |rank| key_at(rank) == key) };
+        Some((position(first), position(behind - 1)))
+    }
+}
+
+/// The first number of `range` that does not pass; those that pass come first.
+fn partition_point(range: Range<usize>, passes: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (range.start, range.end);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if passes(middle) { low = middle + 1 } else { high = middle }
+    }
+    low
 }
 
 impl Events {
     /// Of what was written in one revision; leaves nothing of it.
     pub(super) fn take(written: &mut Vec<Event>) -> Self {
         if written.len() > 1 {
-            let (kvs, before): (Vec<_>, Vec<_>) =
-                std::mem::take(written).into_iter().map(|event| (event.kv, event.before)).unzip();
-            return Events::Many(Arc::new(Many { kvs: kvs.into(), before: before.into() }));
+            return Events::Many(Arc::new(Many::new(std::mem::take(written))));
         }
         Events::One(written.pop().expect("a revision has at least one event"))
     }
@@ -48,17 +92,20 @@ impl Events {
         }
     }
 
-    /// The last version of `key` that the revision made, a tombstone included. Visits its events.
+    /// The last version of `key` that the revision made, a tombstone included.
     pub(super) fn last_of(&self, key: &[u8]) -> Option<&KeyValue> {
-        self.as_slice().iter().rfind(|kv| kv.key() == key)
+        match self {
+            Events::One(event) => Some(&event.kv).filter(|kv| kv.key() == key),
+            Events::Many(many) => many.of(key).map(|(_, last)| &many.kvs[last]),
+        }
     }
 
-    /// The revision of the version of `key` before this revision; 0 if there was none. Visits its events.
+    /// The revision of the version of `key` before this revision; 0 if there was none.
     pub(super) fn before(&self, key: &[u8]) -> i64 {
         match self {
             Events::One(event) => event.before,
             // Only the first event of a key has one.
-            Events::Many(many) => many.kvs.iter().position(|kv| kv.key() == key).map_or(0, |i| many.before[i]),
+            Events::Many(many) => many.of(key).map_or(0, |(first, _)| many.before[first]),
         }
     }
 
@@ -72,14 +119,19 @@ impl Events {
 
     /// Whether a later event of the same revision is about the same key.
     pub(super) fn is_overwritten(&self, position: usize) -> bool {
-        let kvs = self.as_slice();
-        kvs[position + 1..].iter().any(|later| later.key() == kvs[position].key())
+        match self {
+            Events::One(_) => false,
+            Events::Many(many) => many.of(many.kvs[position].key()).is_some_and(|(_, last)| last > position),
+        }
     }
 
     fn overhead_bytes(&self) -> u64 {
         let many = match self {
             Events::One(_) => 0,
-            Events::Many(many) => 16 + size_of::<Many>() + size_of_val(&many.kvs[..]) + size_of_val(&many.before[..]),
+            Events::Many(many) => {
+                let lists = size_of_val(&many.kvs[..]) + size_of_val(&many.before[..]) + size_of_val(&many.by_key[..]);
+                16 + size_of::<Many>() + lists
+            }
         };
         (size_of::<Self>() + many) as u64
     }
@@ -168,10 +220,52 @@ mod tests {
     use std::collections::VecDeque;
 
     use super::*;
+    use crate::pb::Fields;
 
     #[test]
     fn a_revision_of_one_event_takes_no_memory_of_its_own() {
         assert_eq!(size_of::<Events>(), size_of::<Event>());
+    }
+
+    /// Revisions of every size and order, with keys that are written once or more often, beside a look at all events.
+    #[test]
+    fn the_events_of_a_key_are_found_in_any_revision() {
+        let seed = std::env::var("QUORATE_SEED").map_or(11, |s| s.parse().unwrap());
+        println!("QUORATE_SEED={seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        for _ in 0..400 {
+            let (len, keys) = (random.usize(1..200), random.usize(1..400));
+            let mut named: Vec<usize> = (0..len).map(|_| random.usize(..keys)).collect();
+            match random.u8(..3) {
+                0 => named.sort_unstable(),
+                1 => named.sort_unstable_by(|a, b| b.cmp(a)),
+                _ => {}
+            }
+            let key = |name: usize| format!("{name}").into_bytes();
+            named.sort_by_key(|name| if len % 2 == 0 { key(*name) } else { Vec::new() });
+            let written: Vec<Event> = named
+                .iter()
+                .enumerate()
+                .map(|(i, name)| {
+                    let again = named[..i].contains(name);
+                    let kv = KeyValue::new(Fields { key: &key(*name), version: i as i64, ..Fields::default() });
+                    Event { kv, before: if again { 0 } else { random.i64(..9) } }
+                })
+                .collect();
+            let events = Events::take(&mut written.clone());
+            for name in (0..keys.min(2 * len)).map(key) {
+                let mut of_key = written.iter().filter(|event| event.kv.key() == name);
+                if len > 1 {
+                    assert_eq!(events.before(&name), of_key.clone().next().map_or(0, |event| event.before));
+                }
+                assert_eq!(events.last_of(&name), of_key.next_back().map(|event| &event.kv));
+            }
+            for (i, event) in written.iter().enumerate() {
+                assert_eq!(events.before_at(i), event.before);
+                let later = written[i + 1..].iter().any(|later| later.kv.key() == event.kv.key());
+                assert_eq!(events.is_overwritten(i), later);
+            }
+        }
     }
 
     #[test]

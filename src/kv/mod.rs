@@ -1,7 +1,7 @@
 //! The replicated key-value state: multi-version, synchronous, deterministic.
 //!
-//! Owns the rules of the etcd v3 KV API: puts, deletes, ranges, transactions, compaction, the facts of leases, the hash that
-//! members compare, and how the state is written as [`log::Change`](crate::pb::log::Change)s and loaded again.
+//! Owns the rules of the etcd v3 KV API: puts, deletes, ranges, transactions, compaction, the facts of leases, what a request will
+//! cost, the hash that members compare, and how the state is written as [`log::Change`](crate::pb::log::Change)s and loaded again.
 //!
 //! Invariants: the same commands in the same order give the same answers and the same state on every member; a command
 //! that fails changes nothing; what a read returns does not depend on how far a sweep has got.
@@ -9,6 +9,7 @@
 
 mod alarm;
 mod compact;
+mod cost;
 mod digest;
 mod events;
 mod hash;
@@ -25,6 +26,7 @@ mod txn;
 pub mod validate;
 mod versions;
 
+pub use cost::Cost;
 pub use digest::DIGEST_VERSION;
 pub use hash::HashKv;
 pub use history::Revision;

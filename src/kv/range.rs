@@ -8,11 +8,14 @@ use std::ops::Range;
 
 use super::State;
 use super::state::header;
-use super::tree::{Iter, Place, Tree};
+use super::tree::{Iter, Place, Sums, Tree};
 use crate::error::Error;
 use crate::pb::etcd::range_request::{SortOrder, SortTarget};
 use crate::pb::etcd::{RangeRequest, RangeResponse};
 use crate::pb::{Fields, KeyValue};
+
+/// Items that a sort with a small limit holds before it drops those that are beyond it.
+const SORTED_AT_ONCE: usize = if cfg!(test) { 4 } else { 1024 };
 
 /// The keys that a request speaks of.
 #[derive(Clone, Copy)]
@@ -51,13 +54,19 @@ impl<'a> Interval<'a> {
     }
 
     /// The ranks of its items.
-    fn ranks(&self, tree: &Tree) -> Range<usize> {
+    pub(super) fn ranks(&self, tree: &Tree) -> Range<usize> {
         let end = match *self {
             Self::Key(key) => tree.rank(Place::after(key)),
             Self::From(_) => tree.len(),
             Self::Between(_, end) => tree.rank(Place::before(end)),
         };
         tree.rank(Place::before(self.start()))..end
+    }
+
+    /// What its items are together; visits none.
+    pub(super) fn sums(&self, tree: &Tree) -> Sums {
+        let ranks = self.ranks(tree);
+        Sums { items: ranks.len(), bytes: tree.bytes_between(ranks) }
     }
 
     pub(super) fn items<'t>(&self, tree: &'t Tree) -> Take<Iter<'t>> {
@@ -123,15 +132,15 @@ impl State {
     }
 }
 
-fn limit(r: &RangeRequest) -> Option<usize> {
+pub(super) fn limit(r: &RangeRequest) -> Option<usize> {
     usize::try_from(r.limit).ok().filter(|&limit| limit > 0)
 }
 
-fn is_key_order(r: &RangeRequest) -> bool {
+pub(super) fn is_key_order(r: &RangeRequest) -> bool {
     r.sort_target == SortTarget::Key as i32
 }
 
-fn is_filtered(r: &RangeRequest) -> bool {
+pub(super) fn is_filtered(r: &RangeRequest) -> bool {
     [r.min_mod_revision, r.max_mod_revision, r.min_create_revision, r.max_create_revision] != [0; 4]
 }
 
@@ -148,40 +157,79 @@ fn select<'a>(r: &RangeRequest, items: impl Iterator<Item = &'a KeyValue>, count
         let count = count.unwrap_or_else(|| items.count());
         return RangeResponse { count: count as i64, ..RangeResponse::default() };
     }
+    let (mut visited, filtered) = (0, is_filtered(r));
+    let mut items = items.inspect(|_| visited += 1).filter(|kv| !filtered || passes(r, kv));
     let limit = limit(r).unwrap_or(usize::MAX);
-    let sorted_already = is_key_order(r) && r.sort_order != SortOrder::Descend as i32;
-    // One more than the limit shows that there is more.
-    let wanted = if sorted_already { limit.saturating_add(1) } else { usize::MAX };
-    let filtered = is_filtered(r);
-    let mut kvs = Vec::with_capacity(count.unwrap_or(0).min(wanted).min(1024));
-    let mut visited = 0;
-    for kv in items {
-        visited += 1;
-        if kvs.len() < wanted && (!filtered || passes(r, kv)) {
-            kvs.push(kv.clone());
+    let descend = r.sort_order == SortOrder::Descend as i32;
+    // A target other than the key without an order sorts ascending. Equal ones stay in key order.
+    let (kvs, more) = match SortTarget::try_from(r.sort_target) {
+        Ok(SortTarget::Version) => sort(items, KeyValue::version, descend, limit),
+        Ok(SortTarget::Create) => sort(items, KeyValue::create_revision, descend, limit),
+        Ok(SortTarget::Mod) => sort(items, KeyValue::mod_revision, descend, limit),
+        Ok(SortTarget::Value) => sort(items, Value::of, descend, limit),
+        // An unknown target is refused before it gets here; in a log it must still mean the same everywhere.
+        Ok(SortTarget::Key) | Err(_) if descend => {
+            let all: Vec<&KeyValue> = items.collect();
+            (all.iter().rev().take(limit).copied().cloned().collect(), all.len() > limit)
         }
-        if count.is_some() && kvs.len() == wanted {
-            break;
+        Ok(SortTarget::Key) | Err(_) => {
+            let mut kvs = Vec::with_capacity(count.unwrap_or(0).min(limit).min(1024));
+            kvs.extend(items.by_ref().take(limit).cloned());
+            let more = items.next().is_some();
+            if count.is_none() {
+                items.for_each(drop);
+            }
+            (kvs, more)
         }
-    }
-    if !sorted_already {
-        sort(r, &mut kvs);
-    }
-    let more = kvs.len() > limit;
-    kvs.truncate(limit);
+    };
     RangeResponse { kvs, more, count: count.unwrap_or(visited) as i64, ..RangeResponse::default() }
 }
 
-/// Equal ones stay in key order. A target other than the key without an order sorts ascending.
-fn sort(r: &RangeRequest, kvs: &mut [KeyValue]) {
-    let descend = r.sort_order == SortOrder::Descend as i32;
-    let by = |order: std::cmp::Ordering| if descend { order.reverse() } else { order };
-    match SortTarget::try_from(r.sort_target) {
-        Ok(SortTarget::Version) => kvs.sort_by(|a, b| by(a.version().cmp(&b.version()))),
-        Ok(SortTarget::Create) => kvs.sort_by(|a, b| by(a.create_revision().cmp(&b.create_revision()))),
-        Ok(SortTarget::Mod) => kvs.sort_by(|a, b| by(a.mod_revision().cmp(&b.mod_revision()))),
-        Ok(SortTarget::Value) => kvs.sort_by(|a, b| by(a.value().cmp(b.value()))),
-        // An unknown target is refused before it gets here; in a log it must still mean the same everywhere.
-        Ok(SortTarget::Key) | Err(_) => kvs.sort_by(|a, b| by(a.key().cmp(b.key()))),
+/// The first `limit` of the items in the order of what `by` says of each, and whether there are more. Asks once an item: a version
+/// is parsed for the answer, and most likely fetched from memory. Holds no more than it must.
+fn sort<'a, K: Ord>(
+    items: impl Iterator<Item = &'a KeyValue>,
+    by: impl Fn(&'a KeyValue) -> K,
+    descend: bool,
+    limit: usize,
+) -> (Vec<KeyValue>, bool) {
+    let order = |a: &(K, usize, &KeyValue), b: &(K, usize, &KeyValue)| {
+        let by = a.0.cmp(&b.0);
+        (if descend { by.reverse() } else { by }).then(a.1.cmp(&b.1))
+    };
+    let held_max = limit.saturating_mul(2).max(SORTED_AT_ONCE);
+    let (mut first, mut more) = (Vec::new(), false);
+    let mut cut = |first: &mut Vec<(K, usize, &'a KeyValue)>| {
+        if first.len() > limit {
+            first.select_nth_unstable_by(limit, order);
+            first.truncate(limit);
+            more = true;
+        }
+    };
+    for (position, kv) in items.enumerate() {
+        if first.len() == held_max {
+            cut(&mut first);
+        }
+        first.push((by(kv), position, kv));
+    }
+    cut(&mut first);
+    first.sort_unstable_by(order);
+    (first.into_iter().map(|(_, _, kv)| kv.clone()).collect(), more)
+}
+
+/// A value in the order of its bytes; most are told apart by the first of them, which need no look at the value.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Value<'a> {
+    head: u64,
+    bytes: &'a [u8],
+}
+
+impl<'a> Value<'a> {
+    fn of(kv: &'a KeyValue) -> Self {
+        let bytes = kv.value();
+        let mut head = [0; 8];
+        let known = bytes.len().min(head.len());
+        head[..known].copy_from_slice(&bytes[..known]);
+        Self { head: u64::from_be_bytes(head), bytes }
     }
 }

@@ -10,6 +10,7 @@ use super::journal::{Journal, Recorder};
 use super::lease::Leases;
 use super::range::Interval;
 use super::tree::{Place, Tree};
+use super::versions::live_cost;
 use super::{ALARMS_SINCE, CLUSTER_VERSION_MIN, DIGESTS_SINCE, Fault, WANTED_SIZE_SINCE, apply_version};
 use crate::error::Error;
 use crate::pb::etcd::{
@@ -39,7 +40,6 @@ pub struct State {
     /// What the command under way has written: the events of the next revision.
     pub(super) writing: Vec<Event>,
     pub(super) leases: Leases,
-    pub(super) live_bytes: u64,
     /// Of what is held beside the newest versions.
     pub(super) old_bytes: u64,
     pub(super) journal: Recorder,
@@ -60,7 +60,6 @@ impl Clone for State {
             history: self.history.clone(),
             writing: self.writing.clone(),
             leases: self.leases.clone(),
-            live_bytes: self.live_bytes,
             old_bytes: self.old_bytes,
             journal: Recorder::new(self.journal.digest),
         }
@@ -89,7 +88,6 @@ impl State {
             history: History::new(2),
             writing: Vec::new(),
             leases: Leases::new(),
-            live_bytes: 0,
             old_bytes: 0,
             journal: Recorder::new(Some(Digest::START)),
         }
@@ -122,12 +120,12 @@ impl State {
 
     /// Bytes that the state takes in memory: payload, and an estimate of the index. Depends on how far sweeping has got.
     pub fn bytes(&self) -> u64 {
-        self.live_bytes + self.old_bytes + self.history.overhead_bytes() + self.leases.bytes()
+        self.bytes_in_use() + self.old_bytes + self.history.overhead_bytes()
     }
 
     /// Bytes that leases and the newest versions of the keys that exist take: what [`Self::bytes`] would be after compacting all.
     pub fn bytes_in_use(&self) -> u64 {
-        self.live_bytes + self.leases.bytes()
+        live_cost(self.live.sums()) + self.leases.bytes()
     }
 
     /// Starts an empty journal that is dropped when it holds more than `bytes_max`; 0 keeps none.

@@ -1,7 +1,7 @@
 //! A persistent ordered set of versions: a B+ tree whose nodes are shared between clones.
 //!
-//! Cloning is a reference count; a writer copies only the nodes on its path that a clone still shares. Subtree sizes give
-//! the rank of a position in O(log n), so that counting an interval visits none of its items.
+//! Cloning is a reference count; a writer copies only the nodes on its path that a clone still shares. A branch knows how many
+//! items are below each child, and how many bytes they are: so the sums over an interval take O(log n), and visit none of its items.
 //!
 //! A node searches in its heads: of each entry's key the four bytes behind those that all of the node's keys share. They lie side
 //! by side, while every key is an allocation of its own, and a look at one most often a cache miss. Only entries whose heads are that
@@ -94,7 +94,44 @@ impl<'a> Place<'a> {
 #[derive(Clone)]
 pub(super) struct Tree {
     root: Node,
-    len: usize,
+    sums: Sums,
+}
+
+/// What some items are together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sums {
+    pub items: usize,
+    /// Of their encodings.
+    pub bytes: u64,
+}
+
+impl Sums {
+    fn of(item: &KeyValue) -> Self {
+        Self { items: 1, bytes: item.as_encoded().len() as u64 }
+    }
+}
+
+impl std::ops::AddAssign for Sums {
+    fn add_assign(&mut self, other: Self) {
+        self.items += other.items;
+        self.bytes += other.bytes;
+    }
+}
+
+impl std::ops::SubAssign for Sums {
+    fn sub_assign(&mut self, other: Self) {
+        self.items -= other.items;
+        self.bytes -= other.bytes;
+    }
+}
+
+impl std::iter::Sum for Sums {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |mut sum, one| {
+            sum += one;
+            sum
+        })
+    }
 }
 
 #[derive(Clone)]
@@ -116,19 +153,45 @@ struct Row<E> {
 #[derive(Clone)]
 struct Child {
     first: KeyValue,
-    len: usize,
+    /// Of the items below.
+    sums: Sums,
     node: Node,
+}
+
+/// What an insertion did to a node.
+struct Inserted {
+    item: Sums,
+    replaced: Option<KeyValue>,
+    /// The right part of the node, if it had to be split.
+    split: Option<Node>,
+}
+
+impl Inserted {
+    /// Takes over into the sums of a node what was inserted below it.
+    fn add_to(&self, sums: &mut Sums) {
+        *sums += self.item;
+        if let Some(replaced) = &self.replaced {
+            *sums -= Sums::of(replaced);
+        }
+    }
 }
 
 /// What a node is made of.
 trait Entry {
     /// The item, or the first one below.
     fn first(&self) -> &KeyValue;
+
+    /// Of the item, or of those below.
+    fn sums(&self) -> Sums;
 }
 
 impl Entry for KeyValue {
     fn first(&self) -> &KeyValue {
         self
+    }
+
+    fn sums(&self) -> Sums {
+        Sums::of(self)
     }
 }
 
@@ -136,15 +199,24 @@ impl Entry for Child {
     fn first(&self) -> &KeyValue {
         &self.first
     }
+
+    fn sums(&self) -> Sums {
+        self.sums
+    }
 }
 
 impl Tree {
     pub(super) fn new() -> Self {
-        Self { root: Node::leaf(Row::new()), len: 0 }
+        Self { root: Node::leaf(Row::new()), sums: Sums::default() }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.len
+        self.sums.items
+    }
+
+    /// Of all items.
+    pub(super) fn sums(&self) -> Sums {
+        self.sums
     }
 
     /// The item at this place.
@@ -178,7 +250,29 @@ impl Tree {
                 Node::Leaf(leaf) => return rank + leaf.rank(place),
                 Node::Branch(branch) => {
                     let i = branch.rank(place).saturating_sub(1);
-                    rank += branch.entries[..i].iter().map(|c| c.len).sum::<usize>();
+                    rank += branch.entries[..i].iter().map(|c| c.sums.items).sum::<usize>();
+                    node = &branch.entries[i].node;
+                }
+            }
+        }
+    }
+
+    /// The bytes of the items with these ranks.
+    pub(super) fn bytes_between(&self, ranks: std::ops::Range<usize>) -> u64 {
+        self.bytes_before(ranks.end) - self.bytes_before(ranks.start)
+    }
+
+    /// The bytes of the items before the one with this rank.
+    fn bytes_before(&self, rank: usize) -> u64 {
+        let mut node = &self.root;
+        let mut skip = rank.min(self.len());
+        let mut bytes = 0;
+        loop {
+            match node {
+                Node::Leaf(leaf) => return bytes + sums(&leaf.entries[..skip]).bytes,
+                Node::Branch(branch) => {
+                    let i = branch.skip(&mut skip);
+                    bytes += sums(&branch.entries[..i]).bytes;
                     node = &branch.entries[i].node;
                 }
             }
@@ -188,7 +282,7 @@ impl Tree {
     /// The items from the one with this rank on.
     pub(super) fn iter_at(&self, rank: usize) -> Iter<'_> {
         let mut iter = Iter { above: Vec::new(), leaf: [].iter() };
-        let mut skip = rank.min(self.len);
+        let mut skip = rank.min(self.len());
         let mut node = &self.root;
         loop {
             match node {
@@ -197,14 +291,9 @@ impl Tree {
                     return iter;
                 }
                 Node::Branch(branch) => {
-                    let children = &branch.entries;
-                    let mut i = 0;
-                    while i + 1 < children.len() && skip >= children[i].len {
-                        skip -= children[i].len;
-                        i += 1;
-                    }
-                    iter.above.push(children[i + 1..].iter());
-                    node = &children[i].node;
+                    let i = branch.skip(&mut skip);
+                    iter.above.push(branch.entries[i + 1..].iter());
+                    node = &branch.entries[i].node;
                 }
             }
         }
@@ -216,16 +305,16 @@ impl Tree {
         place: Place<'_>,
         make: impl FnOnce(Option<&KeyValue>) -> KeyValue,
     ) -> Option<KeyValue> {
-        let (replaced, split) = self.root.insert(place, make);
-        if let Some(right) = split {
+        let mut inserted = self.root.insert(place, make);
+        inserted.add_to(&mut self.sums);
+        if let Some(right) = inserted.split.take() {
             let left = std::mem::replace(&mut self.root, Node::leaf(Row::new()));
             let mut root = Row::new();
             root.insert(0, Child::new(left));
             root.insert(1, Child::new(right));
             self.root = Node::Branch(Arc::new(root));
         }
-        self.len += usize::from(replaced.is_none());
-        replaced
+        inserted.replaced
     }
 
     /// Takes out the item at this place.
@@ -233,7 +322,7 @@ impl Tree {
         // Looked up first, because a miss must not copy shared nodes.
         self.get(place)?;
         let removed = self.root.remove(place);
-        self.len -= 1;
+        self.sums -= Sums::of(&removed);
         while let Node::Branch(root) = &self.root {
             match &root.entries[..] {
                 [] => *self = Self::new(),
@@ -266,8 +355,12 @@ fn common(a: &[u8], b: &[u8]) -> usize {
 
 impl Child {
     fn new(node: Node) -> Self {
-        Self { first: node.first().clone(), len: node.len(), node }
+        Self { first: node.first().clone(), sums: node.sums(), node }
     }
+}
+
+fn sums<E: Entry>(entries: &[E]) -> Sums {
+    entries.iter().map(E::sums).sum()
 }
 
 impl<E: Entry + Clone> Row<E> {
@@ -377,6 +470,16 @@ impl<E: Entry + Clone> Row<E> {
 }
 
 impl Row<Child> {
+    /// The child to descend into so that so many items below come before, and how many of them are below that child.
+    fn skip(&self, items: &mut usize) -> usize {
+        let mut i = 0;
+        while i + 1 < self.entries.len() && *items >= self.entries[i].sums.items {
+            *items -= self.entries[i].sums.items;
+            i += 1;
+        }
+        i
+    }
+
     /// Takes over what child `i` begins with now.
     fn refresh(&mut self, i: usize) {
         let child = &mut self.entries[i];
@@ -397,7 +500,7 @@ impl Row<Child> {
         let right = self.remove(left + 1);
         let child = &mut self.entries[left];
         child.node.append(right.node);
-        child.len += right.len;
+        child.sums += right.sums;
     }
 }
 
@@ -414,10 +517,10 @@ impl Node {
         }
     }
 
-    fn len(&self) -> usize {
+    fn sums(&self) -> Sums {
         match self {
-            Node::Leaf(leaf) => leaf.entries.len(),
-            Node::Branch(branch) => branch.entries.iter().map(|c| c.len).sum(),
+            Node::Leaf(leaf) => sums(&leaf.entries),
+            Node::Branch(branch) => sums(&branch.entries),
         }
     }
 
@@ -428,23 +531,21 @@ impl Node {
         }
     }
 
-    /// The item replaced, and the right part of this node if it had to be split.
-    fn insert(
-        &mut self,
-        place: Place<'_>,
-        make: impl FnOnce(Option<&KeyValue>) -> KeyValue,
-    ) -> (Option<KeyValue>, Option<Node>) {
+    fn insert(&mut self, place: Place<'_>, make: impl FnOnce(Option<&KeyValue>) -> KeyValue) -> Inserted {
         match self {
             Node::Leaf(leaf) => {
                 let leaf = Arc::make_mut(leaf);
-                match leaf.find(place) {
+                let found = leaf.find(place);
+                let item = make(found.ok().map(|i| &leaf.entries[i]));
+                let sums = Sums::of(&item);
+                match found {
                     Ok(i) => {
-                        let item = make(Some(&leaf.entries[i]));
-                        (Some(std::mem::replace(&mut leaf.entries[i], item)), None)
+                        let replaced = std::mem::replace(&mut leaf.entries[i], item);
+                        Inserted { item: sums, replaced: Some(replaced), split: None }
                     }
                     Err(i) => {
-                        leaf.insert(i, make(None));
-                        (None, leaf.split(i).map(Node::leaf))
+                        leaf.insert(i, item);
+                        Inserted { item: sums, replaced: None, split: leaf.split(i).map(Node::leaf) }
                     }
                 }
             }
@@ -452,14 +553,18 @@ impl Node {
                 let branch = Arc::make_mut(branch);
                 let i = branch.slot(place);
                 let child = &mut branch.entries[i];
-                let (replaced, split) = child.node.insert(place, make);
-                child.len += usize::from(replaced.is_none());
-                let right = split.map(Child::new);
-                child.len -= right.as_ref().map_or(0, |right| right.len);
+                let mut inserted = child.node.insert(place, make);
+                inserted.add_to(&mut child.sums);
+                let right = inserted.split.take().map(Child::new);
+                if let Some(right) = &right {
+                    child.sums -= right.sums;
+                }
                 branch.refresh(i);
-                let Some(right) = right else { return (replaced, None) };
-                branch.insert(i + 1, right);
-                (replaced, branch.split(i + 1).map(|right| Node::Branch(Arc::new(right))))
+                if let Some(right) = right {
+                    branch.insert(i + 1, right);
+                    inserted.split = branch.split(i + 1).map(|right| Node::Branch(Arc::new(right)));
+                }
+                inserted
             }
         }
     }
@@ -476,8 +581,8 @@ impl Node {
                 let i = branch.slot(place);
                 let child = &mut branch.entries[i];
                 let removed = child.node.remove(place);
-                child.len -= 1;
-                if child.len == 0 {
+                child.sums -= Sums::of(&removed);
+                if child.sums.items == 0 {
                     branch.remove(i);
                 } else {
                     let is_narrow = child.node.width() < WIDTH_MIN;
@@ -555,6 +660,16 @@ mod tests {
         KeyValue::new(Fields { key, mod_revision, version: 1, ..Fields::default() })
     }
 
+    /// As [`item`], of a random size.
+    fn sized(random: &mut fastrand::Rng, key: &[u8], mod_revision: i64) -> KeyValue {
+        let value = vec![7; random.usize(..300)];
+        KeyValue::new(Fields { key, mod_revision, version: 1, value: &value, ..Fields::default() })
+    }
+
+    fn bytes<'a>(items: impl Iterator<Item = &'a KeyValue>) -> u64 {
+        items.map(|kv| kv.as_encoded().len() as u64).sum()
+    }
+
     /// Keys that share much, little and nothing, and end where others go on.
     fn key(random: &mut fastrand::Rng) -> Vec<u8> {
         let number = random.u32(..600);
@@ -593,7 +708,7 @@ mod tests {
         };
         check_row(branch, root);
         let mut depths = branch.entries.iter().map(|c| {
-            assert_eq!(c.len, c.node.len());
+            assert_eq!(c.sums, c.node.sums(), "stale sums");
             assert!(std::ptr::eq(c.first.as_encoded(), c.node.first().as_encoded()), "a stale separator");
             check(&c.node, false)
         });
@@ -616,7 +731,7 @@ mod tests {
             let place = Place::of_version(&key, revision);
             let entry = (key.clone(), revision);
             if random.u8(..4) != 0 && grow || random.u8(..16) == 0 {
-                let new = item(&key, revision);
+                let new = sized(&mut random, &key, revision);
                 let replaced = tree.insert(place, |was| {
                     assert_eq!(was, map.get(&entry));
                     new.clone()
@@ -630,6 +745,7 @@ mod tests {
                 check(&kept.0.root, true);
                 assert!(kept.0.iter_at(0).eq(kept.1.values()), "a clone changed");
                 kept = (tree.clone(), map.clone());
+                assert_eq!(tree.sums(), Sums { items: map.len(), bytes: bytes(map.values()) });
             }
             assert_eq!(tree.len(), map.len());
             assert_eq!(tree.get(place), map.get(&entry));
@@ -637,6 +753,7 @@ mod tests {
                 let first = (key.clone(), i64::MIN);
                 let rank = map.range(..&entry).count();
                 assert_eq!(tree.rank(place), rank);
+                assert_eq!(tree.bytes_before(rank), bytes(map.range(..&entry).map(|(_, v)| v)));
                 assert_eq!(tree.last_before(place), map.range(..&entry).next_back().map(|(_, v)| v));
                 assert!(tree.iter_at(rank).take(40).eq(map.range(&entry..).take(40).map(|(_, v)| v)));
                 assert_eq!(tree.rank(Place::before(&key)), map.range(..&first).count());
@@ -648,7 +765,7 @@ mod tests {
         for (key, revision) in map.into_keys() {
             tree.remove(Place::of_version(&key, revision)).unwrap();
         }
-        assert_eq!((tree.len(), tree.root.width()), (0, 0));
+        assert_eq!((tree.sums(), tree.root.width()), (Sums::default(), 0));
     }
 
     #[test]

@@ -2,18 +2,24 @@
 //!
 //! In three passes, so that a transaction that fails has written nothing: decide every comparison, nested ones included,
 //! on the state before the transaction (as etcd does); check what can fail on the branches taken; then do them. Reads see
-//! the writes before them.
+//! the writes before them, but one of a past revision reads the state before the transaction: the history does not say yet what
+//! this one supersedes.
+//!
+//! However many comparisons a transaction has, each key of their intervals is looked at once for all of them, and none after the
+//! first for which one does not hold.
+
+use std::ops::Range;
 
 use super::State;
 use super::range::Interval;
 use super::state::header;
 use super::tree::Place;
 use crate::error::Error;
-use crate::pb::Fields;
 use crate::pb::etcd::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::pb::etcd::request_op::Request;
 use crate::pb::etcd::response_op::Response;
 use crate::pb::etcd::{Compare, RequestOp, ResponseOp, TxnRequest, TxnResponse};
+use crate::pb::{Fields, KeyValue};
 
 /// True if no branch can write: the transaction is then a read, and needs no log entry.
 pub fn is_read_only(r: &TxnRequest) -> bool {
@@ -34,6 +40,14 @@ enum Check {
 /// Which branch each transaction of a nest takes, in the order in which they are met.
 type Path = Vec<bool>;
 
+/// A transaction that is being done.
+struct Run {
+    path: std::vec::IntoIter<bool>,
+    answer: bool,
+    /// What reads of the past see, if there are any.
+    before: Option<State>,
+}
+
 fn branch(r: &TxnRequest, succeeded: bool) -> &[RequestOp] {
     if succeeded { &r.success } else { &r.failure }
 }
@@ -51,13 +65,14 @@ impl State {
         // The order decides what the client is told when several things are wrong; it is etcd's.
         self.check_txn(r, &mut path.iter().copied(), Check::Puts)?;
         self.check_txn(r, &mut path.iter().copied(), Check::Ranges)?;
-        let response = self.write_txn(r, &mut path.into_iter(), answer);
+        let before = (answer && reads_past(r)).then(|| self.clone());
+        let response = self.write_txn(r, &mut Run { path: path.into_iter(), answer, before });
         self.commit();
         Ok(response)
     }
 
     fn decide(&self, r: &TxnRequest, path: &mut Path) {
-        let succeeded = r.compare.iter().all(|c| self.holds(c));
+        let succeeded = self.all_hold(&r.compare);
         path.push(succeeded);
         for op in branch(r, succeeded) {
             if let Some(Request::RequestTxn(nested)) = &op.request {
@@ -68,18 +83,48 @@ impl State {
 
     /// A comparison holds for an interval if it holds for each of its keys. A key that does not exist compares as zeros,
     /// but its value equals nothing, nor differs from anything.
-    fn holds(&self, c: &Compare) -> bool {
-        let mut items = match Interval::new(&c.key, &c.range_end) {
-            Interval::Key(key) => match self.live.get(Place::of(key)) {
-                Some(kv) => return compare(c, &kv.fields()),
-                None => return missing(c),
-            },
-            interval => self.live_in(interval).peekable(),
-        };
-        if items.peek().is_none() {
-            return missing(c);
+    fn all_hold(&self, compares: &[Compare]) -> bool {
+        let mut spans = Vec::new();
+        for c in compares {
+            let interval = Interval::new(&c.key, &c.range_end);
+            let holds = match interval {
+                Interval::Key(key) => self.live.get(Place::of(key)).map(|kv| compare(c, &kv.fields())),
+                _ => Some(interval.ranks(&self.live)).filter(|ranks| !ranks.is_empty()).map(|ranks| {
+                    spans.push((ranks, c));
+                    true
+                }),
+            };
+            if !holds.unwrap_or_else(|| missing(c)) {
+                return false;
+            }
         }
-        items.all(|kv| compare(c, &kv.fields()))
+        self.hold_for_each(spans)
+    }
+
+    /// Whether each comparison holds for the keys of these ranks.
+    fn hold_for_each(&self, mut spans: Vec<(Range<usize>, &Compare)>) -> bool {
+        spans.sort_by_key(|(ranks, _)| ranks.start);
+        let mut spans = spans.into_iter().peekable();
+        let mut open: Vec<(Range<usize>, &Compare)> = Vec::new();
+        let mut at = 0;
+        loop {
+            // From here to `end` it is the same comparisons that concern each key.
+            open.retain(|(ranks, _)| ranks.end > at);
+            if open.is_empty() {
+                let Some((ranks, _)) = spans.peek() else { return true };
+                at = ranks.start;
+            }
+            while let Some(span) = spans.next_if(|(ranks, _)| ranks.start == at) {
+                open.push(span);
+            }
+            let ends = open.iter().map(|(ranks, _)| ranks.end).chain(spans.peek().map(|(ranks, _)| ranks.start));
+            let end = ends.min().expect("one is open");
+            let mut items = self.live.iter_at(at).take(end - at).map(KeyValue::fields);
+            if !items.all(|kv| open.iter().all(|(_, c)| compare(c, &kv))) {
+                return false;
+            }
+            at = end;
+        }
     }
 
     fn check_txn(&self, r: &TxnRequest, path: &mut impl Iterator<Item = bool>, what: Check) -> Result<(), Error> {
@@ -98,20 +143,23 @@ impl State {
         Ok(())
     }
 
-    fn write_txn(&mut self, r: &TxnRequest, path: &mut impl Iterator<Item = bool>, answer: bool) -> TxnResponse {
-        let succeeded = next(path);
+    fn write_txn(&mut self, r: &TxnRequest, run: &mut Run) -> TxnResponse {
+        let (succeeded, answer) = (next(&mut run.path), run.answer);
         let mut responses = Vec::new();
         for op in branch(r, succeeded) {
             let response = match &op.request {
                 // A range is only its answer. An operation that is none was refused.
                 Some(Request::RequestRange(_)) if !answer => continue,
                 None => continue,
-                Some(Request::RequestRange(r)) => Response::ResponseRange(self.read_range(r, self.present())),
+                Some(Request::RequestRange(r)) => {
+                    let state = run.before.as_ref().filter(|_| r.revision > 0).unwrap_or(self);
+                    Response::ResponseRange(state.read_range(r, self.present()))
+                }
                 Some(Request::RequestPut(r)) => Response::ResponsePut(self.write_put(r, answer)),
                 Some(Request::RequestDeleteRange(r)) => {
                     Response::ResponseDeleteRange(self.write_delete_range(r, answer))
                 }
-                Some(Request::RequestTxn(r)) => Response::ResponseTxn(self.write_txn(r, path, answer)),
+                Some(Request::RequestTxn(r)) => Response::ResponseTxn(self.write_txn(r, run)),
             };
             if answer {
                 responses.push(ResponseOp { response: Some(response) });
@@ -119,6 +167,15 @@ impl State {
         }
         TxnResponse { header: header(self.present()), succeeded, responses }
     }
+}
+
+/// True if some branch reads a revision by its number.
+fn reads_past(r: &TxnRequest) -> bool {
+    r.success.iter().chain(&r.failure).any(|op| match &op.request {
+        Some(Request::RequestRange(r)) => r.revision > 0,
+        Some(Request::RequestTxn(r)) => reads_past(r),
+        Some(Request::RequestPut(_) | Request::RequestDeleteRange(_)) | None => false,
+    })
 }
 
 fn next(path: &mut impl Iterator<Item = bool>) -> bool {

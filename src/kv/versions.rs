@@ -14,7 +14,7 @@
 use super::State;
 use super::history::Event;
 use super::range::Interval;
-use super::tree::{Place, Tree};
+use super::tree::{Place, Sums, Tree};
 use crate::pb::KeyValue;
 
 /// Which versions of a life are in `old`: a read of a past revision takes at most so many steps back.
@@ -24,7 +24,7 @@ const INDEXED_EVERY: i64 = if cfg!(test) { 3 } else { 64 };
 /// million keys of 256 bytes take 1.40 times their payload, history included.
 const VERSION_OVERHEAD_BYTES: usize = 16 + 16;
 /// A slot and its head in a tree two thirds full.
-const SLOT_BYTES: u64 = 30;
+const SLOT_BYTES: usize = 30;
 
 impl State {
     /// Makes `kv` its key's newest version.
@@ -42,7 +42,6 @@ impl State {
         let mut made = None;
         let prev = self.live.insert(Place::of(key), |prev| made.insert(make(prev)).clone());
         let kv = made.expect("a tree makes what it inserts");
-        self.live_bytes += live_cost(&kv);
         self.leases.follow(prev.as_ref(), Some(&kv));
         let before = prev.as_ref().map_or(0, |prev| self.supersede(prev, kv.mod_revision()));
         (Event { kv, before }, prev)
@@ -62,7 +61,6 @@ impl State {
 
     /// `prev` is not its key's newest version any more, from `revision` on. Returns its own revision, if it was ever visible.
     fn supersede(&mut self, prev: &KeyValue, revision: i64) -> i64 {
-        self.live_bytes -= live_cost(prev);
         let was = prev.fields();
         if was.mod_revision == revision {
             return 0;
@@ -91,7 +89,8 @@ impl State {
         self.old_bytes -= removed.as_ref().map_or(0, cost);
     }
 
-    /// The version of `key` that a read at `revision` sees, which is not below the compacted one.
+    /// The version of `key` that a read at `revision` sees, which is not below the compacted one. Not while a command is under way
+    /// that has written: the history says nothing of that yet (`txn`).
     pub(super) fn version_at(&self, key: &[u8], revision: i64) -> Option<&KeyValue> {
         let live = self.live.get(Place::of(key));
         if live.is_some_and(|kv| kv.mod_revision() <= revision) {
@@ -118,12 +117,7 @@ impl State {
 
     /// The revision of the version of `key` that its event of `revision` superseded.
     pub(super) fn before(&self, key: &[u8], revision: i64) -> Option<i64> {
-        let before = match self.history.get(revision) {
-            Some(events) => events.before(key),
-            // Inside a transaction that has written.
-            None => self.writing.iter().find(|event| event.kv.key() == key)?.before,
-        };
-        Some(before).filter(|&before| before > 0)
+        Some(self.history.get(revision)?.before(key)).filter(|&before| before > 0)
     }
 
     /// The version of `key` that `revision` made.
@@ -132,7 +126,8 @@ impl State {
         event.or_else(|| self.old.get(Place::of_version(key, revision)))
     }
 
-    /// What a read of `interval` at `revision`, which is not below the compacted one, sees, in key order.
+    /// What a read of `interval` at `revision`, which is not below the compacted one, sees, in key order. As [`Self::version_at`], not
+    /// while a command is under way that has written.
     pub(super) fn visible_at<'s>(
         &'s self,
         interval: Interval<'_>,
@@ -196,6 +191,7 @@ pub(super) fn cost(kv: &KeyValue) -> u64 {
     (kv.as_encoded().len() + VERSION_OVERHEAD_BYTES) as u64
 }
 
-pub(super) fn live_cost(kv: &KeyValue) -> u64 {
-    cost(kv) + SLOT_BYTES
+/// What newest versions take that are together so many bytes.
+pub(super) fn live_cost(versions: Sums) -> u64 {
+    versions.bytes + (versions.items * (VERSION_OVERHEAD_BYTES + SLOT_BYTES)) as u64
 }

@@ -56,12 +56,16 @@ impl KeyValue {
 
     /// All fields, parsed; a few nanoseconds.
     pub fn fields(&self) -> Fields<'_> {
+        #[cfg(test)]
+        looks::count();
         parse(&self.0).expect("a KeyValue holds a valid encoding")
     }
 
     /// The key; cheaper than [`Self::fields`], since it comes first. The index compares by it.
     #[inline]
     pub fn key(&self) -> &[u8] {
+        #[cfg(test)]
+        looks::count();
         match &*self.0 {
             // A length below 128 is one byte.
             [KEY_TAG, len, rest @ ..] if *len < 0x80 => &rest[..usize::from(*len)],
@@ -216,6 +220,24 @@ impl prost::Message for KeyValue {
 /// Bytes that a length-delimited field of `len` bytes takes with a one-byte tag.
 pub fn delimited_len(len: usize) -> usize {
     1 + encoded_len_varint(len as u64) + len
+}
+
+/// How often this thread has looked into a version: what a test can hold against how many there are, on any machine.
+#[cfg(test)]
+pub(crate) mod looks {
+    use std::cell::Cell;
+
+    thread_local! {
+        static LOOKS: Cell<u64> = const { Cell::new(0) };
+    }
+
+    pub(super) fn count() {
+        LOOKS.set(LOOKS.get() + 1);
+    }
+
+    pub(crate) fn so_far() -> u64 {
+        LOOKS.get()
+    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 
 pub mod checked;
 pub mod codec;
-mod key_value;
+pub(crate) mod key_value;
 
 pub use key_value::{Fields, KeyValue, delimited_len};
 

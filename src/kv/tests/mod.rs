@@ -1,5 +1,6 @@
 //! What the state must do: facts by name, and a random comparison with a naive model.
 
+mod cost;
 mod facts;
 mod lease;
 pub(crate) mod model;

@@ -9,7 +9,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::kv::Loader;
-use crate::kv::versions::{cost, live_cost};
+use crate::kv::tree::Sums;
+use crate::kv::versions::cost;
 use crate::pb::Fields;
 use crate::pb::etcd::compare::TargetUnion;
 use crate::pb::etcd::response_op::Response as OpResponse;
@@ -302,7 +303,7 @@ pub(crate) fn delete_request() -> impl Strategy<Value = DeleteRangeRequest> {
     })
 }
 
-fn range_request() -> impl Strategy<Value = RangeRequest> {
+pub(crate) fn range_request() -> impl Strategy<Value = RangeRequest> {
     let bound = || prop_oneof![4 => Just(0_i64), 1 => 1..40_i64];
     let filters = (bound(), bound(), bound(), bound());
     let flags = (prop::bool::weighted(0.2), prop::bool::weighted(0.1));
@@ -343,6 +344,10 @@ fn compare() -> impl Strategy<Value = Compare> {
     })
 }
 
+fn compares(max: usize) -> impl Strategy<Value = Vec<Compare>> {
+    prop::collection::vec(compare(), 0..max)
+}
+
 /// Not only valid ones: what slips through validation must still mean the same on every member.
 pub(crate) fn txn_request() -> impl Strategy<Value = TxnRequest> {
     let leaf = prop_oneof![
@@ -352,7 +357,7 @@ pub(crate) fn txn_request() -> impl Strategy<Value = TxnRequest> {
     ];
     let txn = |ops: BoxedStrategy<Op>| {
         let branch = move || prop::collection::vec(ops.clone().prop_map(op), 0..4);
-        (prop::collection::vec(compare(), 0..2), branch(), branch())
+        (prop_oneof![2 => compares(2), 1 => compares(6)], branch(), branch())
             .prop_map(|(compare, success, failure)| TxnRequest { compare, success, failure })
     };
     let ops = leaf.prop_recursive(2, 8, 4, move |inner| txn(inner).prop_map(Op::RequestTxn));
@@ -395,9 +400,10 @@ pub(crate) fn check(state: &State, model: &Model) {
         let before = model.at(kv.key(), b"", revision - 1).pop().filter(|_| kv.version() != 1);
         assert_eq!(state.version_before(kv), before, "before {kv:?}");
     }
-    let live: u64 = state.live.iter_at(0).map(live_cost).sum();
+    let live = model.now(b"\0", b"\0");
+    let live = Sums { items: live.len(), bytes: live.iter().map(|kv| kv.as_encoded().len() as u64).sum() };
     let tombstones: u64 = state.old.iter_at(0).filter(|kv| kv.is_tombstone()).map(cost).sum();
-    assert_eq!((state.live_bytes, state.old_bytes), (live, tombstones + superseded_bytes(state)));
+    assert_eq!((state.live.sums(), state.old_bytes), (live, tombstones + superseded_bytes(state)));
     let leases: BTreeMap<i64, (i64, i64)> =
         state.leases().iter().map(|(id, x)| (id, (x.ttl_seconds, x.left_seconds.unwrap_or(0)))).collect();
     assert_eq!(leases, model.leases);

@@ -1,0 +1,184 @@
+//! What a request will visit and answer, counted before it is proposed or read.
+//!
+//! From the sums in the trees: O(log n) an operation, whatever lies in its interval. A request may do what visits every key once,
+//! however many there are; what all its operations visit beyond that has a bound. So a small request cannot ask for the work of a
+//! thousand, while nothing that etcd's clients ask for is refused because there is much data.
+//! Invariant: asked only before a command is proposed and before a read; applying knows no bound.
+//! Absent: how long that takes, which depends on the machine.
+
+use std::ops::AddAssign;
+
+use super::State;
+use super::range::{Interval, is_filtered, is_key_order, limit};
+use super::tree::{Place, Sums};
+use crate::error::Error;
+use crate::pb::etcd::range_request::SortOrder;
+use crate::pb::etcd::request_op::Request;
+use crate::pb::etcd::{Compare, DeleteRangeRequest, RangeRequest, RequestOp, TxnRequest};
+use crate::pb::log::command;
+
+/// A key that was found is compared so many times in the time of another look-up.
+const COMPARES_A_KEY: u64 = 32;
+/// An answer of so many bytes counts as a key.
+const BYTES_A_KEY: u64 = 512;
+/// What a key without its value is taken for.
+const KEY_ONLY_BYTES: u64 = 256;
+/// Keys of one lease that are counted. More make no difference to who asks, and each is visited for it.
+const LEASE_KEYS_MAX: usize = 1 << 16;
+
+/// What a request costs at most, as the data is now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Versions that are looked at or written; at least 1 an operation.
+    pub keys: u64,
+    /// Of the answer's keys and values. Exact for a range of the present in key order without filters, an estimate else.
+    pub bytes: u64,
+}
+
+impl Cost {
+    /// Keys and bytes as one number.
+    pub fn units(self) -> u64 {
+        self.keys.saturating_add(self.bytes / BYTES_A_KEY)
+    }
+
+    /// Of whichever of the two is done.
+    fn either(self, other: Self) -> Self {
+        Self { keys: self.keys.max(other.keys), bytes: self.bytes.max(other.bytes) }
+    }
+}
+
+impl AddAssign for Cost {
+    fn add_assign(&mut self, other: Self) {
+        self.keys = self.keys.saturating_add(other.keys);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+    }
+}
+
+impl State {
+    /// Of a range.
+    pub fn range_cost(&self, r: &RangeRequest) -> Cost {
+        let interval = Interval::new(&r.key, &r.range_end);
+        if let Interval::Key(key) = interval {
+            return Cost { keys: 1, bytes: if r.count_only { 0 } else { self.bytes_of(key) } };
+        }
+        let ranks = interval.ranks(&self.live);
+        let taken = limit(r).unwrap_or(ranks.len()).min(ranks.len());
+        let is_past = r.revision > 0 && r.revision != self.revision;
+        let (keys, bytes) = if is_past || is_filtered(r) || !is_key_order(r) {
+            let mut visited = Sums { items: ranks.len(), bytes: self.live.bytes_between(ranks) };
+            if is_past {
+                visited += interval.sums(&self.old);
+            }
+            // Which of them are answered is not known.
+            (visited.items, visited.bytes / visited.items.max(1) as u64 * taken as u64)
+        } else {
+            let is_last = r.sort_order == SortOrder::Descend as i32;
+            let answered = if is_last { ranks.end - taken..ranks.end } else { ranks.start..ranks.start + taken };
+            (if r.count_only { 0 } else { taken }, self.live.bytes_between(answered))
+        };
+        let bytes = match (r.count_only, r.keys_only) {
+            (true, _) => 0,
+            (false, true) => bytes.min(taken as u64 * KEY_ONLY_BYTES),
+            (false, false) => bytes,
+        };
+        Cost { keys: keys.max(1) as u64, bytes }
+    }
+
+    /// Of a transaction: of the branches that cost most, since one of each two is done.
+    pub fn txn_cost(&self, r: &TxnRequest) -> Cost {
+        self.txn_cost_after(r, &mut Cost::default())
+    }
+
+    /// Of a command.
+    pub fn command_cost(&self, request: &command::Request) -> Cost {
+        match request {
+            command::Request::DeleteRange(r) => self.delete_cost(r),
+            command::Request::Txn(r) => self.txn_cost(r),
+            command::Request::LeaseRevoke(r) => {
+                Cost { keys: self.lease_keys(r.id).take(LEASE_KEYS_MAX).count().max(1) as u64, bytes: 0 }
+            }
+            command::Request::LeaseCheckpoint(r) => Cost { keys: r.checkpoints.len().max(1) as u64, bytes: 0 },
+            command::Request::Put(_)
+            | command::Request::Compact(_)
+            | command::Request::SetClusterVersion(_)
+            | command::Request::WantedSize(_)
+            | command::Request::LeaseGrant(_)
+            | command::Request::Alarm(_)
+            | command::Request::StartDigest(_) => Cost { keys: 1, bytes: 0 },
+        }
+    }
+
+    /// Refuses what costs more than `units_max` beyond a visit to every key.
+    pub fn check_cost(&self, cost: Cost, units_max: u64) -> Result<(), Error> {
+        let mut all = self.live.sums();
+        all += self.old.sums();
+        let once = Cost { keys: all.items as u64, bytes: all.bytes }.units();
+        if cost.units() <= once.saturating_add(units_max) {
+            return Ok(());
+        }
+        Err(Error::TooCostly(format!(
+            "it would look at {} keys and answer {} bytes, more than limits.request_cost_max ({units_max}) allows beyond \
+             one visit to each of the {} keys that there are: ask for less with each operation, or in several requests",
+            cost.keys,
+            cost.bytes,
+            self.key_count()
+        )))
+    }
+
+    /// `written` is what the transaction has put by then, at most: its reads see that, too.
+    fn txn_cost_after(&self, r: &TxnRequest, written: &mut Cost) -> Cost {
+        let mut cost = self.compare_cost(&r.compare);
+        let (mut by_success, mut by_failure) = (*written, *written);
+        let success = self.branch_cost(&r.success, &mut by_success);
+        cost += success.either(self.branch_cost(&r.failure, &mut by_failure));
+        *written = by_success.either(by_failure);
+        cost
+    }
+
+    fn branch_cost(&self, ops: &[RequestOp], written: &mut Cost) -> Cost {
+        let mut cost = Cost::default();
+        for op in ops {
+            cost += match &op.request {
+                Some(Request::RequestRange(r)) => {
+                    let mut range = self.range_cost(r);
+                    if !r.count_only {
+                        range += if r.range_end.is_empty() { Cost { keys: 0, ..*written } } else { *written };
+                    }
+                    range
+                }
+                Some(Request::RequestPut(r)) => {
+                    *written += Cost { keys: 1, bytes: (r.key.len() + r.value.len()) as u64 };
+                    Cost { keys: 1, bytes: if r.prev_kv { self.bytes_of(&r.key) } else { 0 } }
+                }
+                Some(Request::RequestDeleteRange(r)) => self.delete_cost(r),
+                Some(Request::RequestTxn(r)) => self.txn_cost_after(r, written),
+                None => Cost::default(),
+            };
+        }
+        cost
+    }
+
+    fn delete_cost(&self, r: &DeleteRangeRequest) -> Cost {
+        let gone = Interval::new(&r.key, &r.range_end).sums(&self.live);
+        Cost { keys: gone.items.max(1) as u64, bytes: if r.prev_kv { gone.bytes } else { 0 } }
+    }
+
+    /// All comparisons of a transaction visit each key of their intervals once together (`txn`).
+    fn compare_cost(&self, compares: &[Compare]) -> Cost {
+        let interval = |c: &Compare| Interval::new(&c.key, &c.range_end).ranks(&self.live);
+        let mut intervals: Vec<_> = compares.iter().map(interval).collect();
+        intervals.sort_unstable_by_key(|ranks| ranks.start);
+        let (mut keys, mut compared, mut end) = (0, 0, 0);
+        for ranks in intervals {
+            compared += ranks.len() as u64;
+            keys += ranks.end.saturating_sub(ranks.start.max(end)) as u64;
+            end = end.max(ranks.end);
+        }
+        Cost { keys: (keys + compared / COMPARES_A_KEY).max(compares.len() as u64), bytes: 0 }
+    }
+
+    /// What the newest version of a key takes.
+    fn bytes_of(&self, key: &[u8]) -> u64 {
+        self.live.get(Place::of(key)).map_or(0, |kv| kv.as_encoded().len() as u64)
+    }
+}
