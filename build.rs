@@ -16,6 +16,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(".")
         .codec_path("crate::pb::codec::ExactCodec")
         .extern_path(".mvccpb.KeyValue", "crate::pb::KeyValue")
+        .extern_path(".etcdserverpb.TxnRequest", "crate::pb::TxnRequest")
+        .extern_path(".etcdserverpb.TxnResponse", "crate::pb::TxnResponse")
         .compile_fds(descriptors)?;
     // Members speak with a checksum; clients speak etcd's API as it is. The generator has one codec for all services.
     let peer = out.join("quorate.peer.v1.rs");

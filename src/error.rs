@@ -93,6 +93,9 @@ pub enum Error {
     /// Its operations together would take too long, or answer too much. The text is whole, but for etcd's sentence before it.
     #[error("etcdserver: request is too large: {0}")]
     TooCostly(String),
+    /// A request that no member may take, with no text of etcd's. The text is whole.
+    #[error("quorate: {0}")]
+    InvalidRequest(String),
     /// A node that has to answer does not. The text is whole.
     #[error("quorate: {0}")]
     MemberUnreachable(String),
@@ -120,7 +123,8 @@ impl Error {
             | InvalidSortOption
             | InvalidDowngradeTarget
             | DowngradeVersionFormat
-            | BadMemberUrls => Code::InvalidArgument,
+            | BadMemberUrls
+            | InvalidRequest(_) => Code::InvalidArgument,
             Compacted | FutureRevision | LeaseTtlTooLarge => Code::OutOfRange,
             NoSpace | TooManyRequests => Code::ResourceExhausted,
             LeaseNotFound | MemberNotFound => Code::NotFound,
@@ -194,6 +198,7 @@ impl Error {
             MemberUnreachable(_) => 58,
             Membership(_) => 59,
             TooCostly(_) => 66,
+            InvalidRequest(_) => 71,
         }
     }
 
@@ -203,7 +208,8 @@ impl Error {
             Error::Unsupported(text)
             | Error::MemberUnreachable(text)
             | Error::Membership(text)
-            | Error::TooCostly(text) => text.clone(),
+            | Error::TooCostly(text)
+            | Error::InvalidRequest(text) => text.clone(),
             plain => plain.to_string(),
         }
     }
@@ -215,6 +221,7 @@ impl Error {
             58 => return MemberUnreachable(detail),
             59 => return Membership(detail),
             66 => return TooCostly(detail),
+            71 => return InvalidRequest(detail),
             _ => {}
         }
         const PLAIN: &[Error] = &[
@@ -275,7 +282,7 @@ mod tests {
 
     #[test]
     fn every_number_stands_for_one_failure() {
-        for number in (1..=24).chain(26..=31).chain(41..=43).chain(51..=59).chain([66]) {
+        for number in (1..=24).chain(26..=31).chain(41..=43).chain(51..=59).chain([66, 71]) {
             assert_eq!(Error::from_number(number, String::new()).number(), number);
         }
         assert_eq!(Error::from_number(99, "x".into()), Error::Unsupported("x".into()));

@@ -15,10 +15,9 @@ use crate::pb::etcd::{
 use crate::pb::log::{Answer, Command, answer, command};
 
 impl Api {
-    /// Carries a request that passes the stateless checks through Raft.
+    /// Carries a request through Raft.
     pub(super) async fn propose(&self, node: &Node, request: command::Request) -> Result<Answer, Error> {
         let command = Command::new(kv::CLUSTER_VERSION_MIN, request);
-        validate::command(&command, &self.shared.limits)?;
         node.propose(command).await
     }
 }

@@ -9,9 +9,10 @@ use anyhow::{Context as _, bail};
 
 use crate::env::Env;
 use crate::identity;
-use crate::pb::log::{Identity, Node};
+use crate::pb::log::command::Request;
+use crate::pb::log::{Batch, Identity, Node};
 use crate::raft::Member;
-use crate::raft::revive::{self, Places, Survivor};
+use crate::raft::revive::{self, Places, Skipped, Survivor};
 use crate::storage::member_dir::MemberDir;
 
 #[derive(Debug, clap::Args)]
@@ -22,6 +23,9 @@ pub struct RecoverArgs {
     /// Only say what would be kept, what may be lost, and who must be gone
     #[arg(long)]
     dry_run: bool,
+    /// Drop the entry at this log index, which no program can apply: as if it had changed nothing; may be given several times
+    #[arg(long, value_name = "INDEX")]
+    skip_entry: Vec<u64>,
 }
 
 pub async fn recover(args: RecoverArgs) -> anyhow::Result<Vec<u8>> {
@@ -38,11 +42,14 @@ pub async fn recover(args: RecoverArgs) -> anyhow::Result<Vec<u8>> {
         MemberDir::open(env.disk.clone(), root, held.slot, &held.name, || identity::mint(env.random_u64(), slot))?.dir;
     let this = Member { cluster_id: held.cluster_id, member_id: held.member_id };
     let (log, snapshot, state) = (dir.log_path(), dir.snapshot_path(), dir.state_path());
-    let survivor = revive::examine(&env, this, &Places { log: &log, snapshot: &snapshot, state: &state }).await?;
+    let skip = args.skip_entry.iter().copied().collect();
+    let survivor =
+        revive::examine(&env, this, &Places { log: &log, snapshot: &snapshot, state: &state }, &skip).await?;
     let mut text = report(&held, &survivor);
     if args.dry_run {
+        let skip: String = args.skip_entry.iter().map(|index| format!(" --skip-entry {index}")).collect();
         text += &format!(
-            "next:     nothing was changed; `quorate recover --data-dir {}` forms the new cluster\n",
+            "next:     nothing was changed; `quorate recover --data-dir {}{skip}` forms the new cluster\n",
             root.display()
         );
     } else {
@@ -83,12 +90,60 @@ fn report(held: &Identity, survivor: &Survivor) -> String {
     let name = |(id, node): &(u64, Node)| format!("{} ({id:016x}, {})", node.name, node.peer_address);
     let gone: Vec<String> = survivor.voters.iter().filter(|(id, _)| *id != held.member_id).map(name).collect();
     let gone = if gone.is_empty() { "nobody: this is the only voter, start it".to_owned() } else { gone.join(", ") };
+    let dropped: String = survivor.skipped.iter().map(dropped).collect();
     format!(
         "member:   {} ({:016x}) of cluster {:016x}, slot {}\n\
          certain:  {certain}\n\
          kept:     {kept}\n\
+         {dropped}\
          lost:     what the others have acknowledged without this member, all of it behind revision {} (log index {})\n\
          gone:     {gone}; these must never run again on their present disks\n",
         held.name, held.member_id, held.cluster_id, held.slot, last.revision, last.log_id.index
     )
+}
+
+/// Commands of a dropped entry that are shown.
+const SHOWN_MAX: usize = 20;
+
+/// A line for an entry that is passed over, and one for each of its commands.
+fn dropped(entry: &Skipped) -> String {
+    let head =
+        format!("dropped:  log index {}, term {}, {} bytes: ", entry.log_id.index, entry.log_id.term, entry.bytes);
+    let Batch { commands } = match &entry.batch {
+        Ok(batch) => batch,
+        Err(reason) => return format!("{head}it cannot be decoded ({reason})\n"),
+    };
+    let mut text = format!("{head}{} commands\n", commands.len());
+    for command in commands.iter().take(SHOWN_MAX) {
+        let what = command.request.as_ref().map_or_else(|| "nothing that this program knows".to_owned(), request);
+        text += &format!("            {what} (apply version {})\n", command.needs);
+    }
+    if commands.len() > SHOWN_MAX {
+        text += &format!("            and {} more\n", commands.len() - SHOWN_MAX);
+    }
+    text
+}
+
+fn request(request: &Request) -> String {
+    // Quoted, so that no byte of it means anything to a terminal.
+    let quoted = |bytes: &[u8]| format!("{:?}", String::from_utf8_lossy(bytes));
+    match request {
+        Request::Put(r) => format!("put of {}, {} bytes", quoted(&r.key), r.value.len()),
+        Request::DeleteRange(r) if r.range_end.is_empty() => format!("delete of {}", quoted(&r.key)),
+        Request::DeleteRange(r) => format!("delete from {} to {}", quoted(&r.key), quoted(&r.range_end)),
+        Request::Txn(r) => {
+            let (compare, success, failure) = (r.compare.len(), r.success.len(), r.failure.len());
+            format!(
+                "transaction of {compare} comparisons, {success} operations or else {failure}, and what is nested in them"
+            )
+        }
+        Request::Compact(r) => format!("compaction at revision {}", r.revision),
+        Request::SetClusterVersion(r) => format!("cluster version {}", r.version),
+        Request::LeaseGrant(r) => format!("grant of lease {:x}, {} s", r.id, r.ttl),
+        Request::LeaseRevoke(r) => format!("end of lease {:x}", r.id),
+        Request::LeaseCheckpoint(r) => format!("checkpoints of {} leases", r.checkpoints.len()),
+        Request::Alarm(r) => format!("alarm {} of member {:x}, action {}", r.alarm, r.member_id, r.action),
+        Request::StartDigest(_) => "digests begun anew".to_owned(),
+        Request::WantedSize(r) => format!("wanted size: {} members from slot {}", r.replicas, r.start),
+    }
 }

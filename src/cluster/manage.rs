@@ -201,9 +201,8 @@ impl Manager {
                 kv::WANTED_SIZE_SINCE
             )));
         }
-        if start + replicas > u64::from(identity::SLOT_MAX) + 1 {
-            let text =
-                format!("slots {start} to {} do not exist: the last is {}", start + replicas - 1, identity::SLOT_MAX);
+        if start.saturating_add(replicas) > u64::from(identity::SLOT_MAX) + 1 {
+            let text = format!("{replicas} slots from {start} on do not exist: the last is {}", identity::SLOT_MAX);
             return Err(Error::Membership(text));
         }
         let size = WantedSize { start, replicas };

@@ -367,6 +367,10 @@ pub struct Limits {
     pub request_bytes_max: Bytes,
     /// Most operations in one branch of a transaction. As etcd's.
     pub txn_ops_max: usize,
+    /// Most operations and comparisons of a transaction and all that are nested in it.
+    pub txn_ops_total_max: usize,
+    /// Most transactions within one another.
+    pub txn_depth_max: usize,
     /// Most concurrent streams of one connection.
     pub concurrent_streams_max: u32,
     /// Most connections of clients.
@@ -391,6 +395,8 @@ impl Default for Limits {
         Self {
             request_bytes_max: Bytes(3 << 19),
             txn_ops_max: 128,
+            txn_ops_total_max: 16_384,
+            txn_depth_max: 128,
             concurrent_streams_max: 10_000,
             connections_max: 20_000,
             receive_bytes_max: Bytes::mib(256),

@@ -8,9 +8,13 @@ use std::time::Duration;
 
 use super::{Bytes, CompactionMode, Config, Error, MemberKind};
 use crate::identity::{self, PeerPattern, SLOT_MAX};
+use crate::pb;
 
 /// The largest append and request; gRPC's message limits are set above it ([`Config::peer_message_bytes_max`]).
 pub const MESSAGE_BYTES_MAX: Bytes = Bytes::mib(16);
+
+/// The greatest `limits.txn_depth_max`: half of what every decoder takes.
+const TXN_DEPTH_MAX: usize = pb::TXN_DEPTH_MAX / 2;
 
 struct Faults(Vec<String>);
 
@@ -29,6 +33,11 @@ impl Faults {
 
     fn positive(&mut self, key: &str, got: u64) {
         self.check(got > 0, key, got, "at least 1", "raise it");
+    }
+
+    fn within(&mut self, key: &str, got: usize, bounds: std::ops::RangeInclusive<usize>) {
+        let expected = format!("{} to {}", bounds.start(), bounds.end());
+        self.check(bounds.contains(&got), key, got, expected, "set it within these");
     }
 }
 
@@ -71,6 +80,8 @@ impl Config {
         faults.check(valid, "telemetry.level", format!("{level:?}"), expected, "correct it");
         faults.positive("lease.revokes_in_flight_max", self.lease.revokes_in_flight_max as u64);
         faults.positive("limits.txn_ops_max", self.limits.txn_ops_max as u64);
+        faults.positive("limits.txn_ops_total_max", self.limits.txn_ops_total_max as u64);
+        faults.within("limits.txn_depth_max", self.limits.txn_depth_max, 1..=TXN_DEPTH_MAX);
         faults.positive("limits.concurrent_streams_max", u64::from(self.limits.concurrent_streams_max));
         faults.positive("limits.connections_max", self.limits.connections_max as u64);
         faults.positive("watch.stream_watchers_max", self.watch.stream_watchers_max as u64);
@@ -337,6 +348,9 @@ mod tests {
             ("storage.compaction_retention", |c| c.storage.compaction_retention = "1h".into()),
             ("limits.request_bytes_max", |c| c.limits.request_bytes_max = Bytes::mib(17)),
             ("limits.txn_ops_max", |c| c.limits.txn_ops_max = 0),
+            ("limits.txn_ops_total_max", |c| c.limits.txn_ops_total_max = 0),
+            ("limits.txn_depth_max", |c| c.limits.txn_depth_max = 0),
+            ("limits.txn_depth_max", |c| c.limits.txn_depth_max = 257),
             ("limits.concurrent_streams_max", |c| c.limits.concurrent_streams_max = 0),
             ("limits.connections_max", |c| c.limits.connections_max = 0),
             ("watch.stream_watchers_max", |c| c.watch.stream_watchers_max = 0),

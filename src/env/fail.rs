@@ -61,6 +61,22 @@ pub fn corrupt_key() -> Option<&'static str> {
     None
 }
 
+/// The environment variable that names a key whose put this process proposes as bytes that nobody can decode.
+pub const POISON_VARIABLE: &str = "QUORATE_POISON_KEY";
+
+/// The key whose put is to become an entry that no member can apply.
+#[cfg(feature = "testing")]
+pub fn poison_key() -> Option<&'static str> {
+    static KEY: std::sync::LazyLock<Option<String>> = std::sync::LazyLock::new(|| std::env::var(POISON_VARIABLE).ok());
+    KEY.as_deref()
+}
+
+#[cfg(not(feature = "testing"))]
+#[inline(always)]
+pub fn poison_key() -> Option<&'static str> {
+    None
+}
+
 /// The apply version of the older build that a test has this process play, from `QUORATE_TEST_APPLY_VERSION`.
 #[cfg(feature = "testing")]
 pub fn played_apply_version() -> Option<u32> {

@@ -31,6 +31,7 @@ mod switched {
             "a leader ends leases without asking a quorum, and whatever term it is by then",
         ),
         ("two-ids-for-one-slot", "the old member of a slot stays in the membership beside its successor"),
+        ("proposal-not-checked", "a leader proposes whatever another member forwards"),
         ("watch-skips-hand-over", "a watcher that has caught up is handed over one revision too late"),
     ];
 

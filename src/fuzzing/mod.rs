@@ -8,6 +8,7 @@ mod disk;
 mod requests;
 pub mod seeds;
 mod text;
+pub(crate) mod way;
 
 /// One target: its name, which is that of its binary and of its directory of seeds, and its function.
 pub type Target = (&'static str, fn(&[u8]));
@@ -15,6 +16,7 @@ pub type Target = (&'static str, fn(&[u8]));
 /// Every target.
 pub const TARGETS: &[Target] = &[
     ("requests", requests::requests),
+    ("way", way::way),
     ("range", requests::range),
     ("peer_messages", requests::peer_messages),
     ("key_value", requests::key_value),

@@ -44,6 +44,22 @@ fn batch(commands: Vec<Command>) -> Vec<u8> {
     Batch { commands }.encode_to_vec()
 }
 
+/// Commands as the target `way` reads them.
+fn lengths(commands: Vec<Command>) -> Vec<u8> {
+    let one = |command: &Command| {
+        let bytes = command.encode_to_vec();
+        [&(bytes.len() as u16).to_le_bytes()[..], &bytes].concat()
+    };
+    commands.iter().flat_map(one).collect()
+}
+
+/// So many transactions within one another.
+fn nest(depth: usize) -> TxnRequest {
+    let around =
+        |inner, _| TxnRequest { success: ops([request_op::Request::RequestTxn(inner)]), ..TxnRequest::default() };
+    (1..depth).fold(txn(), around)
+}
+
 fn requests() -> Vec<Seed> {
     let command = |request| Command::new(1, request);
     let put = |put: PutRequest| batch(vec![command(command::Request::Put(put))]);
@@ -56,6 +72,9 @@ fn requests() -> Vec<Seed> {
     vec![
         ("requests", "history", batch(small_commands())),
         ("requests", "txn", batch(vec![command(command::Request::Txn(txn()))])),
+        ("way", "history", lengths(small_commands())),
+        ("way", "txn", lengths(vec![command(command::Request::Txn(txn()))])),
+        ("way", "nest", lengths(vec![command(command::Request::Txn(nest(60)))])),
         ("requests", "keep-value", put(keep)),
         ("requests", "no-lease", put(lease)),
         ("range", "all", all.encode_to_vec()),

@@ -25,6 +25,7 @@ mod tree;
 mod txn;
 pub mod validate;
 mod versions;
+mod writes;
 
 pub use cost::Cost;
 pub use digest::DIGEST_VERSION;
@@ -38,12 +39,15 @@ pub use txn::is_read_only;
 pub use validate::Limits;
 
 /// The greatest `Command.needs` that this build can apply.
-pub const APPLY_VERSION: u32 = 2;
+pub const APPLY_VERSION: u32 = 3;
 
 /// The cluster version from which on alarms are put on and taken off.
 pub const ALARMS_SINCE: u32 = 2;
 /// Commands that set the wanted size need this version.
 pub const WANTED_SIZE_SINCE: u32 = 2;
+
+/// Transactions that builds before this could not decode in a batch need this version.
+pub const DEEP_TXNS_SINCE: u32 = 3;
 
 /// As [`APPLY_VERSION`], but a test can have this build behave as an older one: nothing above `QUORATE_TEST_APPLY_VERSION` is
 /// announced or applied.

@@ -45,14 +45,6 @@ impl<'a> Interval<'a> {
         }
     }
 
-    pub(super) fn contains(&self, key: &[u8]) -> bool {
-        match *self {
-            Self::Key(only) => key == only,
-            Self::From(first) => key >= first,
-            Self::Between(first, end) => key >= first && key < end,
-        }
-    }
-
     /// The ranks of its items.
     pub(super) fn ranks(&self, tree: &Tree) -> Range<usize> {
         let end = match *self {

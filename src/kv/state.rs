@@ -110,7 +110,8 @@ impl State {
 
     /// How many members people want; `None` if nobody has said so.
     pub fn wanted_size(&self) -> Option<WantedSize> {
-        Some(self.wanted_size).filter(|size| size.replicas > 0)
+        // Slots beyond all numbers are nobody's wish; an older build proposed what it was sent.
+        Some(self.wanted_size).filter(|size| size.replicas > 0 && size.start.checked_add(size.replicas).is_some())
     }
 
     /// Keys that exist.

@@ -1,20 +1,24 @@
 //! Checks that need no state, done before a request is proposed or read.
 //!
-//! Owns what makes a request refused whatever the store holds. Absent: what depends on the state; that is a result of
-//! applying.
-
-use std::collections::BTreeSet;
-
-use prost::Message as _;
+//! Owns what makes a request refused whatever the store holds: what etcd refuses, what a setting does not allow, and what no member
+//! may meet in the log. Invariant: limits decide here, before a command is proposed, and nowhere in apply, so members may have different
+//! ones. Absent: what depends on the state; that is a result of applying.
 
 use super::lease::TTL_MAX_SECONDS;
-use super::range::Interval;
+use super::writes::Writes;
+use super::{CLUSTER_VERSION_MIN, DEEP_TXNS_SINCE, apply_version};
 use crate::error::Error;
+use crate::identity::SLOT_MAX;
 use crate::pb::etcd::compare::{CompareResult, CompareTarget};
 use crate::pb::etcd::range_request::{SortOrder, SortTarget};
 use crate::pb::etcd::request_op::Request;
-use crate::pb::etcd::{Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest};
-use crate::pb::log::{Command, command};
+use crate::pb::etcd::{Compare, DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest};
+use crate::pb::log::{Command, WantedSize, command};
+
+/// Transactions within one another that builds before [`DEEP_TXNS_SINCE`] can decode in a batch, and in an answer to another member.
+const TXN_DEPTH_OLD: usize = 40;
+/// Checkpoints in one command; the leader's own have far fewer.
+const CHECKPOINTS_MAX: usize = 1 << 16;
 
 /// Bounds on one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,38 +27,80 @@ pub struct Limits {
     pub request_bytes_max: usize,
     /// Most comparisons, and most operations of a branch, of a transaction; a nested one has what is left of it.
     pub txn_ops_max: usize,
+    /// Most comparisons and operations of a transaction and all that are nested in it, in all branches.
+    pub txn_ops_total_max: usize,
+    /// Most transactions within one another; less than [`TXN_DEPTH_MAX`](crate::pb::TXN_DEPTH_MAX), which every decoder takes.
+    pub txn_depth_max: usize,
 }
 
 impl Default for Limits {
-    /// As etcd's: 1.5 MiB and 128.
+    /// As etcd's, 1.5 MiB and 128; and with them no more depth than 128 either.
     fn default() -> Self {
-        Self { request_bytes_max: 1536 * 1024, txn_ops_max: 128 }
+        Self { request_bytes_max: 1536 * 1024, txn_ops_max: 128, txn_ops_total_max: 16_384, txn_depth_max: 128 }
     }
 }
 
-/// Checks a command that is about to be proposed.
+/// Checks a command that is about to be proposed, or that a member has forwarded for that.
 pub fn command(command: &Command, limits: &Limits) -> Result<(), Error> {
-    match &command.request {
-        Some(command::Request::Put(r)) => put(r)?,
-        Some(command::Request::DeleteRange(r)) => delete_range(r)?,
-        Some(command::Request::Txn(r)) => txn(r, limits)?,
-        Some(command::Request::LeaseGrant(r)) if r.ttl > TTL_MAX_SECONDS => return Err(Error::LeaseTtlTooLarge),
-        Some(
-            command::Request::Compact(_)
-            | command::Request::SetClusterVersion(_)
-            | command::Request::WantedSize(_)
-            | command::Request::LeaseGrant(_)
-            | command::Request::LeaseRevoke(_)
-            | command::Request::LeaseCheckpoint(_)
-            | command::Request::Alarm(_)
-            | command::Request::StartDigest(_),
-        )
-        | None => {}
+    use command::Request;
+    let Some(request) = &command.request else {
+        return Err(Error::InvalidRequest("a command without a request that this build knows".into()));
+    };
+    match request {
+        Request::Put(r) => put(r)?,
+        Request::DeleteRange(r) => delete_range(r)?,
+        Request::Txn(r) => txn(r, limits)?,
+        Request::LeaseGrant(r) if r.ttl > TTL_MAX_SECONDS => return Err(Error::LeaseTtlTooLarge),
+        Request::SetClusterVersion(r) if r.version > apply_version() => return Err(unknown_version(r.version)),
+        Request::WantedSize(r) => wanted_size(r)?,
+        Request::LeaseCheckpoint(r) if r.checkpoints.len() > CHECKPOINTS_MAX => return Err(Error::RequestTooLarge),
+        Request::Compact(_)
+        | Request::SetClusterVersion(_)
+        | Request::LeaseGrant(_)
+        | Request::LeaseRevoke(_)
+        | Request::LeaseCheckpoint(_)
+        | Request::Alarm(_)
+        | Request::StartDigest(_) => {}
     }
-    if command.encoded_len() > limits.request_bytes_max {
+    let is_own = matches!(request, Request::LeaseCheckpoint(_));
+    if !is_own && request.encoded_len() > limits.request_bytes_max {
         return Err(Error::RequestTooLarge);
     }
     Ok(())
+}
+
+/// The apply version that members must know to apply `request`, as far as its content decides it.
+pub fn needs(request: &command::Request) -> u32 {
+    match request {
+        command::Request::Txn(r) if is_deeper(r, TXN_DEPTH_OLD) => DEEP_TXNS_SINCE,
+        _ => CLUSTER_VERSION_MIN,
+    }
+}
+
+/// Whether more than `depth` transactions are within one another.
+fn is_deeper(r: &TxnRequest, depth: usize) -> bool {
+    let Some(left) = depth.checked_sub(1) else { return true };
+    r.success.iter().chain(&r.failure).any(|op| match &op.request {
+        Some(Request::RequestTxn(nested)) => is_deeper(nested, left),
+        _ => false,
+    })
+}
+
+/// Of a command that this build cannot apply: who proposed it is newer.
+pub fn unknown_version(needs: u32) -> Error {
+    let known = apply_version();
+    Error::InvalidRequest(format!("apply version {needs} is needed for this, and the leader knows {known}"))
+}
+
+fn wanted_size(r: &WantedSize) -> Result<(), Error> {
+    let slots = u64::from(SLOT_MAX) + 1;
+    match r.start.checked_add(r.replicas) {
+        Some(end) if end <= slots => Ok(()),
+        _ => Err(Error::InvalidRequest(format!(
+            "{} members from slot {} on do not exist: the last slot is {SLOT_MAX}",
+            r.replicas, r.start
+        ))),
+    }
 }
 
 /// Checks a range request.
@@ -85,7 +131,8 @@ pub fn delete_range(r: &DeleteRangeRequest) -> Result<(), Error> {
 
 /// Checks a transaction, read-only or not, but for its size.
 pub fn txn(r: &TxnRequest, limits: &Limits) -> Result<(), Error> {
-    txn_shape(r, limits.txn_ops_max)?;
+    let mut total = limits.txn_ops_total_max;
+    txn_shape(r, limits, limits.txn_ops_max, limits.txn_depth_max, &mut total)?;
     Writes::of(&r.success)?;
     Writes::of(&r.failure)?;
     Ok(())
@@ -95,15 +142,30 @@ fn key(key: &[u8]) -> Result<(), Error> {
     if key.is_empty() { Err(Error::EmptyKey) } else { Ok(()) }
 }
 
-fn txn_shape(r: &TxnRequest, ops_max: usize) -> Result<(), Error> {
-    let ops = r.compare.len().max(r.success.len()).max(r.failure.len());
-    let left = ops_max.checked_sub(ops).ok_or(Error::TooManyOps)?;
+/// `ops` and `depth` are what this transaction may have, `total` what is left of the whole nest's bound.
+fn txn_shape(r: &TxnRequest, limits: &Limits, ops: usize, depth: usize, total: &mut usize) -> Result<(), Error> {
+    let most = r.compare.len().max(r.success.len()).max(r.failure.len());
+    let left = ops.checked_sub(most).ok_or(Error::TooManyOps)?;
+    let Some(depth) = depth.checked_sub(1) else {
+        return Err(Error::InvalidRequest(format!(
+            "transactions nest deeper than {} (limits.txn_depth_max): send fewer levels",
+            limits.txn_depth_max
+        )));
+    };
+    let Some(rest) = total.checked_sub(r.compare.len() + r.success.len() + r.failure.len()) else {
+        return Err(Error::InvalidRequest(format!(
+            "a transaction and those nested in it have more than {} operations and comparisons (limits.txn_ops_total_max): \
+             send several",
+            limits.txn_ops_total_max
+        )));
+    };
+    *total = rest;
     r.compare.iter().try_for_each(compare)?;
     r.success.iter().chain(&r.failure).try_for_each(|op| match &op.request {
         Some(Request::RequestRange(r)) => range(r),
         Some(Request::RequestPut(r)) => put(r),
         Some(Request::RequestDeleteRange(r)) => delete_range(r),
-        Some(Request::RequestTxn(r)) => txn_shape(r, left),
+        Some(Request::RequestTxn(r)) => txn_shape(r, limits, left, depth, total),
         // etcd's answer to an operation that is none.
         None => Err(Error::KeyNotFound),
     })
@@ -115,58 +177,4 @@ fn compare(c: &Compare) -> Result<(), Error> {
         return Err(Error::Unsupported(format!("a comparison of target {}, result {}", c.target, c.result)));
     }
     Ok(())
-}
-
-/// The keys that a list of operations may write, in whichever branches.
-///
-/// One transaction makes one revision, so no key may be put twice in it, nor put and deleted. Two deletes may meet: the
-/// second finds nothing. The two branches of a nested transaction exclude each other and may meet too. etcd lets a nested
-/// put and a later sibling's nested delete meet; here the order of siblings makes no difference.
-#[derive(Default)]
-struct Writes<'a> {
-    puts: BTreeSet<&'a [u8]>,
-    deletes: Vec<Interval<'a>>,
-}
-
-impl<'a> Writes<'a> {
-    fn of(ops: &'a [RequestOp]) -> Result<Self, Error> {
-        let mut all = Self::default();
-        for op in ops {
-            let mut one = Self::default();
-            match &op.request {
-                Some(Request::RequestPut(r)) => one.puts.extend([&r.key[..]]),
-                Some(Request::RequestDeleteRange(r)) => one.deletes.push(Interval::new(&r.key, &r.range_end)),
-                Some(Request::RequestTxn(r)) => {
-                    one = Self::of(&r.success)?;
-                    one.join(Self::of(&r.failure)?);
-                }
-                Some(Request::RequestRange(_)) | None => {}
-            }
-            if all.meets(&one) {
-                return Err(Error::DuplicateKey);
-            }
-            all.join(one);
-        }
-        Ok(all)
-    }
-
-    fn meets(&self, other: &Self) -> bool {
-        let (few, many) = if self.puts.len() < other.puts.len() { (self, other) } else { (other, self) };
-        few.puts.iter().any(|key| many.puts.contains(key)) || self.deletes_put_of(other) || other.deletes_put_of(self)
-    }
-
-    fn deletes_put_of(&self, other: &Self) -> bool {
-        let hits =
-            |delete: &Interval<'_>| other.puts.range(delete.start()..).next().is_some_and(|key| delete.contains(key));
-        !other.puts.is_empty() && self.deletes.iter().any(hits)
-    }
-
-    fn join(&mut self, mut other: Self) {
-        // The larger set stays as it is, so that deep nesting costs no more than wide.
-        if self.puts.len() < other.puts.len() {
-            std::mem::swap(&mut self.puts, &mut other.puts);
-        }
-        self.puts.extend(other.puts);
-        self.deletes.append(&mut other.deletes);
-    }
 }

@@ -33,6 +33,7 @@ impl World {
             lease_reads: false,
             leader_silence_max: Duration::from_secs(2),
             retry_interval: Duration::from_millis(50),
+            limits: crate::kv::Limits::default(),
         };
         let node = Node::start(env.clone(), options, THIS, raft.clone(), store, Peers::new(env));
         let this = log::Node { name: "kv-0".into(), apply_version, ..log::Node::default() };

@@ -379,7 +379,7 @@ fn wire_outcome(id: u64, outcome: Outcome) -> peer::forward_response::Outcome {
     match outcome {
         Ok(answer) => peer::forward_response::Outcome { id, result: Some(Wire::Answer(answer)), detail: String::new() },
         Err(error) => {
-            peer::forward_response::Outcome { id, result: Some(Wire::Error(error.number())), detail: error.to_string() }
+            peer::forward_response::Outcome { id, result: Some(Wire::Error(error.number())), detail: error.detail() }
         }
     }
 }

@@ -7,6 +7,7 @@
 //! (`places`).
 //! Absent: what a request means (`kv`, `api`), and who should be a member (`cluster`).
 
+pub(crate) mod admit;
 mod forward;
 pub mod housekeeping;
 mod places;
@@ -30,6 +31,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::env::{Env, Instant, interval, planted, timeout_at};
 use crate::error::Error;
+use crate::kv::Limits;
 use crate::metrics::metrics;
 use crate::pb;
 use crate::pb::etcd::AlarmType;
@@ -58,6 +60,8 @@ pub struct Options {
     pub leader_silence_max: Duration,
     /// A new leader is waited for this long before a request is tried again.
     pub retry_interval: Duration,
+    /// Bounds on one request, whoever has sent it.
+    pub limits: Limits,
 }
 
 /// Of a member for which the alarm is on.
@@ -341,7 +345,8 @@ impl Node {
     }
 
     /// Carries one command through Raft and returns what applying it here answered.
-    pub async fn propose(&self, command: pb::log::Command) -> Outcome {
+    pub async fn propose(&self, mut command: pb::log::Command) -> Outcome {
+        admit::own(&mut command, &self.inner.options.limits)?;
         let _pending = Pending::begin();
         let outcome = self.try_propose(command).await;
         if outcome.as_ref().is_err_and(|error| error.is_unavailable()) {
@@ -354,7 +359,7 @@ impl Node {
         let waiters = self.inner.store.waiters();
         let origin = waiters.origin();
         command.origin = (!planted!("answer-before-own-apply")).then_some(origin);
-        let command = Bytes::from(command.encode_to_vec());
+        let command = encoded(&command);
         let deadline = self.deadline();
         loop {
             let place = Arc::new(self.inner.places.take(&self.client, command.len() as u64)?);
@@ -594,6 +599,16 @@ pub struct Confirmed {
     pub term: u64,
     /// The log index that a state must have applied to be as new as the confirmation.
     pub index: u64,
+}
+
+fn encoded(command: &pb::log::Command) -> Bytes {
+    // Only tests ask for it.
+    if let Some(key) = crate::env::fail::poison_key()
+        && matches!(&command.request, Some(pb::log::command::Request::Put(put)) if put.key == key.as_bytes())
+    {
+        return Bytes::from_static(b"poison");
+    }
+    Bytes::from(command.encode_to_vec())
 }
 
 /// Why a bounded queue of this member did not take a request.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use arrayvec::ArrayVec;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -16,7 +17,7 @@ use prost::Message as _;
 use tokio::sync::mpsc;
 
 use super::places::Place;
-use super::{Node, more_of_a_burst};
+use super::{Node, admit, more_of_a_burst};
 use crate::env::{Instant, sleep_until};
 use crate::error::Error;
 use crate::pb;
@@ -176,11 +177,16 @@ impl Proposer {
     fn pack(&self, waiting: &mut Vec<Proposal>) -> Vec<(Bytes, Vec<Reply>)> {
         let bytes_max = self.node.inner.options.batch_bytes_max;
         let refuse_puts = self.node.inner.space.exceeded.load(Ordering::Relaxed);
+        let cluster_version = self.node.inner.store.read(|s| s.kv.cluster_version());
         let mut batches = Vec::new();
         let mut batch = BytesMut::new();
         let mut replies = Vec::new();
         for proposal in waiting.drain(..) {
             if proposal.reply.is_closed() {
+                continue;
+            }
+            if let Err(error) = self.check(&proposal, cluster_version) {
+                proposal.reply.send(Err(error));
                 continue;
             }
             if refuse_puts && takes_space(&proposal.command) {
@@ -192,9 +198,7 @@ impl Proposer {
                 batches.push((batch.split().freeze(), std::mem::take(&mut replies)));
             }
             batch.reserve(bytes);
-            // Field 1 of `Batch`, length-delimited.
-            batch.put_u8(0x0a);
-            prost::encoding::encode_varint(proposal.command.len() as u64, &mut batch);
+            batch.put_slice(&batch_head(proposal.command.len()));
             batch.put_slice(&proposal.command);
             replies.push(proposal.reply);
         }
@@ -202,6 +206,15 @@ impl Proposer {
             batches.push((batch.freeze(), replies));
         }
         batches
+    }
+
+    fn check(&self, proposal: &Proposal, cluster_version: u32) -> Result<(), Error> {
+        match proposal.reply {
+            Reply::Local(_) => admit::version(&proposal.command, cluster_version),
+            Reply::Remote { .. } => {
+                admit::forwarded(&proposal.command, &self.node.inner.options.limits, cluster_version)
+            }
+        }
     }
 
     async fn submit(&self, batch: Bytes, replies: Vec<Reply>) -> Option<impl Future<Output = Done> + use<>> {
@@ -216,6 +229,19 @@ impl Proposer {
             Done { replies, result, took: begin.elapsed() }
         })
     }
+}
+
+/// What stands before a command of so many bytes in a [`pb::log::Batch`]: field 1, length-delimited.
+pub(super) fn batch_head(command_bytes: usize) -> ArrayVec<u8, 11> {
+    let mut head = ArrayVec::new();
+    head.push(0x0a);
+    let mut left = command_bytes as u64;
+    while left >= 0x80 {
+        head.push(left as u8 | 0x80);
+        left >>= 7;
+    }
+    head.push(left as u8);
+    head
 }
 
 fn is_much(waiting: &[Proposal]) -> bool {

@@ -1,5 +1,7 @@
 //! The way of a request to a leader that is played by the test: what is tried again, what never is, and what is bounded.
 
+mod way;
+
 use std::net::IpAddr;
 
 use parking_lot::Mutex;
@@ -49,6 +51,8 @@ fn options() -> Options {
         lease_reads: false,
         leader_silence_max: Duration::from_secs(2),
         retry_interval: Duration::from_millis(50),
+        // The places are what is bounded here.
+        limits: Limits { request_bytes_max: usize::MAX, ..Limits::default() },
     }
 }
 

@@ -1,4 +1,4 @@
-//! The wire and log messages, generated from `proto/`, and the one that is written by hand.
+//! The wire and log messages, generated from `proto/`, and those that are written by hand.
 //!
 //! Owns no rule: validation is in `kv`, mapping to and from Raft's types in `raft`.
 //! Every `bytes` field is a `Bytes` that shares the buffer it was decoded from: whoever keeps one for long copies it.
@@ -6,13 +6,17 @@
 pub mod checked;
 pub mod codec;
 pub(crate) mod key_value;
+mod nest;
 
 pub use key_value::{Fields, KeyValue, delimited_len};
+pub use nest::{TXN_DEPTH_MAX, TxnRequest, TxnResponse};
 
 // The module tree has the shape of the proto packages, which the generated code expects.
 #[allow(clippy::all, clippy::unwrap_used, missing_docs, rustdoc::all)]
 pub mod etcdserverpb {
     tonic::include_proto!("etcdserverpb");
+
+    pub use super::{TxnRequest, TxnResponse};
 }
 
 #[allow(clippy::all, clippy::unwrap_used, missing_docs, rustdoc::all)]

@@ -2,19 +2,26 @@
 //!
 //! [`examine`] reads what the disk holds: what is certainly committed, what is only written here. [`Survivor::found`] writes a new
 //! self beside the old one: the whole state as a snapshot, an empty log behind it, one voter, a new cluster id.
+//! An entry that cannot be applied ends it, unless the caller has it skipped: it is then as if it had changed nothing, which only a new
+//! cluster may do, for in the old one the members would part.
 //! Invariants: revisions stay; the old self is not changed, and the new one exists whole or not at all (the caller switches to it
 //! last). The new cluster id fences it: no old member takes a call of it, nor it one of theirs.
 //! Absent: any judgement whether the others are really gone; that is a person's.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
+
+use openraft::EntryPayload;
+use prost::Message as _;
 
 use super::convert::{entry_from_record, log_id_from_pb};
 use super::recover::{self, recover};
-use super::state_machine::{Applied, write_snapshot};
-use super::{Member, Membership, StoredMembership, log_id_to_pb};
+use super::state_machine::{Applied, poison, write_snapshot};
+use super::{Entry, Member, Membership, Store, StoredMembership, log_id_to_pb};
 use crate::env::Env;
-use crate::pb::log::{LogId, Node, Vote};
+use crate::pb::log::{Batch, LogId, Node, Vote};
 use crate::storage::log::{self, Log, Owner};
 use crate::storage::{snapshot, state};
 
@@ -34,6 +41,8 @@ pub enum Error {
     Io(#[from] io::Error),
     #[error("this disk holds no entry of its cluster's log; there is nothing to recover from it")]
     Empty,
+    #[error("the entry at log index {0} cannot be skipped: {1}")]
+    NotSkipped(u64, &'static str),
 }
 
 /// Where a self keeps its things.
@@ -50,12 +59,21 @@ pub struct Point {
     pub revision: i64,
 }
 
+/// An entry that is passed over.
+pub struct Skipped {
+    pub log_id: LogId,
+    pub bytes: usize,
+    /// What it was to do; or why nobody can tell.
+    pub batch: Result<Batch, String>,
+}
+
 /// What the disk of a stopped member holds.
 pub struct Survivor {
     /// Up to here everything is committed, as far as this disk knows.
     pub certain: Option<Point>,
     /// The last entry on this disk.
     pub last: Point,
+    pub skipped: Vec<Skipped>,
     /// Voters of the newest membership on this disk, and of the one before if a change is half done, with how they are reached.
     pub voters: Vec<(u64, Node)>,
     this: Member,
@@ -63,8 +81,9 @@ pub struct Survivor {
     state: Applied,
 }
 
-/// Reads the disk of a stopped member, as a start would: a torn tail of the log is cut.
-pub async fn examine(env: &Env, this: Member, places: &Places<'_>) -> Result<Survivor, Error> {
+/// Reads the disk of a stopped member, as a start would: a torn tail of the log is cut. The entries at the indexes in `skip` are
+/// passed over.
+pub async fn examine(env: &Env, this: Member, places: &Places<'_>, skip: &BTreeSet<u64>) -> Result<Survivor, Error> {
     let owner = Owner { cluster_id: this.cluster_id, member_id: this.member_id };
     let log = Log::open(env, places.log, owner, log::Options::default())?;
     let snapshots = snapshot::Dir::open(env, places.snapshot, this.cluster_id)?;
@@ -80,12 +99,20 @@ pub async fn examine(env: &Env, this: Member, places: &Places<'_>) -> Result<Sur
     let committed = found.committed.map(|id| id.index);
     let mut next = store.applied_index().map_or(0, |index| index + 1);
     let end = found.next_index();
+    if let Some(index) = skip.iter().find(|index| !(next..end).contains(*index)) {
+        return Err(Error::NotSkipped(*index, "it is applied already, or is not in this log"));
+    }
+    let mut skipped = Vec::new();
     while next < end {
         let records = log.read(next..end, READ_BYTES).await?;
         for record in records {
             let entry = entry_from_record(record).map_err(io::Error::other)?;
             next = entry.log_id.index() + 1;
-            store.apply(entry, false)?;
+            if skip.contains(&(next - 1)) {
+                skipped.push(pass_over(&store, entry)?);
+            } else {
+                apply(&store, entry)?;
+            }
             if committed >= Some(next - 1) {
                 certain = point();
             }
@@ -96,7 +123,28 @@ pub async fn examine(env: &Env, this: Member, places: &Places<'_>) -> Result<Sur
     let membership = state.membership.membership();
     let voters = membership.voter_ids().filter_map(|id| Some((id, membership.get_node(&id)?.clone()))).collect();
     log.close().await;
-    Ok(Survivor { certain, last, voters, this, vote: found.vote, state })
+    Ok(Survivor { certain, last, skipped, voters, this, vote: found.vote, state })
+}
+
+/// A panic in apply is told like an entry that it does not know: the state is given up in either case.
+fn apply(store: &Store, entry: Entry) -> Result<(), Error> {
+    let index = entry.log_id.index();
+    match std::panic::catch_unwind(AssertUnwindSafe(|| store.apply(entry, false))) {
+        Ok(applied) => Ok(applied.map(drop)?),
+        Err(_) => Err(poison(index, "this program panics at it").into()),
+    }
+}
+
+fn pass_over(store: &Store, entry: Entry) -> Result<Skipped, Error> {
+    let log_id = log_id_to_pb(&entry.log_id);
+    let bytes = match &entry.payload {
+        EntryPayload::Normal(batch) => batch.0.clone(),
+        EntryPayload::Blank => return Err(Error::NotSkipped(log_id.index, "it is empty")),
+        EntryPayload::Membership(_) => return Err(Error::NotSkipped(log_id.index, "it changes the membership")),
+    };
+    store.pass_over(&entry);
+    let batch = Batch::decode(bytes.clone()).map_err(|error| error.to_string());
+    Ok(Skipped { log_id, bytes: bytes.len(), batch })
 }
 
 impl Survivor {

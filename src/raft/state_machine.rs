@@ -62,7 +62,10 @@ impl Applied {
         assert_eq!(entry.log_id.index(), expected, "entries are applied in order");
         let outcomes = match entry.payload {
             EntryPayload::Blank => Outcomes::default(),
-            EntryPayload::Normal(batch) => self.apply_batch(batch, **entry.log_id.committed_leader_id(), wanted)?,
+            EntryPayload::Normal(batch) => {
+                let applied = self.apply_batch(batch, **entry.log_id.committed_leader_id(), wanted);
+                applied.map_err(|error| poison(expected, error))?
+            }
             EntryPayload::Membership(membership) => {
                 self.membership = StoredMembership::new(Some(entry.log_id), membership);
                 Outcomes::default()
@@ -128,6 +131,14 @@ fn corrupt(batch: &mut pb::log::Batch, key: &str) {
 
 fn invalid(error: impl std::fmt::Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+}
+
+/// Of an entry that stops every member.
+pub(super) fn poison(index: u64, reason: impl std::fmt::Display) -> io::Error {
+    invalid(format!(
+        "the entry at log index {index} cannot be applied: {reason}; if a newer program cannot either, \
+         `quorate recover --skip-entry {index} --dry-run` says what it holds"
+    ))
 }
 
 /// The state machine's state, shared by apply, readers and the background writers.
@@ -336,6 +347,12 @@ impl Store {
         // Last: who is answered finds all of it.
         self.waiters.applied(term, own);
         Ok(for_senders)
+    }
+
+    /// Counts an entry as applied that is not; for a new cluster alone (`revive`).
+    pub(super) fn pass_over(&self, entry: &Entry) {
+        self.locked.write().state.log_id = Some(entry.log_id);
+        self.applied_index.send_replace(Some(entry.log_id.index()));
     }
 
     /// `asked_before`: what was asked of this member below this number may be in the new state.

@@ -94,7 +94,7 @@ impl Server {
             ("none" | "", _) => Fate::Restart,
             _ if !wanted.unknown.is_empty() => Fate::Restart,
             (_, 0) => Fate::Shutdown,
-            (_, replicas) if (wanted.start..wanted.start + replicas).contains(&slot) => Fate::Restart,
+            (_, replicas) if (wanted.start..wanted.start.saturating_add(replicas)).contains(&slot) => Fate::Restart,
             _ => Fate::Condemned,
         }
     }

@@ -314,6 +314,7 @@ impl Server {
             lease_reads: raft.lease_reads,
             leader_silence_max: 2 * raft.election_timeout_max,
             retry_interval: Duration::from_millis(50),
+            limits: super::limits(&self.config.limits),
         }
     }
 

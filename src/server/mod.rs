@@ -112,10 +112,7 @@ pub async fn serve(
         tracing::error!("this member's log is gone: a lost disk; it goes on as a new member");
         bootstrap.mint_anew().await?;
     }
-    let limits = Limits {
-        request_bytes_max: config.limits.request_bytes_max.as_usize(),
-        txn_ops_max: config.limits.txn_ops_max,
-    };
+    let limits = limits(&config.limits);
     let peers = Peers::new(env.clone());
     let wanted = source.map(|source| Watch::start(&env, source));
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -156,6 +153,15 @@ pub async fn serve(
 }
 
 /// What the membership says of this node.
+fn limits(settings: &config::Limits) -> Limits {
+    Limits {
+        request_bytes_max: settings.request_bytes_max.as_usize(),
+        txn_ops_max: settings.txn_ops_max,
+        txn_ops_total_max: settings.txn_ops_total_max,
+        txn_depth_max: settings.txn_depth_max,
+    }
+}
+
 fn node_record(this: &config::Node, kind: MemberKind) -> Node {
     Node {
         name: this.name.clone(),

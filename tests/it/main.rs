@@ -28,6 +28,7 @@ mod migrate;
 mod nemesis;
 mod overload;
 mod parity;
+mod poison;
 mod scaling;
 mod self_check;
 mod services;

@@ -388,7 +388,8 @@ async fn older_build_rolls_to_this_one_and_back_until_the_version_rises() {
     cluster.terminate(2).await;
     cluster.start_pod(2);
     cluster.wait_formed().await;
-    cluster.wait_http(0, "/cluster", 200, &["\"cluster_version\":2"]).await;
+    let newest = format!("\"cluster_version\":{}", quorate::kv::APPLY_VERSION);
+    cluster.wait_http(0, "/cluster", 200, &[&newest]).await;
     scale(&cluster, 3).await;
     cluster.kill(1);
     cluster.start_pod_with(1, &[OLDER]);

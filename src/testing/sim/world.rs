@@ -20,7 +20,7 @@ use crate::storage::state::Engine;
 use crate::storage::state::memory::Memories;
 use crate::testing::history::{Recorder, Request, Span, Stamp};
 use crate::testing::lease::Outage;
-use crate::testing::users::{self, Client, Clients, Lessee, Seen, Stories, Watcher};
+use crate::testing::users::{self, Client, Clients, Forwarder, Lessee, Seen, Stories, Watcher};
 
 /// Members at the beginning, and at most.
 const MEMBERS: usize = 3;
@@ -105,6 +105,10 @@ fn config(member: usize, drift: u64) -> Config {
     config.state.checkpoint_interval = Duration::from_millis(300);
     config.server.request_timeout = Duration::from_secs(3);
     config.storage.disk_reserve = Bytes::kib(64);
+    // Limits decide before a command is proposed; whoever applies it may have others.
+    config.limits.txn_ops_max = 8 + 40 * member;
+    config.limits.txn_depth_max = 4 + 40 * member;
+    config.limits.txn_ops_total_max = 16 + 100 * member;
     // All of a member's clocks that matter are timers: one that runs fast has them end early.
     for timer in [
         &mut config.raft.heartbeat_interval,
@@ -355,6 +359,14 @@ impl World {
             };
             self.users.push(tokio::spawn(lessee.run(self.using.clone())));
         }
+        let stranger = self.net.host(IpAddr::from([10, 0, 1, 2]));
+        let forwarder = Forwarder {
+            env: Env::sim(self.env.random_u64(), Arc::new(SimDisk::new(0)), stranger),
+            clients: self.clients.clone(),
+            members: self.members.subscribe(),
+            address: |member| SocketAddr::new(ip(member), 2380).to_string(),
+        };
+        self.users.push(tokio::spawn(forwarder.run(self.using.clone())));
         let everything = || Span::range("\0", "z");
         for (span, puts, is_ahead) in [
             (everything(), true, false),

@@ -4,6 +4,7 @@
 //! [`Clients`]; what is random comes from an [`Env`] of a seed. Absent: faults and judgement.
 
 mod clients;
+mod forwarder;
 mod lessees;
 mod watchers;
 
@@ -13,6 +14,7 @@ use crate::env::Env;
 use crate::env::sim::{NoNet, SimDisk};
 
 pub use clients::{Client, Clients, Dialing};
+pub use forwarder::Forwarder;
 pub use lessees::{Lessee, Stories};
 pub use watchers::{Seen, Watcher};
 

@@ -1,0 +1,88 @@
+//! What may be proposed: the last look at a command before it is part of a log entry.
+//!
+//! A committed entry that a member cannot apply stops every member, for good. So the leader proposes only what apply can carry out: it
+//! decodes the very bytes, in the envelope that apply will find them in, and checks what it found, with its own limits. A command of its
+//! own clients was checked before it was encoded ([`own`]), and what this build encodes decodes to the same (`node/tests/way.rs`); bytes of another
+//! member are believed in nothing ([`forwarded`]). A refusal is that proposal's answer and changes nothing.
+//! Absent: what depends on the state but for the cluster version; that is a result of applying.
+
+use bytes::{Buf as _, Bytes};
+use prost::Message as _;
+
+use super::propose::batch_head;
+use crate::env::planted;
+use crate::error::Error;
+use crate::kv::{self, Limits, validate};
+use crate::pb::log::{Batch, Command, command::Request};
+
+/// Checks a command of this member's, and notes which apply version it needs.
+pub(crate) fn own(command: &mut Command, limits: &Limits) -> Result<(), Error> {
+    validate::command(command, limits)?;
+    kv::State::check(command).map_err(|fault| Error::InvalidRequest(fault.to_string()))?;
+    command.needs = command.request.as_ref().map_or(0, validate::needs).max(command.needs);
+    Ok(())
+}
+
+/// Checks an encoded command that another member has forwarded.
+pub(crate) fn forwarded(command: &Bytes, limits: &Limits, cluster_version: u32) -> Result<(), Error> {
+    if planted!("proposal-not-checked") {
+        return Ok(());
+    }
+    let head = batch_head(command.len());
+    let batch = Batch::decode(head.as_slice().chain(command.clone()));
+    let batch = batch.map_err(|error| Error::InvalidRequest(format!("a command that cannot be decoded: {error}")))?;
+    let [command] = &batch.commands[..] else {
+        return Err(Error::InvalidRequest("a command that is not one".into()));
+    };
+    kv::State::check(command).map_err(|fault| Error::InvalidRequest(fault.to_string()))?;
+    needed(command.request.as_ref().map_or(0, validate::needs).max(command.needs), cluster_version)?;
+    if is_leaders_own(command) {
+        // Who forwards it led when it decided so.
+        return Err(Error::LeaderChanged);
+    }
+    validate::command(command, limits)
+}
+
+/// Checks the version that an encoded command of this member's needs.
+pub(crate) fn version(command: &[u8], cluster_version: u32) -> Result<(), Error> {
+    needed(needs(command), cluster_version)
+}
+
+fn needed(needs: u32, cluster_version: u32) -> Result<(), Error> {
+    if needs <= cluster_version {
+        return Ok(());
+    }
+    Err(Error::Unsupported(format!(
+        "this request needs cluster version {needs}, this cluster has {cluster_version}; it rises by itself when all members run a \
+         build that knows it"
+    )))
+}
+
+/// What [`Command::needs`] is in its encoding by this build, which has it first.
+fn needs(command: &[u8]) -> u32 {
+    match command {
+        [0x08, rest @ ..] => {
+            let mut rest = rest;
+            prost::encoding::decode_varint(&mut rest).map_or(u32::MAX, |needs| u32::try_from(needs).unwrap_or(u32::MAX))
+        }
+        _ => 0,
+    }
+}
+
+/// What only a leader may decide, by its clock or by what it sees of all members.
+fn is_leaders_own(command: &Command) -> bool {
+    match &command.request {
+        Some(Request::SetClusterVersion(_) | Request::StartDigest(_) | Request::LeaseCheckpoint(_)) => true,
+        Some(Request::LeaseRevoke(_)) => kv::only_in_term(command).is_some(),
+        Some(
+            Request::Put(_)
+            | Request::DeleteRange(_)
+            | Request::Txn(_)
+            | Request::Compact(_)
+            | Request::LeaseGrant(_)
+            | Request::Alarm(_)
+            | Request::WantedSize(_),
+        )
+        | None => false,
+    }
+}
