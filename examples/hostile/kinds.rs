@@ -485,7 +485,7 @@ async fn watchers(kind: &str, attack: &mut Attack, tally: &mut Tally) {
     let (count, key_bytes) = if kind == "watchers" { (20_000, 20) } else { (40, 1_400_000) };
     let prefix = attack.random.u32(..);
     let creates = (0..count).map(move |i| {
-        let key = format!("hostile/watch/{prefix}/{i:0key_bytes$}").into();
+        let key = format!("hostile/watch/{prefix}/{i}/{}", "k".repeat(key_bytes)).into();
         let create = WatchCreateRequest { key, ..Default::default() };
         WatchRequest { request_union: Some(watch_request::RequestUnion::CreateRequest(create)) }
     });
