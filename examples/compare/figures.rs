@@ -50,6 +50,7 @@ pub const TABLES: &[Table] = &[
     Table { name: "load", works: &["load"], metrics: &["seconds", "cpu_us", "resident_mib", "disk_mib"] },
     Table { name: "restart", works: &["restart"], metrics: &["seconds", "resident_mib"] },
     Table { name: "pauses", works: &["pause"], metrics: &["p99_ms", "p999_ms", "max_ms", "seconds"] },
+    Table { name: "long", works: crate::long::WORKS, metrics: &["seconds", "p99_ms", "max_ms"] },
     Table { name: "memory", works: &["memory"], metrics: &["bytes_each", "resident_mib"] },
     Table { name: "scale", works: crate::scale::WORKS, metrics: &["cpu_us", "per_s", "p99_ms"] },
 ];

@@ -7,6 +7,7 @@
 
 mod client;
 mod figures;
+mod long;
 mod machine;
 mod many;
 mod memory;
@@ -147,7 +148,7 @@ impl Round<'_> {
 
 /// In the order in which they are done.
 fn all_works() -> Vec<&'static str> {
-    [short::WORKS, scale::WORKS, &["memory"], many::WORKS].concat()
+    [short::WORKS, scale::WORKS, &["memory"], long::WORKS, many::WORKS].concat()
 }
 
 /// Ours, then what it is compared with.
@@ -173,8 +174,12 @@ fn programs(args: &Args) -> anyhow::Result<Vec<Program>> {
 /// Every round of one kind of work is made with each program before the next.
 async fn measure(args: &Args, programs: &[Program], figures: &mut Figures) -> anyhow::Result<()> {
     let wanted = |works: &[&str]| works.iter().any(|work| args.wants(work));
-    let kinds: [(bool, &str); 3] =
-        [(wanted(short::WORKS), "short"), (wanted(&["memory"]), "memory"), (wanted(many::WORKS), "many")];
+    let kinds: [(bool, &str); 4] = [
+        (wanted(short::WORKS), "short"),
+        (wanted(&["memory"]), "memory"),
+        (wanted(long::WORKS), "long"),
+        (wanted(many::WORKS), "many"),
+    ];
     let scales = scale::WORKS.iter().filter(|work| wanted(&[work])).copied();
     for kind in kinds.into_iter().filter(|(wanted, _)| *wanted).map(|(_, kind)| kind).chain(scales) {
         for number in 1..=args.rounds {
@@ -183,6 +188,7 @@ async fn measure(args: &Args, programs: &[Program], figures: &mut Figures) -> an
                 let done = match kind {
                     "short" => short::measure(&mut round).await,
                     "memory" => memory::measure(&mut round).await,
+                    "long" => long::measure(&mut round).await,
                     "many" => many::measure(&mut round).await,
                     work => scale::measure(&mut round, work).await,
                 };

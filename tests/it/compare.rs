@@ -17,7 +17,7 @@ fn a_short_comparison_has_a_figure_of_every_work() {
     };
     run(&["--works", "put,get,get-serializable,mixed,range,txn,large-put,watch,keep-alive,one-client"]);
     // With etcd the rest takes long; that its members start and answer was seen above.
-    run(&["--only", "ours", "--works", "put-by-keys,put-by-value,memory,load,restart,pause"]);
+    run(&["--only", "ours", "--works", "put-by-keys,put-by-value,memory,long,load,restart,pause"]);
     let figures = std::fs::read_to_string(dir.path().join("figures.csv")).unwrap();
     let readme = std::fs::read_to_string(dir.path().join("README.md")).unwrap();
     for work in [
@@ -34,6 +34,7 @@ fn a_short_comparison_has_a_figure_of_every_work() {
         "put-by-keys",
         "put-by-value",
         "memory",
+        "long",
         "load",
         "restart",
         "pause",
