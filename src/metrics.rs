@@ -53,6 +53,8 @@ pub struct Metrics {
     pub log_fsync: Histogram,
     /// Checkpoints of the state store.
     pub checkpoint: Histogram,
+    /// How late the event loop is.
+    pub event_loop_stall: Histogram,
     /// Bytes on connections of clients.
     pub client_sent_bytes: IntCounter,
     pub client_received_bytes: IntCounter,
@@ -134,6 +136,11 @@ impl Metrics {
                 "etcd_disk_wal_fsync_duration_seconds",
                 "Seconds that a sync of the Raft log takes.",
                 exponential_buckets(0.0001, 2.0, 16),
+            ),
+            event_loop_stall: histogram(
+                "quorate_event_loop_stall_seconds",
+                "Seconds by which a task of the event loop that wants to run every 10 ms runs late.",
+                exponential_buckets(0.001, 2.0, 15),
             ),
             checkpoint: histogram(
                 "etcd_disk_backend_commit_duration_seconds",

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
 
-use super::{Api, ETCD_VERSION, VERSION, header, header_now, snapshot};
-use crate::env::Instant;
+use super::{Api, ETCD_VERSION, VERSION, client, header, header_now, snapshot};
+use crate::env::{Instant, Pool};
 use crate::error::Error;
 use crate::kv;
 use crate::node::Node;
@@ -90,11 +90,11 @@ impl Maintenance for Api {
     }
 
     async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
-        let node = self.any_node()?;
+        let node = self.any_node()?.on_behalf_of(client(&request));
         let revision = request.into_inner().revision;
         let view = node.store().view();
-        let env = node.env().clone();
-        let (hash, now) = env.blocking(move || (view.kv.hash_kv(revision), view.kv.revision())).await;
+        let work = move || (view.kv.hash_kv(revision), view.kv.revision());
+        let (hash, now) = node.long(Pool::Backups, work).await?;
         let hash = hash?;
         Ok(Response::new(HashKvResponse {
             header: header(&node, now),
@@ -106,8 +106,8 @@ impl Maintenance for Api {
     }
 
     /// Of the whole state at the newest revision; with us that is [`Self::hash_kv`]'s.
-    async fn hash(&self, _: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
-        let answer = self.hash_kv(Request::new(HashKvRequest::default())).await?.into_inner();
+    async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        let answer = self.hash_kv(request.map(|_| HashKvRequest::default())).await?.into_inner();
         Ok(Response::new(HashResponse { header: answer.header, hash: answer.hash }))
     }
 

@@ -12,6 +12,7 @@ mod lease;
 mod lock;
 mod maintenance;
 mod peer;
+mod pull;
 mod queue;
 mod range_stream;
 mod sample;
@@ -26,6 +27,7 @@ use parking_lot::RwLock;
 use tonic::{Request, Response, Status};
 
 use self::answers::Answers;
+use self::pull::Slots;
 use crate::cluster::Manager;
 use crate::error::Error;
 use crate::kv::validate::Limits;
@@ -66,9 +68,18 @@ struct Shared {
     answers: OnceLock<Answers>,
     /// Bytes a second of one backup.
     snapshot_rate: u64,
+    backups: Slots,
+    range_streams: Slots,
     /// Set when this member was ready once: from then on a learner serves every client.
     was_ready: AtomicBool,
     facts: RwLock<Facts>,
+}
+
+/// Streams that hold a view of the data: how many of each kind are open at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct StreamOptions {
+    pub backups_max: usize,
+    pub range_streams_max: usize,
 }
 
 /// What `status` shows beside Raft's state.
@@ -92,6 +103,7 @@ impl Api {
         watch_options: WatchOptions,
         quota_bytes: u64,
         snapshot_rate: u64,
+        streams: StreamOptions,
         first_slot: u64,
     ) -> Self {
         let shared = Shared {
@@ -105,6 +117,8 @@ impl Api {
             quota_bytes,
             answers: OnceLock::new(),
             snapshot_rate,
+            backups: Slots::new(streams.backups_max),
+            range_streams: Slots::new(streams.range_streams_max),
             was_ready: AtomicBool::new(false),
             facts: RwLock::default(),
         };

@@ -3,21 +3,17 @@
 //! In key order at the present revision, a page of keys is looked up at a time; any other order, and the past, first collects
 //! what it answers (16 bytes a key: the versions themselves are shared with the store). Every piece has keys and values; header,
 //! more and count come with the last, as in etcd.
-//! Invariant: one view for all pieces, whatever is written meanwhile. The view keeps what is overwritten meanwhile in memory, so a
-//! client that takes no piece for `STALL` is given up.
+//! Pieces are made when the client takes them (`pull`).
+//! Invariant: one view for all pieces, whatever is written meanwhile.
 
 use std::collections::VecDeque;
-use std::pin::Pin;
-use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use futures_util::Stream;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::pull::{self, Plan, Source};
 use super::{Api, confirm, header, sound};
-use crate::env::timeout;
+use crate::env::Pool;
 use crate::error::Error;
 use crate::kv::validate;
 use crate::node::Node;
@@ -30,51 +26,48 @@ use crate::raft::Applied;
 const PIECE_BYTES: usize = 256 << 10;
 /// Keys looked up at a time.
 const PAGE_KEYS: i64 = 512;
-/// A client that takes nothing for so long is gone, or not worth what its view holds.
-const STALL: Duration = Duration::from_secs(60);
 
-pub(super) type Pieces = Pin<Box<dyn Stream<Item = Result<RangeStreamResponse, Status>> + Send>>;
+pub(super) type Pieces = pull::Pieces<RangeStreamResponse>;
 
 impl Api {
     pub(super) async fn pieces(&self, request: Request<RangeRequest>) -> Result<Response<Pieces>, Status> {
         let node = self.data_node(&request)?;
         let range = request.into_inner();
         validate::range(&range)?;
+        let slot = self.shared.range_streams.take(node.client())?;
         if !range.serializable {
             confirm(&node).await?;
         }
-        let (to, pieces) = mpsc::channel(2);
-        let mut walk = Walk::begin(node.store().view(), range)?;
-        node.env().clone().spawn(async move {
-            let shutdown = node.env().shutdown.clone();
-            tokio::select! {
-                () = send(&node, &mut walk, &to) => {}
-                () = shutdown.cancelled() => drop(to.try_send(Err(Error::Stopped.into()))),
-            }
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(pieces))))
+        let view = node.store().view();
+        let walk = node.long(Pool::Reads, move || Walk::begin(view, range)).await??;
+        let plan = Plan { what: "range", pool: Pool::Reads, rate: u64::MAX };
+        let taken = Taken { node: node.clone(), walk, ended: false };
+        Ok(Response::new(pull::pieces(&node, plan, taken, slot)))
     }
 }
 
-async fn send(node: &Node, walk: &mut Walk, to: &mpsc::Sender<Result<RangeStreamResponse, Status>>) {
-    loop {
-        let (message, last) = match sound(node).and_then(|()| walk.next()) {
-            Ok((mut piece, last)) => {
-                if last {
-                    piece.header = header(node, walk.revision);
-                }
-                (Ok(RangeStreamResponse { range_response: Some(piece) }), last)
-            }
-            Err(error) => (Err(Status::from(error)), true),
-        };
-        match timeout(STALL, to.send(message)).await {
-            Ok(Ok(())) if !last => {}
-            Ok(_) => return,
-            Err(_) => {
-                tracing::warn!(stall = ?STALL, "a client took no piece of its range; given up");
-                return;
-            }
+/// A range on its way to a client.
+struct Taken {
+    node: Node,
+    walk: Walk,
+    ended: bool,
+}
+
+impl Source for Taken {
+    type Piece = RangeStreamResponse;
+
+    fn piece(&mut self) -> Result<Option<(RangeStreamResponse, usize)>, Status> {
+        if self.ended {
+            return Ok(None);
         }
+        sound(&self.node)?;
+        let (mut piece, last) = self.walk.next()?;
+        self.ended = last;
+        if last {
+            piece.header = header(&self.node, self.walk.revision);
+        }
+        let bytes = piece.kvs.iter().map(|kv| delimited_len(kv.as_encoded().len())).sum();
+        Ok(Some((RangeStreamResponse { range_response: Some(piece) }, bytes)))
     }
 }
 

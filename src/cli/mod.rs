@@ -24,7 +24,7 @@ use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, MANUAL};
-use crate::env::Env;
+use crate::env::{Env, threads};
 use crate::telemetry;
 
 pub use client::ClientArgs;
@@ -172,17 +172,8 @@ fn serve(args: &SettingsArgs) -> anyhow::Result<()> {
     runtime(config.server.worker_threads)?.block_on(crate::server::run(config))
 }
 
-/// An event loop; 0 threads: one for every two cores.
 fn runtime(worker_threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let threads = if worker_threads == 0 { cores.div_ceil(2) } else { worker_threads };
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    builder
-        .worker_threads(threads)
-        .enable_all()
-        .thread_name("quorate")
-        .build()
-        .context("cannot start the event loop's threads")
+    threads::event_loop(worker_threads).context("cannot start the event loop's threads")
 }
 
 /// Runs one client command, and prints what it gives.

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::decide::{Me, State};
 use super::slot_of;
-use crate::env::Env;
+use crate::env::{Env, Pool};
 use crate::pb::log::{Formation, Identity, Node};
 use crate::pb::peer::{AbandonResponse, AcceptResponse, JoinRequest, WhoResponse, who_response};
 use crate::storage::member_dir::{Error, MemberDir};
@@ -275,7 +275,7 @@ impl Bootstrap {
                 }
             }
         };
-        self.env.blocking(work).await
+        self.env.long(Pool::Disk, work).await
     }
 
     async fn change_always<F>(self: &Arc<Self>, act: F) -> Result<(), Error>

@@ -382,6 +382,10 @@ pub struct Limits {
     pub receive_timeout: Duration,
     /// Most bytes of large answers that are being sent to clients.
     pub answer_bytes_max: Bytes,
+    /// Most backups that clients take at a time.
+    pub backups_max: usize,
+    /// Most ranges that clients take as a stream at a time.
+    pub range_streams_max: usize,
     /// A client that says nothing for this long is asked whether it is there ...
     #[serde(with = "units::duration")]
     pub keepalive_interval: Duration,
@@ -402,6 +406,8 @@ impl Default for Limits {
             receive_bytes_max: Bytes::mib(256),
             receive_timeout: Duration::from_secs(10),
             answer_bytes_max: Bytes::mib(256),
+            backups_max: 4,
+            range_streams_max: 256,
             keepalive_interval: Duration::from_secs(60),
             keepalive_timeout: Duration::from_secs(75),
         }

@@ -84,6 +84,8 @@ impl Config {
         faults.within("limits.txn_depth_max", self.limits.txn_depth_max, 1..=TXN_DEPTH_MAX);
         faults.positive("limits.concurrent_streams_max", u64::from(self.limits.concurrent_streams_max));
         faults.positive("limits.connections_max", self.limits.connections_max as u64);
+        faults.positive("limits.backups_max", self.limits.backups_max as u64);
+        faults.positive("limits.range_streams_max", self.limits.range_streams_max as u64);
         faults.positive("watch.stream_watchers_max", self.watch.stream_watchers_max as u64);
         let (most, stream) = (self.watch.watchers_max, self.watch.stream_watchers_max);
         let expected = format!("at least watch.stream_watchers_max ({stream})");
@@ -353,6 +355,8 @@ mod tests {
             ("limits.txn_depth_max", |c| c.limits.txn_depth_max = 257),
             ("limits.concurrent_streams_max", |c| c.limits.concurrent_streams_max = 0),
             ("limits.connections_max", |c| c.limits.connections_max = 0),
+            ("limits.backups_max", |c| c.limits.backups_max = 0),
+            ("limits.range_streams_max", |c| c.limits.range_streams_max = 0),
             ("watch.stream_watchers_max", |c| c.watch.stream_watchers_max = 0),
             ("watch.watchers_max", |c| c.watch.watchers_max = 49_999),
             ("watch.stream_bytes_max", |c| c.watch.stream_bytes_max = Bytes(1)),

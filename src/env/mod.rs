@@ -13,12 +13,15 @@ pub mod planted;
 pub mod process;
 #[cfg(any(test, feature = "testing"))]
 pub mod sim;
+pub mod threads;
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -26,6 +29,7 @@ pub use disk::{Disk, File, OpenMode};
 pub use fail::fail_point;
 pub use net::Net;
 pub(crate) use planted::planted;
+pub use threads::Pool;
 /// tokio's clock: real, or a simulation's.
 pub use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout, timeout_at};
 
@@ -65,6 +69,8 @@ pub struct Env {
     pub net: Arc<dyn Net>,
     rng: Arc<Mutex<fastrand::Rng>>,
     tracker: TaskTracker,
+    pools: Arc<threads::Pools>,
+    in_place: Arc<Semaphore>,
     /// Ends every task of the node.
     pub shutdown: CancellationToken,
     /// The node is asked to stop: it finishes what is under way, and then shuts down. Cancelled by `shutdown` too.
@@ -84,16 +90,26 @@ impl Env {
         let disk = faulty::disk();
         #[cfg(not(any(test, feature = "testing")))]
         let disk = Arc::new(disk::RealDisk);
-        Self::new(disk, Arc::new(net::Tcp), fastrand::Rng::new(), false)
+        let pools = Arc::new(threads::Pools::new());
+        let net = Arc::new(net::Tcp::new(pools.clone()));
+        Self::new(disk, net, fastrand::Rng::new(), pools, false)
     }
 
-    fn new(disk: Arc<dyn Disk>, net: Arc<dyn Net>, rng: fastrand::Rng, simulated: bool) -> Self {
+    fn new(
+        disk: Arc<dyn Disk>,
+        net: Arc<dyn Net>,
+        rng: fastrand::Rng,
+        pools: Arc<threads::Pools>,
+        simulated: bool,
+    ) -> Self {
         let shutdown = CancellationToken::new();
         Self {
             disk,
             net,
             rng: Arc::new(Mutex::new(rng)),
             tracker: TaskTracker::new(),
+            pools,
+            in_place: Arc::new(Semaphore::new(threads::IN_PLACE_MAX)),
             stopping: shutdown.child_token(),
             shutdown,
             failed: CancellationToken::new(),
@@ -106,6 +122,11 @@ impl Env {
     /// An environment whose tasks can be ended without ending this one's; ending this one's ends them too.
     pub fn child(&self) -> Self {
         Self { tracker: TaskTracker::new(), shutdown: self.shutdown.child_token(), ..self.clone() }
+    }
+
+    /// Whether time and threads are a simulation's, so that to measure them means nothing.
+    pub fn is_simulated(&self) -> bool {
+        self.simulated
     }
 
     /// A uniformly random number.
@@ -142,18 +163,15 @@ impl Env {
         let handle = tokio::runtime::Handle::current();
         let token = self.tracker.token();
         let task = guarded(task, self.failed.clone());
-        std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || {
-                handle.block_on(task);
-                drop(token);
-            })
-            .expect("a thread can be started");
+        let work = move || {
+            handle.block_on(task);
+            drop(token);
+        };
+        threads::start(name, work).expect("a thread can be started");
     }
 
-    /// Runs blocking work away from the event loop and waits for it. All of it is bulk (snapshots, hashes, old entries of the log), so its
-    /// threads give way to those that serve requests.
-    pub async fn blocking<T, F>(&self, work: F) -> T
+    /// Runs work of the member itself that blocks or takes long away from the event loop, and waits for it.
+    pub async fn long<T, F>(&self, pool: Pool, work: F) -> T
     where
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
@@ -161,14 +179,61 @@ impl Env {
         if self.simulated {
             return work();
         }
-        let work = move || {
-            process::give_way();
-            work()
-        };
-        match self.tracker.spawn_blocking(work).await {
-            Ok(done) => done,
-            Err(failed) => std::panic::resume_unwind(failed.into_panic()),
+        let (tell, told) = oneshot::channel();
+        let job = self.job(move || drop(tell.send(std::panic::catch_unwind(AssertUnwindSafe(work)))));
+        assert_eq!(self.pools.submit(pool, None, job), Ok(()), "the member's own work is not refused");
+        finished(told).await
+    }
+
+    /// As [`Self::long`], for a client: `asker` has turns with other ones, and does not wait for its turn beyond `deadline`. Work whose
+    /// client has gone meanwhile is not begun.
+    pub async fn long_for<T, F>(&self, pool: Pool, asker: u64, deadline: Instant, work: F) -> Result<T, Refused>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        if self.simulated {
+            return Ok(work());
         }
+        let ((begin, begun), (tell, told)) = (oneshot::channel(), oneshot::channel());
+        let job = self.job(move || {
+            if begin.send(()).is_ok() {
+                drop(tell.send(std::panic::catch_unwind(AssertUnwindSafe(work))));
+            }
+        });
+        self.pools.submit(pool, Some(asker), job).map_err(|threads::Full| Refused::Full)?;
+        if timeout_at(deadline, begun).await.is_err() {
+            return Err(Refused::Late);
+        }
+        Ok(finished(told).await)
+    }
+
+    /// Does work that takes long and cannot leave its task: the tasks that share the thread go on elsewhere meanwhile. A few do so at a
+    /// time, the others wait for their turn. Dropped before, nothing is done.
+    pub async fn in_place<T>(&self, work: impl FnOnce() -> T) -> T {
+        if self.simulated {
+            return work();
+        }
+        let _turn = self.in_place.acquire().await.expect("it is never closed");
+        threads::in_place(work)
+    }
+
+    /// Lets go of something large, where nobody waits for it.
+    pub fn drop_large<T: Send + 'static>(&self, large: T) {
+        if self.simulated {
+            return;
+        }
+        let job = self.job(move || drop(large));
+        assert_eq!(self.pools.submit(Pool::Drops, None, job), Ok(()), "the member's own work is not refused");
+    }
+
+    /// One that [`Env::stop`] waits for.
+    fn job(&self, work: impl FnOnce() + Send + 'static) -> Box<dyn FnOnce() + Send> {
+        let token = self.tracker.token();
+        Box::new(move || {
+            work();
+            drop(token);
+        })
     }
 
     /// Blocks this thread, which must not be one that runs tasks; simulated, no time passes.
@@ -206,6 +271,23 @@ impl Env {
     }
 }
 
+/// Why a client's long work was not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Too much waits already, of this client or of all.
+    Full,
+    /// Its turn did not come in time.
+    Late,
+}
+
+/// What a pool's work came to; a panic goes on in who asked for it.
+async fn finished<T>(told: oneshot::Receiver<std::thread::Result<T>>) -> T {
+    match told.await.expect("a pool does what it took") {
+        Ok(done) => done,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
 /// Runs `task`; if it panics, says so through `failed`.
 async fn guarded<F: Future>(task: F, failed: CancellationToken) -> F::Output {
     struct Guard(CancellationToken);
@@ -237,6 +319,39 @@ mod tests {
         let env = Env::real();
         env.spawn_thread("fails", async { panic!("a thread that fails, on purpose") });
         timeout(Duration::from_secs(5), env.failed.cancelled()).await.expect("the node knows");
+    }
+
+    #[tokio::test]
+    async fn long_work_of_a_client_waits_until_its_deadline_and_is_not_begun_for_nobody() {
+        let env = Env::real();
+        assert_eq!(env.long(Pool::Reads, || 1).await, 1);
+        let soon = || Instant::now() + Duration::from_millis(20);
+        let (release, released) = std::sync::mpsc::sync_channel::<()>(0);
+        let (tell, holding) = oneshot::channel();
+        let holds = env.clone();
+        let hold = move || {
+            tell.send(()).expect("the test waits for it");
+            released.recv()
+        };
+        let held = env.spawn(async move { holds.long(Pool::Apply, hold).await });
+        holding.await.expect("a thread is held");
+        let begun = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let begin = begun.clone();
+        let late =
+            env.long_for(Pool::Apply, 1, soon(), move || begin.store(true, std::sync::atomic::Ordering::Relaxed)).await;
+        assert_eq!(late, Err(Refused::Late));
+        drop(release);
+        assert!(held.await.expect("it was let go").is_err());
+        // In order: what was given up came before.
+        assert_eq!(env.long_for(Pool::Apply, 1, Instant::now() + Duration::from_secs(60), || 2).await, Ok(2));
+        assert!(!begun.load(std::sync::atomic::Ordering::Relaxed), "nobody waits for it");
+        env.stop(Duration::from_secs(60)).await;
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "on purpose")]
+    async fn panic_of_long_work_goes_on_in_who_waits_for_it() {
+        Env::real().long(Pool::Disk, || panic!("it fails, on purpose")).await
     }
 
     #[tokio::test]

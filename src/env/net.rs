@@ -2,13 +2,17 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+
+use super::threads::{Pool, Pools};
 
 /// A connected byte stream.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
@@ -34,7 +38,15 @@ pub trait Net: Send + Sync + 'static {
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// TCP with `TCP_NODELAY`.
-pub struct Tcp;
+pub struct Tcp {
+    names: Names,
+}
+
+impl Tcp {
+    pub(super) fn new(pools: Arc<Pools>) -> Self {
+        Self { names: Names(pools) }
+    }
+}
 
 impl Net for Tcp {
     fn listen(&self, address: SocketAddr) -> BoxFuture<io::Result<(SocketAddr, Incoming)>> {
@@ -58,36 +70,58 @@ impl Net for Tcp {
     }
 
     fn resolve(&self, address: String) -> BoxFuture<io::Result<Vec<SocketAddr>>> {
-        Box::pin(async move { look_up(&address).await })
+        let names = self.names.clone();
+        Box::pin(async move { names.look_up(address).await })
     }
 
     fn connect(&self, address: String) -> BoxFuture<io::Result<Box<dyn Stream>>> {
+        let names = self.names.clone();
         Box::pin(async move {
-            let stream = TcpStream::connect(&*look_up(&address).await?).await?;
+            let stream = TcpStream::connect(&*names.look_up(address).await?).await?;
             stream.set_nodelay(true)?;
             Ok(Box::new(stream) as Box<dyn Stream>)
         })
     }
 }
 
+/// Asks for addresses, on threads that nobody else waits for.
+#[derive(Clone)]
+struct Names(Arc<Pools>);
+
+impl Names {
+    async fn look_up(&self, address: String) -> io::Result<Vec<SocketAddr>> {
+        if let Ok(address) = address.parse() {
+            return Ok(vec![address]);
+        }
+        let (tell, told) = oneshot::channel();
+        let job = move || {
+            // Who has given up meanwhile does not hold a thread.
+            if !tell.is_closed() {
+                let _ = tell.send(look_up(&address));
+            }
+        };
+        // The member's own is never refused.
+        let _ = self.0.submit(Pool::Names, None, Box::new(job));
+        told.await.map_err(io::Error::other)?
+    }
+}
+
 /// Asks the system's resolver.
 #[cfg(not(feature = "testing"))]
-async fn look_up(address: &str) -> io::Result<Vec<SocketAddr>> {
-    Ok(tokio::net::lookup_host(address).await?.collect())
+fn look_up(address: &str) -> io::Result<Vec<SocketAddr>> {
+    Ok(address.to_socket_addrs()?.collect())
 }
 
 /// Asks the hosts file that a test names, `QUORATE_TEST_HOSTS`, anew each time: it plays the DNS of Kubernetes, where names of
 /// pods come late and move. A line is an address and a name. A name that it does not hold does not resolve. Without the
 /// variable: the system's resolver.
 #[cfg(feature = "testing")]
-async fn look_up(address: &str) -> io::Result<Vec<SocketAddr>> {
-    let (Some(path), Some((host, port)), Err(_)) =
-        (std::env::var_os("QUORATE_TEST_HOSTS"), address.rsplit_once(':'), address.parse::<SocketAddr>())
-    else {
-        return Ok(tokio::net::lookup_host(address).await?.collect());
+fn look_up(address: &str) -> io::Result<Vec<SocketAddr>> {
+    let (Some(path), Some((host, port))) = (std::env::var_os("QUORATE_TEST_HOSTS"), address.rsplit_once(':')) else {
+        return Ok(address.to_socket_addrs()?.collect());
     };
     let port: u16 = port.parse().map_err(io::Error::other)?;
-    let text = tokio::fs::read_to_string(path).await?;
+    let text = std::fs::read_to_string(path)?;
     let entries = text.lines().filter_map(|line| line.split_once(' ')).filter(|(_, name)| *name == host);
     let found: Vec<SocketAddr> = entries.filter_map(|(ip, _)| Some(SocketAddr::new(ip.parse().ok()?, port))).collect();
     if found.is_empty() {

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -22,6 +23,8 @@ use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MethodDe
 use serde_json::json;
 use tower::Service as _;
 
+use crate::env::{Env, Instant, Pool, Refused};
+use crate::error::Error;
 use crate::metrics::metrics;
 use crate::node::Client;
 
@@ -89,6 +92,11 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const METADATA_PREFIX: &str = "grpc-metadata-";
 
+/// A body of so many bytes is transcoded at once; that takes a millisecond or two. For more, threads are asked (`env::threads`).
+const SHORT_BYTES: usize = 32 << 10;
+/// How long a large body waits for its turn.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 const INVALID_ARGUMENT: u16 = 3;
 const RESOURCE_EXHAUSTED: u16 = 8;
 const UNIMPLEMENTED: u16 = 12;
@@ -103,6 +111,7 @@ pub struct Gateway {
 }
 
 struct Inner {
+    env: Env,
     /// By path; `None` for a method that this build lacks.
     methods: BTreeMap<&'static str, Option<MethodDescriptor>>,
     body_bytes_max: usize,
@@ -118,6 +127,7 @@ struct Failure {
 impl Gateway {
     /// `descriptors` describe the services; a request's body has at most `body_bytes_max` bytes.
     pub fn new(
+        env: Env,
         services: Router,
         descriptors: &[u8],
         body_bytes_max: usize,
@@ -127,7 +137,7 @@ impl Gateway {
             pool.services().flat_map(|s| s.methods().collect::<Vec<_>>()).find(|m| m.full_name() == full_name)
         };
         let methods = PATHS.iter().map(|(path, name)| (*path, find(name))).collect();
-        Ok(Self { inner: Arc::new(Inner { methods, body_bytes_max }), services })
+        Ok(Self { inner: Arc::new(Inner { env, methods, body_bytes_max }), services })
     }
 
     /// Answers a request whose path is `path` below the version.
@@ -157,17 +167,49 @@ impl Gateway {
             }
             Err(error) => return Err(Failure { code: INVALID_ARGUMENT, message: format!("request body: {error}") }),
         };
-        let messages = requests(&method, &body)?;
+        let client = head.extensions.get::<Client>().cloned();
+        let transcoder = Transcoder { env: self.inner.env.clone(), asker: client.as_ref().map_or(0, Client::number) };
+        let asked = method.clone();
+        let messages = transcoder.run(body.len(), move || requests(&asked, &body)).await?;
         let mut answer = grpc_request(&method, &head.headers, messages);
-        if let Some(client) = head.extensions.get::<Client>() {
-            answer.extensions_mut().insert(client.clone());
+        if let Some(client) = client {
+            answer.extensions_mut().insert(client);
         }
         let answer = self.services.clone().call(answer).await.unwrap_or_else(|never: Infallible| match never {});
         if method.is_server_streaming() {
-            stream_answer(method, answer).await
+            stream_answer(transcoder, method, answer).await
         } else {
-            unary_answer(&method, answer).await
+            unary_answer(&transcoder, method, answer).await
         }
+    }
+}
+
+/// Does what takes long with large bodies where it holds up nobody else.
+#[derive(Clone)]
+struct Transcoder {
+    env: Env,
+    /// The client's number.
+    asker: u64,
+}
+
+impl Transcoder {
+    async fn run<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        if bytes <= SHORT_BYTES {
+            return work();
+        }
+        let refused = |refused| {
+            let error = match refused {
+                Refused::Full => Error::TooManyRequests,
+                Refused::Late => Error::Timeout,
+            };
+            Failure { code: error.code() as u16, message: error.to_string() }
+        };
+        let deadline = Instant::now() + PATIENCE;
+        self.env.long_for(Pool::Reads, self.asker, deadline, work).await.map_err(refused)?
     }
 }
 
@@ -291,7 +333,11 @@ fn status(headers: &HeaderMap) -> Failure {
     Failure { code: text(GRPC_STATUS).parse().unwrap_or(2), message }
 }
 
-async fn unary_answer(method: &MethodDescriptor, response: Response) -> Result<Response, Failure> {
+async fn unary_answer(
+    transcoder: &Transcoder,
+    method: MethodDescriptor,
+    response: Response,
+) -> Result<Response, Failure> {
     let mut answers = Answers::new(response);
     let message = answers.next().await;
     // To the end: the status comes last.
@@ -301,13 +347,20 @@ async fn unary_answer(method: &MethodDescriptor, response: Response) -> Result<R
     }
     let message =
         message.ok_or_else(|| Failure { code: INTERNAL, message: "the call ended without an answer".into() })?;
-    let mut body = Vec::new();
-    write_json(method, message, &mut body)?;
-    Ok(json_response(StatusCode::OK, Body::from(body)))
+    let bytes = message.len();
+    let work = move || {
+        let mut body = Vec::new();
+        write_json(&method, message, &mut body).map(|()| body)
+    };
+    Ok(json_response(StatusCode::OK, Body::from(transcoder.run(bytes, work).await?)))
 }
 
 /// One line a message. A failure before the first message is the whole answer, as with etcd's gateway.
-async fn stream_answer(method: MethodDescriptor, response: Response) -> Result<Response, Failure> {
+async fn stream_answer(
+    transcoder: Transcoder,
+    method: MethodDescriptor,
+    response: Response,
+) -> Result<Response, Failure> {
     let mut answers = Answers::new(response);
     let first = answers.next().await;
     if first.is_none()
@@ -317,7 +370,7 @@ async fn stream_answer(method: MethodDescriptor, response: Response) -> Result<R
         return Ok(json_response(code, Body::from(failure.in_stream())));
     }
     let lines = stream::unfold(Some((answers, first)), move |state| {
-        let method = method.clone();
+        let (transcoder, method) = (transcoder.clone(), method.clone());
         async move {
             let (mut answers, first) = state?;
             let message = match first {
@@ -325,7 +378,7 @@ async fn stream_answer(method: MethodDescriptor, response: Response) -> Result<R
                 None => answers.next().await,
             };
             let (line, next) = match message {
-                Some(message) => match result_line(&method, message) {
+                Some(message) => match transcoder.run(message.len(), move || result_line(&method, message)).await {
                     Ok(line) => (line, Some((answers, None))),
                     Err(failure) => (failure.in_stream(), None),
                 },
@@ -412,7 +465,7 @@ mod tests {
     use super::*;
 
     fn method(name: &str) -> MethodDescriptor {
-        let gateway = Gateway::new(Router::new(), crate::pb::PUBLIC_DESCRIPTORS, 1000).unwrap();
+        let gateway = Gateway::new(Env::real(), Router::new(), crate::pb::PUBLIC_DESCRIPTORS, 1000).unwrap();
         let path = PATHS.iter().find(|(_, n)| *n == name).unwrap().0;
         gateway.inner.methods[path].clone().unwrap()
     }
@@ -458,7 +511,7 @@ mod tests {
 
     #[test]
     fn paths_are_unique_and_those_of_served_services_are_found() {
-        let gateway = Gateway::new(Router::new(), crate::pb::PUBLIC_DESCRIPTORS, 1000).unwrap();
+        let gateway = Gateway::new(Env::real(), Router::new(), crate::pb::PUBLIC_DESCRIPTORS, 1000).unwrap();
         assert_eq!(gateway.inner.methods.len(), PATHS.len());
         let pool = DescriptorPool::decode(crate::pb::PUBLIC_DESCRIPTORS).unwrap();
         // Not in JSON, as in etcd.

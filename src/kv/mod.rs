@@ -33,7 +33,7 @@ pub use hash::HashKv;
 pub use history::Revision;
 pub use journal::Journal;
 pub use lease::{LEASES_SINCE, Lease, LeaseTable, TTL_MAX_SECONDS, only_in_term};
-pub use snapshot::{LoadError, Loader};
+pub use snapshot::{ChangesFrom, LoadError, Loader};
 pub use state::State;
 pub use txn::is_read_only;
 pub use validate::Limits;

@@ -3,6 +3,8 @@
 //! A snapshot is [`State::changes`]; the state store keeps what [`State::take_journal`] gave it, and may drop versions for
 //! which [`State::is_live`] no longer holds, and what it says of leases when [`State::is_live_lease`] does not. [`Loader`] takes either.
 
+use bytes::Bytes;
+
 use super::State;
 use super::history::{Event, Events, History};
 use super::range::Interval;
@@ -33,18 +35,47 @@ impl State {
     pub fn changes(&self) -> impl Iterator<Item = Change> {
         let base = self.visible_at(Interval::all(), self.compacted);
         let events = self.history.iter_from(self.compacted + 1).flat_map(|x| x.1);
+        base.chain(events).map(version).chain(self.other_changes())
+    }
+
+    /// The changes from `from` on: at least one if there are any, and no more once they hold `bytes_min`. Moves `from` on.
+    ///
+    /// Parts put together are [`Self::changes`] of the same view; between them nothing is held but the view.
+    pub fn changes_part(&self, from: &mut ChangesFrom, bytes_min: usize) -> Vec<Change> {
+        let mut part = Part { changes: Vec::new(), bytes: 0, bytes_min };
+        if let ChangesFrom::Key(key) = from {
+            let is_full = |kv: &KeyValue| part.push(kv).then(|| Bytes::from([kv.key(), &[0]].concat()));
+            match self.visible_at(Interval::From(key), self.compacted).find_map(is_full) {
+                Some(next) => *key = next,
+                None => *from = ChangesFrom::Event(self.compacted + 1, 0),
+            }
+        }
+        if let ChangesFrom::Event(revision, position) = *from
+            && part.changes.is_empty()
+        {
+            let after = |(number, events): (i64, &[KeyValue])| {
+                let skipped = if number == revision { position } else { 0 };
+                let full = events.iter().skip(skipped).position(|kv| part.push(kv))?;
+                Some(ChangesFrom::Event(number, skipped + full + 1))
+            };
+            *from = self.history.iter_from(revision).find_map(after).unwrap_or(ChangesFrom::Others);
+        }
+        if matches!(from, ChangesFrom::Others) && part.changes.is_empty() {
+            *from = ChangesFrom::End;
+            part.changes.extend(self.other_changes());
+        }
+        part.changes
+    }
+
+    /// The changes that are no versions.
+    fn other_changes(&self) -> impl Iterator<Item = Change> {
         let rest = [change::Change::Compacted(self.compacted), change::Change::ClusterVersion(self.cluster_version)];
         // None on says nothing: a member of an older version can then load it.
         let alarms = (!self.alarms.is_empty()).then(|| change::Change::Alarms(Alarms { alarms: self.alarms() }));
         // Left out while nobody has said so: an older build could not load it.
         let wanted = self.wanted_size().map(change::Change::WantedSize);
-        base.chain(events)
-            .map(|kv| change::Change::Version(kv.clone()))
-            .chain(rest)
-            .chain(self.lease_changes())
-            .chain(alarms)
-            .chain(wanted)
-            .map(|change| Change { change: Some(change) })
+        let others = rest.into_iter().chain(self.lease_changes()).chain(alarms).chain(wanted);
+        others.map(|change| Change { change: Some(change) })
     }
 
     /// True if a swept store would still hold this version.
@@ -57,6 +88,43 @@ impl State {
             // A transaction that was never checked may delete and put a key in one revision.
             || x.version > 0
                 && self.version_at(x.key, self.compacted).is_some_and(|held| held.mod_revision() == x.mod_revision)
+    }
+}
+
+fn version(kv: &KeyValue) -> Change {
+    Change { change: Some(change::Change::Version(kv.clone())) }
+}
+
+/// Some of the changes, in order.
+struct Part {
+    changes: Vec<Change>,
+    bytes: usize,
+    bytes_min: usize,
+}
+
+impl Part {
+    /// Whether it is full then.
+    fn push(&mut self, kv: &KeyValue) -> bool {
+        self.bytes += kv.as_encoded().len();
+        self.changes.push(version(kv));
+        self.bytes >= self.bytes_min
+    }
+}
+
+/// A place among [`State::changes`].
+#[derive(Clone, Debug)]
+pub enum ChangesFrom {
+    /// What was visible at the compacted revision, from this key on.
+    Key(Bytes),
+    /// The event of this revision at this position.
+    Event(i64, usize),
+    Others,
+    End,
+}
+
+impl Default for ChangesFrom {
+    fn default() -> Self {
+        Self::Key(Bytes::new())
     }
 }
 

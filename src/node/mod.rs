@@ -29,7 +29,7 @@ use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::env::{Env, Instant, interval, planted, timeout_at};
+use crate::env::{Env, Instant, Pool, Refused, interval, planted, timeout_at};
 use crate::error::Error;
 use crate::kv::Limits;
 use crate::metrics::metrics;
@@ -196,6 +196,33 @@ impl Node {
     #[must_use]
     pub fn on_behalf_of(self, client: Client) -> Self {
         Self { client, ..self }
+    }
+
+    /// Whose requests go through this handle; see [`Client::number`].
+    pub fn client(&self) -> u64 {
+        self.client.number()
+    }
+
+    /// Runs its client's long work where it holds up nobody else's; see [`Env::long_for`].
+    pub async fn long<T, F>(&self, pool: Pool, work: F) -> Result<T, Error>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        self.long_within(pool, self.inner.options.request_timeout, work).await
+    }
+
+    /// As [`Self::long`], where the client may wait for its turn for as long as `patience`.
+    pub async fn long_within<T, F>(&self, pool: Pool, patience: Duration, work: F) -> Result<T, Error>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        let deadline = Instant::now() + patience;
+        self.env().long_for(pool, self.client(), deadline, work).await.map_err(|refused| match refused {
+            Refused::Full => Error::TooManyRequests,
+            Refused::Late => Error::Timeout,
+        })
     }
 
     pub fn member(&self) -> Member {

@@ -27,6 +27,11 @@ impl Client {
     pub fn new() -> Self {
         Self(Some(Arc::default()))
     }
+
+    /// Tells those apart who live at the same time; 0: nobody in particular.
+    pub fn number(&self) -> u64 {
+        self.0.as_ref().map_or(0, |taken| Arc::as_ptr(taken).addr() as u64)
+    }
 }
 
 /// A member's places.

@@ -27,7 +27,7 @@ use tonic::{Code, Status, Streaming};
 
 use super::convert::{entry_to_pb, log_id_from_pb, log_id_to_pb, vote_from_pb, vote_to_pb};
 use super::{TypeConfig, Vote};
-use crate::env::{Env, Instant, timeout};
+use crate::env::{Env, Instant, Pool, timeout};
 use crate::metrics::{self, metrics};
 use crate::pb::log::{Formation, Node};
 use crate::pb::peer::peer_client::PeerClient;
@@ -436,17 +436,18 @@ async fn send_snapshot(
     let offset = limited(client.snapshot_offset(head.clone())).await?.offset;
     let (chunks, receiver) = mpsc::channel(4);
     let counters = metrics().peer(head.envelope.map_or(0, |envelope| envelope.to));
-    let source = file.clone();
+    let (env, source) = (network.env.clone(), file.clone());
     let (total, piece, rate) = (file.bytes, network.snapshot_chunk_bytes, network.snapshot_rate.max(1));
     let reading = async move {
         let mut head = Some(head);
         let mut offset = offset.min(total);
         while offset < total || head.is_some() {
-            let data = source.read_raw(offset, piece as usize).map_err(unreadable)?;
+            let source = source.clone();
+            let reading = move || source.read_raw(offset, piece as usize).map(|data| (crc32c::crc32c(&data), data));
+            let (crc, data) = env.long(Pool::Snapshots, reading).await.map_err(unreadable)?;
             let bytes = data.len() as u64;
             counters.sent_bytes.inc_by(bytes);
-            let chunk =
-                peer::SnapshotChunk { head: head.take(), offset, crc: crc32c::crc32c(&data), data: data.into() };
+            let chunk = peer::SnapshotChunk { head: head.take(), offset, crc, data: data.into() };
             match timeout(SNAPSHOT_CHUNK_TIMEOUT, chunks.send(chunk)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Ok(()),

@@ -15,7 +15,7 @@ use super::convert::{entry_from_pb, log_id_from_pb, log_id_to_pb, vote_from_pb, 
 use super::network::SNAPSHOT_CHUNK_TIMEOUT;
 use super::state_machine::snapshot_meta;
 use super::{Raft, TypeConfig};
-use crate::env::{Env, timeout};
+use crate::env::{Env, Pool, timeout};
 use crate::pb::peer;
 use crate::storage::snapshot::{self, Incoming};
 
@@ -178,7 +178,7 @@ impl Rpc {
             let (offset, crc, data) = (chunk.offset, chunk.crc, chunk.data);
             let written = self
                 .env
-                .blocking(move || incoming.write(offset, &data, crc).map(|()| incoming))
+                .long(Pool::Snapshots, move || incoming.write(offset, &data, crc).map(|()| incoming))
                 .await
                 .map_err(|e| Status::data_loss(format!("snapshot chunk at {offset}: {e}")))?;
             incoming = written;
@@ -189,7 +189,7 @@ impl Rpc {
         }
         let file = self
             .env
-            .blocking(move || incoming.finish())
+            .long(Pool::Snapshots, move || incoming.finish())
             .await
             .map_err(|e| Status::data_loss(format!("snapshot {}: {e}", head.snapshot_id)))?;
         let snapshot = Snapshot { meta: snapshot_meta(file.meta()).map_err(fatal)?, snapshot: file };

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use super::convert::{log_id_from_pb, log_id_to_pb, stored_membership_from_pb, stored_membership_to_pb};
 use super::waiters::{Outcome, Waiters};
 use super::{Answers, Batch, Entry, LogId, Member, SnapshotMeta, StoredMembership, TypeConfig};
-use crate::env::{Env, Instant, planted};
+use crate::env::{Env, Instant, Pool, planted};
 use crate::error::Error;
 use crate::kv;
 use crate::pb;
@@ -419,8 +419,8 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf, io::Error> {
         let (snapshots, this, view) = (self.snapshots.clone(), self.this, std::mem::take(&mut self.view));
-        let file =
-            self.env.blocking(move || write_snapshot(&snapshots, this, &view)).await.map_err(io::Error::other)?;
+        let work = move || write_snapshot(&snapshots, this, &view);
+        let file = self.env.long(Pool::Snapshots, work).await.map_err(io::Error::other)?;
         tracing::info!(snapshot = %file.id, bytes = file.bytes, "snapshot written");
         snapshot_of(file)
     }
@@ -461,7 +461,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let id = file.id.clone();
         // What is asked from here on comes after the snapshot in the log.
         let asked_before = self.store.waiters.next_number();
-        let state = self.env.blocking(move || load_snapshot(&file)).await?;
+        let state = self.env.long(Pool::Snapshots, move || load_snapshot(&file)).await?;
         let revision = state.kv.revision();
         self.store.replace(state, asked_before);
         tracing::info!(snapshot = %id, revision, "snapshot installed");

@@ -171,7 +171,7 @@ impl Server {
             .layer(meter);
         // In JSON, bytes take a third more.
         let json_bytes_max = 2 * bytes_max;
-        let gateway = http::Gateway::new(services.clone(), pb::PUBLIC_DESCRIPTORS, json_bytes_max)?;
+        let gateway = http::Gateway::new(self.env.clone(), services.clone(), pb::PUBLIC_DESCRIPTORS, json_bytes_max)?;
         Ok(Routes::from(services.merge(http::router(api, gateway)).layer(budget)))
     }
 }

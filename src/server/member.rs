@@ -14,7 +14,7 @@ use super::{Ended, Server};
 use crate::api::Running;
 use crate::cluster::decide::Wait;
 use crate::cluster::{Audit, Manager, Outcome, RaftFacts, Reconciler, Wanted, formation, leaderless, reconcile};
-use crate::env::{Env, Instant, fail_point, interval, timeout};
+use crate::env::{Env, Instant, Pool, fail_point, interval, timeout};
 use crate::lease::{self, Leases};
 use crate::node::housekeeping::{Housekeeping, Settings};
 use crate::node::{self, Node};
@@ -165,7 +165,8 @@ impl Server {
             let (env, log, snapshots, dir, options) =
                 (env.clone(), log.clone(), snapshots.clone(), paths.state.clone(), options.clone());
             let journal = self.config.state.journal_bytes_max.as_usize();
-            self.env.blocking(move || recover::recover(&env, this, &log, &snapshots, &dir, &options, journal)).await
+            let work = move || recover::recover(&env, this, &log, &snapshots, &dir, &options, journal);
+            self.env.long(Pool::Snapshots, work).await
         };
         let recovered = match recovered {
             Ok(recovered) => recovered,

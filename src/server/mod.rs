@@ -13,6 +13,7 @@ mod member;
 mod meter;
 pub mod restore;
 mod shortcut;
+mod stall;
 #[cfg(test)]
 mod tests;
 
@@ -24,7 +25,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tonic_health::ServingStatus;
 
-use crate::api::{Api, Facts, PeerApi, VERSION, WatchOptions};
+use crate::api::{Api, Facts, PeerApi, StreamOptions, VERSION, WatchOptions};
 use crate::cluster::decide::Expected;
 use crate::cluster::kubernetes::{self, Kubernetes};
 use crate::cluster::wanted::{Reading, Watch};
@@ -124,6 +125,10 @@ pub async fn serve(
             WatchOptions { progress_interval: config.watch.progress_interval },
             quota_bytes.unwrap_or(0),
             config.raft.snapshot_rate.0,
+            StreamOptions {
+                backups_max: config.limits.backups_max,
+                range_streams_max: config.limits.range_streams_max,
+            },
             u64::from(config.cluster.first_slot),
         ),
         peer_api: PeerApi::new(bootstrap.clone()),
@@ -140,6 +145,9 @@ pub async fn serve(
     });
     server.api.bound_answers(server.config.limits.answer_bytes_max.as_usize());
     tracing::info!(version = VERSION, name = server.this.name, slot, "quorate");
+    if !env.is_simulated() {
+        env.spawn(stall::watch(env.clone()));
+    }
     server.show_facts();
     server.set_health(false).await;
     server.health.set_service_status("liveness", ServingStatus::Serving).await;

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::index::Index;
 use super::session::{Ended, Outbox, Output, Session};
-use super::{Batches, Shape};
+use super::{Batch, Batches, Shape};
 use crate::env::{Env, interval};
 use crate::error::Error;
 use crate::kv;
@@ -32,6 +32,8 @@ pub struct Options {
 
 /// Revisions read at once; apply waits for as long as that takes, some tens of microseconds.
 pub(super) const SLICE_REVISIONS_MAX: usize = 256;
+/// Events of a slice that are given out at once. More are a large deletion's.
+const SHORT_EVENTS: usize = 4096;
 /// Deliveries between two breaths of the hub: other tasks run on its thread too.
 const DELIVERIES_MAX: usize = 512;
 
@@ -42,6 +44,7 @@ pub struct Hub {
 }
 
 pub(super) struct Inner {
+    pub(super) env: Env,
     pub(super) store: Arc<Store>,
     pub(super) options: Options,
     pub(super) state: Mutex<State>,
@@ -74,6 +77,13 @@ pub(super) struct Slice {
     pub(super) generation: u64,
     /// For previous versions, if they were asked for.
     pub(super) view: Option<kv::State>,
+}
+
+impl Slice {
+    /// Whether it takes long to give its events out.
+    pub(super) fn is_long(&self) -> bool {
+        self.revisions.iter().map(|revision| revision.events().len()).sum::<usize>() > SHORT_EVENTS
+    }
 }
 
 impl Inner {
@@ -109,6 +119,7 @@ impl Hub {
         let (position, generation) = store.read(|s| (s.kv.revision() + 1, store.generation()));
         store.keep_history(position);
         let inner = Arc::new(Inner {
+            env: env.clone(),
             store,
             options,
             state: Mutex::new(State { position, generation, index: Index::default() }),
@@ -233,10 +244,14 @@ async fn advance(inner: &Inner) -> bool {
     }
     let mut at = 0;
     while at < slice.revisions.len() {
-        let end = at;
-        let (deliveries, next) = collect(inner, &slice, end);
+        let from = at;
+        let work = || {
+            let (deliveries, next) = collect(inner, &slice, from);
+            (make(&slice, deliveries), next)
+        };
+        let (made, next) = if slice.is_long() { inner.env.in_place(work).await } else { work() };
         at = next;
-        deliver(&slice, deliveries).await;
+        give(made, slice.generation).await;
         publish(inner, slice.revisions[at - 1].number());
         tokio::task::yield_now().await;
     }
@@ -288,23 +303,33 @@ fn collect(inner: &Inner, slice: &Slice, at: usize) -> (Vec<Delivery>, usize) {
     (deliveries, next)
 }
 
-async fn deliver(slice: &Slice, deliveries: Vec<Delivery>) {
-    let mut count = 0;
+/// A batch, and who gets it: members stand by session.
+type Made = (Arc<Batch>, Vec<(i64, Arc<Outbox>)>);
+
+fn make(slice: &Slice, deliveries: Vec<Delivery>) -> Vec<Made> {
+    let mut made = Vec::with_capacity(deliveries.len());
     let mut rest = deliveries.into_iter().peekable();
     while let Some(first) = rest.peek() {
         let revision = first.revision;
         let mut batches = Batches::new(&slice.revisions[revision], slice.view.as_ref());
         while let Some(delivery) = rest.next_if(|d| d.revision == revision) {
-            let batch = batches.get(&delivery.places, delivery.prev_kv);
-            // Members stand by session: a session is locked and woken once for all of its watchers.
-            for members in delivery.members.chunk_by(|a, b| Arc::ptr_eq(&a.1, &b.1)) {
-                let outbox = &members[0].1;
-                outbox.push(members.iter().map(|(watcher, _)| *watcher), &batch, slice.generation);
-                count += members.len();
-                if count >= DELIVERIES_MAX {
-                    count = 0;
-                    tokio::task::yield_now().await;
-                }
+            made.push((batches.get(&delivery.places, delivery.prev_kv), delivery.members));
+        }
+    }
+    made
+}
+
+async fn give(made: Vec<Made>, generation: u64) {
+    let mut count = 0;
+    for (batch, members) in made {
+        // A session is locked and woken once for all of its watchers.
+        for members in members.chunk_by(|a, b| Arc::ptr_eq(&a.1, &b.1)) {
+            let outbox = &members[0].1;
+            outbox.push(members.iter().map(|(watcher, _)| *watcher), &batch, generation);
+            count += members.len();
+            if count >= DELIVERIES_MAX {
+                count = 0;
+                tokio::task::yield_now().await;
             }
         }
     }

@@ -213,7 +213,14 @@ impl Session {
                 return Ok(output);
             }
             if self.is_catching_up() {
-                self.catch_up();
+                if let Some((from, slice)) = self.read_history() {
+                    if slice.is_long() {
+                        let env = self.hub.env.clone();
+                        env.in_place(|| self.take(from, &slice)).await;
+                    } else {
+                        self.take(from, &slice);
+                    }
+                }
                 // One slice at a time: other tasks run on this thread too.
                 tokio::task::yield_now().await;
                 continue;
@@ -257,12 +264,20 @@ impl Session {
         !self.behind.is_empty() || !self.outbox.waiting.lock().behind.is_empty()
     }
 
-    /// Reads one slice of the history for those behind, and hands over who has all of it.
-    fn catch_up(&mut self) {
-        let Some(from) = self.behind.values().map(|b| b.next).min() else { return };
-        let budget = self.hub.options.stream_bytes_max / 4;
-        let slice = self.hub.slice(from, budget, self.behind_index.wants_prev());
-        self.drop_compacted(&slice);
+    /// One slice of the history for those behind, and the revision that it was to begin at.
+    fn read_history(&self) -> Option<(i64, Slice)> {
+        let from = self.behind.values().map(|b| b.next).min()?;
+        Some((from, self.hub.slice(from, self.slice_bytes(), self.behind_index.wants_prev())))
+    }
+
+    fn slice_bytes(&self) -> usize {
+        self.hub.options.stream_bytes_max / 4
+    }
+
+    /// Gives what was read to those behind, and hands over who has all of it.
+    fn take(&mut self, from: i64, slice: &Slice) {
+        let budget = self.slice_bytes();
+        self.drop_compacted(slice);
         let mut bytes = 0;
         let mut next = slice.revisions.first().map_or(slice.head + 1, |r| r.number().max(from));
         for revision in &slice.revisions {

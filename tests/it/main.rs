@@ -37,5 +37,6 @@ mod sim;
 mod snapshot;
 mod storage;
 mod support;
+mod threads;
 mod tidy;
 mod watch;

@@ -63,6 +63,7 @@ const EXPECTED: &[(&str, &str)] = &[
     ("etcd_mvcc_db_total_size_in_use_in_bytes", "gauge"),
     ("etcd_disk_wal_fsync_duration_seconds", "histogram"),
     ("etcd_disk_backend_commit_duration_seconds", "histogram"),
+    ("quorate_event_loop_stall_seconds", "histogram"),
     ("etcd_network_peer_round_trip_time_seconds", "histogram"),
     ("etcd_network_peer_sent_bytes_total", "counter"),
     ("etcd_network_peer_received_bytes_total", "counter"),

@@ -49,6 +49,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("tokio::task::spawn", WORLD),
     ("tokio::task::spawn_blocking", WORLD),
     ("tokio::task::spawn_local", WORLD),
+    ("tokio::task::block_in_place", WORLD),
     ("std::thread::spawn", WORLD),
     ("std::thread::sleep", WORLD),
     ("std::thread::Builder", WORLD),

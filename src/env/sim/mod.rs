@@ -14,12 +14,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::net::{BoxFuture, Incoming, Net, Stream};
-use super::{Disk, Env};
+use super::{Disk, Env, threads};
 
 impl Env {
     /// A simulated world: tasks for threads, and every random choice from `seed`.
     pub fn sim(seed: u64, disk: Arc<dyn Disk>, net: Arc<dyn Net>) -> Self {
-        Self::new(disk, net, fastrand::Rng::with_seed(seed), true)
+        Self::new(disk, net, fastrand::Rng::with_seed(seed), Arc::new(threads::Pools::new()), true)
     }
 }
 

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::kv::Loader;
 use crate::kv::tree::Sums;
 use crate::kv::versions::cost;
+use crate::kv::{ChangesFrom, Loader};
 use crate::pb::Fields;
 use crate::pb::etcd::compare::TargetUnion;
 use crate::pb::etcd::response_op::Response as OpResponse;
@@ -427,6 +427,18 @@ fn superseded_bytes(state: &State) -> u64 {
     bytes
 }
 
+/// Parts of a few changes each are the changes.
+fn assert_parts(state: &State, random: &mut fastrand::Rng) {
+    let (mut from, mut parts) = (ChangesFrom::default(), Vec::new());
+    while !matches!(from, ChangesFrom::End) {
+        let part = state.changes_part(&mut from, random.usize(1..200));
+        assert!(!part.is_empty() || matches!(from, ChangesFrom::End | ChangesFrom::Others), "no end at {from:?}");
+        parts.extend(part);
+    }
+    assert!(state.changes().eq(parts), "the parts are something else");
+    assert!(state.changes_part(&mut from, 1).is_empty(), "nothing comes after the end");
+}
+
 fn assert_same(one: &State, other: &State) {
     assert!(one.changes().eq(other.changes()), "the states differ");
     for revision in one.compacted().max(1)..=one.revision() {
@@ -501,6 +513,8 @@ fn run(steps: Vec<Step>, seed: u64) {
     assert!(swept.iter().all(|kv| state.is_live(kv)), "a complete sweep left {swept:?}");
 
     let mut random = fastrand::Rng::with_seed(seed);
+    assert_parts(&state, &mut random);
+    assert_parts(&follower, &mut random);
     for stored in [
         journal.clone(),
         cleaned(&state, &journal, || true),

@@ -41,7 +41,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use flusher::FsyncStats;
 
-use crate::env::{Env, File, OpenMode, planted};
+use crate::env::{Env, File, OpenMode, Pool, planted};
 use crate::pb::log::{LogId, Vote};
 use flusher::{Flusher, FsyncTimes};
 use recovery::Recovered;
@@ -554,7 +554,7 @@ impl Log {
         }
         shared
             .env
-            .blocking(move || {
+            .long(Pool::Disk, move || {
                 let mut records = Vec::with_capacity(runs.iter().map(|run| run.places.len()).sum::<usize>());
                 for run in runs {
                     run.read(&mut records)?;

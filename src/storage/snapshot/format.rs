@@ -85,6 +85,10 @@ impl<S: Sink> Encoder<S> {
         if self.block.len() >= BLOCK_BYTES { self.flush() } else { Ok(()) }
     }
 
+    pub(super) fn sink_mut(&mut self) -> &mut S {
+        &mut self.sink
+    }
+
     /// Makes the end frame; returns the sink, the bytes made, and the CRC of all before the end frame.
     pub(super) fn end(mut self) -> Result<(S, u64, u32), Error> {
         self.flush()?;

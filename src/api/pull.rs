@@ -1,0 +1,263 @@
+//! Streams whose pieces are made when their client takes them.
+//!
+//! A piece is made in a pool when the transport asks for it, which it does when the client has taken the ones before; so a client that
+//! takes nothing holds no thread. It does hold what the pieces are made of, a view that keeps what is overwritten in memory, so it is
+//! given up when it takes less than [`PACE_MIN`]; what the server needs for a piece is not counted against it.
+//! Invariants: few streams are open at a time, and of these a connection has as many as it leaves free, the last quarter apart, which is
+//! for those that have none ([`Slots`]); a stream that ends, however, lets go of what it holds on a thread of its own.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{Stream, stream};
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::env::{Env, Instant, Pool, sleep_until};
+use crate::error::Error;
+use crate::node::Node;
+
+/// Longest that a client takes nothing.
+const STALL_MAX: Duration = Duration::from_secs(60);
+/// Bytes a second that a client takes at least, on average and beyond [`STALL_MAX`].
+const PACE_MIN: f64 = (64 << 10) as f64;
+
+/// What pieces are made of.
+pub(super) trait Source: Send + 'static {
+    type Piece: Send + 'static;
+
+    /// The next piece and its bytes; `None` after the last.
+    fn piece(&mut self) -> Result<Option<(Self::Piece, usize)>, Status>;
+}
+
+pub(super) type Pieces<P> = Pin<Box<dyn Stream<Item = Result<P, Status>> + Send>>;
+
+/// How a stream's pieces are made.
+#[derive(Clone, Copy)]
+pub(super) struct Plan {
+    /// For messages: `backup`.
+    pub what: &'static str,
+    pub pool: Pool,
+    /// Bytes a second at most, `u64::MAX` for no bound.
+    pub rate: u64,
+}
+
+/// The pieces of `source`, for `node`'s client.
+pub(super) fn pieces<S: Source>(node: &Node, plan: Plan, source: S, slot: Slot) -> Pieces<S::Piece> {
+    let held = Arc::new(Held {
+        env: node.env().clone(),
+        plan,
+        state: Mutex::new(Idle { source: Some((source, slot)), since: Instant::now(), patience: STALL_MAX }),
+        ended: CancellationToken::new(),
+    });
+    node.env().spawn(give_up(held.clone()));
+    let puller = Puller { node: node.clone(), held };
+    Box::pin(stream::unfold(Some(puller), |puller| async {
+        let puller = puller?;
+        match puller.next().await {
+            Ok(piece) => Some((Ok(piece?), Some(puller))),
+            // Nothing comes after an error.
+            Err(status) => Some((Err(status), None)),
+        }
+    }))
+}
+
+/// What a stream holds between its pieces.
+struct Held<S: Source> {
+    env: Env,
+    plan: Plan,
+    state: Mutex<Idle<(S, Slot)>>,
+    ended: CancellationToken,
+}
+
+struct Idle<S> {
+    /// Not there while a piece is made, nor after the end.
+    source: Option<S>,
+    /// When the client was given the last piece.
+    since: Instant,
+    /// How long it may take for it.
+    patience: Duration,
+}
+
+impl<S> Idle<S> {
+    /// The client takes the next piece.
+    fn take(&mut self, now: Instant) -> Option<S> {
+        self.patience = self.patience.saturating_sub(now - self.since);
+        self.source.take()
+    }
+
+    /// The client is given a piece of so many bytes, at `now`.
+    fn give(&mut self, source: S, bytes: usize, now: Instant) {
+        self.source = Some(source);
+        self.since = now;
+        self.patience = STALL_MAX.min(self.patience + Duration::from_secs_f64(bytes as f64 / PACE_MIN));
+    }
+
+    /// Until when the client has to take the next piece; `None` while one is made.
+    fn deadline(&self) -> Option<Instant> {
+        self.source.as_ref().map(|_| self.since + self.patience)
+    }
+}
+
+impl<S: Source> Held<S> {
+    fn let_go(&self) {
+        let source = self.state.lock().source.take();
+        if let Some((source, _slot)) = source {
+            self.env.drop_large(source);
+        }
+    }
+}
+
+/// Waits until the client is too slow, or the stream ends.
+async fn give_up<S: Source>(held: Arc<Held<S>>) {
+    loop {
+        let now = Instant::now();
+        // A piece that is made now gives the client some time again.
+        let deadline = held.state.lock().deadline().unwrap_or(now + STALL_MAX / 4);
+        if deadline <= now {
+            tracing::warn!("a client takes its {} too slowly; given up", held.plan.what);
+            held.let_go();
+            return;
+        }
+        tokio::select! {
+            () = sleep_until(deadline) => {}
+            () = held.ended.cancelled() => return,
+            () = held.env.shutdown.cancelled() => return held.let_go(),
+        }
+    }
+}
+
+/// The client's end.
+struct Puller<S: Source> {
+    node: Node,
+    held: Arc<Held<S>>,
+}
+
+impl<S: Source> Puller<S> {
+    async fn next(&self) -> Result<Option<S::Piece>, Status> {
+        let env = &self.held.env;
+        let begin = Instant::now();
+        let source = self.held.state.lock().take(begin);
+        let Some((mut source, slot)) = source else {
+            if env.shutdown.is_cancelled() {
+                return Err(Error::Stopped.into());
+            }
+            let text = format!("the {} was taken too slowly, and given up; take it anew", self.held.plan.what);
+            return Err(Status::deadline_exceeded(text));
+        };
+        let work = move || (source.piece(), source, slot);
+        let (made, source, slot) = tokio::select! {
+            done = self.node.long_within(self.held.plan.pool, STALL_MAX, work) => done?,
+            () = env.shutdown.cancelled() => return Err(Error::Stopped.into()),
+        };
+        let Some((piece, bytes)) = made? else {
+            env.drop_large(source);
+            return Ok(None);
+        };
+        let paced = begin + Duration::from_secs_f64(bytes as f64 / self.held.plan.rate as f64);
+        self.held.state.lock().give((source, slot), bytes, paced.max(Instant::now()));
+        sleep_until(paced).await;
+        Ok(Some(piece))
+    }
+}
+
+impl<S: Source> Drop for Puller<S> {
+    fn drop(&mut self) {
+        self.held.ended.cancel();
+        self.held.let_go();
+    }
+}
+
+/// Places of streams that may be open at a time. Cloning shares them.
+#[derive(Clone)]
+pub(super) struct Slots {
+    max: usize,
+    /// By client.
+    taken: Arc<Mutex<HashMap<u64, usize>>>,
+}
+
+/// A stream's place.
+pub(super) struct Slot {
+    client: u64,
+    taken: Arc<Mutex<HashMap<u64, usize>>>,
+}
+
+impl Slots {
+    pub(super) fn new(max: usize) -> Self {
+        Self { max, taken: Arc::default() }
+    }
+
+    /// A place for a stream of `client`, or `too many requests`.
+    pub(super) fn take(&self, client: u64) -> Result<Slot, Error> {
+        let mut taken = self.taken.lock();
+        let all: usize = taken.values().sum();
+        let own = taken.get(&client).copied().unwrap_or(0);
+        let left = (self.max - self.max / 4).saturating_sub(all);
+        if all >= self.max || own > 0 && own >= left {
+            return Err(Error::TooManyRequests);
+        }
+        taken.insert(client, own + 1);
+        drop(taken);
+        Ok(Slot { client, taken: self.taken.clone() })
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut taken = self.taken.lock();
+        match taken.get_mut(&self.client) {
+            Some(own) if *own > 1 => *own -= 1,
+            _ => drop(taken.remove(&self.client)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_leaves_places_to_others() {
+        let slots = Slots::new(8);
+        let take_all = |client| std::iter::from_fn(|| slots.take(client).ok()).collect::<Vec<_>>();
+        let greedy = take_all(1);
+        assert_eq!(greedy.len(), 3);
+        let others: Vec<_> = (2..7).map(|client| slots.take(client)).collect();
+        assert!(others.iter().all(Result::is_ok), "who has none gets any");
+        assert_eq!(slots.take(7).err(), Some(Error::TooManyRequests));
+        drop(others);
+        assert_eq!(slots.take(1).err(), Some(Error::TooManyRequests));
+        drop(greedy);
+        assert!(slots.taken.lock().is_empty());
+        assert_eq!(Slots::new(1).take(1).err(), None);
+    }
+
+    #[test]
+    fn patience_ends_for_who_stalls_and_for_who_only_trickles() {
+        let mut now = Instant::now();
+        let mut idle = Idle { source: Some(()), since: now, patience: STALL_MAX };
+        assert_eq!(idle.deadline(), Some(now + STALL_MAX));
+        // A slow line.
+        for _ in 0..1000 {
+            now += Duration::from_millis(1990);
+            assert!(idle.deadline() > Some(now));
+            assert!(idle.take(now).is_some() && idle.deadline().is_none());
+            // The server takes its time too.
+            now += Duration::from_secs(7);
+            idle.give((), 128 << 10, now);
+        }
+        assert_eq!(idle.deadline(), Some(now + STALL_MAX), "it is not saved up");
+        // One piece now and then.
+        let mut pieces = 0;
+        while idle.deadline() > Some(now + Duration::from_secs(50)) {
+            now += Duration::from_secs(50);
+            assert!(idle.take(now).is_some());
+            idle.give((), 64 << 10, now);
+            pieces += 1;
+        }
+        assert_eq!(pieces, 1);
+    }
+}

@@ -1,0 +1,291 @@
+//! Which thread does what: the one table of it, and the one place that starts threads.
+//!
+//! | thread | how many | what it does | if there is more to do |
+//! |---|---|---|---|
+//! | `quorate`, the event loop | `server.worker_threads`; 0: one for every two cores | Raft, peers' calls, connections, short requests, watchers: everything that takes less than some milliseconds | tasks take turns |
+//! | `apply` | 1, when needed | entries that are known to take long to apply | entries wait for one another anyway |
+//! | `log-flush`, `log-segments`, `checkpoint` | one each | writes and syncs of the log, its segments, the state store | their owners' bounded queues |
+//! | `give-back` | one for a removed file | frees it in pieces | |
+//! | `disk` | [`Pool::Disk`] | old entries of the log, the identity | waits |
+//! | `snapshots` | [`Pool::Snapshots`] | snapshot files: written, sent, received, loaded | waits |
+//! | `reads` | [`Pool::Reads`] | clients' reads that visit much, and JSON | waits in the queue, then is refused |
+//! | `backups` | [`Pool::Backups`] | backups, a piece at a time, and hashes | waits in the queue, then is refused |
+//! | `names` | [`Pool::Names`] | the system's resolver, which may take as long as it likes | waits |
+//! | `drops` | [`Pool::Drops`] | lets go of states that nobody reads any more | waits |
+//! | tokio's own | few | names that the client of Kubernetes' API server looks up; the event loop, while a task does something long where it is ([`super::Env::in_place`]: watchers of revisions of thousands of events) | waits |
+//!
+//! Each pool has its own threads, so none of these waits for another. A pool starts threads when there is work, and they end when there has
+//! been none for a while. What waits is served by turns of those who ask, so that one who asks for much waits for itself.
+//! Invariants: no work holds a thread of a pool while a client is slow: it makes a piece when the client takes it. A client's work is
+//! refused when too much waits; the member's own is not, since a few tasks ask for it, and each waits for its own.
+//! Absent: what is long (`kv` knows what a request visits), and the simulation, in which all of it is done at once by who asks.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use tokio::runtime::{Handle, RuntimeFlavor};
+
+use super::process;
+
+/// Where long work runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pool {
+    Apply,
+    Disk,
+    Snapshots,
+    Reads,
+    Backups,
+    Names,
+    Drops,
+}
+
+/// What a pool is like.
+struct Kind {
+    name: &'static str,
+    threads_max: usize,
+    /// Its threads get less of a busy machine: nobody waits for what they do as one waits for a short request.
+    gives_way: bool,
+}
+
+/// Work of clients that may wait in one pool.
+const WAITING_MAX: usize = 1024;
+/// A thread without work ends after this.
+const IDLE_MAX: Duration = Duration::from_secs(10);
+
+impl Pool {
+    const ALL: [Self; 7] =
+        [Self::Apply, Self::Disk, Self::Snapshots, Self::Reads, Self::Backups, Self::Names, Self::Drops];
+
+    fn kind(self) -> Kind {
+        let kind = |name, threads_max, gives_way| Kind { name, threads_max, gives_way };
+        match self {
+            // One: entries are applied in order. All members' clients wait for it.
+            Self::Apply => kind("apply", 1, false),
+            Self::Disk => kind("disk", 2, true),
+            // One writes, one loads; the others send or receive a chunk at a time.
+            Self::Snapshots => kind("snapshots", 4, true),
+            // More than one, for one read may take seconds; few, for they share the cores with everything else.
+            Self::Reads => kind("reads", cores().max(2), true),
+            Self::Backups => kind("backups", 2, true),
+            // A server of names that does not answer holds a thread for its time, 5 s and more.
+            Self::Names => kind("names", 8, false),
+            Self::Drops => kind("drops", 1, true),
+        }
+    }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// An event loop of so many threads; 0: one for every two cores.
+pub fn event_loop(worker_threads: usize) -> io::Result<tokio::runtime::Runtime> {
+    let threads = if worker_threads == 0 { cores().div_ceil(2) } else { worker_threads };
+    tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().thread_name("quorate").build()
+}
+
+/// Work of tasks that is done where it is, at a time ([`super::Env::in_place`]).
+pub(super) const IN_PLACE_MAX: usize = 2;
+
+/// Does `work` here; the other tasks of an event loop's thread go on on another one, which tokio keeps for that.
+pub(super) fn in_place<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|handle| handle.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
+    }
+}
+
+/// Starts a thread.
+pub(super) fn start(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A pool has no place left for more work of this client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Full;
+
+/// Every pool.
+pub(super) struct Pools([Arc<Workers>; Pool::ALL.len()]);
+
+impl Pools {
+    pub(super) fn new() -> Self {
+        Self(
+            Pool::ALL
+                .map(|pool| Arc::new(Workers { kind: pool.kind(), queue: Mutex::default(), wake: Condvar::new() })),
+        )
+    }
+
+    /// Has `job` run; it must not panic. `asker`: whose turn it is in; `None` is the member itself, which is never refused.
+    pub(super) fn submit(&self, pool: Pool, asker: Option<u64>, job: Job) -> Result<(), Full> {
+        self.0[pool as usize].submit(asker, job)
+    }
+}
+
+struct Workers {
+    kind: Kind,
+    queue: Mutex<Queue>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// By asker; none is empty.
+    waiting: BTreeMap<u64, VecDeque<Job>>,
+    jobs: usize,
+    /// Who was served last.
+    last: u64,
+    threads: usize,
+    idle: usize,
+}
+
+impl Queue {
+    /// Of the places a client may have as many as it leaves free; one that has none gets any.
+    fn push(&mut self, asker: Option<u64>, job: Job) -> Result<(), Full> {
+        let own = asker.and_then(|asker| self.waiting.get(&asker)).map_or(0, VecDeque::len);
+        if asker.is_some() && (self.jobs >= WAITING_MAX || own > 0 && own + self.jobs >= WAITING_MAX) {
+            return Err(Full);
+        }
+        self.waiting.entry(asker.unwrap_or(0)).or_default().push_back(job);
+        self.jobs += 1;
+        Ok(())
+    }
+
+    /// The next in turn.
+    fn pop(&mut self) -> Option<Job> {
+        let after = (Bound::Excluded(self.last), Bound::Unbounded);
+        let asker = *self.waiting.range(after).next().or_else(|| self.waiting.iter().next())?.0;
+        let jobs = self.waiting.get_mut(&asker)?;
+        let job = jobs.pop_front();
+        if jobs.is_empty() {
+            self.waiting.remove(&asker);
+        }
+        self.last = asker;
+        self.jobs -= 1;
+        job
+    }
+}
+
+impl Workers {
+    fn submit(self: &Arc<Self>, asker: Option<u64>, job: Job) -> Result<(), Full> {
+        let mut queue = self.queue.lock();
+        queue.push(asker, job)?;
+        if queue.jobs <= queue.idle {
+            self.wake.notify_one();
+        } else if queue.threads < self.kind.threads_max {
+            let workers = self.clone();
+            match start(self.kind.name, move || workers.run()) {
+                Ok(()) => queue.threads += 1,
+                // Those that there are do it, later.
+                Err(error) => assert!(queue.threads > 0, "a thread cannot be started: {error}"),
+            }
+        }
+        Ok(())
+    }
+
+    fn run(&self) {
+        if self.kind.gives_way {
+            process::give_way();
+        }
+        let mut queue = self.queue.lock();
+        loop {
+            if let Some(job) = queue.pop() {
+                MutexGuard::unlocked(&mut queue, job);
+                continue;
+            }
+            queue.idle += 1;
+            let timed_out = self.wake.wait_for(&mut queue, IDLE_MAX).timed_out();
+            queue.idle -= 1;
+            if timed_out && queue.jobs == 0 {
+                queue.threads -= 1;
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc::{Receiver, Sender, sync_channel};
+
+    use super::*;
+
+    /// Holds a thread of `pool` until the sender is dropped.
+    fn hold(pools: &Pools, pool: Pool) -> std::sync::mpsc::SyncSender<()> {
+        let ((release, released), (begin, begun)) = (sync_channel::<()>(0), sync_channel(1));
+        let job = move || {
+            begin.send(()).unwrap();
+            let _ = released.recv();
+        };
+        pools.submit(pool, None, Box::new(job)).unwrap();
+        begun.recv().unwrap();
+        release
+    }
+
+    #[test]
+    fn a_pool_has_so_many_threads_and_holds_up_no_other() {
+        let pools = Pools::new();
+        let held: Vec<_> = (0..Pool::Backups.kind().threads_max).map(|_| hold(&pools, Pool::Backups)).collect();
+        let (done, is_done) = sync_channel(2);
+        let other = done.clone();
+        pools.submit(Pool::Backups, None, Box::new(move || done.send("backups").unwrap())).unwrap();
+        pools.submit(Pool::Reads, None, Box::new(move || other.send("reads").unwrap())).unwrap();
+        assert_eq!(is_done.recv(), Ok("reads"), "the other waits for a thread");
+        assert_eq!(pools.0[Pool::Backups as usize].queue.lock().jobs, 1);
+        drop(held);
+        assert_eq!(is_done.recv(), Ok("backups"));
+    }
+
+    #[test]
+    fn askers_take_turns_and_who_asks_for_much_is_refused_first() {
+        let pools = Pools::new();
+        let held = hold(&pools, Pool::Apply);
+        let (done, order) = sync_channel(2 * WAITING_MAX);
+        let ask = |asker: u64| {
+            let done = done.clone();
+            pools.submit(Pool::Apply, Some(asker), Box::new(move || done.send(asker).unwrap()))
+        };
+        let greedy = (0..WAITING_MAX).take_while(|_| ask(7).is_ok()).count();
+        assert_eq!(greedy, WAITING_MAX / 2, "half of the places");
+        for asker in 8..8 + (WAITING_MAX - greedy) as u64 {
+            assert_eq!(ask(asker), Ok(()), "who has none gets any");
+        }
+        assert_eq!(ask(5), Err(Full));
+        assert_eq!(pools.submit(Pool::Apply, None, Box::new(|| ())), Ok(()), "the member itself is not refused");
+        drop(held);
+        let first: Vec<u64> = order.iter().take(WAITING_MAX - greedy + 1).collect();
+        let others: Vec<u64> = first.iter().copied().filter(|asker| *asker != 7).collect();
+        assert_eq!(others, (8..8 + (WAITING_MAX - greedy) as u64).collect::<Vec<_>>(), "each in the first round");
+    }
+
+    #[test]
+    fn all_work_is_done_however_it_comes() {
+        let pools = Pools::new();
+        let count = Arc::new(AtomicUsize::new(0));
+        let (done, all): (Sender<()>, Receiver<()>) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            for asker in 0..4 {
+                let (pools, count, done) = (&pools, &count, done.clone());
+                scope.spawn(move || {
+                    for _ in 0..200 {
+                        let (count, done) = (count.clone(), done.clone());
+                        let job = move || {
+                            count.fetch_add(1, Ordering::Relaxed);
+                            drop(done);
+                        };
+                        pools.submit(Pool::Reads, Some(asker), Box::new(job)).unwrap();
+                    }
+                });
+            }
+        });
+        drop(done);
+        assert!(all.recv().is_err(), "every job lets go of its sender");
+        assert_eq!(count.load(Ordering::Relaxed), 800);
+    }
+}
