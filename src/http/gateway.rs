@@ -4,7 +4,7 @@
 //! as soon as it is in both. A request becomes a gRPC request to the very services that the port serves, in this process; so
 //! there is one meaning, one place that counts, and one that checks.
 //! Invariants: what is read of a request is bounded; a stream is passed on message by message, and ends when its client goes.
-//! Absent: every meaning of a request; browsers' needs (CORS, WebSocket).
+//! Absent: every meaning of a request; what a browser may ask (`browser`); WebSocket.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -432,7 +432,7 @@ impl IntoResponse for Failure {
     }
 }
 
-fn refusal(status: StatusCode, code: u16, message: &str) -> Response {
+pub(super) fn refusal(status: StatusCode, code: u16, message: &str) -> Response {
     let body = json!({ "error": message, "message": message, "code": code });
     json_response(status, Body::from(body.to_string()))
 }

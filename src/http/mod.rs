@@ -2,8 +2,11 @@
 //!
 //! Owns the paths and the forms of the answers. Absent: what they say (`api`, `metrics`).
 
+mod browser;
 mod gateway;
 mod sample;
+
+use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
@@ -17,10 +20,11 @@ use crate::api::{Api, ETCD_VERSION, Health};
 use crate::identity::SLOT_MAX;
 use crate::pb::admin::{Member, MembershipView, Remark};
 
+pub use browser::{Rules, is_grpc, only_grpc};
 pub use gateway::Gateway;
 
-/// The routes; merged with the gRPC services.
-pub fn router(api: Api, gateway: Gateway) -> Router {
+/// The routes; merged with the gRPC services. `rules`: for calls of browsers.
+pub fn router(api: Api, gateway: Gateway, rules: Arc<Rules>) -> Router {
     let older = gateway.clone();
     Router::new()
         .route("/v3/{*path}", any(move |request| call("/v3/", gateway, request)))
@@ -34,6 +38,7 @@ pub fn router(api: Api, gateway: Gateway) -> Router {
         .route("/cluster", get(cluster))
         .fallback(unknown)
         .with_state(api)
+        .layer(axum::middleware::from_fn_with_state(rules, browser::check))
 }
 
 async fn call(version: &str, gateway: Gateway, request: Request<Body>) -> Response {
@@ -48,8 +53,7 @@ async fn metrics(State(api): State<Api>) -> impl IntoResponse {
 
 /// A gRPC call of a service that is not served gets gRPC's own answer: not every client makes one of a bare 404.
 async fn unknown(headers: HeaderMap, uri: Uri) -> Response {
-    let content_type = headers.get(header::CONTENT_TYPE);
-    if content_type.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
+    if is_grpc(&headers) {
         let service = uri.path().split('/').nth(1).unwrap_or_default();
         let head = [
             (header::CONTENT_TYPE, "application/grpc".to_owned()),
@@ -152,8 +156,18 @@ pub fn membership_json(view: &MembershipView) -> Value {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    crate::identity::shown(text).replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
+
+/// The page has a style of its own and nothing else, and is shown in no other page.
+const PAGE_HEAD: [(HeaderName, &str); 3] = [
+    (
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    (header::X_FRAME_OPTIONS, "DENY"),
+    (header::REFERRER_POLICY, "no-referrer"),
+];
 
 /// One page, no script: it reloads itself every two seconds.
 async fn page(State(api): State<Api>) -> impl IntoResponse {
@@ -170,7 +184,7 @@ async fn page(State(api): State<Api>) -> impl IntoResponse {
         .map(|row| format!("<tr>{row}</tr>"))
         .collect::<String>();
     let notes = overview.notes.iter().map(|note| format!("<p class=note>{}</p>", escape(note))).collect::<String>();
-    Html(format!(
+    let page = Html(format!(
         "<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=2>\
          <title>{title} - Quorate</title><style>\
          body{{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c2833}}\
@@ -180,5 +194,6 @@ async fn page(State(api): State<Api>) -> impl IntoResponse {
          <h1>{title}</h1>{notes}<table>{facts}</table><h2>Members</h2><table>\
          <tr><th>name</th><th>member</th><th>slot</th><th>role</th><th>peer address</th><th>lag</th></tr>{members}</table>",
         title = escape(&overview.title),
-    ))
+    ));
+    (PAGE_HEAD, page)
 }

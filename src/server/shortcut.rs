@@ -11,6 +11,7 @@ use axum::http::{Request, Response};
 use futures_util::future::{Either, MapOk, TryFutureExt as _};
 use tower::{Layer, Service};
 
+use crate::http::is_grpc;
 use crate::pb::etcd::kv_server::SERVICE_NAME;
 
 fn is_on_keys(path: &str) -> bool {
@@ -56,7 +57,8 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        if is_on_keys(request.uri().path()) {
+        // What is not gRPC's goes the long way, where it is refused.
+        if is_on_keys(request.uri().path()) && is_grpc(request.headers()) {
             Either::Left(self.keys.call(request).map_ok(|response| response.map(Body::Left)))
         } else {
             Either::Right(self.others.call(request).map_ok(|response| response.map(Body::Right)))
@@ -102,9 +104,11 @@ mod tests {
             ("/v3/kv/put", "router"),
             ("/", "router"),
         ] {
-            let request = Request::builder().uri(path).body(()).unwrap();
-            let answer = fork.call(request).await.unwrap().into_body().collect().await.unwrap();
-            assert_eq!(answer.to_bytes(), way, "{path}");
+            for (kind, way) in [("application/grpc+proto", way), ("text/plain", "router")] {
+                let request = Request::builder().uri(path).header("content-type", kind).body(()).unwrap();
+                let answer = fork.call(request).await.unwrap().into_body().collect().await.unwrap();
+                assert_eq!(answer.to_bytes(), way, "{path} {kind}");
+            }
         }
     }
 }

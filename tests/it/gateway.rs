@@ -183,3 +183,79 @@ async fn health_can_be_asked_of_one_member_and_without_an_alarm() {
     cluster.wait_http(0, "/health?exclude=NOSPACE&serializable=true", 200, &["true"]).await;
     cluster.wait_http(0, "/readyz?verbose", 503, &["[-]linearizable_read failed: "]).await;
 }
+
+/// What a browser sends for a page, by hand: the code of the answer, its head, and its body.
+async fn browse(cluster: &Cluster, head: &str, body: &[u8]) -> (u16, String) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(cluster.endpoint(0)).await.unwrap();
+    let head = format!("{head}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+    stream.write_all(&[head.as_bytes(), body].concat()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    (answer.split(' ').nth(1).and_then(|code| code.parse().ok()).expect(&answer), answer)
+}
+
+/// Any page that is open in a browser may send these without asking; and the key is still there afterwards.
+#[tokio::test(flavor = "multi_thread")]
+async fn page_in_a_browser_deletes_nothing_and_programs_go_on() {
+    let mut cluster = Cluster::new(1);
+    cluster.set("http.cors", "https://ui.example.org");
+    cluster.start_all().await;
+    cluster.put(0, "k", "v").await;
+    let host = cluster.endpoint(0);
+    let all = json!({ "key": encoded("\0"), "range_end": encoded("\0") }).to_string();
+    let path = "POST /v3/kv/deleterange HTTP/1.1";
+    let evil = "Origin: http://evil.example";
+    let forged: [(String, u16); 6] = [
+        (format!("{path}\r\nHost: {host}\r\n{evil}\r\nContent-Type: text/plain"), 403),
+        (format!("{path}\r\nHost: {host}\r\n{evil}\r\nContent-Type: application/x-www-form-urlencoded"), 403),
+        (format!("{path}\r\nHost: {host}\r\n{evil}"), 403),
+        (format!("{path}\r\nHost: {host}\r\nContent-Type: text/plain"), 415),
+        (format!("{path}\r\nHost: evil.example\r\n{evil}\r\nContent-Type: application/json"), 421),
+        (
+            format!(
+                "OPTIONS /v3/kv/deleterange HTTP/1.1\r\nHost: {host}\r\n{evil}\r\nAccess-Control-Request-Method: POST"
+            ),
+            403,
+        ),
+    ];
+    for (head, expected) in forged {
+        let (code, answer) = browse(&cluster, &head, all.as_bytes()).await;
+        assert_eq!(code, expected, "{head}: {answer}");
+        assert!(!answer.to_ascii_lowercase().contains("access-control-allow-origin"), "{answer}");
+    }
+    // The same call in gRPC's own form, which a page can build as well.
+    let delete = [&[0, 0, 0, 0, 6][..], b"\x0a\x01\x00\x12\x01\x00"].concat();
+    for service in ["KV/DeleteRange", "Lease/LeaseLeases", "Maintenance/Defragment"] {
+        let head = format!(
+            "POST /etcdserverpb.{service} HTTP/1.1\r\nHost: {host}\r\nContent-Type: text/plain\r\nTE: trailers"
+        );
+        let (code, answer) = browse(&cluster, &head, &delete).await;
+        assert_eq!(code, 415, "{service}: {answer}");
+    }
+    assert_eq!(cluster.get(0, "k").await.as_deref(), Some("v"));
+    let (code, answer) =
+        browse(&cluster, "GET / HTTP/1.1\r\nHost: rebound.example\r\nUser-Agent: Mozilla/5.0", b"").await;
+    assert_eq!(code, 421, "{answer}");
+    let (code, answer) =
+        browse(&cluster, &format!("GET / HTTP/1.1\r\nHost: {host}\r\nUser-Agent: Mozilla/5.0"), b"").await;
+    let head = answer.to_ascii_lowercase();
+    assert_eq!(code, 200, "{answer}");
+    assert!(
+        head.contains("frame-ancestors 'none'") && head.contains("nosniff") && !head.contains("<script"),
+        "{answer}"
+    );
+
+    let ui = "Origin: https://ui.example.org";
+    let head = format!("POST /v3/kv/range HTTP/1.1\r\nHost: {host}\r\n{ui}\r\nContent-Type: application/json");
+    let (code, answer) = browse(&cluster, &head, json!({ "key": encoded("k") }).to_string().as_bytes()).await;
+    assert!(code == 200 && answer.contains("access-control-allow-origin: https://ui.example.org"), "{answer}");
+    // As `curl -d` has it.
+    let head = format!(
+        "{path}\r\nHost: any.example\r\nContent-Type: application/x-www-form-urlencoded\r\nUser-Agent: curl/8.5.0"
+    );
+    let (code, answer) = browse(&cluster, &head, all.as_bytes()).await;
+    assert_eq!(code, 200, "{answer}");
+    assert_eq!(cluster.get(0, "k").await, None);
+}
