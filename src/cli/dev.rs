@@ -170,6 +170,7 @@ impl Dev {
     /// Watches the pods until a signal: says who leads, restarts who died.
     async fn watch(&mut self, env: &Env) -> anyhow::Result<()> {
         let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let mut hangup = signal(SignalKind::hangup())?;
         let mut look = interval(Duration::from_millis(500));
         let mut leader = None;
         let mut next_kill = self.args.kill_one_every.map(|every| Instant::now() + every);
@@ -178,6 +179,7 @@ impl Dev {
             tokio::select! {
                 _ = interrupt.recv() => return Ok(()),
                 _ = terminate.recv() => return Ok(()),
+                _ = hangup.recv() => return Ok(()),
                 _ = look.tick() => {}
             }
             self.revive(started)?;

@@ -118,6 +118,10 @@ pub struct ConfigArgs {
 
 /// Runs the command on a runtime that suits it.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
+    // Not for every command: `lock` hands its umask on to the program that it starts.
+    if let Command::Serve(_) | Command::Dev(_) | Command::Recover(_) | Command::Snapshot(_) = cli.command {
+        crate::env::process::keep_files_private();
+    }
     match cli.command {
         Command::Serve(args) => serve(&args),
         Command::Dev(args) => runtime(0)?.block_on(dev::run(args)),

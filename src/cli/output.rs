@@ -15,15 +15,16 @@ pub enum Format {
     Json,
 }
 
-/// Columns two spaces apart, the last one as wide as it is.
+/// Columns two spaces apart, the last one as wide as it is. Cells come from servers: none of them can command the terminal.
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> Vec<u8> {
     let head: Vec<String> = head.iter().map(|title| (*title).to_owned()).collect();
-    let lines: Vec<&Vec<String>> = std::iter::once(&head).chain(rows).collect();
+    let rows = rows.iter().map(|row| row.iter().map(|cell| crate::identity::shown(cell)).collect());
+    let lines: Vec<Vec<String>> = std::iter::once(head.clone()).chain(rows).collect();
     let widths: Vec<usize> = (0..head.len())
         .map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or_default())
         .collect();
     let mut text = String::new();
-    for line in lines {
+    for line in &lines {
         let padded: Vec<String> = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         text.push_str(padded.join("  ").trim_end());
         text.push('\n');
@@ -88,6 +89,8 @@ mod tests {
     fn columns_are_aligned() {
         let rows = [vec!["1".to_owned(), "aa".to_owned()], vec!["1000".to_owned(), "".to_owned()]];
         assert_eq!(String::from_utf8(table(&["ID", "NAME"], &rows)).unwrap(), "ID    NAME\n1     aa\n1000\n");
+        let rows = [vec!["\u{1b}[2J\n".to_owned()]];
+        assert_eq!(String::from_utf8(table(&["ID"], &rows)).unwrap(), "ID\n\u{fffd}[2J\u{fffd}\n");
     }
 
     #[test]

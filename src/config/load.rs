@@ -174,7 +174,7 @@ fn leaves(root: &Value) -> BTreeMap<String, Value> {
 }
 
 /// Every `section.key` there is.
-fn known_keys() -> Vec<String> {
+pub(super) fn known_keys() -> Vec<String> {
     // A setting that is None has no form in TOML, so each is given a value here.
     let all = Config { identity: Identity { slot: Some(0), ..Identity::default() }, ..Config::default() };
     let root = Value::new(None, ValueKind::Table(values(table(&all), None)));

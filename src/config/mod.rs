@@ -17,8 +17,8 @@ pub use load::{DEFAULT_FILE, Flag, Loaded, Sources, load};
 pub use memory::{cgroup_memory_limit, effective_quota};
 pub use node::Node;
 pub use sections::{
-    Cluster, Compaction, CompactionMode, Identity, Kubernetes, Lease, Limits, Log, LogFormat, MemberKind, Raft, Server,
-    State, Storage, Telemetry, Watch,
+    Cluster, Compaction, CompactionMode, Http, Identity, Kubernetes, Lease, Limits, Log, LogFormat, MemberKind, Raft,
+    Server, State, Storage, Telemetry, Watch,
 };
 pub use units::Bytes;
 pub use validate::MESSAGE_BYTES_MAX;
@@ -41,6 +41,7 @@ pub struct Config {
     pub storage: Storage,
     pub limits: Limits,
     pub watch: Watch,
+    pub http: Http,
     pub telemetry: Telemetry,
 }
 

@@ -107,6 +107,8 @@ pub struct Cluster {
     /// How long a learner must have been caught up before it votes.
     #[serde(with = "units::duration")]
     pub promote_after: Duration,
+    /// Whether readers may join. Off: a reader gets all data, and nothing but the network says who may be one.
+    pub readers: bool,
     /// Silence after which a reader is removed: readers come and go, and nobody waits for one.
     #[serde(with = "units::duration")]
     pub reader_ttl: Duration,
@@ -127,6 +129,7 @@ impl Default for Cluster {
             max_voters: 5,
             failure_timeout: Duration::from_secs(10),
             promote_after: Duration::from_secs(1),
+            readers: false,
             reader_ttl: Duration::from_secs(60),
             max_readers: 16,
             kept_former_selves: 1,
@@ -323,6 +326,9 @@ impl Default for Storage {
     }
 }
 
+/// Revisions are numbers of 63 bits.
+const REVISIONS_KEPT_MAX: u64 = 1 << 62;
+
 /// What automatic compaction goes by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CompactionMode {
@@ -352,8 +358,10 @@ impl Storage {
                 age => Ok(Compaction::Periodic(age)),
             },
             CompactionMode::Revision => match retention.parse() {
-                Ok(count) if count > 0 => Ok(Compaction::Revision(count)),
-                _ => Err(format!("got {retention:?}, expected a count of revisions, such as \"10000\"")),
+                Ok(count) if (1..=REVISIONS_KEPT_MAX).contains(&count) => Ok(Compaction::Revision(count)),
+                _ => Err(format!(
+                    "got {retention:?}, expected a count of revisions, such as \"10000\", and at most {REVISIONS_KEPT_MAX}"
+                )),
             },
         }
     }
@@ -438,6 +446,18 @@ impl Default for Watch {
             watchers_max: 200_000,
         }
     }
+}
+
+/// `[http]`: what pages in browsers may ask.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Http {
+    /// Names of this member, beside those that it advertises and those that nobody can register; `*`: any.
+    #[serde(with = "units::list")]
+    pub hosts: Vec<String>,
+    /// Origins whose pages may call this member, such as `https://ui.example.org`; `*`: any. None, unlike etcd's.
+    #[serde(with = "units::list")]
+    pub cors: Vec<String>,
 }
 
 /// `[telemetry]`: log lines.

@@ -327,3 +327,63 @@ fn pattern_needs_a_slot_that_fits_the_name() {
     let explicit = node(&[peers, ("identity.slot", "1")], None, "c0ffee").unwrap();
     assert_eq!((explicit.slot, explicit.advertise_peer.as_str()), (1, "kv-1.kv-headless:2380"));
 }
+
+/// Every setting with values from its ends and beyond, several at a time: it is refused in a sentence, or can be shown and used.
+#[test]
+fn extreme_values_are_refused_in_a_sentence_or_taken() {
+    const VALUES: [&str; 24] = [
+        "0",
+        "1",
+        "-1",
+        "2147483648",
+        "4294967295",
+        "9223372036854775807",
+        "18446744073709551615",
+        "18446744073709551616",
+        "1e400",
+        "0B",
+        "1B",
+        "2GiB",
+        "1024TiB",
+        "16777215TiB",
+        "99999999TiB",
+        "0s",
+        "1ns",
+        "87600h",
+        "584542046090years",
+        "18446744073709551615s",
+        "periodic",
+        "\u{0}",
+        "%d%d",
+        "",
+    ];
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let keys = super::load::known_keys();
+    let mut taken = 0;
+    let singles = keys.iter().flat_map(|key| VALUES.map(|value| vec![(&key[..], value)]));
+    let mixed: Vec<Vec<(&str, &str)>> = std::iter::repeat_with(|| {
+        (0..random.usize(2..5))
+            .map(|_| (&keys[random.usize(..keys.len())][..], VALUES[random.usize(..VALUES.len())]))
+            .collect()
+    })
+    .take(3000)
+    .collect();
+    for flags in singles.chain(mixed) {
+        match read(None, &[], &flags) {
+            Ok(loaded) => {
+                taken += 1;
+                loaded.describe();
+                loaded.config.peer_message_bytes_max();
+                loaded.config.storage.compaction().unwrap();
+            }
+            Err(error) => {
+                let text = error.to_string();
+                assert!(!text.contains('\n'), "one line: {text}");
+                assert!(text.contains("expected") || text.contains("peer pattern"), "{flags:?}: {text}");
+            }
+        }
+    }
+    assert!(taken > 100, "some of them are fine: {taken}");
+}

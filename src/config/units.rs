@@ -42,6 +42,9 @@ impl Bytes {
     }
 }
 
+/// More is a slip of the pen, and would overflow where sizes are added.
+const BYTES_MAX: Bytes = Bytes(1 << 50);
+
 impl FromStr for Bytes {
     type Err = String;
 
@@ -59,7 +62,8 @@ impl FromStr for Bytes {
             Ok(whole) => whole.checked_mul(unit_bytes),
             Err(_) => fraction(number, unit_bytes),
         });
-        size.map(Self).ok_or_else(|| format!("got {text:?}, {EXPECTED}"))
+        let size = size.map(Self).ok_or_else(|| format!("got {text:?}, {EXPECTED}"))?;
+        if size <= BYTES_MAX { Ok(size) } else { Err(format!("got {text:?}, expected at most {BYTES_MAX}")) }
     }
 }
 
@@ -126,14 +130,18 @@ pub mod duration {
         parse(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
     }
 
+    /// More is a slip of the pen, and would overflow where it is added to the time.
+    const MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
     /// Reads a duration with its unit.
     pub fn parse(text: &str) -> Result<Duration, String> {
         let expected =
             || format!("got {text:?}, expected a duration with its unit, such as \"100ms\", \"5s\" or \"1h\"");
-        match text.trim().parse::<f64>() {
+        let duration = match text.trim().parse::<f64>() {
             Ok(_) => Err(expected()),
             Err(_) => humantime::parse_duration(text.trim()).map_err(|_| expected()),
-        }
+        }?;
+        if duration <= MAX { Ok(duration) } else { Err(format!("got {text:?}, expected at most 87600h (ten years)")) }
     }
 }
 

@@ -12,6 +12,13 @@ use crate::pb;
 
 /// The largest append and request; gRPC's message limits are set above it ([`Config::peer_message_bytes_max`]).
 pub const MESSAGE_BYTES_MAX: Bytes = Bytes::mib(16);
+/// Above any count that means something, and below what counters, channels and semaphores can hold several times over.
+const COUNT_MAX: u64 = 1_000_000_000_000;
+/// The log's segments are mapped to offsets of 32 bits.
+const SEGMENT_BYTES_MAX: Bytes = Bytes::gib(1);
+/// Less, and sled does not open.
+const STATE_CACHE_BYTES_MIN: Bytes = Bytes::mib(1);
+const WORKER_THREADS_MAX: usize = 1024;
 
 /// The greatest `limits.txn_depth_max`: half of what every decoder takes.
 const TXN_DEPTH_MAX: usize = pb::TXN_DEPTH_MAX / 2;
@@ -45,6 +52,7 @@ impl Config {
     /// Checks what no single field can: bounds, and relations between fields.
     pub fn validate(&self) -> Result<(), Error> {
         let mut faults = Faults(Vec::new());
+        self.check_counts(&mut faults);
         self.check_server(&mut faults);
         self.check_cluster(&mut faults);
         self.check_kubernetes(&mut faults);
@@ -52,6 +60,19 @@ impl Config {
         self.check_sizes(&mut faults);
         self.check_storage(&mut faults);
         if faults.0.is_empty() { Ok(()) } else { Err(Error::Invalid(faults.0)) }
+    }
+
+    /// Every count there is, also one that is added tomorrow. Durations and sizes are bounded where they are read (`units`).
+    fn check_counts(&self, faults: &mut Faults) {
+        let all = serde_json::to_value(self).expect("every setting has a form in JSON");
+        for (section, keys) in all.as_object().into_iter().flatten() {
+            for (key, value) in keys.as_object().into_iter().flatten() {
+                if let Some(count) = value.as_u64() {
+                    let expected = format!("at most {COUNT_MAX}");
+                    faults.check(count <= COUNT_MAX, &format!("{section}.{key}"), count, expected, "lower it");
+                }
+            }
+        }
     }
 
     fn check_server(&self, faults: &mut Faults) {
@@ -74,6 +95,24 @@ impl Config {
         faults.check(valid, "server.advertise_peer", format!("{peer:?}"), "host:port", "correct it");
         let data_dir = server.data_dir.as_os_str();
         faults.check(!data_dir.is_empty(), "server.data_dir", "nothing", "a directory", "name one");
+        for origin in self.http.cors.iter().filter(|origin| *origin != "*") {
+            let authority = origin.split_once("://").map(|(_, authority)| authority);
+            let valid = authority.is_some_and(|authority| !authority.is_empty() && !authority.contains('/'));
+            let expected = "scheme://host[:port], or *";
+            faults.check(valid, "http.cors", format!("{origin:?}"), expected, "correct it");
+        }
+        for host in &self.http.hosts {
+            let valid = !host.is_empty() && !host.contains(['/', ':']);
+            faults.check(
+                valid,
+                "http.hosts",
+                format!("{host:?}"),
+                "a name without scheme and port, or *",
+                "correct it",
+            );
+        }
+        let (threads, expected) = (server.worker_threads, format!("at most {WORKER_THREADS_MAX}, or 0"));
+        faults.check(threads <= WORKER_THREADS_MAX, "server.worker_threads", threads, expected, "lower it");
         let level = &self.telemetry.level;
         let valid = tracing_subscriber::EnvFilter::try_new(level).is_ok();
         let expected = "a level (off, error, warn, info, debug, trace) or module=level, with commas";
@@ -246,6 +285,8 @@ impl Config {
             "2 x the largest of limits.request_bytes_max and raft.append_bytes_max: a record never spans segments";
         let segment_least = Bytes(2 * request.max(raft.append_bytes_max).0.min(u64::MAX / 2));
         faults.at_least("log.segment_bytes", self.log.segment_bytes, segment_least, why);
+        let (segment, expected) = (self.log.segment_bytes, format!("at most {SEGMENT_BYTES_MAX}"));
+        faults.check(segment <= SEGMENT_BYTES_MAX, "log.segment_bytes", segment, expected, "lower it");
         let two_segments = Bytes(self.log.segment_bytes.0.saturating_mul(2));
         faults.at_least("log.bytes_max", self.log.bytes_max, two_segments, "2 x log.segment_bytes");
         let kept = self.log.entries_kept;
@@ -265,6 +306,7 @@ impl Config {
         let chunk = state.chunk_bytes;
         let fits = (Bytes::kib(1)..=Bytes::mib(1)).contains(&chunk);
         faults.check(fits, "state.chunk_bytes", chunk, "1KiB to 1MiB", "4KiB to 16KiB serve best");
+        faults.at_least("state.cache_bytes", state.cache_bytes, STATE_CACHE_BYTES_MIN, "the state store needs some");
         faults.at_least("state.journal_bytes_max", state.journal_bytes_max, chunk, "state.chunk_bytes");
         let percent = storage.quota_warn_percent;
         faults.check((1..=100).contains(&percent), "storage.quota_warn_percent", percent, "1 to 100", "correct it");
@@ -340,7 +382,14 @@ mod tests {
             ("raft.snapshot_chunk_bytes", |c| c.raft.snapshot_chunk_bytes = Bytes::mib(17)),
             ("raft.snapshot_rate", |c| c.raft.snapshot_rate = Bytes::kib(1)),
             ("log.segment_bytes", |c| c.log.segment_bytes = Bytes::mib(2)),
+            ("log.segment_bytes", |c| (c.log.segment_bytes, c.log.bytes_max) = (Bytes::gib(2), Bytes::gib(8))),
             ("log.bytes_max", |c| c.log.bytes_max = Bytes::mib(127)),
+            ("state.cache_bytes", |c| c.state.cache_bytes = Bytes(0)),
+            ("http.cors", |c| c.http.cors = vec!["ui.example.org".into()]),
+            ("http.hosts", |c| c.http.hosts = vec!["http://kv".into()]),
+            ("server.worker_threads", |c| c.server.worker_threads = 1025),
+            ("raft.queue_requests_max", |c| c.raft.queue_requests_max = usize::MAX),
+            ("log.entries_max", |c| c.log.entries_max = u64::MAX),
             ("log.entries_kept", |c| c.log.entries_kept = c.log.entries_max),
             ("state.checkpoint_interval", |c| c.state.checkpoint_interval = Duration::ZERO),
             ("state.chunk_bytes", |c| c.state.chunk_bytes = Bytes::mib(2)),

@@ -1,10 +1,18 @@
 //! Files and directories, as much of them as storage needs.
 //!
+//! What is made here is for its owner alone: files 0600, directories 0700. Crates that make files of their own are held to it by the
+//! process's umask ([`super::process::keep_files_private`]).
 //! Absent: buffering and retries. An error is the caller's to act on; on the log it stops the member.
 
 use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::Duration;
+
+const PRIVATE_FILE: u32 = 0o600;
+const PRIVATE_DIRECTORY: u32 = 0o700;
+/// What a mode says of others than the owner.
+const OTHERS: u32 = 0o077;
 
 /// How [`Disk::open`] opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,8 +45,13 @@ pub trait Disk: Send + Sync + 'static {
         Duration::ZERO
     }
 
-    /// Makes `path` and holds it for this process alone until the guard is dropped; `WouldBlock` if another process does.
-    /// A simulated disk has one user, so that the file alone will do.
+    /// Takes away what others may do with a directory, if it is this user's; else nothing is changed. A simulated disk has one user.
+    fn make_private(&self, _path: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Makes `path` and holds it, and its directory, for this process alone until the guard is dropped; `WouldBlock` if another
+    /// process does. A simulated disk has one user, so that the file alone will do.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send>> {
         self.open(path, OpenMode::CreateTruncate)?;
         Ok(Box::new(()))
@@ -104,12 +117,12 @@ pub struct RealDisk;
 
 impl Disk for RealDisk {
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
-        std::fs::create_dir_all(path)
+        std::fs::DirBuilder::new().recursive(true).mode(PRIVATE_DIRECTORY).create(path)
     }
 
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Box<dyn File>> {
         let mut options = std::fs::OpenOptions::new();
-        options.read(true);
+        options.read(true).mode(PRIVATE_FILE);
         match mode {
             OpenMode::Read => &mut options,
             OpenMode::ReadWrite => options.write(true),
@@ -152,10 +165,28 @@ impl Disk for RealDisk {
         Ok(stat.f_bavail * stat.f_frsize)
     }
 
+    fn make_private(&self, path: &Path) -> io::Result<()> {
+        let metadata = std::fs::metadata(path)?;
+        let is_own = metadata.uid() == rustix::process::geteuid().as_raw();
+        if is_own && metadata.is_dir() && metadata.mode() & OTHERS != 0 {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(PRIVATE_DIRECTORY))?;
+        }
+        Ok(())
+    }
+
+    /// The directory is held as well as the file: the file can be removed, and another process then makes a new one.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send>> {
-        let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
-        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
-        Ok(Box::new(file))
+        let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+        let directory = std::fs::File::open(path.parent().unwrap_or(Path::new(".")))?;
+        match rustix::fs::flock(&directory, exclusive) {
+            Err(error) if error == rustix::io::Errno::WOULDBLOCK => return Err(error.into()),
+            // Some file systems lock no directory; then the file alone has to do.
+            Ok(()) | Err(_) => {}
+        }
+        let mut options = std::fs::OpenOptions::new();
+        let file = options.write(true).create(true).truncate(false).mode(PRIVATE_FILE).open(path)?;
+        rustix::fs::flock(&file, exclusive)?;
+        Ok(Box::new((directory, file)))
     }
 }
 
@@ -185,7 +216,7 @@ impl File for std::fs::File {
     }
 
     fn links(&self) -> io::Result<u64> {
-        Ok(std::os::unix::fs::MetadataExt::nlink(&self.metadata()?))
+        Ok(self.metadata()?.nlink())
     }
 
     fn allocate(&self, len: u64) -> io::Result<()> {

@@ -91,6 +91,10 @@ impl Disk for Faulty {
         RealDisk.free_bytes(path)
     }
 
+    fn make_private(&self, path: &Path) -> io::Result<()> {
+        RealDisk.make_private(path)
+    }
+
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send>> {
         RealDisk.lock(path)
     }

@@ -12,6 +12,12 @@ pub struct Process {
     pub start_seconds: f64,
 }
 
+/// From now on what this process makes in the file system is for its user alone, whatever the umask that it was started with: also
+/// the files of crates that ask for no mode.
+pub fn keep_files_private() {
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+}
+
 /// Raises the limit of open files as far as this process may; what it is then, `None` for no limit.
 pub fn raise_open_files_max() -> Option<u64> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

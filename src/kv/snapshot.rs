@@ -12,6 +12,10 @@ use super::tree::Tree;
 use crate::pb::KeyValue;
 use crate::pb::log::{Alarms, Change, change};
 
+/// The greatest revision that is loaded, and the greatest count of a key's versions: a million writes a second take 140,000 years to it,
+/// and there is room for what is added to it afterwards.
+const REVISION_MAX: i64 = 1 << 62;
+
 /// Changes that do not make a state: they are damaged or incomplete.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LoadError {
@@ -19,6 +23,8 @@ pub enum LoadError {
     UnknownChange,
     #[error("a version of no key, or of revision {0}")]
     BadVersion(i64),
+    #[error("revision {0} is none that a store reaches: expected 1 to {REVISION_MAX}")]
+    BadRevision(i64),
     #[error("versions of one key out of order: {later} before {earlier}")]
     OutOfOrder { later: i64, earlier: i64 },
     #[error("versions are missing at or below revision {missing}, but only {compacted} is compacted")]
@@ -157,6 +163,9 @@ impl Loader {
     pub fn load(&mut self, change: Change) -> Result<(), LoadError> {
         match change.change.ok_or(LoadError::UnknownChange)? {
             change::Change::Version(kv) => self.version(kv)?,
+            change::Change::Compacted(revision) if !(0..=REVISION_MAX).contains(&revision) => {
+                return Err(LoadError::BadRevision(revision));
+            }
             change::Change::Compacted(revision) => self.state.compacted = self.state.compacted.max(revision),
             change::Change::ClusterVersion(version) => {
                 self.state.cluster_version = self.state.cluster_version.max(version);
@@ -173,7 +182,8 @@ impl Loader {
     fn version(&mut self, kv: KeyValue) -> Result<(), LoadError> {
         let x = kv.fields();
         let revision = x.mod_revision;
-        if x.key.is_empty() || revision <= 1 {
+        let counts = (0..=REVISION_MAX).contains(&x.version) && (0..=revision).contains(&x.create_revision);
+        if x.key.is_empty() || !(2..=REVISION_MAX).contains(&revision) || !counts {
             return Err(LoadError::BadVersion(revision));
         }
         let later = self.state.newest_revision_of(x.key).filter(|&later| later > revision);
@@ -207,6 +217,9 @@ impl Loader {
 
     /// The state as of `revision`, which is stored beside the changes: the last events may be dead, and dropped.
     pub fn finish(mut self, revision: i64) -> Result<State, LoadError> {
+        if !(1..=REVISION_MAX).contains(&revision) {
+            return Err(LoadError::BadRevision(revision));
+        }
         let (loaded, compacted) = (self.newest_revision, self.state.compacted);
         if loaded.max(compacted) > revision {
             return Err(LoadError::BeyondEnd { loaded: loaded.max(compacted), revision });
@@ -234,12 +247,14 @@ impl Loader {
 impl State {
     /// Goes on `by` revisions later, as if everything until then were compacted: who remembers a revision of another life of
     /// this data, watches from it or compares with it, is told so instead of being misled. For a restored backup.
-    pub fn bump_revision(&mut self, by: i64) {
-        self.revision += by;
+    pub fn bump_revision(&mut self, by: i64) -> Result<(), LoadError> {
+        let bumped = self.revision.checked_add(by).filter(|bumped| (self.revision..=REVISION_MAX).contains(bumped));
+        self.revision = bumped.ok_or(LoadError::BadRevision(self.revision.saturating_add(by)))?;
         self.compacted = self.revision;
         self.history = History::new(self.revision + 1);
         (self.swept, self.swept_events) = (self.compacted, 0);
         (self.old, self.old_bytes) = (Tree::new(), 0);
+        Ok(())
     }
 
     /// Takes all alarms off: those of a former cluster's members mean nothing in a restored one.

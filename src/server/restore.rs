@@ -196,7 +196,7 @@ impl Plan {
         );
         state.clear_alarms();
         if self.bump_revision > 0 {
-            state.bump_revision(self.bump_revision);
+            state.bump_revision(self.bump_revision).context("--bump-revision goes too far")?;
         }
         let membership = raft::stored_membership_from_pb(Some(&self.membership)).map_err(anyhow::Error::msg)?;
         Ok(Applied { kv: state, log_id: Some(raft::log_id_from_pb(FIRST)), membership })

@@ -98,6 +98,7 @@ impl MemberDir {
         if let Some(parent) = root.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             at(parent, disk.sync_dir(parent))?;
         }
+        at(root, disk.make_private(root))?;
         let lock_path = root.join("LOCK");
         let lock = match disk.lock(&lock_path) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(Error::InUse { path: lock_path }),
@@ -118,6 +119,8 @@ impl MemberDir {
         } else {
             dir.load(&selves, slot)?;
         }
+        // Where the data directory is somebody else's, as the mount point of a volume may be, and of selves that 0.1 has made.
+        at(&dir.path(), dir.disk.make_private(&dir.path()))?;
         let lost_log = dir.identity.log_started && !dir.has_log()?;
         Ok(Opened { dir, minted, lost_log })
     }

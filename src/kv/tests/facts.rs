@@ -438,6 +438,15 @@ fn loading_refuses_what_is_incomplete_or_damaged() {
         changes.iter().cloned().try_for_each(|c| loader.load(c))?;
         loader.finish(revision).map(|state| state.revision())
     };
+    let counted = |versions| Change {
+        change: Some(change::Change::Version(KeyValue::new(crate::pb::Fields {
+            key: b"a",
+            create_revision: 2,
+            mod_revision: 2,
+            version: versions,
+            ..crate::pb::Fields::default()
+        }))),
+    };
     let (a3, b4, b7) = (version("a", 3), version("b", 4), version("b", 7));
     let cases = [
         (vec![], 1, Ok(1)),
@@ -456,6 +465,14 @@ fn loading_refuses_what_is_incomplete_or_damaged() {
         (vec![version("", 3)], 3, Err(LoadError::BadVersion(3))),
         (vec![version("a", 1)], 3, Err(LoadError::BadVersion(1))),
         (vec![Change { change: None }], 3, Err(LoadError::UnknownChange)),
+        // A number that the next write could not follow.
+        (vec![], i64::MAX, Err(LoadError::BadRevision(i64::MAX))),
+        (vec![], -1, Err(LoadError::BadRevision(-1))),
+        (vec![compacted(i64::MAX)], i64::MAX, Err(LoadError::BadRevision(i64::MAX))),
+        (vec![compacted(i64::MIN)], 3, Err(LoadError::BadRevision(i64::MIN))),
+        (vec![version("a", i64::MAX)], i64::MAX, Err(LoadError::BadVersion(i64::MAX))),
+        (vec![counted(i64::MAX)], 2, Err(LoadError::BadVersion(2))),
+        (vec![counted(-1)], 2, Err(LoadError::BadVersion(2))),
     ];
     for (changes, revision, expected) in cases {
         assert_eq!(load(&changes, revision), expected, "{changes:?} up to {revision}");
