@@ -96,6 +96,11 @@ pub enum Error {
     /// A request that no member may take, with no text of etcd's. The text is whole.
     #[error("quorate: {0}")]
     InvalidRequest(String),
+    #[error(
+        "quorate: alarm CORRUPT is refused, for a majority of the voters must stay without it: a fence is for the few members \
+         whose data differs from the others'; take off one that is on with `etcdctl alarm disarm`"
+    )]
+    FenceOfMajority,
     /// A node that has to answer does not. The text is whole.
     #[error("quorate: {0}")]
     MemberUnreachable(String),
@@ -134,9 +139,8 @@ impl Error {
             NotLeader | NotSupportedForLearner | BadLeaderTransferee | NoDowngrade | LeaseExists => {
                 Code::FailedPrecondition
             }
-            MemberExists | PeerUrlExists | NotEnoughStarted | NotLearner | LearnerNotReady | Membership(_) => {
-                Code::FailedPrecondition
-            }
+            MemberExists | PeerUrlExists | NotEnoughStarted | NotLearner | LearnerNotReady | FenceOfMajority
+            | Membership(_) => Code::FailedPrecondition,
             Unhealthy | MemberUnreachable(_) => Code::Unavailable,
             // etcd gives these no code of their own.
             SessionExpired | ElectionNotLeader | ElectionNoLeader | MissingLeaderKey => Code::Unknown,
@@ -199,6 +203,7 @@ impl Error {
             Membership(_) => 59,
             TooCostly(_) => 66,
             InvalidRequest(_) => 71,
+            FenceOfMajority => 72,
         }
     }
 
@@ -265,6 +270,7 @@ impl Error {
             NotLearner,
             LearnerNotReady,
             Unhealthy,
+            FenceOfMajority,
         ];
         PLAIN.iter().find(|e| e.number() == number).cloned().unwrap_or(Unsupported(detail))
     }
@@ -282,7 +288,7 @@ mod tests {
 
     #[test]
     fn every_number_stands_for_one_failure() {
-        for number in (1..=24).chain(26..=31).chain(41..=43).chain(51..=59).chain([66, 71]) {
+        for number in (1..=24).chain(26..=31).chain(41..=43).chain(51..=59).chain([66, 71, 72]) {
             assert_eq!(Error::from_number(number, String::new()).number(), number);
         }
         assert_eq!(Error::from_number(99, "x".into()), Error::Unsupported("x".into()));

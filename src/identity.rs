@@ -10,6 +10,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use crate::env::{Disk, OpenMode};
+use crate::pb::log::Node;
 
 /// The slot field of a member id that belongs to a reader: a member without a slot, which never votes.
 pub const READER_SLOT: u16 = u16::MAX;
@@ -110,8 +111,43 @@ pub fn host_port(address: &str) -> Option<(&str, u16)> {
     let port: u16 = port.bytes().all(|b| b.is_ascii_digit()).then(|| port.parse().ok())??;
     let bracketed = host.len() > 2 && host.starts_with('[') && host.ends_with(']');
     let plain = !host.is_empty() && !host.contains([':', '[', ']']);
-    let clean = !host.contains(|c: char| c.is_whitespace() || matches!(c, '/' | '%' | ',' | '@'));
+    let clean = !host.contains(|c: char| c.is_whitespace() || is_hostile(c) || matches!(c, '/' | '%' | ',' | '@'));
     ((bracketed || plain) && clean && port != 0).then_some((host, port))
+}
+
+/// Longest name, address or URL that a node tells others: of those of DNS, and some room.
+const TEXT_BYTES_MAX: usize = 512;
+/// URLs that a node may tell.
+const URLS_MAX: usize = 16;
+
+/// Whether a character changes what a terminal shows beside itself.
+fn is_hostile(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// What another node has sent, as it may be shown: one line of bounded length, without anything that a terminal would obey.
+pub fn shown(text: &str) -> String {
+    const SHOWN_CHARS_MAX: usize = 1000;
+    text.chars().take(SHOWN_CHARS_MAX).map(|c| if is_hostile(c) { '\u{fffd}' } else { c }).collect()
+}
+
+/// Refuses what another node says of itself, if it could not be shown or dialled: it would enter the membership, every member's log,
+/// and people's terminals.
+pub fn check_node(node: &Node) -> Result<(), String> {
+    let check = |what: &str, text: &str| match text.len() <= TEXT_BYTES_MAX && !text.contains(is_hostile) {
+        true => Ok(()),
+        false => Err(format!("its {what} {:?} is too long, or has control characters", shown(text))),
+    };
+    check("name", &node.name)?;
+    check("peer address", &node.peer_address)?;
+    node.client_urls.iter().try_for_each(|url| check("client URL", url))?;
+    if host_port(&node.peer_address).is_none() && !node.peer_address.is_empty() {
+        return Err(format!("its peer address {:?} is no host:port", node.peer_address));
+    }
+    if node.client_urls.len() > URLS_MAX {
+        return Err(format!("it names {} client URLs, expected at most {URLS_MAX}", node.client_urls.len()));
+    }
+    Ok(())
 }
 
 /// The address of every slot: `host:port` in which each `%d` stands for the slot.

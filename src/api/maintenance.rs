@@ -45,8 +45,12 @@ impl Maintenance for Api {
         if alarm.action() != AlarmAction::Get && alarm.alarm() != AlarmType::None {
             changed = change_alarm(&node, alarm).await?;
         }
-        // Linearizable, as in etcd: what was changed through the leader may not have been applied here yet.
-        node.read_index().await?;
+        // Linearizable, as in etcd: what was changed through the leader may not have been applied here yet. A fenced member is no
+        // longer served by the leader; it shows what it has, or nobody could see the alarm through it.
+        match node.read_index().await {
+            Ok(()) | Err(Error::Corrupt) => {}
+            Err(error) => return Err(error.into()),
+        }
         let on = alarms(&node);
         let alarms = match alarm.action() {
             AlarmAction::Activate => changed,

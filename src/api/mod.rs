@@ -37,7 +37,7 @@ use crate::pb::etcd;
 use crate::watch::Hub;
 
 pub use answers::Held;
-pub use peer::{PeerApi, Running};
+pub use peer::{PeerApi, Proof, Running};
 pub use sample::Sample;
 pub use watch::{Responses as WatchResponses, WatchOptions};
 

@@ -5,23 +5,44 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::{Stream, StreamExt as _, stream};
 use parking_lot::RwLock;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::cluster::{Audit, Bootstrap, Manager, Reconciler};
+use crate::error::Error;
+use crate::identity::check_node;
 use crate::kv;
 use crate::lease::Leases;
 use crate::node::Node;
 use crate::pb::peer::peer_server::Peer;
 use crate::pb::peer::{
-    AbandonRequest, AbandonResponse, AcceptRequest, AcceptResponse, AppendRequest, AppendResponse, ForwardRequest,
-    ForwardResponse, JoinRequest, JoinResponse, LeasesRequest, LeasesResponse, ManageRequest, ManageResponse,
-    SnapshotChunk, SnapshotHead, SnapshotOffsetResponse, SnapshotResponse, TransferLeaderRequest,
+    AbandonRequest, AbandonResponse, AcceptRequest, AcceptResponse, AppendRequest, AppendResponse, Envelope,
+    ForwardRequest, ForwardResponse, JoinRequest, JoinResponse, LeasesRequest, LeasesResponse, ManageRequest,
+    ManageResponse, SnapshotChunk, SnapshotHead, SnapshotOffsetResponse, SnapshotResponse, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse, WhoRequest, WhoResponse, append_response,
 };
-use crate::raft::Rpc;
+use crate::raft::{Rpc, first_message};
+
+/// Whether a call on a connection was found to be a member's. Cloning shares it; who knows none keeps one that nobody looks at.
+#[derive(Clone, Debug, Default)]
+pub struct Proof(Arc<AtomicBool>);
+
+impl Proof {
+    fn of<T>(request: &Request<T>) -> Self {
+        request.extensions().get::<Self>().cloned().unwrap_or_default()
+    }
+
+    pub fn give(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_given(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 /// A running member, as its peers reach it.
 #[derive(Clone)]
@@ -78,6 +99,20 @@ impl PeerApi {
         self.running.read().clone().ok_or_else(|| Status::unavailable("this node does not run Raft yet"))
     }
 
+    /// As [`Rpc::check`]; what passes it makes the connection a member's.
+    fn checked<T>(
+        &self,
+        request: Request<T>,
+        envelope: impl Fn(&T) -> Option<&Envelope>,
+    ) -> Result<(Running, T), Status> {
+        let running = self.running()?;
+        let proof = Proof::of(&request);
+        let request = request.into_inner();
+        running.rpc.check(envelope(&request))?;
+        proof.give();
+        Ok((running, request))
+    }
+
     async fn append_one(&self, request: AppendRequest) -> Result<AppendResponse, Status> {
         let running = self.running()?;
         let response = running.rpc.append(request).await?;
@@ -109,6 +144,9 @@ impl Peer for PeerApi {
     async fn accept(&self, request: Request<AcceptRequest>) -> Result<Response<AcceptResponse>, Status> {
         let formation =
             request.into_inner().formation.ok_or_else(|| Status::invalid_argument("accept without a formation"))?;
+        for node in formation.members.iter().filter_map(|member| member.node.as_ref()) {
+            check_node(node).map_err(Status::invalid_argument)?;
+        }
         Ok(Response::new(self.bootstrap.accept(formation).await.map_err(disk)?))
     }
 
@@ -122,9 +160,7 @@ impl Peer for PeerApi {
     }
 
     async fn manage(&self, request: Request<ManageRequest>) -> Result<Response<ManageResponse>, Status> {
-        let running = self.running()?;
-        let request = request.into_inner();
-        running.rpc.check(request.envelope.as_ref())?;
+        let (running, request) = self.checked(request, |request| request.envelope.as_ref())?;
         Ok(Response::new(running.manager.answer(request.operation).await))
     }
 
@@ -132,45 +168,58 @@ impl Peer for PeerApi {
 
     async fn append(&self, request: Request<Streaming<AppendRequest>>) -> Result<Response<Self::AppendStream>, Status> {
         let shutdown = self.running()?.node.env().shutdown.clone();
-        let api = self.clone();
-        let answers = request.into_inner().then(move |request| {
-            let api = api.clone();
-            async move { api.append_one(request?).await }
+        let (api, proof) = (self.clone(), Proof::of(&request));
+        // Taken at once: a leader opens the stream before it has something to say.
+        let requests = stream::unfold((request.into_inner(), true), |(mut requests, is_first)| async move {
+            let next = if is_first { Some(first_message(&mut requests).await) } else { requests.next().await };
+            Some((next?, (requests, false)))
+        });
+        let answers = requests.then(move |request| {
+            let (api, proof) = (api.clone(), proof.clone());
+            async move { api.append_one(request?).await.inspect(|_| proof.give()) }
         });
         Ok(Response::new(Box::pin(answers.take_until(shutdown.cancelled_owned()))))
     }
 
     async fn vote(&self, request: Request<VoteRequest>) -> Result<Response<VoteResponse>, Status> {
-        Ok(Response::new(self.running()?.rpc.vote(request.into_inner(), false).await?))
+        let (running, request) = self.checked(request, |request| request.envelope.as_ref())?;
+        Ok(Response::new(running.rpc.vote(request, false).await?))
     }
 
     async fn pre_vote(&self, request: Request<VoteRequest>) -> Result<Response<VoteResponse>, Status> {
-        Ok(Response::new(self.running()?.rpc.vote(request.into_inner(), true).await?))
+        let (running, request) = self.checked(request, |request| request.envelope.as_ref())?;
+        Ok(Response::new(running.rpc.vote(request, true).await?))
     }
 
     async fn transfer_leader(
         &self,
         request: Request<TransferLeaderRequest>,
     ) -> Result<Response<TransferLeaderResponse>, Status> {
-        Ok(Response::new(self.running()?.rpc.transfer_leader(request.into_inner()).await?))
+        let (running, request) = self.checked(request, |request| request.envelope.as_ref())?;
+        Ok(Response::new(running.rpc.transfer_leader(request).await?))
     }
 
     async fn snapshot_offset(
         &self,
         request: Request<SnapshotHead>,
     ) -> Result<Response<SnapshotOffsetResponse>, Status> {
-        let offset = self.running()?.rpc.snapshot_offset(request.into_inner()).await?;
+        let (running, head) = self.checked(request, |head| head.envelope.as_ref())?;
+        let offset = running.rpc.snapshot_offset(head).await?;
         Ok(Response::new(SnapshotOffsetResponse { offset }))
     }
 
     async fn snapshot(&self, request: Request<Streaming<SnapshotChunk>>) -> Result<Response<SnapshotResponse>, Status> {
+        // A transfer has a connection of its own, on which the offset was asked for before.
         Ok(Response::new(self.running()?.rpc.snapshot(request.into_inner()).await?))
     }
 
     async fn leases(&self, request: Request<LeasesRequest>) -> Result<Response<LeasesResponse>, Status> {
-        let running = self.running()?;
-        let request = request.into_inner();
-        running.rpc.check(request.envelope.as_ref())?;
+        let (running, request) = self.checked(request, |request| request.envelope.as_ref())?;
+        if request.envelope.is_some_and(|envelope| running.node.is_fenced(envelope.from)) {
+            let error = Error::Corrupt;
+            let (error, detail) = (error.number(), error.to_string());
+            return Ok(Response::new(LeasesResponse { error, detail, ..LeasesResponse::default() }));
+        }
         Ok(Response::new(running.leases.answer_peer(&request).await))
     }
 
@@ -180,11 +229,12 @@ impl Peer for PeerApi {
         &self,
         request: Request<Streaming<ForwardRequest>>,
     ) -> Result<Response<Self::ForwardStream>, Status> {
-        let running = self.running()?;
+        let (running, proof) = (self.running()?, Proof::of(&request));
         let mut requests = request.into_inner();
-        let first = requests.next().await.ok_or_else(|| Status::invalid_argument("an empty forward stream"))??;
-        running.rpc.check(first.envelope.as_ref())?;
-        let serving = running.node.serve_forward(requests);
+        let first = first_message(&mut requests).await?;
+        let envelope = running.rpc.check(first.envelope.as_ref())?;
+        proof.give();
+        let serving = running.node.serve_forward(envelope.from, requests);
         let answers = stream::unfold(serving, |mut serving| async move {
             let message = serving.next().await?;
             Some((Ok(message), serving))

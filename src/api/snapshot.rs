@@ -1,14 +1,17 @@
 //! `Maintenance.Snapshot`: a backup of the asked member's state as a stream.
 //!
 //! Made of a view, a piece whenever the client takes one (`pull`) and no faster than `raft.snapshot_rate`, so that heartbeats get
-//! through. Absent: a second backup that shares the first one's work.
+//! through. A fenced member gives none, for who restored it would restore what differs; with the alarm on for all, there is nothing
+//! better than theirs. Absent: a second backup that shares the first one's work.
 
 use tonic::{Request, Response, Status};
 
 use super::pull::{self, Plan, Source};
 use super::{Api, header};
 use crate::env::Pool;
+use crate::error::Error;
 use crate::metrics::metrics;
+use crate::node::Trust;
 use crate::pb::etcd::{ResponseHeader, SnapshotRequest, SnapshotResponse};
 use crate::raft::Backup;
 
@@ -22,6 +25,9 @@ pub(super) type Pieces = pull::Pieces<SnapshotResponse>;
 impl Api {
     pub(super) async fn backup(&self, request: Request<SnapshotRequest>) -> Result<Response<Pieces>, Status> {
         let node = self.node(&request)?;
+        if node.trust() == Trust::Fenced {
+            return Err(Error::Corrupt.into());
+        }
         let slot = self.shared.backups.take(node.client())?;
         let backup = Backup::new(node.store().view(), node.member());
         let header = header(&node, backup.revision());

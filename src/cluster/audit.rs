@@ -2,8 +2,8 @@
 //!
 //! Every member runs one; it works while its member leads. Every interval it asks all members how far they have applied, takes
 //! the least of that, and asks again for the digest (`kv`) after that very entry. Who differs from a majority of the voters,
-//! twice in a row, gets alarm CORRUPT by the log: its member then serves no data and does not lead. The leader judges itself
-//! alike, and hands over.
+//! twice in a row, gets alarm CORRUPT by the log: its member then serves no data and does not lead (`fence`). The leader judges
+//! itself alike.
 //! Invariant: where no digest has a majority of all voters (two members, or one of three is away) nobody is fenced, and what
 //! differs is reported. A member that makes no digest, or another version of it, is not judged.
 //! Absent: repair. A fenced member is replaced by itself once its disk was deleted.
@@ -15,15 +15,15 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 
+use super::fence;
 use super::plan::Members;
 use super::reconcile::members;
 use crate::env::{Instant, sleep};
-use crate::error::Error;
 use crate::kv;
 use crate::metrics::metrics;
-use crate::node::{Node, Trust};
+use crate::node::Node;
+use crate::pb::etcd::AlarmType;
 use crate::pb::etcd::alarm_request::AlarmAction;
-use crate::pb::etcd::{AlarmRequest, AlarmType};
 use crate::pb::log::{Command, StartDigest, command};
 use crate::pb::peer::WhoResponse;
 use crate::raft::Peers;
@@ -119,10 +119,6 @@ impl Audit {
     /// `suspects`: who differed in the round before.
     async fn step(&self, suspects: &mut Option<BTreeSet<u64>>, started: &mut Option<Instant>) {
         let before = suspects.take();
-        self.drop_stale_alarms().await;
-        if self.node.trust() == Trust::Fenced {
-            self.hand_over().await;
-        }
         let Some(round) = self.round().await else { return };
         metrics().self_checks.inc();
         let known = self.node.store().read(|s| s.kv.alarms());
@@ -220,18 +216,9 @@ impl Audit {
         self.node.store().read(|s| s.kv.cluster_version())
     }
 
-    async fn alarm(&self, member_id: u64, action: AlarmAction) -> Result<(), Error> {
-        if self.cluster_version() < kv::ALARMS_SINCE {
-            return Err(Error::Unsupported(format!("an alarm needs cluster version {}", kv::ALARMS_SINCE)));
-        }
-        let alarm = AlarmRequest { action: action.into(), member_id, alarm: AlarmType::Corrupt.into() };
-        let command = Command::new(kv::ALARMS_SINCE, command::Request::Alarm(alarm));
-        self.node.propose(command).await.map(drop)
-    }
-
     async fn fence(&self, member_id: u64, index: u64) {
         let member = format!("{member_id:x}");
-        match self.alarm(member_id, AlarmAction::Activate).await {
+        match fence::set_corrupt(&self.node, member_id, AlarmAction::Activate).await {
             Ok(()) => tracing::error!(
                 member,
                 index,
@@ -242,42 +229,6 @@ impl Audit {
             }
         }
         self.node.refresh_alarms();
-        if self.node.trust() == Trust::Fenced {
-            self.hand_over().await;
-        }
-    }
-
-    /// An alarm of a member that has left says nothing about who is there now.
-    async fn drop_stale_alarms(&self) {
-        let status = self.node.status();
-        if !status.membership_committed {
-            return;
-        }
-        let alarms = self.node.store().read(|s| s.kv.alarms());
-        for alarm in alarms.iter().filter(|alarm| alarm.alarm() == AlarmType::Corrupt && alarm.member_id != 0) {
-            if status.membership.get_node(&alarm.member_id).is_none()
-                && self.alarm(alarm.member_id, AlarmAction::Deactivate).await.is_ok()
-            {
-                tracing::info!(
-                    member = format!("{:x}", alarm.member_id),
-                    "alarm CORRUPT of a member that has left is off"
-                );
-            }
-        }
-    }
-
-    /// A leader that is fenced lets another one lead.
-    async fn hand_over(&self) {
-        let status = self.node.status();
-        let alarms = self.node.store().read(|s| s.kv.alarms());
-        let sound = |id: &u64| !alarms.iter().any(|a| a.member_id == *id && a.alarm() == AlarmType::Corrupt);
-        let heard = |id: &u64| status.acked.get(id).copied().flatten().is_some_and(|age| age < Duration::from_secs(1));
-        let matched = |id: &u64| status.matched.iter().find(|(member, _)| member == id).and_then(|(_, index)| *index);
-        let voters: BTreeSet<u64> = status.membership.voter_ids().collect();
-        let heirs = voters.into_iter().filter(|id| *id != self.node.member().member_id && sound(id) && heard(id));
-        let Some(heir) = heirs.max_by_key(matched) else { return };
-        let handed = self.node.transfer_leader(heir).await;
-        tracing::warn!(peer = format!("{heir:x}"), ok = handed.is_ok(), "a fenced leader hands over");
     }
 
     async fn start_digest(&self) {

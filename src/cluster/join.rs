@@ -3,7 +3,8 @@
 //! How server code uses it: the handler of `Join` returns [`Desk::answer`]; the leader's reconciler is woken by [`Desk::asked`],
 //! calls [`Desk::dial`], and gives [`Desk::joiners`] to the plan. A joiner asks again until it finds itself in the membership.
 //!
-//! Invariant: a joiner counts only by what answers at the pattern's address of its slot, never by what it claims.
+//! Invariant: a joiner counts only by what answers at the pattern's address of its slot, never by what it claims. Who asks and does
+//! not answer there takes the place of nobody who does: a full desk forgets the oldest of those.
 //! Absent: anything durable. A new leader starts with an empty desk; joiners ask again.
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use super::peers::{self, Peers};
 use super::plan::{Dialled, Joiner, Members};
 use super::slot_of;
 use crate::env::{Env, Instant};
+use crate::identity::check_node;
 use crate::pb::log::node::Kind;
 use crate::pb::peer::join_response::Outcome;
 use crate::pb::peer::{JoinRequest, JoinResponse};
@@ -32,6 +34,8 @@ pub struct Standing<'a> {
     pub cluster_id: u64,
     /// This member leads.
     pub leads: bool,
+    /// Readers may join.
+    pub takes_readers: bool,
     /// Where the leader is; empty if unknown.
     pub leader_address: String,
     /// The *committed* membership.
@@ -42,6 +46,7 @@ pub struct Standing<'a> {
 
 struct Waiting {
     request: JoinRequest,
+    first_asked: Instant,
     asked_at: Instant,
     /// A member already, which now has another address than the membership says.
     moved: bool,
@@ -67,6 +72,9 @@ impl Desk {
         if !standing.leads {
             return respond(Outcome::NotLeader, "not the leader");
         }
+        if let Err(fault) = request.node.as_ref().map_or(Ok(()), check_node) {
+            return respond(Outcome::Refused, &format!("the request is not taken: {fault}"));
+        }
         let member = request.member_id;
         if let Some(node) = standing.members.nodes.get(&member) {
             if request.node.as_ref().is_some_and(|now| now.peer_address != node.peer_address) {
@@ -83,6 +91,10 @@ impl Desk {
                 "the request names no member, no address, or another slot than its member id",
             );
         }
+        if !standing.takes_readers && request.node.as_ref().is_some_and(|node| node.kind() == Kind::Reader) {
+            // Not for good: whoever rolls the setting out may start the reader first.
+            return respond(Outcome::Wait, "this cluster takes no readers: set cluster.readers=true on its members");
+        }
         if !self.note(request, false) {
             return respond(Outcome::Wait, "too many nodes ask to join at once");
         }
@@ -93,14 +105,19 @@ impl Desk {
     fn note(&self, request: JoinRequest, moved: bool) -> bool {
         let mut waiting = self.waiting.lock();
         waiting.retain(|_, waiting| waiting.asked_at.elapsed() < FORGET_AFTER);
-        let known = waiting.get(&request.member_id);
-        if known.is_none() && waiting.len() >= WAITING_MAX {
-            return false;
+        if waiting.len() >= WAITING_MAX && !waiting.contains_key(&request.member_id) {
+            let unproved = waiting.iter().filter(|(_, waiting)| waiting.dialled != Dialled::Joiner);
+            let Some(oldest) = unproved.min_by_key(|(_, waiting)| waiting.first_asked).map(|(id, _)| *id) else {
+                return false;
+            };
+            waiting.remove(&oldest);
         }
+        let known = waiting.get(&request.member_id);
+        let first_asked = known.map_or_else(Instant::now, |known| known.first_asked);
         // Another process with the same disk must be dialled anew.
         let same = known.filter(|known| known.request.process_nonce == request.process_nonce);
         let dialled = same.map_or_else(|| Dialled::Unreachable("not dialled yet".into()), |same| same.dialled.clone());
-        waiting.insert(request.member_id, Waiting { request, asked_at: Instant::now(), moved, dialled });
+        waiting.insert(request.member_id, Waiting { request, first_asked, asked_at: Instant::now(), moved, dialled });
         self.asked.notify_one();
         true
     }
@@ -175,7 +192,14 @@ mod tests {
     }
 
     fn standing(members: &Members, leads: bool) -> Standing<'_> {
-        Standing { cluster_id: 7, leads, leader_address: "kv-0:2380".into(), members, blocked: None }
+        Standing {
+            cluster_id: 7,
+            leads,
+            takes_readers: false,
+            leader_address: "kv-0:2380".into(),
+            members,
+            blocked: None,
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -216,6 +240,69 @@ mod tests {
             desk.dial(node.env(), &*peers, Some(&expand), Duration::from_secs(1)).await;
             assert_eq!(desk.joiners()[0].dialled, expected);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn false_joiners_take_the_place_of_nobody_who_answers() {
+        let town = Town::new(2);
+        let node = town.start(1);
+        let peers: Arc<dyn Peers> = Arc::new(town.clone());
+        let expand: Expand = Arc::new(|slot| format!("kv-{slot}"));
+        let (member, nonce) = (node.identity().member_id, node.process_nonce());
+        let desk = Desk::default();
+        let ask = |request| desk.answer(request, &standing(&Members::default(), true));
+        for life in 1..=WAITING_MAX as u64 {
+            ask(request(life << 16 | 7, 5));
+        }
+        crate::env::sleep(Duration::from_millis(10)).await;
+        ask(request(member, nonce));
+        desk.dial(node.env(), &*peers, Some(&expand), Duration::from_secs(1)).await;
+        for life in 1..=10 * WAITING_MAX as u64 {
+            ask(request(life << 20 | 7, 5));
+        }
+        let joiners = desk.joiners();
+        assert!(joiners.iter().any(|joiner| joiner.member_id == member && joiner.dialled == Dialled::Joiner));
+        assert_eq!(joiners.len(), WAITING_MAX);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reader_is_taken_only_where_readers_are_wanted_and_a_member_stays_one() {
+        let desk = Desk::default();
+        let reader = Node { kind: Kind::Reader.into(), ..Node::default() };
+        let request = || JoinRequest { node: Some(reader.clone()), ..request(0x1ffff, 5) };
+        let mut members = Members::default();
+        let answer = desk.answer(request(), &standing(&members, true));
+        assert_eq!(answer.outcome(), Outcome::Wait);
+        assert!(answer.reason.contains("cluster.readers=true"), "{answer:?}");
+        assert!(desk.joiners().is_empty(), "it is not even dialled");
+        let on = Standing { takes_readers: true, ..standing(&members, true) };
+        assert_eq!(desk.answer(request(), &on).outcome(), Outcome::Wait);
+        assert_eq!(desk.joiners().len(), 1);
+        members.nodes.insert(0x1ffff, reader.clone());
+        assert_eq!(desk.answer(request(), &standing(&members, true)).outcome(), Outcome::Added);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_terminal_would_obey_does_not_enter_the_membership() {
+        let desk = Desk::default();
+        for (name, peer_address) in [
+            ("\u{1b}[2J", "kv-0:2380"),
+            ("kv\n", "kv-0:2380"),
+            ("kv", "kv-0\u{1b}]0;x\u{7}:2380"),
+            ("kv", "kv-0"),
+            ("\u{202e}", ""),
+        ] {
+            let node = Node { name: name.into(), peer_address: peer_address.into(), ..Node::default() };
+            let answer = desk
+                .answer(JoinRequest { node: Some(node), ..request(0x10001, 5) }, &standing(&Members::default(), true));
+            assert_eq!(answer.outcome(), Outcome::Refused);
+            assert!(answer.reason.contains("is not taken") && !answer.reason.contains(char::is_control), "{answer:?}");
+        }
+        let long = Node { name: "n".repeat(10_000), ..Node::default() };
+        let answer =
+            desk.answer(JoinRequest { node: Some(long), ..request(0x10001, 5) }, &standing(&Members::default(), true));
+        assert!(answer.outcome() == Outcome::Refused && answer.reason.len() < 5000);
+        assert!(desk.joiners().is_empty());
     }
 
     #[tokio::test(start_paused = true)]

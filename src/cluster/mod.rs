@@ -9,6 +9,7 @@
 //! leaderless what a member says that runs Raft and knows no leader
 //! reconcile  the leader's loop: observe, plan, carry out
 //! audit      the leader's comparison of the members' states
+//! fence      what a member does whose state that comparison, or a person, has found to be wrong
 //! plan       the next change of the membership: a pure function of what the leader observes
 //! manual     what a person asks of the membership, through the same gate
 //! manage     the way of that to the leader, and of the leader's view back
@@ -27,6 +28,7 @@
 pub mod audit;
 pub mod bootstrap;
 pub mod decide;
+pub mod fence;
 pub mod formation;
 pub mod join;
 pub mod kubernetes;
@@ -41,6 +43,7 @@ pub mod wanted;
 
 pub use audit::Audit;
 pub use bootstrap::{Bootstrap, RaftFacts};
+pub use fence::Fence;
 pub use formation::{Outcome, Places};
 pub use manage::Manager;
 pub use peers::{Peers, Unreachable};

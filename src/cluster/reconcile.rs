@@ -51,6 +51,7 @@ pub struct Settings {
     pub promote_after: Duration,
     /// Who has not acknowledged anything for so long does not count for a change: the longest election timeout.
     pub silence_max: Duration,
+    pub takes_readers: bool,
     pub reader_ttl: Duration,
     pub max_readers: usize,
     /// Who says how many members there should be; `None` outside of Kubernetes.
@@ -160,6 +161,7 @@ impl Reconciler {
             &Standing {
                 cluster_id: self.node.member().cluster_id,
                 leads: status.is_leader,
+                takes_readers: self.settings.takes_readers,
                 leader_address: leader.map(|node| node.peer_address.clone()).unwrap_or_default(),
                 members: &members,
                 blocked: self.blocked().map(|remark| remark.sentence),

@@ -1,15 +1,41 @@
 //! Alarms that are on: facts that a person or a self-check has put into the log, until somebody takes them off.
 //!
+//! Alarm CORRUPT of a member fences it: its state is not to be trusted, its log is. So fences are for a minority: from cluster
+//! version [`FENCES_SINCE`] on, one that would leave no majority of sound voters is refused, here, where every member decides the
+//! same from the replicated membership. Alarms are of members (or of 0, which stands for all); those of others are not taken, and
+//! go with the member, so the list is never full. Below that version the rules are those of 0.1, as members of that build apply
+//! them.
 //! Absent: alarms that follow from a member's own state (its quota, its disk); those come and go without the log (`node`).
 
-use super::State;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use super::state::header;
+use super::{FENCES_SINCE, State};
+use crate::error::Error;
 use crate::pb::etcd::alarm_request::AlarmAction;
 use crate::pb::etcd::{AlarmMember, AlarmRequest, AlarmResponse, AlarmType};
 use crate::pb::log::{Alarms, change};
 
-/// Alarms kept: two kinds a member, for members past and present. More are not taken.
+/// Alarms kept below [`FENCES_SINCE`]: two kinds a member, for members past and present. More are not taken.
 const ALARMS_MAX: usize = 4096;
+
+/// The membership as of the newest applied entry that changed it, as far as alarms go by it. Part of no snapshot: whoever loads a
+/// state knows its membership beside it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Members {
+    /// The voters; two sets while a joint change is under way.
+    pub configs: Vec<BTreeSet<u64>>,
+    /// Voters and learners.
+    pub all: BTreeSet<u64>,
+}
+
+impl Members {
+    /// Whether a majority of the voters is left without `fenced`.
+    fn is_minority(&self, fenced: &BTreeSet<u64>) -> bool {
+        self.configs.iter().all(|voters| 2 * voters.intersection(fenced).count() < voters.len())
+    }
+}
 
 impl State {
     /// Every alarm that is on, ascending by member and kind.
@@ -27,26 +53,82 @@ impl State {
         self.alarms.contains(&(member_id, kind.into()))
     }
 
-    /// Puts an alarm on, or takes it off, and answers those that this changed. `NONE` is no alarm: it changes nothing.
-    pub(super) fn alarm(&mut self, r: &AlarmRequest) -> AlarmResponse {
+    /// Whether alarm CORRUPT leaves a majority of the voters. It does, unless the alarms are of a cluster version below
+    /// [`FENCES_SINCE`], or the membership has shrunk since.
+    pub fn has_sound_majority(&self) -> bool {
+        self.members.is_minority(&self.fenced())
+    }
+
+    fn fenced(&self) -> BTreeSet<u64> {
+        let corrupt = i32::from(AlarmType::Corrupt);
+        self.alarms.iter().filter(|(_, alarm)| *alarm == corrupt).map(|(member, _)| *member).collect()
+    }
+
+    /// To be called with every membership that is applied, and with that of a state that was loaded.
+    pub fn set_members(&mut self, members: Members) {
+        self.members = Arc::new(members);
+        self.drop_alarms_of_strangers();
+    }
+
+    /// An alarm of who has left says nothing about who is there now.
+    pub(super) fn drop_alarms_of_strangers(&mut self) {
+        if self.cluster_version < FENCES_SINCE {
+            return;
+        }
+        let before = self.alarms.len();
+        let members = self.members.clone();
+        self.alarms.retain(|(member, _)| *member == 0 || members.all.contains(member));
+        if self.alarms.len() != before {
+            self.record_alarms();
+        }
+    }
+
+    fn record_alarms(&mut self) {
+        let alarms = Alarms { alarms: self.alarms() };
+        let bytes = alarms.alarms.len() * size_of::<AlarmMember>();
+        self.journal.record(change::Change::Alarms(alarms), bytes);
+    }
+
+    /// Puts an alarm on, or takes it off, and answers those that this changed. `NONE` is no alarm: it changes nothing. To take one
+    /// off is never refused.
+    pub(super) fn alarm(&mut self, r: &AlarmRequest) -> Result<AlarmResponse, Error> {
         let one = (r.member_id, r.alarm);
         let kind = AlarmType::try_from(r.alarm).unwrap_or(AlarmType::None);
         let changed = match AlarmAction::try_from(r.action) {
             Ok(AlarmAction::Activate) if kind != AlarmType::None => {
-                self.alarms.len() < ALARMS_MAX && self.alarms.insert(one)
+                self.is_room_for(r.member_id, kind)? && self.alarms.insert(one)
             }
             Ok(AlarmAction::Deactivate) => self.alarms.remove(&one),
             _ => false,
         };
         if changed {
-            let alarms = Alarms { alarms: self.alarms() };
-            let bytes = alarms.alarms.len() * size_of::<AlarmMember>();
-            self.journal.record(change::Change::Alarms(alarms), bytes);
+            self.record_alarms();
         }
         // As etcd: who puts on an alarm that is on already is told of it, too.
         let told = changed || self.alarms.contains(&one);
         let alarms = told.then_some(AlarmMember { member_id: one.0, alarm: one.1 }).into_iter().collect();
-        AlarmResponse { header: header(self.revision), alarms }
+        Ok(AlarmResponse { header: header(self.revision), alarms })
+    }
+
+    /// Whether this alarm may be put on.
+    fn is_room_for(&self, member_id: u64, kind: AlarmType) -> Result<bool, Error> {
+        if self.cluster_version < FENCES_SINCE {
+            return Ok(self.alarms.len() < ALARMS_MAX);
+        }
+        if member_id == 0 || self.has_alarm_of(member_id, kind) {
+            return Ok(true);
+        }
+        if !self.members.all.contains(&member_id) {
+            return Err(Error::MemberNotFound);
+        }
+        let mut fenced = self.fenced();
+        fenced.insert(member_id);
+        // Of a learner it changes no vote.
+        let votes = self.members.configs.iter().any(|voters| voters.contains(&member_id));
+        if kind == AlarmType::Corrupt && votes && !self.members.is_minority(&fenced) {
+            return Err(Error::FenceOfMajority);
+        }
+        Ok(true)
     }
 }
 
@@ -54,7 +136,7 @@ impl State {
 mod tests {
     use super::super::{ALARMS_SINCE, Fault, Loader};
     use super::*;
-    use crate::pb::log::{Command, command};
+    use crate::pb::log::{Answer, Command, SetClusterVersion, command};
 
     fn change(state: &mut State, action: AlarmAction, member_id: u64, kind: AlarmType) {
         let request = AlarmRequest { action: action.into(), member_id, alarm: kind.into() };
@@ -90,5 +172,83 @@ mod tests {
         let state = State::new();
         let is_alarm = |change: &crate::pb::log::Change| matches!(change.change, Some(change::Change::Alarms(_)));
         assert!(!state.changes().any(|change| is_alarm(&change)));
+    }
+
+    fn raise(state: &mut State) {
+        let raise = command::Request::SetClusterVersion(SetClusterVersion { version: FENCES_SINCE });
+        state.apply(&Command::new(1, raise), false).unwrap().unwrap();
+    }
+
+    fn ask(state: &mut State, action: AlarmAction, member_id: u64, kind: AlarmType) -> Result<Answer, Error> {
+        let request = AlarmRequest { action: action.into(), member_id, alarm: kind.into() };
+        state.apply(&Command::new(ALARMS_SINCE, command::Request::Alarm(request)), true).unwrap()
+    }
+
+    fn set(ids: &[u64]) -> BTreeSet<u64> {
+        ids.iter().copied().collect()
+    }
+
+    /// Random alarms and memberships: the list stays as short as the membership, and what is put on never fences a majority.
+    #[test]
+    fn no_sequence_of_alarms_fences_a_majority_or_fills_the_list() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        for _ in 0..300 {
+            let mut state = State::new();
+            raise(&mut state);
+            for _ in 0..60 {
+                if random.u8(..8) == 0 {
+                    let all: BTreeSet<u64> = (1..=7).filter(|_| random.bool()).collect();
+                    let mut voters =
+                        || -> BTreeSet<u64> { all.iter().copied().filter(|_| random.u8(..4) > 0).collect() };
+                    let configs = vec![voters(), voters()];
+                    state.set_members(Members { configs, all });
+                }
+                let before = state.alarms();
+                let was_sound = state.has_sound_majority();
+                let action = [AlarmAction::Activate, AlarmAction::Activate, AlarmAction::Deactivate][random.usize(..3)];
+                let (member, kind) = (random.u64(..10), random.i32(0..3));
+                let kind = AlarmType::try_from(kind).unwrap();
+                let answer = ask(&mut state, action, member, kind);
+                if action == AlarmAction::Deactivate {
+                    assert!(answer.is_ok() && !state.has_alarm_of(member, kind), "it is taken off: {member} {kind:?}");
+                }
+                if answer.is_err() {
+                    assert_eq!(state.alarms(), before, "what is refused changes nothing");
+                }
+                assert!(!was_sound || state.has_sound_majority(), "{kind:?} of {member} fences a majority");
+                let members = state.members.all.clone();
+                assert!(state.alarms().iter().all(|on| on.member_id == 0 || members.contains(&on.member_id)));
+                assert!(state.alarms().len() <= 2 * (members.len() + 1));
+            }
+        }
+    }
+
+    #[test]
+    fn who_is_refused_is_told_why_and_corrupt_finds_room_in_a_list_that_0_1_has_filled() {
+        let mut state = State::new();
+        for stranger in 0..ALARMS_MAX as u64 {
+            ask(&mut state, AlarmAction::Activate, stranger + 10, AlarmType::Nospace).unwrap();
+        }
+        ask(&mut state, AlarmAction::Activate, 1, AlarmType::Corrupt).unwrap();
+        assert_eq!(state.alarms().len(), ALARMS_MAX, "as 0.1 has it");
+        state.set_members(Members { configs: vec![set(&[1, 2, 3])], all: set(&[1, 2, 3, 4]) });
+        assert_eq!(state.alarms().len(), ALARMS_MAX, "as 0.1 has it");
+        state.keep_journal(1 << 20);
+        raise(&mut state);
+        assert!(state.alarms().is_empty());
+        assert!(!state.take_journal().changes.is_empty(), "a restart knows it, too");
+        let mut corrupt = |member| ask(&mut state, AlarmAction::Activate, member, AlarmType::Corrupt).map(drop);
+        assert_eq!(corrupt(9), Err(Error::MemberNotFound));
+        assert_eq!(corrupt(1), Ok(()));
+        assert_eq!(corrupt(1), Ok(()), "it is on already");
+        assert_eq!(corrupt(2), Err(Error::FenceOfMajority));
+        assert_eq!(corrupt(4), Ok(()), "a learner");
+        assert_eq!(corrupt(0), Ok(()), "all are doubted");
+        assert!(state.has_sound_majority());
+        state.set_members(Members { configs: vec![set(&[1, 2])], all: set(&[1, 2]) });
+        assert!(!state.has_sound_majority(), "half of the voters");
+        assert_eq!(state.alarms().len(), 2, "the learner has left");
     }
 }

@@ -27,6 +27,7 @@ pub mod validate;
 mod versions;
 mod writes;
 
+pub use alarm::Members;
 pub use cost::Cost;
 pub use digest::DIGEST_VERSION;
 pub use hash::HashKv;
@@ -43,6 +44,8 @@ pub const APPLY_VERSION: u32 = 3;
 
 /// The cluster version from which on alarms are put on and taken off.
 pub const ALARMS_SINCE: u32 = 2;
+/// The cluster version from which on alarms are of members only, and fence no majority.
+pub const FENCES_SINCE: u32 = 3;
 /// Commands that set the wanted size need this version.
 pub const WANTED_SIZE_SINCE: u32 = 2;
 

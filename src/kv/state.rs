@@ -3,7 +3,9 @@
 //! Owns the commands; where versions are held is `versions`'.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use super::alarm::Members;
 use super::digest::Digest;
 use super::history::{Event, Events, History};
 use super::journal::{Journal, Recorder};
@@ -31,6 +33,7 @@ pub struct State {
     pub(super) cluster_version: u32,
     /// Member and kind of every alarm that is on.
     pub(super) alarms: BTreeSet<(u64, i32)>,
+    pub(super) members: Arc<Members>,
     pub(super) wanted_size: WantedSize,
     /// The newest version of each key that exists: a read of the present never meets a deleted one.
     pub(super) live: Tree,
@@ -54,6 +57,7 @@ impl Clone for State {
             swept_events: self.swept_events,
             cluster_version: self.cluster_version,
             alarms: self.alarms.clone(),
+            members: self.members.clone(),
             wanted_size: self.wanted_size,
             live: self.live.clone(),
             old: self.old.clone(),
@@ -82,6 +86,7 @@ impl State {
             swept_events: 0,
             cluster_version: CLUSTER_VERSION_MIN,
             alarms: BTreeSet::new(),
+            members: Arc::default(),
             wanted_size: WantedSize::default(),
             live: Tree::new(),
             old: Tree::new(),
@@ -168,7 +173,7 @@ impl State {
             Request::Txn(r) => self.txn(r, answer).map(Response::Txn),
             Request::Compact(r) => self.compact(r).map(Response::Compact),
             Request::SetClusterVersion(r) => Ok(Response::SetClusterVersion(self.set_cluster_version(r))),
-            Request::Alarm(r) => Ok(Response::Alarm(self.alarm(r))),
+            Request::Alarm(r) => self.alarm(r).map(Response::Alarm),
             Request::StartDigest(_) => Ok(Response::StartDigest(self.start_digest())),
             Request::LeaseGrant(r) => self.grant_lease(r).map(Response::LeaseGrant),
             Request::LeaseRevoke(r) => self.revoke_lease(r).map(Response::LeaseRevoke),
@@ -224,6 +229,7 @@ impl State {
         if r.version > self.cluster_version {
             self.cluster_version = r.version;
             self.journal.record(change::Change::ClusterVersion(r.version), size_of::<u32>());
+            self.drop_alarms_of_strangers();
         }
         SetClusterVersion { version: self.cluster_version }
     }

@@ -16,6 +16,7 @@ use super::{Leases, Ticking};
 use crate::env::{Instant, interval, planted};
 use crate::error::Error;
 use crate::kv::LEASES_SINCE;
+use crate::node::Trust;
 use crate::pb::etcd::LeaseCheckpoint;
 use crate::pb::log::{self, Command, LeaseRevoke, command};
 
@@ -65,7 +66,8 @@ impl Keeper {
         self.last_tick = now;
         let status = inner.node.status();
         let ticks = inner.ticking.lock().as_ref().map(|ticking| ticking.term);
-        if !status.is_leader {
+        // The facts of a fenced leader are not to be trusted: it ends no lease, and leaves keep-alives to who leads after it.
+        if !status.is_leader || inner.node.trust() == Trust::Fenced {
             if ticks.is_some() {
                 *inner.ticking.lock() = None;
             }

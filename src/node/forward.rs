@@ -282,8 +282,8 @@ pub struct Serving {
 }
 
 impl Node {
-    /// Serves a forward stream whose first message was checked.
-    pub fn serve_forward<S, E>(&self, mut requests: S) -> Serving
+    /// Serves a forward stream of the member `from`, whose first message was checked.
+    pub fn serve_forward<S, E>(&self, from: u64, mut requests: S) -> Serving
     where
         S: Stream<Item = Result<peer::ForwardRequest, E>> + Send + Unpin + 'static,
         E: Send,
@@ -302,6 +302,7 @@ impl Node {
                     () = shutdown.cancelled() => return,
                 };
                 let Some(Ok(request)) = request else { return };
+                let request = if node.is_fenced(from) { refuse_fenced(request, &to) } else { request };
                 node.take_forwarded(request, &places, &to);
             }
         });
@@ -327,6 +328,25 @@ impl Node {
             }
         }
     }
+}
+
+/// What a fenced member asks: it may not have applied yet that it is one, so the leader refuses it. Alarms pass, or its clients could
+/// not take them off.
+fn refuse_fenced(mut request: peer::ForwardRequest, to: &mpsc::Sender<Forwarded>) -> peer::ForwardRequest {
+    let is_alarm = |command: &Bytes| {
+        let command = pb::log::Command::decode(command.clone());
+        command.is_ok_and(|command| matches!(command.request, Some(pb::log::command::Request::Alarm(_))))
+    };
+    let (alarms, others) = request.proposals.into_iter().partition(|proposal| is_alarm(&proposal.command));
+    request.proposals = alarms;
+    for peer::forward_request::Proposal { id, .. } in others {
+        drop(to.try_send(Forwarded::Outcome(id, Err(Error::Corrupt))));
+    }
+    let id = std::mem::take(&mut request.read_index_id);
+    if id != 0 {
+        Waiter::Remote { id, to: to.clone() }.send(Err(Error::Corrupt));
+    }
+    request
 }
 
 impl Serving {

@@ -64,9 +64,17 @@ pub struct Options {
     pub limits: Limits,
 }
 
-/// Of a member for which the alarm is on.
-const CORRUPT: &str = "this member's data differs from the majority's (alarm CORRUPT), so it serves none and does not lead; \
-                       stop it, delete its data directory and start it: it comes back as a new member with the majority's data";
+/// Of a member for which the alarm is on, while the others are a majority.
+const FENCED: &str = "this member's data differs from the majority's (alarm CORRUPT), so it serves none and does not lead; \
+                      stop it, delete its data directory and start it: it comes back as a new member with the majority's data";
+/// Of a member for which the alarm is on, as it is for so many others that nobody's data is known to be right.
+const FENCED_WITH_MOST: &str = "alarm CORRUPT is on for this member, and for half of the voters or more, which no comparison of the \
+                                members decides: delete no data directory for it, or data may be lost. Compare the members with \
+                                `etcdctl endpoint hashkv`, and take the alarms off with `etcdctl alarm disarm`";
+/// Of every member, while the alarm is on for member 0.
+const DOUBTED: &str = "alarm CORRUPT is on for the whole cluster, so no member serves data; somebody has put it on: compare the \
+                       members with `etcdctl endpoint hashkv`, and take it off with `etcdctl alarm disarm`. No data directory \
+                       need be deleted for it";
 
 const LOOK_FOR_FAILURE: Duration = Duration::from_millis(100);
 /// Requests that wait for too long are told so within this.
@@ -113,7 +121,7 @@ struct Inner {
 pub enum Trust {
     #[default]
     Sound,
-    /// It differs from the majority's: this member serves none, and does not lead.
+    /// It differs from the majority's: this member serves none, and leads only if nobody else can (`cluster/fence`).
     Fenced,
     /// No member's is to be trusted: somebody has put the alarm on for all.
     Doubted,
@@ -252,19 +260,16 @@ impl Node {
 
     /// What the state says now. CORRUPT is about one member; put on for member 0, it is about all of them.
     pub fn trust(&self) -> Trust {
-        // Asked with every request, and an alarm is rare.
-        if !self.inner.store.is_corrupt_somewhere() {
-            return Trust::Sound;
+        match (self.is_fenced(self.inner.this.member_id), self.is_fenced(0)) {
+            (true, _) => Trust::Fenced,
+            (false, true) => Trust::Doubted,
+            (false, false) => Trust::Sound,
         }
-        let this = self.inner.this.member_id;
-        self.inner.store.read(|s| {
-            let is_corrupt = |member| s.kv.has_alarm_of(member, AlarmType::Corrupt);
-            match (is_corrupt(this), is_corrupt(0)) {
-                (true, _) => Trust::Fenced,
-                (false, true) => Trust::Doubted,
-                (false, false) => Trust::Sound,
-            }
-        })
+    }
+
+    /// Whether alarm CORRUPT is on for this very member, as the state here says now.
+    pub fn is_fenced(&self, member: u64) -> bool {
+        self.inner.store.is_fenced(member)
     }
 
     /// Takes over what the replicated alarms say.
@@ -283,7 +288,9 @@ impl Node {
         let member = format!("{:x}", self.inner.this.member_id);
         match now {
             Trust::Sound => tracing::warn!(member, "alarm CORRUPT is off; requests for data are served"),
-            Trust::Fenced | Trust::Doubted => tracing::error!(member, "corrupt cluster: {CORRUPT}"),
+            Trust::Fenced | Trust::Doubted => {
+                tracing::error!(member, "corrupt cluster: {}", self.corrupt().unwrap_or_default());
+            }
         }
     }
 
@@ -293,9 +300,14 @@ impl Node {
         let _ = self.space().trust.subscribe().wait_for(is).await;
     }
 
-    /// What a member whose data is not to be trusted waits for; `None` if it is.
+    /// What is the matter with this member's data, and what to do; `None` if it is to be trusted.
     pub fn corrupt(&self) -> Option<&'static str> {
-        (self.trust() != Trust::Sound).then_some(CORRUPT)
+        match self.trust() {
+            Trust::Sound => None,
+            Trust::Fenced if self.inner.store.read(|s| s.kv.has_sound_majority()) => Some(FENCED),
+            Trust::Fenced => Some(FENCED_WITH_MOST),
+            Trust::Doubted => Some(DOUBTED),
+        }
     }
 
     pub fn options(&self) -> &Options {
@@ -464,7 +476,7 @@ impl Node {
                 Ok(_) if planted!("read-before-applied") => return Ok(()),
                 Ok(index) if self.inner.store.wait_applied(index, deadline).await => return Ok(()),
                 Ok(_) => return Err(Error::Timeout),
-                Err(error @ (Error::TooManyRequests | Error::Stopped)) => return Err(error),
+                Err(error @ (Error::TooManyRequests | Error::Stopped | Error::Corrupt)) => return Err(error),
                 // Reads change nothing: any failure may be tried again.
                 Err(_) if self.wait_route(seen, deadline).await => {}
                 Err(_) => return Err(Error::Timeout),

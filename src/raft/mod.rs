@@ -8,6 +8,7 @@
 mod backup;
 mod checkpoint;
 pub(crate) mod convert;
+mod guard;
 mod log_store;
 mod network;
 pub mod recover;
@@ -29,9 +30,10 @@ use crate::pb;
 pub use backup::{Backup, load_backup};
 pub use checkpoint::Checkpointer;
 pub use convert::{log_id_from_pb, log_id_to_pb, membership_from_pb, membership_to_pb, stored_membership_from_pb};
+pub use guard::{Expand, Guard, TERM_LEAP_MAX};
 pub use log_store::LogStore;
 pub use network::{ForwardStream, MESSAGE_BYTES_MAX, Network, Peers, next_forwarded};
-pub use rpc::{Member, Rpc};
+pub use rpc::{Member, Rpc, first_message};
 pub use state_machine::{Applied, StateMachine, Store, Unsaved, write_snapshot};
 pub use waiters::{Outcome, Waiters};
 

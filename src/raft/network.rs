@@ -26,9 +26,11 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Status, Streaming};
 
 use super::convert::{entry_to_pb, log_id_from_pb, log_id_to_pb, vote_from_pb, vote_to_pb};
-use super::{TypeConfig, Vote};
+use super::{Guard, Store, TypeConfig, Vote};
 use crate::env::{Env, Instant, Pool, timeout};
+use crate::identity::{check_node, shown};
 use crate::metrics::{self, metrics};
+use crate::pb;
 use crate::pb::log::{Formation, Node};
 use crate::pb::peer::peer_client::PeerClient;
 use crate::pb::peer::{self, Envelope};
@@ -110,13 +112,13 @@ impl Peers {
     /// Asks whoever listens at `address` who it is. This and the next four fail with a short text for people.
     pub async fn who(&self, address: &str, nonce: u64) -> Result<peer::WhoResponse, String> {
         let mut client = self.client(address, Purpose::Ask).map_err(reason)?;
-        limited(client.who(peer::WhoRequest { nonce, digest_index: 0 })).await.map_err(reason)
+        checked(limited(client.who(peer::WhoRequest { nonce, digest_index: 0 })).await.map_err(reason)?)
     }
 
     /// As [`Self::who`], with the digest after the entry at `digest_index`.
     pub async fn digest(&self, address: &str, nonce: u64, digest_index: u64) -> Result<peer::WhoResponse, String> {
         let mut client = self.client(address, Purpose::Ask).map_err(reason)?;
-        limited(client.who(peer::WhoRequest { nonce, digest_index })).await.map_err(reason)
+        checked(limited(client.who(peer::WhoRequest { nonce, digest_index })).await.map_err(reason)?)
     }
 
     pub async fn accept(&self, address: &str, formation: Formation) -> Result<peer::AcceptResponse, String> {
@@ -131,7 +133,12 @@ impl Peers {
 
     pub async fn join(&self, address: &str, request: peer::JoinRequest) -> Result<peer::JoinResponse, String> {
         let mut client = self.client(address, Purpose::Ask).map_err(reason)?;
-        limited(client.join(request)).await.map_err(reason)
+        let answer = limited(client.join(request)).await.map_err(reason)?;
+        Ok(peer::JoinResponse {
+            reason: shown(&answer.reason),
+            leader_address: shown(&answer.leader_address),
+            ..answer
+        })
     }
 
     /// Asks the leader's lease clock.
@@ -149,7 +156,10 @@ impl Peers {
     ) -> Result<peer::ManageResponse, String> {
         let mut client = self.client(address, Purpose::Ask).map_err(reason)?;
         match timeout(patience, client.manage(request)).await {
-            Ok(answer) => answer.map(tonic::Response::into_inner).map_err(reason),
+            Ok(answer) => {
+                let answer = answer.map(tonic::Response::into_inner).map_err(reason)?;
+                Ok(peer::ManageResponse { detail: shown(&answer.detail), ..answer })
+            }
             Err(_) => Err(format!("no answer within {patience:?}")),
         }
     }
@@ -176,7 +186,19 @@ fn reason(status: Status) -> String {
     while let Some(inner) = cause.source() {
         cause = inner;
     }
-    if std::ptr::addr_eq(cause, &status) { status.message().to_owned() } else { cause.to_string() }
+    if std::ptr::addr_eq(cause, &status) { shown(status.message()) } else { cause.to_string() }
+}
+
+/// What a node answers of itself may be shown, and enter the membership.
+fn checked(who: peer::WhoResponse) -> Result<peer::WhoResponse, String> {
+    let formed =
+        who.formation.iter().flat_map(|formation| &formation.members).filter_map(|member| member.node.as_ref());
+    formed
+        .chain(&who.node)
+        .try_for_each(check_node)
+        .map_err(|fault| format!("an answer that is not taken: {fault}"))?;
+    let (name, version) = (shown(&who.name), shown(&who.version));
+    Ok(peer::WhoResponse { name, version, leader_address: shown(&who.leader_address), ..who })
 }
 
 async fn limited<T>(call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Status> {
@@ -191,6 +213,8 @@ async fn limited<T>(call: impl Future<Output = Result<tonic::Response<T>, Status
 pub struct Network {
     pub env: Env,
     pub peers: Arc<Peers>,
+    pub store: Arc<Store>,
+    pub guard: Arc<Guard>,
     pub cluster_id: u64,
     pub member_id: u64,
     pub snapshot_chunk_bytes: u64,
@@ -298,6 +322,20 @@ impl Connection {
     }
 }
 
+impl Connection {
+    /// The vote that a peer holds, as it has answered.
+    fn answered(&self, vote: Option<pb::log::Vote>) -> Rpc<Vote> {
+        let vote = vote.ok_or_else(|| malformed("vote"))?;
+        self.network.guard.check_answer(self.envelope.to, vote.term).map_err(failed)?;
+        Ok(vote_from_pb(vote))
+    }
+
+    fn vote_response(&self, answer: peer::VoteResponse) -> Rpc<VoteResponse<TypeConfig>> {
+        let vote = self.answered(answer.vote)?;
+        Ok(VoteResponse::new(vote, answer.last_log.map(log_id_from_pb), answer.granted))
+    }
+}
+
 /// A peer that is not there is retried with a back-off; any other failure at once.
 fn failed(status: Status) -> RPCError<TypeConfig> {
     match status.code() {
@@ -346,22 +384,22 @@ impl RaftNetworkV2<TypeConfig> for Connection {
             Outcome::Success => AppendEntriesResponse::Success,
             Outcome::Partial => AppendEntriesResponse::PartialSuccess(answer.matched.map(log_id_from_pb)),
             Outcome::Conflict => AppendEntriesResponse::Conflict,
-            Outcome::HigherVote => {
-                AppendEntriesResponse::HigherVote(vote_from_pb(answer.vote.ok_or_else(|| malformed("vote"))?))
-            }
+            Outcome::HigherVote => AppendEntriesResponse::HigherVote(self.answered(answer.vote)?),
         })
     }
 
     async fn vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Rpc<VoteResponse<TypeConfig>> {
         let mut client = self.client()?;
         let request = vote_request(self.envelope, &rpc);
-        vote_response(self.call(RPCTypes::Vote, &option, client.vote(request)).await?.into_inner())
+        let answer = self.call(RPCTypes::Vote, &option, client.vote(request)).await?.into_inner();
+        self.vote_response(answer)
     }
 
     async fn pre_vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Rpc<VoteResponse<TypeConfig>> {
         let mut client = self.client()?;
         let request = vote_request(self.envelope, &rpc);
-        vote_response(self.call(RPCTypes::Vote, &option, client.pre_vote(request)).await?.into_inner())
+        let answer = self.call(RPCTypes::Vote, &option, client.pre_vote(request)).await?.into_inner();
+        self.vote_response(answer)
     }
 
     async fn full_snapshot(
@@ -371,6 +409,11 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         cancel: impl Future<Output = ReplicationClosed> + openraft::OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        if self.network.store.is_fenced(self.network.member_id) {
+            let status =
+                Status::unavailable("this member leads and is fenced (alarm CORRUPT): its state is sent to nobody");
+            return Err(failed(status).into());
+        }
         let head = peer::SnapshotHead {
             envelope: Some(self.envelope),
             vote: Some(vote_to_pb(&vote)),
@@ -382,9 +425,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         tokio::select! {
             closed = cancel => Err(closed.into()),
             sent = send_snapshot(&self.network, &mut client, head, &snapshot.snapshot) => {
-                let answer = sent.map_err(failed)?;
-                let vote = answer.vote.ok_or_else(|| malformed("vote"))?;
-                Ok(SnapshotResponse::new(vote_from_pb(vote)))
+                Ok(SnapshotResponse::new(self.answered(sent.map_err(failed)?.vote)?))
             }
         }
     }
@@ -419,11 +460,6 @@ fn vote_request(envelope: Envelope, rpc: &VoteRequest<TypeConfig>) -> peer::Vote
         last_log: rpc.last_log_id.as_ref().map(log_id_to_pb),
         leadership_transfer: rpc.leadership_transfer,
     }
-}
-
-fn vote_response(answer: peer::VoteResponse) -> Rpc<VoteResponse<TypeConfig>> {
-    let vote = vote_from_pb(answer.vote.ok_or_else(|| malformed("vote"))?);
-    Ok(VoteResponse::new(vote, answer.last_log.map(log_id_from_pb), answer.granted))
 }
 
 /// Streams the file from where the receiver left off; at most a few chunks are in memory.

@@ -1,23 +1,35 @@
 //! The receiving side of Raft's calls: checks whom they are meant for, then hands them to openraft.
 //!
-//! A call that names another cluster, another target, or a sender in a cluster that this node does not belong to is refused
-//! before anything of it is looked at (membership rule: a wiped or removed member must not be heard under an old id).
+//! A call that names another cluster, another target, or a sender that is no member is refused before anything of it is looked at
+//! (`guard`; membership rule: a wiped or removed member must not be heard under an old id). What then reaches openraft holds together:
+//! it trusts a leader to send entries in their order.
+//! Invariant: nothing is held for who has said nothing: a stream of a snapshot has the one place only after its first message was
+//! checked, and one that falls silent gives it up to the next.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
 use openraft::storage::Snapshot;
-use parking_lot::Mutex;
+use tokio::sync::OwnedMutexGuard;
 use tonic::{Status, Streaming};
 
 use super::convert::{entry_from_pb, log_id_from_pb, log_id_to_pb, vote_from_pb, vote_to_pb};
+use super::guard::Guard;
 use super::network::SNAPSHOT_CHUNK_TIMEOUT;
-use super::state_machine::snapshot_meta;
-use super::{Raft, TypeConfig};
-use crate::env::{Env, Pool, timeout};
+use super::state_machine::{Store, snapshot_meta};
+use super::{Entry, LogId, Raft, TypeConfig, Vote};
+use crate::env::{Env, Instant, Pool, timeout};
+use crate::pb;
 use crate::pb::peer;
 use crate::storage::snapshot::{self, Incoming};
+
+/// For the first message of a stream.
+const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A sender that is silent for longer gives its place up, if another wants it.
+const SNAPSHOT_SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// Who this member is in Raft's calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,15 +63,14 @@ impl Member {
 pub struct Rpc {
     env: Env,
     raft: Raft,
-    this: Member,
+    guard: Arc<Guard>,
+    store: Arc<Store>,
     snapshots: snapshot::Dir,
     /// One snapshot is received at a time.
     receiving: Arc<tokio::sync::Mutex<()>>,
-    /// Mismatches that were logged: each once.
-    logged: Arc<Mutex<std::collections::BTreeSet<(u64, u64)>>>,
+    /// Checked senders that wait for the place.
+    waiting: Arc<AtomicUsize>,
 }
-
-const LOGGED_MAX: usize = 1000;
 
 type Answer<T> = Result<T, Status>;
 
@@ -71,45 +82,61 @@ fn missing(what: &str) -> Status {
     Status::invalid_argument(format!("peer call without {what}"))
 }
 
-/// A sender that fell silent must not hold the place of one that lives.
-async fn next_chunk(chunks: &mut Streaming<peer::SnapshotChunk>) -> Answer<Option<peer::SnapshotChunk>> {
-    match timeout(SNAPSHOT_CHUNK_TIMEOUT, chunks.next()).await {
-        Ok(next) => next.transpose(),
-        Err(_) => Err(Status::deadline_exceeded("no snapshot chunk came for 30 s")),
+/// A stream's first message; who has opened it and says nothing is given up.
+pub async fn first_message<T>(messages: &mut Streaming<T>) -> Answer<T> {
+    match timeout(FIRST_MESSAGE_TIMEOUT, messages.next()).await {
+        Ok(first) => {
+            first.transpose()?.ok_or_else(|| Status::invalid_argument("a stream that ends before its first message"))
+        }
+        Err(_) => Err(Status::deadline_exceeded(format!("no message came within {FIRST_MESSAGE_TIMEOUT:?}"))),
     }
 }
 
+/// Checks that these entries are what a leader of `term` sends after `prev`.
+fn check_entries(entries: &[Entry], prev: Option<&LogId>, term: u64) -> Answer<()> {
+    let mut last = prev.map(|prev| (prev.index(), **prev.committed_leader_id()));
+    for entry in entries {
+        let (index, of_term) = (entry.log_id.index(), **entry.log_id.committed_leader_id());
+        let (expected, least) = last.map_or((Some(0), 0), |(index, term)| (index.checked_add(1), term));
+        if Some(index) != expected || of_term < least || of_term > term {
+            return Err(Status::invalid_argument(format!(
+                "entry {index} of term {of_term} does not follow what is before it in an append of term {term}"
+            )));
+        }
+        last = Some((index, of_term));
+    }
+    Ok(())
+}
+
 impl Rpc {
-    pub fn new(env: Env, raft: Raft, this: Member, snapshots: snapshot::Dir) -> Self {
-        Self { env, raft, this, snapshots, receiving: Arc::default(), logged: Arc::default() }
+    pub fn new(env: Env, raft: Raft, guard: Arc<Guard>, store: Arc<Store>, snapshots: snapshot::Dir) -> Self {
+        Self { env, raft, guard, store, snapshots, receiving: Arc::default(), waiting: Arc::default() }
     }
 
-    /// As [`Member::check`]; logs each stranger once.
+    /// As [`Guard::check`].
     pub fn check(&self, envelope: Option<&peer::Envelope>) -> Answer<peer::Envelope> {
-        self.this.check(envelope).inspect_err(|status| {
-            let from = envelope.map_or((0, 0), |e| (e.cluster_id, e.from));
-            let mut logged = self.logged.lock();
-            if logged.len() < LOGGED_MAX && logged.insert(from) {
-                tracing::warn!(peer = format!("{:x}", from.1), reason = status.message(), "refused a peer's call");
-            }
-        })
+        self.guard.check(envelope)
     }
 
-    /// How many strangers were logged.
-    #[cfg(test)]
-    pub(super) fn logged(&self) -> usize {
-        self.logged.lock().len()
+    fn check_vote(&self, envelope: Option<&peer::Envelope>, vote: Option<pb::log::Vote>) -> Answer<Vote> {
+        // A call for another is refused as that, whatever else is missing.
+        self.check(envelope)?;
+        let vote = vote.ok_or_else(|| missing("vote"))?;
+        self.guard.check_vote(envelope, vote.term, vote.member)?;
+        Ok(vote_from_pb(vote))
     }
 
     pub async fn append(&self, request: peer::AppendRequest) -> Answer<peer::AppendResponse> {
-        self.check(request.envelope.as_ref())?;
+        let vote = self.check_vote(request.envelope.as_ref(), request.vote)?;
+        let term = vote.leader_id.term;
         let entries = request.entries.into_iter().map(entry_from_pb).collect::<Result<Vec<_>, _>>();
         let rpc = AppendEntriesRequest {
-            vote: vote_from_pb(request.vote.ok_or_else(|| missing("vote"))?),
             prev_log_id: request.prev.map(log_id_from_pb),
             entries: entries.map_err(Status::invalid_argument)?,
             leader_commit: request.leader_commit.map(log_id_from_pb),
+            vote,
         };
+        check_entries(&rpc.entries, rpc.prev_log_id.as_ref(), term)?;
         let answer = self.raft.append_entries(rpc).await.map_err(fatal)?;
         use peer::append_response::Outcome;
         let mut response = peer::AppendResponse::default();
@@ -129,8 +156,7 @@ impl Rpc {
     }
 
     pub async fn vote(&self, request: peer::VoteRequest, pre: bool) -> Answer<peer::VoteResponse> {
-        self.check(request.envelope.as_ref())?;
-        let vote = vote_from_pb(request.vote.ok_or_else(|| missing("vote"))?);
+        let vote = self.check_vote(request.envelope.as_ref(), request.vote)?;
         let mut rpc = VoteRequest::<TypeConfig>::new(vote, request.last_log.map(log_id_from_pb));
         rpc.leadership_transfer = request.leadership_transfer;
         let answer = if pre { self.raft.pre_vote(rpc).await } else { self.raft.vote(rpc).await }.map_err(fatal)?;
@@ -142,8 +168,7 @@ impl Rpc {
     }
 
     pub async fn transfer_leader(&self, request: peer::TransferLeaderRequest) -> Answer<peer::TransferLeaderResponse> {
-        self.check(request.envelope.as_ref())?;
-        let from = vote_from_pb(request.from.ok_or_else(|| missing("vote"))?);
+        let from = self.check_vote(request.envelope.as_ref(), request.from)?;
         let rpc = TransferLeaderRequest::new(from, request.to, request.last_log.map(log_id_from_pb));
         Ok(match self.raft.handle_transfer_leader(rpc).await.map_err(fatal)? {
             Ok(()) => peer::TransferLeaderResponse { accepted: true, last_log: None },
@@ -162,17 +187,44 @@ impl Rpc {
 
     pub async fn snapshot_offset(&self, head: peer::SnapshotHead) -> Answer<u64> {
         self.check(head.envelope.as_ref())?;
-        let _one = self.receiving.lock().await;
+        let _one = self.place().await?;
         Ok(self.incoming(&head)?.offset())
+    }
+
+    /// The one place to receive a snapshot.
+    async fn place(&self) -> Answer<OwnedMutexGuard<()>> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let place = timeout(SNAPSHOT_CHUNK_TIMEOUT, self.receiving.clone().lock_owned()).await;
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        place.map_err(|_| Status::unavailable("another snapshot is being received"))
+    }
+
+    /// The next piece. A sender that fell silent must not hold the place of one that lives.
+    async fn next_chunk(&self, chunks: &mut Streaming<peer::SnapshotChunk>) -> Answer<Option<peer::SnapshotChunk>> {
+        let begin = Instant::now();
+        loop {
+            match timeout(SNAPSHOT_SILENCE_MAX, chunks.next()).await {
+                Ok(next) => return next.transpose(),
+                Err(_) if self.waiting.load(Ordering::Relaxed) > 0 => {
+                    return Err(Status::aborted("no snapshot chunk came, and another sender waits"));
+                }
+                Err(_) if begin.elapsed() >= SNAPSHOT_CHUNK_TIMEOUT => {
+                    return Err(Status::deadline_exceeded("no snapshot chunk came for 30 s"));
+                }
+                Err(_) => {}
+            }
+        }
     }
 
     /// Receives a snapshot file, verifies it, and installs it.
     pub async fn snapshot(&self, mut chunks: Streaming<peer::SnapshotChunk>) -> Answer<peer::SnapshotResponse> {
-        let _one = self.receiving.lock().await;
-        let mut chunk = next_chunk(&mut chunks).await?.ok_or_else(|| missing("snapshot chunks"))?;
+        let mut chunk = first_message(&mut chunks).await?;
         let head = chunk.head.take().ok_or_else(|| missing("snapshot head"))?;
-        self.check(head.envelope.as_ref())?;
-        let vote = vote_from_pb(head.vote.ok_or_else(|| missing("vote"))?);
+        let vote = self.check_vote(head.envelope.as_ref(), head.vote)?;
+        if self.store.is_fenced(vote.leader_id.voted_for) {
+            return Err(Status::failed_precondition("the sender is fenced (alarm CORRUPT): its state is not taken"));
+        }
+        let _one = self.place().await?;
         let mut incoming = self.incoming(&head)?;
         loop {
             let (offset, crc, data) = (chunk.offset, chunk.crc, chunk.data);
@@ -182,7 +234,7 @@ impl Rpc {
                 .await
                 .map_err(|e| Status::data_loss(format!("snapshot chunk at {offset}: {e}")))?;
             incoming = written;
-            match next_chunk(&mut chunks).await? {
+            match self.next_chunk(&mut chunks).await? {
                 Some(next) => chunk = next,
                 None => break,
             }

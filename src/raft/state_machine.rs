@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use super::convert::{log_id_from_pb, log_id_to_pb, stored_membership_from_pb, stored_membership_to_pb};
 use super::waiters::{Outcome, Waiters};
-use super::{Answers, Batch, Entry, LogId, Member, SnapshotMeta, StoredMembership, TypeConfig};
+use super::{Answers, Batch, Entry, LogId, Member, Membership, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::env::{Env, Instant, Pool, planted};
 use crate::error::Error;
 use crate::kv;
@@ -49,12 +49,10 @@ impl Applied {
     /// The state whose changes `loader` has taken, as `meta` describes it.
     pub fn loaded(loader: kv::Loader, meta: &pb::log::StateMeta) -> io::Result<Self> {
         let mut kv = loader.finish(meta.revision).map_err(invalid)?;
+        let membership = stored_membership_from_pb(meta.membership.as_ref()).map_err(invalid)?;
+        kv.set_members(members_of(membership.membership()));
         kv.set_digest(meta.digest.as_ref());
-        Ok(Self {
-            kv,
-            log_id: meta.applied.map(log_id_from_pb),
-            membership: stored_membership_from_pb(meta.membership.as_ref()).map_err(invalid)?,
-        })
+        Ok(Self { kv, log_id: meta.applied.map(log_id_from_pb), membership })
     }
 
     fn apply(&mut self, entry: Entry, wanted: Wanted<'_>) -> io::Result<Outcomes> {
@@ -67,6 +65,7 @@ impl Applied {
                 applied.map_err(|error| poison(expected, error))?
             }
             EntryPayload::Membership(membership) => {
+                self.kv.set_members(members_of(&membership));
                 self.membership = StoredMembership::new(Some(entry.log_id), membership);
                 Outcomes::default()
             }
@@ -127,6 +126,12 @@ fn corrupt(batch: &mut pb::log::Batch, key: &str) {
             put.value = flipped.collect::<Vec<_>>().into();
         }
     }
+}
+
+/// Who belongs to the cluster, as the alarms go by it.
+fn members_of(membership: &Membership) -> kv::Members {
+    let all = membership.nodes().map(|(id, _)| *id).collect();
+    kv::Members { configs: membership.get_joint_config().clone(), all }
 }
 
 fn invalid(error: impl std::fmt::Display) -> io::Error {
@@ -250,6 +255,12 @@ impl Store {
     /// Whether alarm CORRUPT is on for some member, or for all.
     pub fn is_corrupt_somewhere(&self) -> bool {
         self.corrupt.load(Ordering::Acquire)
+    }
+
+    /// Whether alarm CORRUPT is on for this very member.
+    pub fn is_fenced(&self, member: u64) -> bool {
+        // Asked with every request, and an alarm is rare.
+        self.is_corrupt_somewhere() && self.read(|s| s.kv.has_alarm_of(member, AlarmType::Corrupt))
     }
 
     /// The digest of the state as it was after the entry at `index`, if that is known and not long ago.

@@ -180,6 +180,8 @@ fn network(env: &Env) -> Network {
     Network {
         env: env.clone(),
         peers: Peers::new(env.clone()),
+        store: Store::new(Applied::default(), false, 1 << 20),
+        guard: Guard::new(env.clone(), THIS, Peers::new(env.clone()), None),
         cluster_id: THIS.cluster_id,
         member_id: THIS.member_id,
         snapshot_chunk_bytes: 1 << 10,
@@ -198,6 +200,14 @@ pub(crate) async fn running_raft(env: &Env) -> (Raft, Arc<Store>, snapshot::Dir)
     (raft, store, snapshots)
 }
 
+/// Its receiving side.
+async fn running_rpc(env: &Env) -> (Raft, Arc<Guard>, Rpc) {
+    let (raft, store, snapshots) = running_raft(env).await;
+    let guard = Guard::new(env.clone(), THIS, Peers::new(env.clone()), None);
+    guard.start(raft.clone());
+    (raft.clone(), guard.clone(), Rpc::new(env.clone(), raft, guard, store, snapshots))
+}
+
 fn vote_request(to: u64, cluster_id: u64, term: u64) -> pb::peer::VoteRequest {
     pb::peer::VoteRequest {
         envelope: Some(pb::peer::Envelope { cluster_id, from: 0x20001, to }),
@@ -210,8 +220,7 @@ fn vote_request(to: u64, cluster_id: u64, term: u64) -> pb::peer::VoteRequest {
 #[tokio::test(start_paused = true)]
 async fn pre_vote_of_any_answer_changes_no_vote() {
     let env = sim();
-    let (raft, _, snapshots) = running_raft(&env).await;
-    let rpc = Rpc::new(env, raft.clone(), THIS, snapshots);
+    let (raft, _, rpc) = running_rpc(&env).await;
     // This member has a log that the candidate lacks, and a term of its own.
     let formation = BTreeMap::from([(THIS.member_id, Default::default()), (0x20001, Default::default())]);
     raft.initialize(formation).await.unwrap();
@@ -229,8 +238,7 @@ async fn pre_vote_of_any_answer_changes_no_vote() {
 #[tokio::test(start_paused = true)]
 async fn call_for_another_cluster_or_member_is_refused_before_it_is_looked_at() {
     let env = sim();
-    let (raft, _, snapshots) = running_raft(&env).await;
-    let rpc = Rpc::new(env, raft.clone(), THIS, snapshots);
+    let (raft, guard, rpc) = running_rpc(&env).await;
     let before = raft.metrics().borrow_watched().vote;
     for (request, reason) in [
         (vote_request(THIS.member_id, 8, 50), "cluster id mismatch"),
@@ -247,7 +255,7 @@ async fn call_for_another_cluster_or_member_is_refused_before_it_is_looked_at() 
         rpc.transfer_leader(pb::peer::TransferLeaderRequest { envelope, ..Default::default() }).await.unwrap_err();
     }
     assert_eq!(raft.metrics().borrow_watched().vote, before);
-    assert_eq!(rpc.logged(), 3, "each stranger is logged once");
+    assert_eq!(guard.logged(), 3, "each stranger is logged once");
     rpc.vote(vote_request(THIS.member_id, THIS.cluster_id, 50), false).await.expect("a call for this member is heard");
 }
 

@@ -1,7 +1,7 @@
 //! One accepted connection: its place among the allowed ones, the filter over its bytes, and how long it may take to say what
 //! it is.
 //!
-//! Invariants: a client's connection that has not sent HTTP/2's preface, or the whole head of an HTTP/1 request, in time is closed:
+//! Invariants: a connection that has not sent HTTP/2's preface, or the whole head of an HTTP/1 request, in time is closed:
 //! those who dribble hold no place. At most `GATHERED_BYTES_MAX` wait here to be written. Absent: what comes after that (HTTP/2's keep-alive, the time of a request in `budget`).
 
 use std::borrow::Cow;
@@ -34,7 +34,9 @@ pub(super) enum Kind {
     Client {
         patience: Duration,
     },
-    Peer,
+    Peer {
+        patience: Duration,
+    },
 }
 
 /// Looks for what a client must say first.
@@ -49,10 +51,8 @@ enum Greeting {
 
 impl Greeting {
     fn begin(kind: Kind) -> Self {
-        match kind {
-            Kind::Client { patience } => Self::Awaited { seen: 0, until: Box::pin(sleep(patience)) },
-            Kind::Peer => Self::Done,
-        }
+        let (Kind::Client { patience } | Kind::Peer { patience }) = kind;
+        Self::Awaited { seen: 0, until: Box::pin(sleep(patience)) }
     }
 
     /// Takes what has arrived.
@@ -96,10 +96,24 @@ pub(super) struct Connection {
     gathered: BytesMut,
     /// What is being written has let others go first.
     lingered: bool,
-    _place: OwnedSemaphorePermit,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Connection {
+    /// `place`: where places are counted by permits.
+    pub(super) fn new(io: Box<dyn Stream>, kind: Kind, place: Option<OwnedSemaphorePermit>) -> Self {
+        Self {
+            io,
+            greeting: Greeting::begin(kind),
+            counted: matches!(kind, Kind::Client { .. }),
+            filter: Filter::default(),
+            ready: Bytes::new(),
+            gathered: BytesMut::new(),
+            lingered: false,
+            _place: place,
+        }
+    }
+
     fn count_sent(&self, bytes: usize) -> usize {
         if self.counted {
             metrics().client_sent_bytes.inc_by(bytes as u64);
@@ -218,20 +232,7 @@ pub(super) fn bounded(
         let place = places.clone().try_acquire_owned();
         async move {
             match (accepted, place) {
-                (Ok(io), Ok(place)) => {
-                    let (greeting, counted) = (Greeting::begin(kind), matches!(kind, Kind::Client { .. }));
-                    let (filter, ready) = (Filter::default(), Bytes::new());
-                    Some(Ok(Connection {
-                        io,
-                        greeting,
-                        counted,
-                        filter,
-                        ready,
-                        gathered: BytesMut::new(),
-                        lingered: false,
-                        _place: place,
-                    }))
-                }
+                (Ok(io), Ok(place)) => Some(Ok(Connection::new(io, kind, Some(place)))),
                 (Ok(_), Err(_)) => {
                     tracing::warn!(max, "connection refused: too many are open");
                     None
@@ -253,21 +254,7 @@ mod tests {
     fn pair() -> (DuplexStream, Connection) {
         let (client, io) = tokio::io::duplex(4096);
         let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-        let greeting = Greeting::begin(Kind::Client { patience: PATIENCE });
-        let (io, filter, ready): (Box<dyn Stream>, _, _) = (Box::new(io), Filter::default(), Bytes::new());
-        (
-            client,
-            Connection {
-                io,
-                greeting,
-                counted: false,
-                filter,
-                ready,
-                gathered: BytesMut::new(),
-                lingered: false,
-                _place: place,
-            },
-        )
+        (client, Connection::new(Box::new(io), Kind::Client { patience: PATIENCE }, Some(place)))
     }
 
     /// Sends a byte a second; how long the server has read for, and whether it gave up.

@@ -13,6 +13,7 @@ use super::Server;
 use super::budget::Budget;
 use super::connection::{Kind, bounded};
 use super::meter::Meter;
+use super::peer_connection::bounded_peers;
 use super::shortcut::Shortcut;
 use crate::api::Api;
 use crate::env::process;
@@ -31,6 +32,10 @@ use crate::raft;
 
 /// Connections of peers; a cluster has a few members with a few connections each.
 const PEER_CONNECTIONS_MAX: usize = 1000;
+/// A peer's connection may take so long to say what it speaks.
+const PEER_PATIENCE: Duration = Duration::from_secs(5);
+/// Calls of one peer's connection at once.
+const PEER_STREAMS_MAX: u32 = 1000;
 const PEER_KEEPALIVE: Duration = Duration::from_secs(5);
 const WINDOW_BYTES: u32 = 4 << 20;
 /// Bytes of a request's headers; more is refused (431). gRPC's own are a few hundred.
@@ -63,12 +68,15 @@ impl Server {
             // A member that lost its power says nothing; its streams must not be served for ever.
             .http2_keepalive_interval(Some(PEER_KEEPALIVE))
             .http2_keepalive_timeout(Some(PEER_KEEPALIVE))
+            .max_concurrent_streams(PEER_STREAMS_MAX)
+            .http2_max_header_list_size(HEADER_BYTES_MAX)
+            .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS_MAX))
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(4 * WINDOW_BYTES)
             .trace_fn(|request| tracing::debug_span!("peer", path = request.uri().path()))
             .add_service(peer_service)
             .serve_with_incoming_shutdown(
-                bounded(peers, PEER_CONNECTIONS_MAX, Kind::Peer),
+                bounded_peers(peers, PEER_CONNECTIONS_MAX, PEER_PATIENCE),
                 self.env.shutdown.clone().cancelled_owned(),
             );
         let limits = &self.config.limits;
@@ -132,6 +140,15 @@ impl Server {
         });
     }
 
+    /// The names that this member tells others, and what the settings add.
+    fn browser_rules(&self) -> Arc<http::Rules> {
+        let this = &self.this;
+        let urls = this.advertise_client.iter().map(String::as_str);
+        let known =
+            urls.chain([&this.advertise_peer[..], &this.name]).chain(this.pattern.iter().filter_map(|p| p.headless()));
+        http::Rules::new(known, &self.config.http.hosts, &self.config.http.cors)
+    }
+
     fn kv_service(&self) -> KvServer<Api> {
         KvServer::new(self.api.clone())
             .max_decoding_message_size(self.config.client_message_bytes_max())
@@ -168,10 +185,11 @@ impl Server {
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?)
             .into_axum_router()
-            .layer(meter);
+            .layer(meter)
+            .layer(axum::middleware::from_fn(http::only_grpc));
         // In JSON, bytes take a third more.
         let json_bytes_max = 2 * bytes_max;
         let gateway = http::Gateway::new(self.env.clone(), services.clone(), pb::PUBLIC_DESCRIPTORS, json_bytes_max)?;
-        Ok(Routes::from(services.merge(http::router(api, gateway)).layer(budget)))
+        Ok(Routes::from(services.merge(http::router(api, gateway, self.browser_rules())).layer(budget)))
     }
 }

@@ -13,14 +13,14 @@ use tonic_health::ServingStatus;
 use super::{Ended, Server};
 use crate::api::Running;
 use crate::cluster::decide::Wait;
-use crate::cluster::{Audit, Manager, Outcome, RaftFacts, Reconciler, Wanted, formation, leaderless, reconcile};
+use crate::cluster::{Audit, Fence, Manager, Outcome, RaftFacts, Reconciler, Wanted, formation, leaderless, reconcile};
 use crate::env::{Env, Instant, Pool, fail_point, interval, timeout};
 use crate::lease::{self, Leases};
 use crate::node::housekeeping::{Housekeeping, Settings};
 use crate::node::{self, Node};
 use crate::pb::log::Formation;
 use crate::pb::peer::WhoResponse;
-use crate::raft::{self, Checkpointer, LogStore, Member, Network, Rpc, StateMachine, recover};
+use crate::raft::{self, Checkpointer, Guard, LogStore, Member, Network, Rpc, StateMachine, recover};
 use crate::storage::log::{self, Log, Owner};
 use crate::storage::{snapshot, state};
 use crate::watch::{self, Hub};
@@ -184,7 +184,10 @@ impl Server {
             took = ?started.elapsed(),
             "member starts"
         );
-        let raft = self.start_raft(env, this, &log, &recovered.store, snapshots.clone()).await?;
+        let guard = Guard::new(env.clone(), this, self.peers.clone(), self.places.expand.clone());
+        let raft = self.start_raft(env, this, &log, &recovered.store, snapshots.clone(), &guard).await?;
+        guard.start(raft.clone());
+        let rpc = Rpc::new(env.clone(), raft.clone(), guard, recovered.store.clone(), snapshots);
         let node = Node::start(
             env.clone(),
             self.node_options(),
@@ -200,7 +203,7 @@ impl Server {
         env.spawn_thread("checkpoint", checkpointer.run());
         let housekeeping = Housekeeping::new(node.clone(), log.clone(), self.housekeeping()?);
         env.spawn(housekeeping.run());
-        let (manager, reconciler, removed) = self.connect(env, &node, this, raft, snapshots);
+        let (manager, reconciler, removed) = self.connect(env, &node, rpc);
         if let Some(formation) = formation {
             self.initialize(&node, formation).await?;
         }
@@ -214,10 +217,13 @@ impl Server {
         log: &Log,
         store: &Arc<raft::Store>,
         snapshots: snapshot::Dir,
+        guard: &Arc<Guard>,
     ) -> anyhow::Result<raft::Raft> {
         let network = Network {
             env: env.clone(),
             peers: self.peers.clone(),
+            store: store.clone(),
+            guard: guard.clone(),
             cluster_id: this.cluster_id,
             member_id: this.member_id,
             snapshot_chunk_bytes: self.config.raft.snapshot_chunk_bytes.0,
@@ -234,9 +240,7 @@ impl Server {
         self: &Arc<Self>,
         env: &Env,
         node: &Node,
-        this: Member,
-        raft: raft::Raft,
-        snapshots: snapshot::Dir,
+        rpc: Rpc,
     ) -> (Arc<Manager>, Arc<Reconciler>, CancellationToken) {
         let reconciler = Reconciler::new(
             node.clone(),
@@ -247,6 +251,7 @@ impl Server {
                 failure_timeout: self.config.cluster.failure_timeout,
                 promote_after: self.config.cluster.promote_after,
                 silence_max: self.config.raft.election_timeout_max,
+                takes_readers: self.config.cluster.readers,
                 reader_ttl: self.config.cluster.reader_ttl,
                 max_readers: self.config.cluster.max_readers as usize,
                 wanted: self.wanted.clone(),
@@ -258,7 +263,7 @@ impl Server {
         let audit = Audit::new(node.clone(), self.peers.clone(), self.config.raft.self_check_interval);
         self.peer_api.set_audit(audit.clone());
         env.spawn(audit.run());
-        let rpc = Rpc::new(env.clone(), raft, this, snapshots);
+        env.spawn(Fence::new(node.clone(), self.peers.clone(), self.config.raft.election_timeout_max).run());
         let leases = Leases::start(node.clone(), self.lease_settings());
         let manager = Manager::new(node.clone(), self.peers.clone(), reconciler.clone());
         self.peer_api.set_running(Some(Running {

@@ -11,6 +11,7 @@ mod leave;
 mod listen;
 mod member;
 mod meter;
+mod peer_connection;
 pub mod restore;
 mod shortcut;
 mod stall;
@@ -87,10 +88,32 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tracing::info!("shutting down");
         stopping.cancel();
     });
+    env.spawn(outlive_signals(env.stopping.clone())?);
     let this = config.node_here(&*env.disk)?;
     let source = kubernetes::Options::here(&config.kubernetes, &this.name, &*env.disk)?
         .map(|options| Arc::new(Kubernetes::start(env.clone(), options)) as Arc<dyn WantedSource>);
     serve(env, config, state::Engine::Sled, source).await
+}
+
+/// Signals that would end the process at once, without a hand-over, and that people send for other reasons: a terminal that is closed,
+/// or to have settings read anew, which nothing here does.
+fn outlive_signals(stopping: CancellationToken) -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
+    let (mut hangup, mut user1, mut user2) =
+        (signal(SignalKind::hangup())?, signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?);
+    Ok(async move {
+        loop {
+            let name = tokio::select! {
+                _ = hangup.recv() => "SIGHUP",
+                _ = user1.recv() => "SIGUSR1",
+                _ = user2.recv() => "SIGUSR2",
+                () = stopping.cancelled() => return,
+            };
+            tracing::info!(
+                signal = name,
+                "nothing is done on this signal: settings are read at start; SIGTERM stops this member"
+            );
+        }
+    })
 }
 
 /// Runs a server until `env` is asked to stop.

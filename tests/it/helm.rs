@@ -352,6 +352,12 @@ fn readers_are_a_deployment_of_their_own() {
     let container = &deployment["spec"]["template"]["spec"]["containers"][0];
     let command = ["quorate", "serve", "--reader", "--config", "/etc/quorate/quorate.toml"];
     assert_eq!(container["command"], json!(command));
+    assert_eq!(rendered.settings_of("kv-quorate")["cluster"]["readers"].as_bool(), Some(true), "members let them join");
+    let (without, checksum) = (Rendered::new(&helm, ""), "checksum/settings");
+    assert!(without.settings_of("kv-quorate")["cluster"].get("readers").is_none());
+    let annotations =
+        |rendered: &Rendered| rendered.stateful_set()["spec"]["template"]["metadata"]["annotations"][checksum].clone();
+    assert_ne!(annotations(&rendered), annotations(&without), "members are restarted with the setting");
     let settings = rendered.settings_of("kv-quorate-readers");
     assert!(settings.get("kubernetes").is_none(), "a reader has no token");
     let join = settings["cluster"]["join"].as_array().and_then(|list| list[0].as_str().map(str::to_owned));

@@ -1,5 +1,6 @@
 //! Scaling, leaving, readers and changes by hand, with real processes and no Kubernetes: the wanted size comes from `member scale`.
 
+use quorate::kv::APPLY_VERSION;
 use quorate::pb::etcd::RangeRequest;
 use rustix::process::Signal;
 
@@ -214,7 +215,7 @@ fn slotless(members: &[(u64, bool)]) -> Vec<(u64, bool)> {
 #[tokio::test(flavor = "multi_thread")]
 async fn reader_serves_and_leaves_no_trace() {
     let mut cluster = Cluster::new(1);
-    cluster.set("cluster.reader_ttl", "2s").set("cluster.max_readers", "1");
+    cluster.set("cluster.readers", "true").set("cluster.reader_ttl", "2s").set("cluster.max_readers", "1");
     cluster.start_all().await;
     cluster.start_slotless(20, "--reader");
     cluster.wait_http(20, "/readyz", 200, &[]).await;
@@ -388,14 +389,14 @@ async fn older_build_rolls_to_this_one_and_back_until_the_version_rises() {
     cluster.terminate(2).await;
     cluster.start_pod(2);
     cluster.wait_formed().await;
-    let newest = format!("\"cluster_version\":{}", quorate::kv::APPLY_VERSION);
-    cluster.wait_http(0, "/cluster", 200, &[&newest]).await;
+    cluster.wait_http(0, "/cluster", 200, &[&format!("\"cluster_version\":{APPLY_VERSION}")]).await;
     scale(&cluster, 3).await;
     cluster.kill(1);
     cluster.start_pod_with(1, &[OLDER]);
     assert!(!cluster.wait_exit(1).await.success());
     let text = cluster.log_text(1);
-    assert!(text.contains("apply version 2; this build knows 1: run a newer one"), "{text}");
+    let told = format!("apply version {APPLY_VERSION}; this build knows 1: run a newer one");
+    assert!(text.contains(&told), "{text}");
     cluster.put(0, "k", "on").await;
     cluster.start_pod(1);
     cluster.wait_formed().await;

@@ -2,6 +2,7 @@
 //! disk was deleted.
 
 use quorate::env::fail::CORRUPT_VARIABLE;
+use quorate::kv::APPLY_VERSION;
 use quorate::pb::election::election_client::ElectionClient;
 use quorate::pb::election::{
     CampaignRequest, LeaderKey, LeaderRequest, LeaderResponse, ProclaimRequest, ResignRequest,
@@ -11,8 +12,8 @@ use quorate::pb::etcd::lease_client::LeaseClient;
 use quorate::pb::etcd::watch_client::WatchClient;
 use quorate::pb::etcd::{
     AlarmRequest, AlarmType, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
-    LeaseRevokeRequest, LeaseTimeToLiveRequest, PutRequest, RangeRequest, WatchCreateRequest, WatchRequest,
-    WatchResponse, watch_request,
+    LeaseRevokeRequest, LeaseTimeToLiveRequest, PutRequest, RangeRequest, SnapshotRequest, WatchCreateRequest,
+    WatchRequest, WatchResponse, watch_request,
 };
 use quorate::pb::lock::lock_client::LockClient;
 use quorate::pb::lock::{LockRequest, LockResponse, UnlockRequest};
@@ -21,7 +22,7 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
-use crate::support::cluster::{Cluster, PATIENCE, wait_for};
+use crate::support::cluster::{Cluster, PATIENCE, http_get, http_post, wait_for};
 
 const KEY: &str = "flipped";
 
@@ -261,7 +262,7 @@ async fn two_members_that_differ_are_reported_and_not_fenced() {
         cluster.put(slot, "more", "work").await;
     }
     wait_for("the metric", async || {
-        let (_, text) = crate::support::cluster::http_get(&cluster.endpoint(leader), "/metrics").await.unwrap();
+        let (_, text) = http_get(&cluster.endpoint(leader), "/metrics").await.unwrap();
         let line =
             text.lines().find(|line| line.starts_with("quorate_self_checks_differing_total")).unwrap().to_owned();
         if line.ends_with(" 0") { Err(line) } else { Ok(()) }
@@ -307,7 +308,7 @@ async fn restarts_and_snapshots_keep_the_digest() {
 async fn checks(cluster: &Cluster) -> (u64, u64) {
     let mut sum = (0, 0);
     for slot in 0..3 {
-        let (_, text) = crate::support::cluster::http_get(&cluster.endpoint(slot), "/metrics").await.unwrap();
+        let (_, text) = http_get(&cluster.endpoint(slot), "/metrics").await.unwrap();
         let value = |name: &str| -> u64 {
             let line = text.lines().find(|line| line.starts_with(name)).unwrap();
             line.rsplit(' ').next().unwrap().parse().unwrap()
@@ -398,4 +399,103 @@ async fn a_leader_hands_over_for_its_own_alarm_and_not_for_one_of_all() {
     })
     .await;
     cluster.wait_logged(leader, &["a fenced leader hands over", "ok=true"]).await;
+}
+
+/// Leads, and answers a put and a read through every member, with no alarm on.
+async fn wait_unfenced(cluster: &Cluster) {
+    for slot in 0..3 {
+        cluster.put(slot, KEY, "right").await;
+        wait_for(&format!("kv-{slot} to be ready"), async || {
+            let (code, text) = http_get(&cluster.endpoint(slot), "/readyz").await.map_err(|e| e.to_string())?;
+            if code == 200 { Ok(()) } else { Err(text) }
+        })
+        .await;
+    }
+    assert!(corrupt_alarms(cluster, 0).await.is_empty());
+}
+
+/// Three calls of any client: a fence is for a minority, whichever way it is asked for; and it can always be taken off.
+#[tokio::test(flavor = "multi_thread")]
+async fn alarms_for_every_member_leave_a_cluster_that_leads_and_can_be_disarmed() {
+    let mut cluster = Cluster::new(3);
+    cluster.start_all().await;
+    cluster.wait_http(0, "/cluster", 200, &[&format!("\"cluster_version\":{APPLY_VERSION}")]).await;
+    let mut ids = Vec::new();
+    for slot in 0..3 {
+        ids.push(cluster.member_id(slot).await);
+    }
+    let leader = cluster.leader(0..3).await.unwrap();
+    set_alarm(&cluster, 0, AlarmAction::Activate, ids[leader as usize]).await;
+    for id in ids.iter().filter(|id| **id != ids[leader as usize]) {
+        let request =
+            AlarmRequest { action: AlarmAction::Activate.into(), member_id: *id, alarm: AlarmType::Corrupt.into() };
+        wait_for("the second alarm to be refused", async || {
+            match cluster.maintenance((leader + 1) % 3).alarm(request).await {
+                Err(status) if status.code() == Code::FailedPrecondition => {
+                    assert!(status.message().contains("a majority of the voters must stay without it"), "{status}");
+                    Ok(())
+                }
+                Err(status) => Err(status.message().to_owned()),
+                Ok(answer) => panic!("a majority is fenced: {answer:?}"),
+            }
+        })
+        .await;
+        let body = format!("{{\"action\":\"ACTIVATE\",\"memberID\":\"{id}\",\"alarm\":\"CORRUPT\"}}");
+        let (_, text) = http_post(&cluster.endpoint(0), "/v3/maintenance/alarm", &body).await.unwrap();
+        assert!(text.contains("a majority of the voters must stay without it"), "{text}");
+    }
+    let request = AlarmRequest { action: AlarmAction::Activate.into(), member_id: 1, alarm: AlarmType::Corrupt.into() };
+    let refused = cluster.maintenance(0).alarm(request).await.unwrap_err();
+    assert_eq!((refused.code(), refused.message()), (Code::NotFound, "etcdserver: member not found"));
+    cluster.kill_all();
+    for slot in 0..3 {
+        cluster.start_pod(slot);
+    }
+    cluster.wait_formed().await;
+    assert_eq!(corrupt_alarms(&cluster, leader).await, [ids[leader as usize]]);
+    // Through the fenced member itself.
+    set_alarm(&cluster, leader, AlarmAction::Deactivate, ids[leader as usize]).await;
+    wait_unfenced(&cluster).await;
+}
+
+/// What 0.1 has let happen: all are fenced, nobody leads, and this build is started on it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_whose_members_are_all_fenced_finds_a_leader_and_can_be_disarmed() {
+    let mut cluster = Cluster::new(3);
+    for slot in 0..3 {
+        cluster.start_pod_with(slot, &[("QUORATE_TEST_APPLY_VERSION", "2")]);
+    }
+    cluster.wait_formed().await;
+    cluster.wait_http(0, "/cluster", 200, &["\"cluster_version\":2"]).await;
+    let mut ids = Vec::new();
+    for slot in 0..3 {
+        ids.push(cluster.member_id(slot).await);
+    }
+    for id in &ids {
+        set_alarm(&cluster, 0, AlarmAction::Activate, *id).await;
+    }
+    for _ in 0..2 {
+        cluster.kill_all();
+        for slot in 0..3 {
+            cluster.start_pod(slot);
+        }
+        cluster.wait_formed().await;
+        let told = cluster.wait_unready(0, &["alarm CORRUPT"]).await;
+        assert!(told.contains("delete no data directory"), "the advice would lose everything: {told}");
+        wait_for("all alarms to be seen", async || match corrupt_alarms(&cluster, 0).await.len() {
+            3 => Ok(()),
+            other => Err(other),
+        })
+        .await;
+    }
+    for slot in 0..3 {
+        let refused = cluster.kv(slot).range(RangeRequest { key: KEY.into(), ..Default::default() }).await;
+        assert_eq!(refused.unwrap_err().code(), Code::DataLoss, "kv-{slot}");
+        let refused = cluster.maintenance(slot).snapshot(SnapshotRequest {}).await.map(drop);
+        assert_eq!(refused.unwrap_err().code(), Code::DataLoss, "no backup of kv-{slot}");
+    }
+    for id in &ids {
+        set_alarm(&cluster, 1, AlarmAction::Deactivate, *id).await;
+    }
+    wait_unfenced(&cluster).await;
 }

@@ -104,6 +104,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
       "cluster" (dict "peers" (include "quorate.peers" $root))
       "telemetry" (dict "format" "json") -}}
 {{- $sections := mergeOverwrite $defaults (deepCopy $values.config) -}}
+{{- /* Left out while nobody wants any: a member of an older version that is rolled forward would not know it. */}}
+{{- if and $values.readers.enabled (not (hasKey $sections.cluster "readers")) -}}
+{{- $_ := set $sections.cluster "readers" true -}}
+{{- end -}}
 {{- $_ := set $sections.cluster "size" (max 1 (int $values.replicaCount)) -}}
 {{- $_ := set $sections.cluster "first_slot" (int $values.firstOrdinal) -}}
 {{- if eq .role "member" -}}
