@@ -111,12 +111,13 @@ async fn rolls_from_an_older_version_and_back() {
     load.finish(&set).await;
 }
 
-/// The lines in which a leader has raised the cluster's version to 2.
+/// The lines in which a leader has raised the cluster's version to this build's.
 fn raised(set: &StatefulSet) -> Vec<String> {
     let logs: Vec<String> = (0..3).map(|ordinal| set.log_text(ordinal)).collect();
     let lines = logs.iter().flat_map(|text| text.lines());
+    let version = format!("version={}", quorate::kv::APPLY_VERSION);
     lines
-        .filter(|line| line.contains("cluster version raised") && line.contains("version=2"))
+        .filter(|line| line.contains("cluster version raised") && line.contains(&version))
         .map(str::to_owned)
         .collect()
 }
