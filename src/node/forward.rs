@@ -24,6 +24,7 @@ use super::read::Waiter;
 use super::{Node, more_of_a_burst};
 use crate::env::{Instant, planted, sleep_until};
 use crate::error::Error;
+use crate::pb::log::{Command, command};
 use crate::pb::peer;
 use crate::raft::{MESSAGE_BYTES_MAX, Outcome, next_forwarded};
 
@@ -333,9 +334,8 @@ impl Node {
 /// What a fenced member asks: it may not have applied yet that it is one, so the leader refuses it. Alarms pass, or its clients could
 /// not take them off.
 fn refuse_fenced(mut request: peer::ForwardRequest, to: &mpsc::Sender<Forwarded>) -> peer::ForwardRequest {
-    let is_alarm = |command: &Bytes| {
-        let command = pb::log::Command::decode(command.clone());
-        command.is_ok_and(|command| matches!(command.request, Some(pb::log::command::Request::Alarm(_))))
+    let is_alarm = |encoded: &Bytes| {
+        Command::decode(encoded.clone()).is_ok_and(|x| matches!(x.request, Some(command::Request::Alarm(_))))
     };
     let (alarms, others) = request.proposals.into_iter().partition(|proposal| is_alarm(&proposal.command));
     request.proposals = alarms;

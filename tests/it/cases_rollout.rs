@@ -116,8 +116,5 @@ fn raised(set: &StatefulSet) -> Vec<String> {
     let logs: Vec<String> = (0..3).map(|ordinal| set.log_text(ordinal)).collect();
     let lines = logs.iter().flat_map(|text| text.lines());
     let version = format!("version={}", quorate::kv::APPLY_VERSION);
-    lines
-        .filter(|line| line.contains("cluster version raised") && line.contains(&version))
-        .map(str::to_owned)
-        .collect()
+    lines.filter(|line| line.contains("cluster version raised") && line.contains(&version)).map(str::to_owned).collect()
 }
