@@ -28,7 +28,9 @@ const DEFRAGMENT_PATIENCE: Duration = Duration::from_secs(600);
 pub(super) fn alarms(node: &Node) -> Vec<AlarmMember> {
     let mut alarms = node.store().read(|s| s.kv.alarms());
     let own = AlarmMember { member_id: node.member().member_id, alarm: AlarmType::Nospace.into() };
-    if node.space().short.load(Ordering::Relaxed) && !alarms.contains(&own) {
+    let space = node.space();
+    let short = [&space.short, &space.lacks_room].into_iter().any(|short| short.load(Ordering::Relaxed));
+    if (short || space.is_log_full()) && !alarms.contains(&own) {
         alarms.push(own);
     }
     alarms
@@ -66,7 +68,8 @@ impl Maintenance for Api {
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        let facts = self.facts();
+        let mut facts = self.facts();
+        facts.notes.extend(facts.progress.describe());
         let answer = match self.any_node() {
             Ok(node) => node_status(&node, self.shared.quota_bytes, facts.notes.clone()),
             Err(_) => StatusResponse {

@@ -34,6 +34,7 @@ use crate::kv::validate::Limits;
 use crate::lease::Leases;
 use crate::node::{Client, Node, Trust};
 use crate::pb::etcd;
+use crate::storage::Progress;
 use crate::watch::Hub;
 
 pub use answers::Held;
@@ -70,8 +71,8 @@ struct Shared {
     snapshot_rate: u64,
     backups: Slots,
     range_streams: Slots,
-    /// Set when this member was ready once: from then on a learner serves every client.
-    was_ready: AtomicBool,
+    /// Clients are served.
+    ready: AtomicBool,
     facts: RwLock<Facts>,
 }
 
@@ -92,8 +93,18 @@ pub struct Facts {
     /// 0 while this member belongs to none.
     pub cluster_id: u64,
     pub disk_free_bytes: u64,
+    /// How far it has read its disk.
+    pub progress: Progress,
     /// What this member waits for or warns of, one sentence each.
     pub notes: Vec<String>,
+}
+
+impl Facts {
+    /// How far this member is on its way to Raft.
+    fn begins(&self) -> String {
+        let waits = self.progress.describe().or_else(|| self.notes.first().cloned());
+        waits.unwrap_or_else(|| if self.cluster_id == 0 { "belongs to no cluster yet" } else { "starts" }.into())
+    }
 }
 
 impl Api {
@@ -119,7 +130,7 @@ impl Api {
             snapshot_rate,
             backups: Slots::new(streams.backups_max),
             range_streams: Slots::new(streams.range_streams_max),
-            was_ready: AtomicBool::new(false),
+            ready: AtomicBool::new(false),
             facts: RwLock::default(),
         };
         Self { shared: Arc::new(shared) }
@@ -168,8 +179,9 @@ impl Api {
         self.shared.manager.read().clone().ok_or(Error::NoLeader)
     }
 
-    pub fn set_ready(&self) {
-        self.shared.was_ready.store(true, Ordering::Release);
+    /// Whether clients are served, as probes are told.
+    pub fn set_ready(&self, ready: bool) {
+        self.shared.ready.store(ready, Ordering::Release);
     }
 
     pub fn set_facts(&self, facts: Facts) {
@@ -196,9 +208,6 @@ impl Api {
     /// The node, if it may serve this request.
     fn node<T>(&self, request: &Request<T>) -> Result<Node, Error> {
         let node = self.any_node()?.on_behalf_of(client(request));
-        if !self.shared.was_ready.load(Ordering::Acquire) && node.status().is_learner {
-            return Err(Error::NotSupportedForLearner);
-        }
         if needs_leader(request) && node.status().leader.is_none() {
             return Err(Error::NoLeader);
         }
@@ -262,16 +271,25 @@ impl Api {
     pub fn not_ready(&self) -> Option<String> {
         let facts = self.facts();
         let Ok(node) = self.any_node() else {
-            return Some(facts.notes.first().cloned().unwrap_or_else(|| "belongs to no cluster yet".into()));
+            return Some(facts.begins());
         };
-        if node.status().leader.is_none() {
-            return Some(std::iter::once("knows no leader".into()).chain(facts.notes).collect::<Vec<_>>().join("; "));
+        let raft = node.status();
+        if raft.leader.is_none() {
+            let joined = node.store().read(|state| state.membership.log_id().is_some());
+            let lacks = if joined { "knows no leader" } else { "is formed, waits for a leader" };
+            return Some(std::iter::once(lacks.into()).chain(facts.notes).collect::<Vec<_>>().join("; "));
         }
         if let Some(reason) = node.corrupt() {
             return Some(reason.to_owned());
         }
-        let was_ready = self.shared.was_ready.load(Ordering::Acquire);
-        (!was_ready).then(|| "has not applied yet what was committed when it started".into())
+        if self.shared.ready.load(Ordering::Acquire) {
+            return None;
+        }
+        let (applied, committed) = (raft.applied_index, raft.committed_index);
+        Some(match node.env().stopping.is_cancelled() {
+            true => "is stopping".into(),
+            false => format!("applies what was committed when it started: {applied} of {committed} log entries"),
+        })
     }
 
     /// As etcd's `/health`: unhealthy with an alarm on, without a leader, or if a read fails.
@@ -306,7 +324,7 @@ impl Api {
         let Ok(node) = self.any_node() else {
             return Overview {
                 title: facts.name.clone(),
-                facts: vec![("state", "belongs to no cluster yet".into()), ("version", VERSION.into())],
+                facts: vec![("state", facts.begins()), ("version", VERSION.into())],
                 members: Vec::new(),
                 notes: facts.notes,
             };
@@ -341,6 +359,7 @@ impl Api {
         Overview {
             title: facts.name.clone(),
             facts: vec![
+                ("state", self.not_ready().unwrap_or_else(|| "serves clients".into())),
                 ("cluster", format!("{:x}", node.member().cluster_id)),
                 ("member", format!("{:x}", node.member().member_id)),
                 ("term", raft.term.to_string()),

@@ -64,7 +64,7 @@ impl Api {
             cluster_version: s.kv.cluster_version(),
             alarms_nospace: alarms_of(AlarmType::Nospace),
             alarms_corrupt: alarms_of(AlarmType::Corrupt),
-            ready: raft.leader.is_some() && self.shared.was_ready.load(Ordering::Acquire),
+            ready: raft.leader.is_some() && self.shared.ready.load(Ordering::Acquire),
             ..base
         })
     }

@@ -9,6 +9,7 @@ use anyhow::{anyhow, bail};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
 
+use crate::config::STATUS_PORT_OFFSET;
 use crate::config::units::duration;
 use crate::env::timeout;
 
@@ -50,6 +51,31 @@ impl ClientArgs {
         bail!("{}", unreachable(&failures))
     }
 
+    /// Connects to the first endpoint at which a member says something of itself, though it may not serve clients yet.
+    pub async fn connect_for_status(&self) -> anyhow::Result<Channel> {
+        let mut failures = Vec::new();
+        for endpoint in self.endpoints() {
+            match self.dial_for_status(endpoint).await {
+                Ok(channel) => return Ok(channel),
+                Err(failure) => failures.push(format!("{endpoint}: {failure}")),
+            }
+        }
+        bail!("{}", unreachable(&failures))
+    }
+
+    /// Connects to one endpoint, or to the status port beside it: a member that starts has no other.
+    pub async fn dial_for_status(&self, endpoint: &str) -> Result<Channel, String> {
+        let failure = match self.dial(endpoint).await {
+            Ok(channel) => return Ok(channel),
+            Err(failure) => failure,
+        };
+        match beside(endpoint) {
+            // Who is away altogether is not waited for twice.
+            Some(status) if failure.contains("refused") => self.dial(&status).await.map_err(|_| failure),
+            _ => Err(failure),
+        }
+    }
+
     /// Connects to one endpoint; the error is a short reason.
     pub async fn dial(&self, endpoint: &str) -> Result<Channel, String> {
         let endpoint = Endpoint::from_shared(url(endpoint)?).map_err(|error| last_source(&error))?;
@@ -77,10 +103,16 @@ impl ClientArgs {
     }
 }
 
+/// The status port's address, where it has not been moved by `server.listen_status`.
+fn beside(endpoint: &str) -> Option<String> {
+    let url = url(endpoint).ok()?;
+    let (host, port) = url.rsplit_once(':')?;
+    Some(format!("{host}:{}", port.parse::<u16>().ok()?.checked_add(STATUS_PORT_OFFSET)?))
+}
+
 /// What to say when no endpoint could be reached.
 pub fn unreachable(failures: &[String]) -> String {
-    const ACTION: &str =
-        "check that the server runs, and name its client addresses with --endpoints or QUORATE_ENDPOINTS";
+    const ACTION: &str = "check that the server runs and serves (`quorate status` also shows members that start), and name its client addresses with --endpoints or QUORATE_ENDPOINTS";
     match failures {
         [] => format!("no endpoint given; {ACTION}"),
         failures => format!("no endpoint can be reached ({}); {ACTION}", failures.join(", ")),

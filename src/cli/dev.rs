@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::units;
+use crate::config::{STATUS_PORT_OFFSET, units};
 use crate::env::{Env, Instant, interval, sleep, timeout};
 use crate::pb::etcd::StatusRequest;
 use crate::pb::etcd::maintenance_client::MaintenanceClient;
@@ -66,11 +66,29 @@ impl Args {
     }
 }
 
+impl Args {
+    /// Above the client port where that is free, as servers have it by themselves: 2381, 22381, 32381. Where the client ports of the
+    /// next pods lie there, between or behind them.
+    fn status_port(&self, pod: u16) -> Result<u16, anyhow::Error> {
+        let above = match self.port_step {
+            Some(1) => self.replicas,
+            Some(2) => 1,
+            _ => STATUS_PORT_OFFSET,
+        };
+        let port = self.client_port(pod)?.checked_add(above);
+        port.ok_or_else(|| {
+            anyhow::anyhow!("status port of pod {pod}: it is over 65535; choose a smaller --client-port")
+        })
+    }
+}
+
 struct Pod {
     name: String,
     slot: u16,
     /// `host:port` for clients.
     endpoint: String,
+    /// `host:port` of the status page, which is there before the cluster is.
+    status: String,
     log: PathBuf,
     child: Option<Child>,
     down_since: Option<Instant>,
@@ -100,8 +118,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         let name = format!("quorate-{slot}");
         let host = dev.args.host.replace("%d", &slot.to_string());
         let endpoint = format!("{host}:{}", dev.args.client_port(slot)?);
+        let status = format!("{host}:{}", dev.args.status_port(slot)?);
         let log = dev.root.join(format!("{name}.log"));
-        dev.pods.push(Pod { name, slot, endpoint, log, child: None, down_since: None });
+        dev.pods.push(Pod { name, slot, endpoint, status, log, child: None, down_since: None });
     }
     for pod in 0..dev.pods.len() {
         dev.start(pod)?;
@@ -125,7 +144,9 @@ impl Dev {
     fn greet(&self) {
         println!("data and logs:  {}", self.root.display());
         println!("endpoints:      {}", self.endpoints());
-        println!("status page:    http://{}/", self.pods[0].endpoint);
+        for (head, pod) in std::iter::once("status pages:").chain(std::iter::repeat("")).zip(&self.pods) {
+            println!("{head:16}http://{}/  ({})", pod.status, pod.name);
+        }
         println!("try:            quorate put greeting hello && quorate get greeting");
         println!("                etcdctl --endpoints={} endpoint status -w table", self.endpoints());
         println!("(quorate is {}; Ctrl-C stops everything)", own_binary(Path::new("quorate")).display());
@@ -147,6 +168,7 @@ impl Dev {
             .args(["--size", &self.args.replicas.to_string()])
             .args(["--listen-peer", &address])
             .args(["--listen-client", &pod.endpoint])
+            .args(["--listen-status", &pod.status])
             .args(["--advertise-client", &format!("http://{}", pod.endpoint)])
             // All pods are stopped together: none need wait for the others.
             .args(["--set", "server.quorum_wait=0s"])
@@ -242,7 +264,7 @@ impl Dev {
     /// Name and term of the pod that leads, as the first pod that answers knows it.
     async fn leader(&self) -> Option<(String, u64)> {
         for pod in &self.pods {
-            let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", pod.endpoint)).ok()?;
+            let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", pod.status)).ok()?;
             let asking = async {
                 let mut client = MaintenanceClient::connect(endpoint).await.ok()?;
                 Some(client.status(StatusRequest {}).await.ok()?.into_inner())

@@ -137,7 +137,7 @@ pub async fn scale(args: ScaleArgs) -> anyhow::Result<Vec<u8>> {
 }
 
 pub async fn why(args: WhyArgs) -> anyhow::Result<Vec<u8>> {
-    let mut admin = AdminClient::new(args.client.connect().await?);
+    let mut admin = AdminClient::new(args.client.connect_for_status().await?);
     let view = args.client.answer(admin.membership(MembershipRequest {})).await?.into_inner();
     if view.members.is_empty() && view.remarks.is_empty() {
         bail!("this member belongs to no cluster; see `quorate status`");

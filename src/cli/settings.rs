@@ -44,6 +44,9 @@ pub struct SettingsArgs {
     /// Where members connect
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen_peer: Option<String>,
+    /// Where probes, metrics and `status` ask; without it, beside the clients' port, two above
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen_status: Option<String>,
     /// URLs that clients are told, with commas
     #[arg(long, value_name = "URLS")]
     pub advertise_client: Option<String>,
@@ -87,6 +90,7 @@ impl SettingsArgs {
             ("cluster.join", "--join", &self.join),
             ("server.listen_client", "--listen-client", &self.listen_client),
             ("server.listen_peer", "--listen-peer", &self.listen_peer),
+            ("server.listen_status", "--listen-status", &self.listen_status),
             ("server.advertise_client", "--advertise-client", &self.advertise_client),
             ("server.advertise_peer", "--advertise-peer", &self.advertise_peer),
             ("telemetry.level", "--log-level", &self.log_level),
@@ -132,7 +136,7 @@ mod tests {
     #[test]
     fn every_named_flag_reaches_its_key() {
         let line = "x --name kv-4 --slot 1 --data-dir /d --peers kv-%d:2380 --size 3 --listen-client 127.0.0.1:1 \
-                    --listen-peer 127.0.0.1:2 --advertise-client http://a:1 --advertise-peer a:2 --log-level debug \
+                    --listen-peer 127.0.0.1:2 --listen-status 127.0.0.1:9 --advertise-client http://a:1 --advertise-peer a:2 --log-level debug \
                     --log-format json --set raft.lease_reads=true";
         let words = line.split_whitespace().collect::<Vec<_>>().join(" ");
         let sources = Sources { flags: flags(&words).unwrap(), ..Sources::default() };
@@ -141,13 +145,14 @@ mod tests {
         assert_eq!((config.identity.name.as_str(), config.identity.slot), ("kv-4", Some(1)));
         assert_eq!((config.cluster.peers.as_str(), config.cluster.size), ("kv-%d:2380", 3));
         assert_eq!((config.server.listen_client.port(), config.server.listen_peer.port()), (1, 2));
+        assert_eq!(config.server.status_address().port(), 9);
         assert_eq!(
             (config.server.advertise_client[0].as_str(), config.server.advertise_peer.as_str()),
             ("http://a:1", "a:2")
         );
         assert_eq!((config.telemetry.level.as_str(), config.telemetry.format), ("debug", config::LogFormat::Json));
         assert!(config.raft.lease_reads && config.server.data_dir.ends_with("d"));
-        assert_eq!((loaded.origins.len(), loaded.origins["cluster.size"].as_str()), (12, "--size"));
+        assert_eq!((loaded.origins.len(), loaded.origins["cluster.size"].as_str()), (13, "--size"));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! `status` and `member list`.
 //!
 //! Every member is asked for itself: first the given endpoints, then the client URLs of those members that were not among
-//! them. So it works through a port-forward, where no advertised URL can be reached, and shows who does not answer.
+//! them. So it works through a port-forward, where no advertised URL can be reached, and shows who does not answer. A member
+//! whose clients' port is closed is asked at its status port.
 
 use std::collections::BTreeMap;
 
@@ -183,7 +184,7 @@ async fn overview(
 }
 
 async fn probe(client: &ClientArgs, endpoint: &str) -> Result<(Channel, Report), String> {
-    let channel = client.dial(endpoint).await?;
+    let channel = client.dial_for_status(endpoint).await?;
     let mut maintenance = MaintenanceClient::new(channel.clone());
     let answer = client.answer(maintenance.status(StatusRequest {})).await.map_err(|error| error.to_string())?;
     Ok((channel, Report::read(answer)))

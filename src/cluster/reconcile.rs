@@ -67,6 +67,8 @@ pub struct Reconciler {
     operations: mpsc::Sender<Pending>,
     incoming: Mutex<Option<mpsc::Receiver<Pending>>>,
     shown: Mutex<Shown>,
+    /// On the leader: voters whose log takes nothing of clients any more.
+    log_full: Mutex<Ids>,
 }
 
 /// What the leader shows beside Raft's state; empty on others.
@@ -96,7 +98,16 @@ impl Reconciler {
     pub fn new(node: Node, peers: Arc<Peers>, settings: Settings) -> Arc<Self> {
         let (operations, incoming) = mpsc::channel(OPERATIONS_MAX);
         let incoming = Mutex::new(Some(incoming));
-        Arc::new(Self { node, peers, settings, desk: Desk::default(), operations, incoming, shown: Mutex::default() })
+        Arc::new(Self {
+            node,
+            peers,
+            settings,
+            desk: Desk::default(),
+            operations,
+            incoming,
+            shown: Mutex::default(),
+            log_full: Mutex::default(),
+        })
     }
 
     /// Why a wanted change is not made; `None` if none is wanted or it is under way.
@@ -190,6 +201,7 @@ impl Reconciler {
                 *self.shown.lock() = Shown::default();
                 pending.drain(..).for_each(|p: Pending| drop(p.reply.send(Err(Error::NotLeader))));
                 self.node.space().quorum_low_disk.store(false, Ordering::Relaxed);
+                self.node.space().quorum_log_full.store(false, Ordering::Relaxed);
                 continue;
             }
             if term.replace(status.term) != Some(status.term) {
@@ -217,6 +229,10 @@ impl Reconciler {
                 }
             }
             self.desk.asked().notify_one();
+            return;
+        }
+        if let Some(to) = self.leads_better(&observed) {
+            self.make(&observed, Change::TransferLeader { to }).await;
             return;
         }
         match plan(&observed) {
@@ -366,22 +382,37 @@ impl Reconciler {
         health
     }
 
-    /// Puts are refused before proposing when the voters that have disk left are no quorum.
+    /// Puts are refused before proposing when the voters that have disk left are no quorum; everything of clients, when those whose log
+    /// takes more are none.
     fn note_space(&self, membership: &Members, answers: &BTreeMap<String, Result<WhoResponse, Unreachable>>) {
-        let this = self.node.member().member_id;
-        let own_low = self.node.space().low_disk.load(Ordering::Relaxed);
-        let is_low = |id: &u64| {
-            if *id == this {
-                return own_low;
-            }
-            let answer = membership.nodes.get(id).and_then(|node| answers.get(&node.peer_address));
-            answer.and_then(|a| a.as_ref().ok()).is_some_and(|who| who.member_id == *id && who.low_space)
+        let (this, space) = (self.node.member().member_id, self.node.space());
+        let short = |own: bool, of_other: fn(&WhoResponse) -> bool| -> Ids {
+            let is_short = |id: &u64| {
+                if *id == this {
+                    return own;
+                }
+                let answer = membership.nodes.get(id).and_then(|node| answers.get(&node.peer_address));
+                answer.and_then(|a| a.as_ref().ok()).is_some_and(|who| who.member_id == *id && of_other(who))
+            };
+            membership.voters().into_iter().filter(is_short).collect()
         };
-        let lacking = membership.configs.iter().any(|voters: &Ids| {
-            let low = voters.iter().filter(|id| is_low(id)).count();
-            voters.len() - low < voters.len() / 2 + 1
-        });
-        self.node.space().quorum_low_disk.store(lacking, Ordering::Relaxed);
+        let is_no_quorum_left = |short: &Ids| {
+            let left = |voters: &Ids| voters.difference(short).count();
+            membership.configs.iter().any(|voters| left(voters) < voters.len() / 2 + 1)
+        };
+        let low_disk = short(space.low_disk.load(Ordering::Relaxed), |who| who.low_space);
+        let log_full = short(space.is_log_full(), |who| who.log_full);
+        space.quorum_low_disk.store(is_no_quorum_left(&low_disk), Ordering::Relaxed);
+        space.quorum_log_full.store(is_no_quorum_left(&log_full), Ordering::Relaxed);
+        *self.log_full.lock() = log_full;
+    }
+
+    /// A leader whose own log is full, where a quorum's is not, can propose nothing: another one leads.
+    fn leads_better(&self, observed: &Observed) -> Option<u64> {
+        let space = self.node.space();
+        let alone = space.is_log_full() && !space.quorum_log_full.load(Ordering::Relaxed);
+        let full = self.log_full.lock().clone();
+        alone.then(|| observed.successor(&full)).flatten()
     }
 
     async fn execute(&self, observed: &Observed, change: Change) -> Result<(), String> {

@@ -18,7 +18,7 @@ pub use memory::{cgroup_memory_limit, effective_quota};
 pub use node::Node;
 pub use sections::{
     Cluster, Compaction, CompactionMode, Http, Identity, Kubernetes, Lease, Limits, Log, LogFormat, MemberKind, Raft,
-    Server, State, Storage, Telemetry, Watch,
+    STATUS_PORT_OFFSET, Server, State, Storage, Telemetry, Watch,
 };
 pub use units::Bytes;
 pub use validate::MESSAGE_BYTES_MAX;

@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use super::units::{self, Bytes};
 
+/// From the client port to the status port, where none is named.
+pub const STATUS_PORT_OFFSET: u16 = 2;
+
 /// `[server]`: addresses, the data directory, and patience.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -23,6 +26,10 @@ pub struct Server {
     /// Where members connect.
     #[serde(with = "listen")]
     pub listen_peer: SocketAddr,
+    /// Where probes, metrics and `status` ask, from the first moment of the process; none: the address of `listen_client`, with the port
+    /// two above ([`Server::status_address`]). It follows, so that several servers on one machine need not each be told.
+    #[serde(with = "listen_or_none")]
+    pub listen_status: Option<SocketAddr>,
     /// URLs that clients are told; empty: the host of the own peer address and the port of `listen_client`.
     #[serde(with = "units::list")]
     pub advertise_client: Vec<String>,
@@ -37,6 +44,10 @@ pub struct Server {
     /// Longest wait of one request, an election included.
     #[serde(with = "units::duration")]
     pub request_timeout: Duration,
+    /// The client port opens without a leader after so long without one, for what needs none: far above an election, so that no client
+    /// meets a member that only starts; below the patience of a person who looks for what is left.
+    #[serde(with = "units::duration")]
+    pub open_without_leader: Duration,
     /// Threads of the event loop; 0: one for every two cores. The log and the state store have threads of their own.
     pub worker_threads: usize,
 }
@@ -47,13 +58,41 @@ impl Default for Server {
             data_dir: "/var/lib/quorate".into(),
             listen_client: SocketAddr::from(([0, 0, 0, 0], 2379)),
             listen_peer: SocketAddr::from(([0, 0, 0, 0], 2380)),
+            listen_status: None,
             advertise_client: Vec::new(),
             advertise_peer: String::new(),
             grace_period: Duration::from_secs(115),
             quorum_wait: Duration::from_secs(30),
             request_timeout: Duration::from_secs(5),
+            open_without_leader: Duration::from_secs(10),
             worker_threads: 0,
         }
+    }
+}
+
+impl Server {
+    /// Where the status listener is.
+    pub fn status_address(&self) -> SocketAddr {
+        let beside = |client: SocketAddr| match client.port() {
+            // Any port that is free.
+            0 => client,
+            port => SocketAddr::new(client.ip(), port.saturating_add(STATUS_PORT_OFFSET)),
+        };
+        self.listen_status.unwrap_or_else(|| beside(self.listen_client))
+    }
+}
+
+/// A socket address, or the empty text.
+mod listen_or_none {
+    use super::*;
+
+    pub fn serialize<S: serde::Serializer>(value: &Option<SocketAddr>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&value.map(|address| address.to_string()).unwrap_or_default())
+    }
+
+    pub fn deserialize<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text.is_empty() { Ok(None) } else { listen::read(&text).map(Some) }
     }
 }
 
@@ -66,10 +105,11 @@ mod listen {
     }
 
     pub fn deserialize<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(|_| {
-            serde::de::Error::custom(format!("got {text:?}, expected address:port, such as \"0.0.0.0:2379\""))
-        })
+        read(&String::deserialize(deserializer)?)
+    }
+
+    pub(super) fn read<E: serde::de::Error>(text: &str) -> Result<SocketAddr, E> {
+        text.parse().map_err(|_| E::custom(format!("got {text:?}, expected address:port, such as \"0.0.0.0:2379\"")))
     }
 }
 

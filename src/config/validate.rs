@@ -85,6 +85,11 @@ impl Config {
             "another address than server.listen_client",
             "give it a port of its own",
         );
+        let status = server.status_address();
+        let taken = status.port() != 0 && (status == server.listen_client || status == server.listen_peer);
+        let expected = "an address that is neither server.listen_client nor server.listen_peer";
+        let action = "give it a port of its own; left out, it is two above the clients' port";
+        faults.check(!taken, "server.listen_status", status, expected, action);
         for url in &server.advertise_client {
             let address = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
             let valid = address.and_then(|address| identity::host_port(address.trim_end_matches('/'))).is_some();
@@ -341,6 +346,9 @@ mod tests {
         type Change = fn(&mut Config);
         let cases: &[(&str, Change)] = &[
             ("server.listen_peer", |c| c.server.listen_peer = c.server.listen_client),
+            ("server.listen_status", |c| c.server.listen_status = Some(c.server.listen_client)),
+            ("server.listen_status", |c| c.server.listen_client.set_port(u16::MAX)),
+            ("server.listen_status", |c| c.server.listen_client.set_port(c.server.listen_peer.port() - 2)),
             ("server.advertise_client", |c| c.server.advertise_client = vec!["kv-0:2379".into()]),
             ("server.advertise_peer", |c| c.server.advertise_peer = "http://kv-0:2380".into()),
             ("server.data_dir", |c| c.server.data_dir = "".into()),

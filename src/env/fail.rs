@@ -89,3 +89,20 @@ pub fn played_apply_version() -> Option<u32> {
 pub fn played_apply_version() -> Option<u32> {
     None
 }
+
+/// The environment variable that names how many milliseconds each record of the state takes to load.
+pub const SLOW_LOAD_VARIABLE: &str = "QUORATE_SLOW_LOAD";
+
+/// Waits as long as a test wants the loading of a record to take.
+#[cfg(feature = "testing")]
+pub fn slow_load() {
+    static MILLIS: std::sync::LazyLock<Option<u64>> =
+        std::sync::LazyLock::new(|| std::env::var(SLOW_LOAD_VARIABLE).ok()?.parse().ok());
+    if let Some(millis) = *MILLIS {
+        std::thread::sleep(std::time::Duration::from_millis(millis));
+    }
+}
+
+#[cfg(not(feature = "testing"))]
+#[inline(always)]
+pub fn slow_load() {}

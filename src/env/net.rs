@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::stream;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 
 use super::threads::{Pool, Pools};
@@ -24,16 +24,31 @@ pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// Streams that peers opened to us.
 pub type Incoming = Pin<Box<dyn futures_util::Stream<Item = io::Result<Box<dyn Stream>>> + Send>>;
 
+/// An address that is this node's, and at which connections are still refused.
+pub trait Bound: Send {
+    /// With the number of its port, also if it was bound with port 0.
+    fn address(&self) -> SocketAddr;
+    /// From now on connections are taken; they are refused again when what this returns is dropped.
+    fn listen(self: Box<Self>) -> io::Result<Incoming>;
+}
+
 /// Dials peers and listens for them. A name is resolved at every call: headless DNS moves when a pod does.
 pub trait Net: Send + Sync + 'static {
+    /// Takes `address` for this node; fails if somebody listens there.
+    fn bind(&self, address: SocketAddr) -> io::Result<Box<dyn Bound>>;
     /// Listens at `address`; returns the address that was bound, and who connects.
-    fn listen(&self, address: SocketAddr) -> BoxFuture<io::Result<(SocketAddr, Incoming)>>;
+    fn listen(&self, address: SocketAddr) -> io::Result<(SocketAddr, Incoming)> {
+        let bound = self.bind(address)?;
+        Ok((bound.address(), bound.listen()?))
+    }
     /// The addresses that a `host:port` resolves to; an unknown name is none.
     fn resolve(&self, address: String) -> BoxFuture<io::Result<Vec<SocketAddr>>>;
     /// Connects to `address`, a `host:port`.
     fn connect(&self, address: String) -> BoxFuture<io::Result<Box<dyn Stream>>>;
 }
 
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
 /// After a failed accept.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
@@ -48,25 +63,43 @@ impl Tcp {
     }
 }
 
-impl Net for Tcp {
-    fn listen(&self, address: SocketAddr) -> BoxFuture<io::Result<(SocketAddr, Incoming)>> {
-        Box::pin(async move {
-            let listener = TcpListener::bind(address).await?;
-            let bound = listener.local_addr()?;
-            let incoming = stream::unfold(listener, |listener| async move {
-                let accepted = listener.accept().await;
-                if accepted.is_err() {
-                    // Out of file descriptors, most likely: to ask again at once would only burn the CPU.
-                    super::sleep(ACCEPT_RETRY).await;
-                }
-                let accepted = accepted.and_then(|(stream, _)| {
-                    stream.set_nodelay(true)?;
-                    Ok(Box::new(stream) as Box<dyn Stream>)
-                });
-                Some((accepted, listener))
+/// Bound, and not listening: the kernel refuses who connects.
+struct BoundTcp {
+    socket: TcpSocket,
+    address: SocketAddr,
+}
+
+impl Bound for BoundTcp {
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn listen(self: Box<Self>) -> io::Result<Incoming> {
+        let listener = self.socket.listen(BACKLOG)?;
+        let incoming = stream::unfold(listener, |listener| async move {
+            let accepted = listener.accept().await;
+            if accepted.is_err() {
+                // Out of file descriptors, most likely: to ask again at once would only burn the CPU.
+                super::sleep(ACCEPT_RETRY).await;
+            }
+            let accepted = accepted.and_then(|(stream, _)| {
+                stream.set_nodelay(true)?;
+                Ok(Box::new(stream) as Box<dyn Stream>)
             });
-            Ok((bound, Box::pin(incoming) as Incoming))
-        })
+            Some((accepted, listener))
+        });
+        Ok(Box::pin(incoming))
+    }
+}
+
+impl Net for Tcp {
+    fn bind(&self, address: SocketAddr) -> io::Result<Box<dyn Bound>> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // Connections of the process before, which the kernel still remembers, must not keep this one out.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        let address = socket.local_addr()?;
+        Ok(Box::new(BoundTcp { socket, address }))
     }
 
     fn resolve(&self, address: String) -> BoxFuture<io::Result<Vec<SocketAddr>>> {

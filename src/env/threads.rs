@@ -6,7 +6,7 @@
 //! | `apply` | 1, when needed | entries that are known to take long to apply | entries wait for one another anyway |
 //! | `log-flush`, `log-segments`, `checkpoint` | one each | writes and syncs of the log, its segments, the state store | their owners' bounded queues |
 //! | `give-back` | one for a removed file | frees it in pieces | |
-//! | `disk` | [`Pool::Disk`] | old entries of the log, the identity | waits |
+//! | `disk` | [`Pool::Disk`] | old entries of the log, all of it at the start, the identity | waits |
 //! | `snapshots` | [`Pool::Snapshots`] | snapshot files: written, sent, received, loaded | waits |
 //! | `reads` | [`Pool::Reads`] | clients' reads that visit much, and JSON | waits in the queue, then is refused |
 //! | `backups` | [`Pool::Backups`] | backups, a piece at a time, and hashes | waits in the queue, then is refused |

@@ -1,4 +1,4 @@
-//! HTTP on the client port, beside gRPC: the JSON gateway, metrics, health, version, the membership and the status page.
+//! HTTP beside gRPC: metrics, health, version, the membership and the status page, and, on the client port alone, the JSON gateway.
 //!
 //! Owns the paths and the forms of the answers. Absent: what they say (`api`, `metrics`).
 
@@ -23,12 +23,24 @@ use crate::pb::admin::{Member, MembershipView, Remark};
 pub use browser::{Rules, is_grpc, only_grpc};
 pub use gateway::Gateway;
 
-/// The routes; merged with the gRPC services. `rules`: for calls of browsers.
+/// The status listener's routes. `rules`: for calls of browsers.
+pub fn status_router(api: Api, rules: Arc<Rules>) -> Router {
+    pages().with_state(api).layer(axum::middleware::from_fn_with_state(rules, browser::check))
+}
+
+/// The client port's routes; merged with the gRPC services.
 pub fn router(api: Api, gateway: Gateway, rules: Arc<Rules>) -> Router {
     let older = gateway.clone();
-    Router::new()
+    pages()
         .route("/v3/{*path}", any(move |request| call("/v3/", gateway, request)))
         .route("/v3beta/{*path}", any(move |request| call("/v3beta/", older, request)))
+        .with_state(api)
+        .layer(axum::middleware::from_fn_with_state(rules, browser::check))
+}
+
+/// What both listeners answer.
+fn pages() -> Router<Api> {
+    Router::new()
         .route("/", get(page))
         .route("/metrics", get(metrics))
         .route("/health", get(health))
@@ -37,8 +49,6 @@ pub fn router(api: Api, gateway: Gateway, rules: Arc<Rules>) -> Router {
         .route("/version", get(version))
         .route("/cluster", get(cluster))
         .fallback(unknown)
-        .with_state(api)
-        .layer(axum::middleware::from_fn_with_state(rules, browser::check))
 }
 
 async fn call(version: &str, gateway: Gateway, request: Request<Body>) -> Response {

@@ -52,6 +52,7 @@ pub struct Housekeeping {
     warned_quota: bool,
     warned_fsync: bool,
     warned_log: bool,
+    warned_log_full: bool,
     auto: AutoCompaction,
     /// The snapshot that the log was last purged behind.
     purged_behind: Option<u64>,
@@ -65,6 +66,9 @@ pub struct Housekeeping {
 impl Housekeeping {
     pub fn new(node: Node, log: Log, settings: Settings) -> Self {
         let auto = AutoCompaction::new(settings.compaction);
+        // A node has one housekeeping.
+        let _ = node.space().log_room.set(log.room());
+        let _ = node.space().quota_bytes.set(settings.quota_bytes.unwrap_or(u64::MAX));
         Self {
             node,
             log,
@@ -72,6 +76,7 @@ impl Housekeeping {
             warned_quota: false,
             warned_fsync: false,
             warned_log: false,
+            warned_log_full: false,
             auto,
             purged_behind: None,
             kept_bytes: 0,
@@ -140,6 +145,19 @@ impl Housekeeping {
         let short = bytes > quota || space.quorum_low_disk.load(Ordering::Relaxed);
         if short != space.short.swap(short, Ordering::Relaxed) {
             tracing::warn!(bytes, quota, short, "space");
+        }
+        let lacks_room = bytes.saturating_add(space.refused_bytes.load(Ordering::Relaxed)) > quota;
+        if !lacks_room {
+            space.refused_bytes.store(0, Ordering::Relaxed);
+        }
+        space.lacks_room.store(lacks_room, Ordering::Relaxed);
+        let log_full = space.is_log_full();
+        if log_full != std::mem::replace(&mut self.warned_log_full, log_full) {
+            tracing::warn!(
+                log_full,
+                free,
+                "the disk gives the log no more space: while that is so, nothing of clients is proposed"
+            );
         }
         self.node.refresh_alarms();
     }

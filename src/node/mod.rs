@@ -13,12 +13,13 @@ pub mod housekeeping;
 mod places;
 mod propose;
 mod read;
+mod space;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,6 +37,7 @@ use crate::metrics::metrics;
 use crate::pb;
 use crate::pb::etcd::AlarmType;
 use crate::raft::{self, Member, Outcome, Peers, Raft, Store};
+use crate::storage::log;
 
 pub use forward::Serving;
 use forward::{Link, Outgoing};
@@ -75,6 +77,9 @@ const FENCED_WITH_MOST: &str = "alarm CORRUPT is on for this member, and for hal
 const DOUBTED: &str = "alarm CORRUPT is on for the whole cluster, so no member serves data; somebody has put it on: compare the \
                        members with `etcdctl endpoint hashkv`, and take it off with `etcdctl alarm disarm`. No data directory \
                        need be deleted for it";
+
+/// Spare segments that clients' commands do not use.
+const SEGMENTS_FOR_RAFT: usize = 1;
 
 const LOOK_FOR_FAILURE: Duration = Duration::from_millis(100);
 /// Requests that wait for too long are told so within this.
@@ -140,6 +145,16 @@ pub struct Space {
     pub low_disk: AtomicBool,
     /// On the leader: the voters with disk left are no quorum.
     pub quorum_low_disk: AtomicBool,
+    /// On the leader: the voters whose log takes more are no quorum.
+    pub quorum_log_full: AtomicBool,
+    /// Most bytes of data; set once, from the settings.
+    pub quota_bytes: OnceLock<u64>,
+    /// What this member's log can still take; set once.
+    pub log_room: OnceLock<log::Room>,
+    /// Bytes of the smallest request that was refused to a client of this member; 0: none since there was room for it.
+    pub refused_bytes: AtomicU64,
+    /// There is no room under the quota for what was refused.
+    pub lacks_room: AtomicBool,
     pub disk_free_bytes: AtomicU64,
 }
 
@@ -167,6 +182,13 @@ pub struct Status {
     pub membership_committed: bool,
     /// On the leader: matched log index of each member.
     pub matched: Vec<(u64, Option<u64>)>,
+}
+
+impl Space {
+    /// Whether this member's log must be left to Raft's own entries: the disk gives no more, and one spare segment is left at most.
+    pub fn is_log_full(&self) -> bool {
+        self.log_room.get().and_then(log::Room::segments_left).is_some_and(|left| left <= SEGMENTS_FOR_RAFT)
+    }
 }
 
 impl Node {
@@ -407,6 +429,10 @@ impl Node {
                 // Certainly not proposed: safe to try again.
                 Err(Error::NotLeader) if self.wait_route(seen, deadline).await => {}
                 Err(Error::NotLeader) => return Err(Error::Timeout),
+                Err(Error::NoSpace) => {
+                    space::note_refused(self, &command);
+                    return Err(Error::NoSpace);
+                }
                 decided => return decided,
             }
         }

@@ -4,7 +4,6 @@
 //! others are in flight. Bounded by bytes a batch and batches in flight.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
@@ -13,10 +12,10 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use openraft::errors::ClientWriteError;
 use openraft::raft::ClientWriteResult;
-use prost::Message as _;
 use tokio::sync::mpsc;
 
 use super::places::Place;
+use super::space::Judge;
 use super::{Node, admit, more_of_a_burst};
 use crate::env::{Instant, sleep_until};
 use crate::error::Error;
@@ -122,6 +121,8 @@ impl Pace {
 pub(super) struct Proposer {
     node: Node,
     queue: mpsc::Receiver<Proposal>,
+    /// Of batches that are in flight.
+    in_flight_bytes: u64,
 }
 
 /// A batch that is no longer in flight.
@@ -129,13 +130,14 @@ struct Done {
     replies: Vec<Reply>,
     result: Result_,
     took: Duration,
+    bytes: u64,
 }
 
 type Result_ = Result<ClientWriteResult<TypeConfig>, ()>;
 
 impl Proposer {
     pub(super) fn new(node: Node, queue: mpsc::Receiver<Proposal>) -> Self {
-        Self { node, queue }
+        Self { node, queue, in_flight_bytes: 0 }
     }
 
     pub(super) async fn run(mut self) {
@@ -148,7 +150,8 @@ impl Proposer {
             let room = TAKE_MAX - waiting.len();
             tokio::select! {
                 biased;
-                Some(Done { replies, result, took }) = in_flight.next() => {
+                Some(Done { replies, result, took, bytes }) = in_flight.next() => {
+                    self.in_flight_bytes -= bytes;
                     pace.answered(replies.len(), waiting.len() + self.queue.len(), took, Instant::now());
                     distribute(replies, result);
                 }
@@ -166,7 +169,9 @@ impl Proposer {
             }
             more_of_a_burst(&mut self.queue, &mut waiting, TAKE_MAX).await;
             for (batch, replies) in self.pack(&mut waiting) {
+                let bytes = batch.len() as u64;
                 if let Some(waiting) = self.submit(batch, replies).await {
+                    self.in_flight_bytes += bytes;
                     in_flight.push(waiting);
                 }
             }
@@ -176,8 +181,8 @@ impl Proposer {
     /// Splits what waits into batches of bounded bytes; a batch holds one command at least.
     fn pack(&self, waiting: &mut Vec<Proposal>) -> Vec<(Bytes, Vec<Reply>)> {
         let bytes_max = self.node.inner.options.batch_bytes_max;
-        let refuse_puts = self.node.inner.space.exceeded.load(Ordering::Relaxed);
         let cluster_version = self.node.inner.store.read(|s| s.kv.cluster_version());
+        let mut judge = Judge::new(&self.node, self.in_flight_bytes);
         let mut batches = Vec::new();
         let mut batch = BytesMut::new();
         let mut replies = Vec::new();
@@ -185,12 +190,9 @@ impl Proposer {
             if proposal.reply.is_closed() {
                 continue;
             }
-            if let Err(error) = self.check(&proposal, cluster_version) {
+            let checked = self.check(&proposal, cluster_version).and_then(|()| judge.check(&proposal.command));
+            if let Err(error) = checked {
                 proposal.reply.send(Err(error));
-                continue;
-            }
-            if refuse_puts && takes_space(&proposal.command) {
-                proposal.reply.send(Err(Error::NoSpace));
                 continue;
             }
             let bytes = pb::delimited_len(proposal.command.len());
@@ -218,7 +220,7 @@ impl Proposer {
     }
 
     async fn submit(&self, batch: Bytes, replies: Vec<Reply>) -> Option<impl Future<Output = Done> + use<>> {
-        let begin = Instant::now();
+        let (begin, bytes) = (Instant::now(), batch.len() as u64);
         let (responder, rx) = openraft::impls::OneshotResponder::new_pair();
         if self.node.inner.raft.client_write_ff(Batch(batch), Some(responder)).await.is_err() {
             replies.into_iter().for_each(|reply| reply.send(Err(Error::Stopped)));
@@ -226,7 +228,7 @@ impl Proposer {
         }
         Some(async move {
             let result = rx.await.map_err(|_| ());
-            Done { replies, result, took: begin.elapsed() }
+            Done { replies, result, took: begin.elapsed(), bytes }
         })
     }
 }
@@ -246,38 +248,6 @@ pub(super) fn batch_head(command_bytes: usize) -> ArrayVec<u8, 11> {
 
 fn is_much(waiting: &[Proposal]) -> bool {
     waiting.iter().map(|proposal| proposal.command.len()).sum::<usize>() >= MUCH_BYTES
-}
-
-/// True for a command that stores new data; deletions and compactions free it.
-fn takes_space(command: &Bytes) -> bool {
-    use pb::log::command::Request;
-    let Ok(command) = pb::log::Command::decode(command.clone()) else {
-        return false;
-    };
-    match command.request {
-        Some(Request::Put(_) | Request::LeaseGrant(_)) => true,
-        Some(Request::Txn(txn)) => txn_puts(&txn),
-        Some(
-            Request::DeleteRange(_)
-            | Request::Compact(_)
-            | Request::SetClusterVersion(_)
-            | Request::WantedSize(_)
-            | Request::LeaseRevoke(_)
-            | Request::LeaseCheckpoint(_)
-            | Request::Alarm(_)
-            | Request::StartDigest(_),
-        )
-        | None => false,
-    }
-}
-
-fn txn_puts(txn: &pb::etcd::TxnRequest) -> bool {
-    use pb::etcd::request_op::Request;
-    txn.success.iter().chain(&txn.failure).any(|op| match &op.request {
-        Some(Request::RequestPut(_)) => true,
-        Some(Request::RequestTxn(inner)) => txn_puts(inner),
-        _ => false,
-    })
 }
 
 fn distribute(replies: Vec<Reply>, result: Result_) {

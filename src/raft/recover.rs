@@ -66,7 +66,7 @@ pub fn recover(
     if let Some(file) = snapshots.latest()
         && file.meta().applied.map(|l| l.index) > applied(&state)
     {
-        match load_snapshot(&file) {
+        match load_snapshot(&file, &options.progress) {
             Ok(loaded) => {
                 tracing::info!(snapshot = %file.id, "state taken from the snapshot file");
                 (state, from, replaced) = (Some(loaded), None, true);

@@ -24,6 +24,7 @@ use super::{Entry, LogId, Raft, TypeConfig, Vote};
 use crate::env::{Env, Instant, Pool, timeout};
 use crate::pb;
 use crate::pb::peer;
+use crate::storage::log;
 use crate::storage::snapshot::{self, Incoming};
 
 /// For the first message of a stream.
@@ -66,11 +67,15 @@ pub struct Rpc {
     guard: Arc<Guard>,
     store: Arc<Store>,
     snapshots: snapshot::Dir,
+    /// What the log can still take; `None`: anything.
+    room: Option<log::Room>,
     /// One snapshot is received at a time.
     receiving: Arc<tokio::sync::Mutex<()>>,
     /// Checked senders that wait for the place.
     waiting: Arc<AtomicUsize>,
 }
+
+const DISK_FULL: &str = "this member's disk is full: its log takes no more entries until there is space";
 
 type Answer<T> = Result<T, Status>;
 
@@ -110,7 +115,13 @@ fn check_entries(entries: &[Entry], prev: Option<&LogId>, term: u64) -> Answer<(
 
 impl Rpc {
     pub fn new(env: Env, raft: Raft, guard: Arc<Guard>, store: Arc<Store>, snapshots: snapshot::Dir) -> Self {
-        Self { env, raft, guard, store, snapshots, receiving: Arc::default(), waiting: Arc::default() }
+        Self { env, raft, guard, store, snapshots, room: None, receiving: Arc::default(), waiting: Arc::default() }
+    }
+
+    /// Refuses entries that the log cannot take.
+    #[must_use]
+    pub fn within(self, room: log::Room) -> Self {
+        Self { room: Some(room), ..self }
     }
 
     /// As [`Guard::check`].
@@ -129,6 +140,11 @@ impl Rpc {
     pub async fn append(&self, request: peer::AppendRequest) -> Answer<peer::AppendResponse> {
         let vote = self.check_vote(request.envelope.as_ref(), request.vote)?;
         let term = vote.leader_id.term;
+        // A log that fails to append stops its member. What is left of the newest segment is for votes; heartbeats go on.
+        let left = self.room.as_ref().and_then(log::Room::segments_left);
+        if !request.entries.is_empty() && left == Some(0) {
+            return Err(Status::unavailable(DISK_FULL));
+        }
         let entries = request.entries.into_iter().map(entry_from_pb).collect::<Result<Vec<_>, _>>();
         let rpc = AppendEntriesRequest {
             prev_log_id: request.prev.map(log_id_from_pb),

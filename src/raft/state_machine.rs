@@ -25,6 +25,7 @@ use crate::error::Error;
 use crate::kv;
 use crate::pb;
 use crate::pb::etcd::AlarmType;
+use crate::storage::Progress;
 use crate::storage::snapshot::{self, Head, SnapshotFile};
 
 /// The state after some log entry. A clone is a consistent view.
@@ -472,7 +473,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let id = file.id.clone();
         // What is asked from here on comes after the snapshot in the log.
         let asked_before = self.store.waiters.next_number();
-        let state = self.env.long(Pool::Snapshots, move || load_snapshot(&file)).await?;
+        let state = self.env.long(Pool::Snapshots, move || load_snapshot(&file, &Progress::default())).await?;
         let revision = state.kv.revision();
         self.store.replace(state, asked_before);
         tracing::info!(snapshot = %id, revision, "snapshot installed");
@@ -502,10 +503,13 @@ pub fn write_snapshot(
 }
 
 /// The state that a snapshot file holds.
-pub fn load_snapshot(file: &SnapshotFile) -> io::Result<Applied> {
+pub fn load_snapshot(file: &SnapshotFile, progress: &Progress) -> io::Result<Applied> {
+    progress.begin("loads its state from a snapshot file", file.bytes);
     let mut loader = kv::Loader::new();
     for change in file.read().map_err(io::Error::other)? {
-        loader.load(change.map_err(io::Error::other)?).map_err(invalid)?;
+        let change = change.map_err(io::Error::other)?;
+        progress.add(change.encoded_len() as u64);
+        loader.load(change).map_err(invalid)?;
     }
     Applied::loaded(loader, file.meta())
 }

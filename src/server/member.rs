@@ -27,6 +27,8 @@ use crate::watch::{self, Hub};
 
 /// Time that a handover at shutdown may take.
 const HANDOVER_PATIENCE: Duration = Duration::from_secs(2);
+/// What requests under way get when this member's identity ends: most of them wait for a leader that will not answer.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The parts of a running member.
 pub(super) struct Life {
@@ -36,6 +38,8 @@ pub(super) struct Life {
     pub(super) reconciler: Arc<Reconciler>,
     /// This member was removed from the cluster.
     removed: CancellationToken,
+    /// This life ends: clients are not served any more.
+    over: CancellationToken,
     log: Log,
 }
 
@@ -122,7 +126,8 @@ impl Server {
             self.bootstrap.mark_log_started().await?;
             return Ok(Ok(log));
         }
-        match Log::open(env, &paths.log, owner, self.log_options()) {
+        self.progress.begin("reads its log", 0);
+        match Log::load(env, &paths.log, owner, self.log_options()).await {
             Ok(log) => Ok(Ok(log)),
             Err(error @ log::Error::Foreign { .. }) => Ok(Err(LostDisk(error.to_string()))),
             // Membership case 36. Without such a quorum a person must decide: this disk may hold what no other does.
@@ -159,6 +164,7 @@ impl Server {
             cache_bytes: self.config.state.cache_bytes.0,
             record_bytes: self.config.state.chunk_bytes.as_usize(),
             engine: self.state_engine.clone(),
+            progress: self.progress.clone(),
         };
         let started = Instant::now();
         let recovered = {
@@ -168,6 +174,7 @@ impl Server {
             let work = move || recover::recover(&env, this, &log, &snapshots, &dir, &options, journal);
             self.env.long(Pool::Snapshots, work).await
         };
+        self.progress.end();
         let recovered = match recovered {
             Ok(recovered) => recovered,
             Err(error @ recover::Error::LostState { .. }) => return Ok(Err(LostDisk(error.to_string()))),
@@ -203,11 +210,13 @@ impl Server {
         env.spawn_thread("checkpoint", checkpointer.run());
         let housekeeping = Housekeeping::new(node.clone(), log.clone(), self.housekeeping()?);
         env.spawn(housekeeping.run());
-        let (manager, reconciler, removed) = self.connect(env, &node, rpc);
+        let (manager, reconciler, removed) = self.connect(env, &node, rpc.within(log.room()));
+        let over = env.stopping.child_token();
+        env.spawn(self.clone().open_in_time(env.clone(), node.clone(), over.clone()));
         if let Some(formation) = formation {
             self.initialize(&node, formation).await?;
         }
-        Ok(Ok(Life { env: env.clone(), node, manager, reconciler, removed, log }))
+        Ok(Ok(Life { env: env.clone(), node, manager, reconciler, removed, over, log }))
     }
 
     async fn start_raft(
@@ -374,7 +383,7 @@ impl Server {
         }
     }
 
-    /// Ready once a leader is known and what was committed at the start is applied (membership rule 28).
+    /// Ready while clients are served, a leader is known, and what was committed at the start is applied (membership rule 28).
     async fn watch_readiness(self: Arc<Self>, env: Env, node: Node) {
         let mut tick = interval(Duration::from_millis(50));
         let mut target = None;
@@ -390,7 +399,8 @@ impl Server {
             if target.is_none() && status.leader.is_some() {
                 target = node.confirmed_index().await;
             }
-            let ready = status.leader.is_some()
+            let ready = self.clients.is_open()
+                && status.leader.is_some()
                 && target.is_some_and(|index| status.applied_index >= index)
                 && node.corrupt().is_none();
             if ready != was {
@@ -401,9 +411,6 @@ impl Server {
                     term = status.term,
                     "readiness"
                 );
-                if ready {
-                    self.api.set_ready();
-                }
                 self.set_health(ready).await;
             }
             if ready && !status.is_learner && !std::mem::replace(&mut cleaned, true) {
@@ -492,6 +499,7 @@ impl Server {
     }
 
     pub(super) async fn set_health(&self, ready: bool) {
+        self.api.set_ready(ready);
         let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
         self.health.set_service_status("", status).await;
         self.health.set_service_status("readiness", status).await;
@@ -500,6 +508,7 @@ impl Server {
     /// Hands leadership over if there is someone to take it, and stops everything in order; with `drain`, requests under
     /// way are finished first.
     async fn end(&self, life: Life, drain: bool) {
+        life.over.cancel();
         self.set_health(false).await;
         if drain {
             self.leave(&life).await;
@@ -514,12 +523,7 @@ impl Server {
         }
         // Streams do not end by themselves; their clients go on elsewhere.
         self.api.set_watch(None);
-        if drain {
-            self.drain.cancel();
-            if timeout(self.config.server.request_timeout, self.drained.cancelled()).await.is_err() {
-                tracing::warn!("clients did not end their requests in time");
-            }
-        }
+        self.close_clients(if drain { self.config.server.request_timeout } else { CLOSE_PATIENCE }).await;
         self.api.set_node(None);
         self.api.set_leases(None);
         self.api.set_manager(None);
@@ -577,6 +581,7 @@ impl RaftFacts for Facts {
         answer.membership_index = status.committed_membership.log_id().map_or(0, |l| l.index());
         answer.membership = Some(raft::membership_to_pb(status.committed_membership.membership()));
         answer.low_space = self.node.space().low_disk.load(Ordering::Relaxed);
+        answer.log_full = self.node.space().is_log_full();
         answer.disk_free_bytes = self.node.space().disk_free_bytes.load(Ordering::Relaxed);
         answer.db_bytes = self.node.store().read(|s| s.kv.bytes()) as i64;
     }

@@ -1,11 +1,13 @@
 //! The composition root: owns every long-lived object of a process and the order in which they start and stop.
 //!
-//! Start: identity and data directory, listeners, formation or join, log and state, Raft, the request path. Stop: unready, leave as
+//! Start: identity and data directory, the listeners for status and peers, formation or join, log and state, Raft, the request path,
+//! the clients' port. Stop: unready, leave as
 //! the wanted size demands (`leave`), hand over leadership, drain clients, stop Raft, flush. A part that fails for good stops the process: half a member is worse than
 //! a restart.
 
 pub(crate) mod authority;
 mod budget;
+mod clients;
 mod connection;
 mod leave;
 mod listen;
@@ -15,6 +17,7 @@ mod peer_connection;
 pub mod restore;
 mod shortcut;
 mod stall;
+mod status;
 #[cfg(test)]
 mod tests;
 
@@ -39,7 +42,9 @@ use crate::kv::validate::Limits;
 use crate::pb::log::{Node, node};
 use crate::raft::Peers;
 use crate::storage::member_dir::MemberDir;
-use crate::storage::state;
+use crate::storage::{Progress, state};
+
+use self::listen::Addresses;
 
 /// Time that a peer has to say who it is.
 const WHO_PATIENCE: Duration = Duration::from_secs(1);
@@ -59,10 +64,9 @@ struct Server {
     api: Api,
     peer_api: PeerApi,
     health: tonic_health::server::HealthReporter,
-    /// The client listener takes no more requests and ends with the last one.
-    drain: CancellationToken,
-    /// It has ended.
-    drained: CancellationToken,
+    clients: clients::Port,
+    /// How far this member has read its disk.
+    progress: Progress,
 }
 
 /// How a member's life ended.
@@ -131,6 +135,7 @@ pub async fn serve(
         let mint = mint.clone();
         MemberDir::open(env.disk.clone(), &config.server.data_dir, u64::from(slot), &this.name, || mint())?
     };
+    let addresses = Addresses::bind(&env, &config.server)?;
     let bootstrap = Bootstrap::new(env.clone(), opened.dir, node_record(&this, config.cluster.kind), mint);
     if opened.lost_log {
         tracing::error!("this member's log is gone: a lost disk; it goes on as a new member");
@@ -139,7 +144,7 @@ pub async fn serve(
     let limits = limits(&config.limits);
     let peers = Peers::new(env.clone());
     let wanted = source.map(|source| Watch::start(&env, source));
-    let (health, health_service) = tonic_health::server::health_reporter();
+    let Addresses { client, peer, status } = addresses;
     let server = Arc::new(Server {
         places: places(&env, &config, &this, wanted.as_ref()),
         wanted,
@@ -158,9 +163,9 @@ pub async fn serve(
         quota_bytes,
         bootstrap,
         peers,
-        health,
-        drain: env.shutdown.child_token(),
-        drained: CancellationToken::new(),
+        health: tonic_health::server::HealthReporter::new(),
+        clients: clients::Port::new(client),
+        progress: Progress::default(),
         this,
         state_engine,
         config,
@@ -174,7 +179,7 @@ pub async fn serve(
     server.show_facts();
     server.set_health(false).await;
     server.health.set_service_status("liveness", ServingStatus::Serving).await;
-    server.listen(health_service).await?;
+    server.listen(status, peer)?;
     let ended = tokio::select! {
         ended = server.live() => ended,
         () = env.failed.cancelled() => Err(anyhow!("a part of this process has failed, see above; it must be restarted")),
@@ -303,6 +308,7 @@ impl Server {
                     member_id: identity.member_id,
                     cluster_id: identity.cluster_id,
                     disk_free_bytes: server.env.disk.free_bytes(dir).unwrap_or(0),
+                    progress: server.progress.clone(),
                     notes,
                 });
             }

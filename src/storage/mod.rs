@@ -5,5 +5,8 @@
 
 pub mod log;
 pub mod member_dir;
+mod progress;
 pub mod snapshot;
 pub mod state;
+
+pub use progress::Progress;

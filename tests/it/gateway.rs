@@ -158,12 +158,17 @@ async fn health_can_be_asked_of_one_member_and_without_an_alarm() {
     let mut cluster = Cluster::new(3);
     cluster.start_all().await;
     for path in ["/health", "/health?serializable=true", "/health?exclude=NOSPACE", "/health?serializable"] {
-        cluster.wait_http(0, path, 200, &[r#""health":"true""#]).await;
+        cluster.wait_http_at(&cluster.endpoint(0), path, 200, &[r#""health":"true""#]).await;
     }
     cluster
-        .wait_http(0, "/readyz?verbose", 200, &["[+]data_corruption ok\n", "[+]linearizable_read ok\n", "ok\n"])
+        .wait_http_at(
+            &cluster.endpoint(0),
+            "/readyz?verbose",
+            200,
+            &["[+]data_corruption ok\n", "[+]linearizable_read ok\n", "ok\n"],
+        )
         .await;
-    cluster.wait_http(0, "/livez?verbose", 200, &["[+]", "ok\n"]).await;
+    cluster.wait_http_at(&cluster.endpoint(0), "/livez?verbose", 200, &["[+]", "ok\n"]).await;
     wait_for("an alarm to be taken", async || {
         let (code, text) = http_post(
             &cluster.endpoint(1),
@@ -175,13 +180,13 @@ async fn health_can_be_asked_of_one_member_and_without_an_alarm() {
         if code == 200 { Ok(()) } else { Err(text) }
     })
     .await;
-    cluster.wait_http(0, "/health", 503, &["ALARM NOSPACE"]).await;
-    cluster.wait_http(0, "/health?exclude=NOSPACE", 200, &["true"]).await;
+    cluster.wait_http_at(&cluster.endpoint(0), "/health", 503, &["ALARM NOSPACE"]).await;
+    cluster.wait_http_at(&cluster.endpoint(0), "/health?exclude=NOSPACE", 200, &["true"]).await;
     cluster.kill(1);
     cluster.kill(2);
-    cluster.wait_http(0, "/health?exclude=NOSPACE", 503, &["RAFT NO LEADER"]).await;
-    cluster.wait_http(0, "/health?exclude=NOSPACE&serializable=true", 200, &["true"]).await;
-    cluster.wait_http(0, "/readyz?verbose", 503, &["[-]linearizable_read failed: "]).await;
+    cluster.wait_http_at(&cluster.endpoint(0), "/health?exclude=NOSPACE", 503, &["RAFT NO LEADER"]).await;
+    cluster.wait_http_at(&cluster.endpoint(0), "/health?exclude=NOSPACE&serializable=true", 200, &["true"]).await;
+    cluster.wait_http_at(&cluster.endpoint(0), "/readyz?verbose", 503, &["[-]linearizable_read failed: "]).await;
 }
 
 /// What a browser sends for a page, by hand: the code of the answer, its head, and its body.

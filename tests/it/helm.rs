@@ -47,7 +47,7 @@ resources: {limits: {memory: 8Gi}}
 persistence: {size: 100Gi, storageClass: fast, annotations: {backup: daily}, whenDeleted: Delete, whenScaled: Delete}
 service: {type: LoadBalancer, port: 12379, annotations: {team: core}}
 serviceAccount: {annotations: {role: reader}}
-networkPolicy: {enabled: true, clients: [{podSelector: {matchLabels: {app: shop}}}], restrictEgress: true, apiServerPorts: [8443]}
+networkPolicy: {enabled: true, clients: [{podSelector: {matchLabels: {app: shop}}}], monitoring: [{namespaceSelector: {}}], restrictEgress: true, apiServerPorts: [8443]}
 spread: {zone: DoNotSchedule, node: DoNotSchedule}
 updateStrategy: {partition: 4}
 probes: {startup: {failureThreshold: 900}}
@@ -329,6 +329,7 @@ fn network_policy_guards_the_peer_port() {
     assert_eq!(peers["from"].as_array().map(Vec::len), Some(2));
     assert_eq!(peers["from"][0]["podSelector"]["matchLabels"], rendered.pod()["metadata"]["labels"]);
     assert_eq!(clients, &json!({"ports": [{"protocol": "TCP", "port": 2379}]}));
+    assert_eq!(open["ingress"][2], json!({"ports": [{"protocol": "TCP", "port": 2381}]}));
 
     let rendered = Rendered::new(&helm, ALL_VALUES);
     let closed = &rendered.find("NetworkPolicy", "store")["spec"];
@@ -336,6 +337,9 @@ fn network_policy_guards_the_peer_port() {
     let test = &rendered.find("Pod", "store-test")["metadata"]["labels"];
     let allowed = closed["ingress"][1]["from"][0]["podSelector"]["matchLabels"].as_object().expect("labels");
     assert!(allowed.iter().all(|(key, value)| test[key] == *value), "{allowed:?}");
+    let status = &closed["ingress"][2];
+    assert_eq!(status["ports"], json!([{"protocol": "TCP", "port": 2381}]));
+    assert_eq!(status["from"].as_array().map(Vec::len), Some(2), "clients, and who watches over them: {status}");
     assert_eq!(closed["egress"][2]["ports"], json!([{"protocol": "TCP", "port": 8443}]));
 }
 
@@ -392,14 +396,25 @@ fn test_pod_uses_the_images_own_client() {
 }
 
 #[test]
-fn probes_ask_the_health_service() {
+fn probes_ask_the_status_port() {
     let Some(helm) = require(&HELM) else { return };
+    let rendered = Rendered::new(&helm, ALL_VALUES);
+    let readers = &rendered.find("Deployment", "store-readers")["spec"]["template"];
+    for pod in [&rendered.pod(), readers] {
+        let container = &pod["spec"]["containers"][0];
+        let probe = |name: &str| &container[name]["httpGet"];
+        assert_eq!(probe("startupProbe"), &json!({"port": "status", "path": "/livez"}));
+        assert_eq!(probe("livenessProbe"), &json!({"port": "status", "path": "/livez"}));
+        assert_eq!(probe("readinessProbe"), &json!({"port": "status", "path": "/readyz"}));
+        let ports = container["ports"].as_array().expect("ports");
+        assert!(ports.contains(&json!({"name": "status", "containerPort": 2381})), "{ports:?}");
+    }
     let rendered = Rendered::new(&helm, "");
-    let container = &rendered.pod()["spec"]["containers"][0];
-    let probe = |name: &str| &container[name]["grpc"];
-    assert_eq!(probe("startupProbe"), &json!({"port": 2379, "service": "liveness"}));
-    assert_eq!(probe("livenessProbe"), &json!({"port": 2379, "service": "liveness"}));
-    assert_eq!(probe("readinessProbe"), &json!({"port": 2379, "service": "readiness"}));
+    // A pod whose container starts while the release is being upgraded reads the new settings with the old program, so the chart sets none
+    // that 0.1 does not know: the server takes this port by itself.
+    let server = &rendered.settings()["server"];
+    let client: std::net::SocketAddr = server["listen_client"].as_str().expect("text").parse().expect("an address");
+    assert_eq!((server.get("listen_status"), client.port() + quorate::config::STATUS_PORT_OFFSET), (None, 2381));
     // The server ends by itself before Kubernetes kills it.
     assert_eq!(rendered.pod()["spec"]["terminationGracePeriodSeconds"], 120);
     assert_eq!(rendered.settings()["server"]["grace_period"].as_str(), Some("115s"));

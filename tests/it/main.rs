@@ -37,6 +37,8 @@ mod session;
 mod settings;
 mod sim;
 mod snapshot;
+mod space;
+mod starting;
 mod storage;
 mod support;
 mod threads;

@@ -221,7 +221,7 @@ async fn quota_refuses_puts_until_space_is_freed() {
 }
 
 /// Fills the pod's disk until `free` bytes are left.
-fn fill(cluster: &Cluster, slot: u64, free: u64) {
+pub fn fill(cluster: &Cluster, slot: u64, free: u64) {
     let disk = cluster.disk_of(slot);
     let stat = statvfs(&disk).unwrap();
     let bytes = (stat.f_bavail * stat.f_frsize).checked_sub(free).expect("there is more than that");

@@ -13,7 +13,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::net::{BoxFuture, Incoming, Net, Stream};
+use super::net::{Bound, BoxFuture, Net, Stream};
 use super::{Disk, Env, threads};
 
 impl Env {
@@ -27,8 +27,8 @@ impl Env {
 pub struct NoNet;
 
 impl Net for NoNet {
-    fn listen(&self, _: SocketAddr) -> BoxFuture<io::Result<(SocketAddr, Incoming)>> {
-        Box::pin(async { Err(io::ErrorKind::AddrNotAvailable.into()) })
+    fn bind(&self, _: SocketAddr) -> io::Result<Box<dyn Bound>> {
+        Err(io::ErrorKind::AddrNotAvailable.into())
     }
 
     fn resolve(&self, _: String) -> BoxFuture<io::Result<Vec<SocketAddr>>> {

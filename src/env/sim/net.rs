@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::trace;
-use crate::env::net::{BoxFuture, Incoming, Net, Stream};
+use crate::env::net::{Bound, BoxFuture, Incoming, Net, Stream};
 
 const PIPE_BYTES: usize = 256 << 10;
 const PIECE_BYTES: usize = 64 << 10;
@@ -189,17 +189,30 @@ impl SimNet {
     }
 }
 
+struct BoundHost {
+    net: SimNet,
+    life: CancellationToken,
+    address: SocketAddr,
+}
+
+impl Bound for BoundHost {
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn listen(self: Box<Self>) -> io::Result<Incoming> {
+        let (tx, rx) = mpsc::channel(64);
+        if !self.life.is_cancelled() {
+            self.net.0.lock().listeners.insert(self.address, tx);
+        }
+        // Who dials when this is dropped finds the channel closed, and is refused.
+        Ok(Box::pin(stream::unfold(rx, |mut rx| async move { Some((Ok(rx.recv().await?), rx)) })))
+    }
+}
+
 impl Net for Host {
-    fn listen(&self, address: SocketAddr) -> BoxFuture<io::Result<(SocketAddr, Incoming)>> {
-        let (net, life) = (self.net.clone(), self.life.clone());
-        Box::pin(async move {
-            let (tx, rx) = mpsc::channel(64);
-            if !life.is_cancelled() {
-                net.0.lock().listeners.insert(address, tx);
-            }
-            let incoming = stream::unfold(rx, |mut rx| async move { Some((Ok(rx.recv().await?), rx)) });
-            Ok((address, Box::pin(incoming) as Incoming))
-        })
+    fn bind(&self, address: SocketAddr) -> io::Result<Box<dyn Bound>> {
+        Ok(Box::new(BoundHost { net: self.net.clone(), life: self.life.clone(), address }))
     }
 
     fn resolve(&self, address: String) -> BoxFuture<io::Result<Vec<SocketAddr>>> {

@@ -42,7 +42,7 @@ struct Played {
 pub(crate) async fn play(net: &SimNet, address: &str) -> Sent {
     let address: SocketAddr = address.parse().unwrap();
     let ((forwards, sent_forwards), (appends, sent_appends)) = (mpsc::channel(1000), mpsc::channel(1000));
-    let (_, incoming) = net.host(address.ip()).listen(address).await.unwrap();
+    let (_, incoming) = net.host(address.ip()).listen(address).unwrap();
     let bytes_max = crate::config::Config::default().peer_message_bytes_max();
     let service = PeerServer::new(Played { forwards, appends }).max_decoding_message_size(bytes_max);
     let serving = tonic::transport::Server::builder()

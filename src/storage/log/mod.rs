@@ -108,6 +108,17 @@ impl Record {
     }
 }
 
+/// Says what a log can still take; it keeps no log alive.
+#[derive(Clone)]
+pub struct Room(Arc<Supply>);
+
+impl Room {
+    /// Segments that stand ready and are all that is left, for the disk gives no more; `None` while it does.
+    pub fn segments_left(&self) -> Option<usize> {
+        self.0.segments_left()
+    }
+}
+
 /// The settings of a log.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -411,13 +422,21 @@ impl Log {
 
     /// Opens the log in `dir`: drops a torn newest frame, refuses any other damage. Needs a tokio runtime; blocks.
     pub fn open(env: &Env, dir: &Path, owner: Owner, options: Options) -> Result<Self, Error> {
-        assert!((4 << 10..=1 << 30).contains(&options.segment_bytes), "a segment has from 4 KiB to 1 GiB");
-        assert!(options.queue_bytes <= 1 << 30, "a segment's offsets have 32 bits");
         let recovered = recovery::recover(&*env.disk, dir, owner, &options)?;
         Ok(Self::start(env, dir, owner, options, recovered))
     }
 
+    /// As [`Self::open`], while other tasks go on: to read a long log takes seconds.
+    pub async fn load(env: &Env, dir: &Path, owner: Owner, options: Options) -> Result<Self, Error> {
+        let (disk, path, how) = (env.disk.clone(), dir.to_owned(), options.clone());
+        let recovered = env.long(Pool::Disk, move || recovery::recover(&*disk, &path, owner, &how)).await?;
+        // Not on the thread that has read: those that it starts would give way to others, as it does.
+        Ok(Self::start(env, dir, owner, options, recovered))
+    }
+
     fn start(env: &Env, dir: &Path, owner: Owner, options: Options, recovered: Recovered) -> Self {
+        assert!((4 << 10..=1 << 30).contains(&options.segment_bytes), "a segment has from 4 KiB to 1 GiB");
+        assert!(options.queue_bytes <= 1 << 30, "a segment's offsets have 32 bits");
         let Recovered { durable, segments, active, end, next_frame, spares, doomed } = recovered;
         let next = spares.back().map_or(active, |(number, _)| *number) + 1;
         let supply = Supply::new(env.disk.clone(), dir.to_owned(), options.segment_bytes, spares, next, doomed);
@@ -593,6 +612,11 @@ impl Log {
     /// Preallocated segments that stand ready; fewer than two for long means that the disk is full.
     pub fn spares(&self) -> usize {
         self.shared().supply.spares()
+    }
+
+    /// What the log can still take, for whoever asks beside it.
+    pub fn room(&self) -> Room {
+        Room(self.shared().supply.clone())
     }
 
     /// How long fdatasync took.

@@ -46,6 +46,8 @@ struct Work {
     doomed: VecDeque<u32>,
     /// Why the last preparation failed.
     error: Option<io::Error>,
+    /// The last preparation failed, and no removal is left that may make space.
+    disk_is_full: bool,
     closed: bool,
 }
 
@@ -58,7 +60,7 @@ impl Supply {
         next: u32,
         doomed: VecDeque<u32>,
     ) -> Self {
-        let state = Mutex::new(Work { spares, next, doomed, error: None, closed: false });
+        let state = Mutex::new(Work { spares, next, doomed, error: None, disk_is_full: false, closed: false });
         let (work, ready, ended) = (Notify::new(), Notify::new(), CancellationToken::new());
         Self { disk, dir, segment_bytes, state, work, ready, ended }
     }
@@ -66,6 +68,12 @@ impl Supply {
     /// Segments that stand ready.
     pub fn spares(&self) -> usize {
         self.state.lock().spares.len()
+    }
+
+    /// As many, while the last attempt to prepare one has failed.
+    pub fn segments_left(&self) -> Option<usize> {
+        let state = self.state.lock();
+        state.disk_is_full.then(|| state.spares.len())
     }
 
     /// The next segment; waits for it if it is still being prepared, and fails if that fails.
@@ -161,6 +169,7 @@ impl Supply {
                     state.spares.push_back((number, Arc::from(file)));
                     state.next = number + 1;
                     state.error = None;
+                    state.disk_is_full = false;
                     self.ready.notify_one();
                 }
                 Err(error) => {
@@ -169,6 +178,7 @@ impl Supply {
                     let mut state = self.state.lock();
                     if !unlinked || state.doomed.is_empty() {
                         state.error = Some(error);
+                        state.disk_is_full = true;
                         self.ready.notify_one();
                     }
                     return false;

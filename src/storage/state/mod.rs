@@ -29,7 +29,8 @@ pub use record::check_record;
 pub use record::{Key, Position};
 
 use self::record::{Filed, Packer, Record};
-use crate::env::Env;
+use super::Progress;
+use crate::env::{Env, fail};
 use crate::pb::log::{Change, LogId, StateMeta};
 
 /// Why the state store failed. `Io` and `Damaged` are sticky: every later call that writes gives the same answer.
@@ -61,6 +62,8 @@ pub struct Options {
     /// records), smaller costs CPU.
     pub record_bytes: usize,
     pub engine: Engine,
+    /// How far [`Store::load`] is.
+    pub progress: Progress,
 }
 
 /// Where records lie.
@@ -75,7 +78,7 @@ pub enum Engine {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { cache_bytes: 16 << 20, record_bytes: 8 << 10, engine: Engine::Sled }
+        Self { cache_bytes: 16 << 20, record_bytes: 8 << 10, engine: Engine::Sled, progress: Progress::default() }
     }
 }
 
@@ -127,6 +130,7 @@ pub struct Store {
     bytes: u64,
     pass: clean::Pass,
     failed: Option<Error>,
+    progress: Progress,
 }
 
 #[derive(Clone)]
@@ -166,6 +170,7 @@ impl Store {
             bytes: 0,
             pass: clean::Pass::default(),
             failed: None,
+            progress: options.progress.clone(),
         }
     }
 
@@ -178,6 +183,7 @@ impl Store {
     pub fn load(&mut self, each: &mut dyn FnMut(Change) -> Result<(), String>) -> Result<Option<StateMeta>, Error> {
         self.check()?;
         self.reset(End::EMPTY);
+        self.progress.begin("loads its state", self.records.disk_bytes());
         let loaded = self.find_end().and_then(|end| self.walk(end, each));
         match loaded {
             Ok((end, bytes)) => {
@@ -231,6 +237,8 @@ impl Store {
             }
             at = record.to;
             bytes += stored.len() as u64;
+            self.progress.add(stored.len() as u64);
+            fail::slow_load();
             each_change(&record, &mut carry, each).map_err(Error::Damaged)?;
             Ok(true)
         })?;

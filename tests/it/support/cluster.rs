@@ -91,6 +91,11 @@ impl Cluster {
         format!("127.{}.{slot}.{}:2379", self.host.0, self.host.1)
     }
 
+    /// Where the pod says how it is, from its first moment on.
+    pub fn status_endpoint(&self, slot: u64) -> String {
+        format!("127.{}.{slot}.{}:2381", self.host.0, self.host.1)
+    }
+
     /// Endpoints of slots `0..size`, comma-separated.
     pub fn endpoints(&self) -> String {
         (0..self.size).map(|slot| self.endpoint(slot)).collect::<Vec<_>>().join(",")
@@ -291,10 +296,12 @@ impl Cluster {
     }
 
     pub fn channel(&self, slot: u64) -> Channel {
-        Endpoint::from_shared(format!("http://{}", self.endpoint(slot)))
-            .unwrap()
-            .connect_timeout(Duration::from_secs(1))
-            .connect_lazy()
+        channel(&self.endpoint(slot))
+    }
+
+    /// To the status listener.
+    pub fn status_channel(&self, slot: u64) -> Channel {
+        channel(&self.status_endpoint(slot))
     }
 
     pub fn kv(&self, slot: u64) -> KvClient<Channel> {
@@ -305,8 +312,9 @@ impl Cluster {
         MaintenanceClient::new(self.channel(slot))
     }
 
+    /// What the pod says of itself, also while it serves no clients.
     pub async fn status(&self, slot: u64) -> Result<StatusResponse, Status> {
-        Ok(self.maintenance(slot).status(StatusRequest {}).await?.into_inner())
+        Ok(MaintenanceClient::new(self.status_channel(slot)).status(StatusRequest {}).await?.into_inner())
     }
 
     pub async fn members(&self, slot: u64) -> Result<Vec<Member>, Status> {
@@ -359,11 +367,16 @@ impl Cluster {
         self.wait_http(slot, "/readyz", 503, parts).await
     }
 
-    /// Waits until the pod answers a GET on its client port with `code` and a text that holds all of `parts`.
+    /// Waits until the pod's status listener answers a GET with `code` and a text that holds all of `parts`.
     pub async fn wait_http(&self, slot: u64, path: &str, code: u16, parts: &[&str]) -> String {
+        self.wait_http_at(&self.status_endpoint(slot), path, code, parts).await
+    }
+
+    /// The same at one of the pod's ports.
+    pub async fn wait_http_at(&self, endpoint: &str, path: &str, code: u16, parts: &[&str]) -> String {
         let holds = |text: &str| parts.iter().all(|part| text.contains(part));
-        wait_for(&format!("GET {path} of kv-{slot} to answer {code} with {parts:?}"), async || {
-            match http_get(&self.endpoint(slot), path).await {
+        wait_for(&format!("GET {endpoint}{path} to answer {code} with {parts:?}"), async || {
+            match http_get(endpoint, path).await {
                 Ok((found, text)) if found == code && holds(&text) => Ok(text),
                 Ok((found, text)) => Err(format!("{found} {text}")),
                 Err(error) => Err(error.to_string()),
@@ -405,7 +418,7 @@ impl Cluster {
         None
     }
 
-    /// Waits until every pod of `0..size` runs in one cluster, knows the leader and votes. Returns the leader's slot.
+    /// Waits until every pod of `0..size` runs in one cluster, serves clients, knows the leader and votes. Returns the leader's slot.
     pub async fn wait_formed(&self) -> u64 {
         self.wait_voters(0..self.size).await
     }
@@ -490,6 +503,11 @@ impl Drop for Cluster {
         }
         self.kill_all();
     }
+}
+
+fn channel(endpoint: &str) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{endpoint}")).unwrap();
+    endpoint.connect_timeout(Duration::from_secs(1)).connect_lazy()
 }
 
 /// Tries until `look` answers `Ok`, at most for [`PATIENCE`]; then fails with the last observation.

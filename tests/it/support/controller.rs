@@ -17,12 +17,8 @@ use quorate::env::faulty;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
-use tonic::transport::Endpoint;
-use tonic_health::pb::HealthCheckRequest;
-use tonic_health::pb::health_check_response::ServingStatus;
-use tonic_health::pb::health_client::HealthClient;
 
-use super::cluster::binary;
+use super::cluster::{binary, http_get};
 use super::namespace::{Cut, Wires};
 
 pub const NAME: &str = "kv";
@@ -471,14 +467,12 @@ fn pod_name(ordinal: u64) -> String {
     format!("{NAME}-{ordinal}")
 }
 
-/// The kubelet's readiness probe: the real gRPC health service.
+/// The kubelet's readiness probe, as the chart has it.
 async fn probe(ip: String, ready: Arc<AtomicBool>) {
-    let endpoint = Endpoint::from_shared(format!("http://{ip}:2379")).unwrap().timeout(Duration::from_secs(1));
-    let mut health = HealthClient::new(endpoint.connect_lazy());
+    let endpoint = format!("{ip}:2381");
     loop {
-        let asked = health.check(HealthCheckRequest { service: "readiness".into() }).await;
-        let serving = asked.is_ok_and(|answer| answer.into_inner().status() == ServingStatus::Serving);
-        ready.store(serving, Ordering::Relaxed);
+        let asked = tokio::time::timeout(Duration::from_secs(1), http_get(&endpoint, "/readyz")).await;
+        ready.store(matches!(asked, Ok(Ok((200, _)))), Ordering::Relaxed);
         tokio::time::sleep(PROBE_INTERVAL).await;
     }
 }

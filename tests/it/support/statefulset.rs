@@ -337,23 +337,23 @@ impl StatefulSet {
         .await;
     }
 
-    fn channel(&self, ordinal: u64) -> Channel {
+    fn channel(&self, ordinal: u64, port: u16) -> Channel {
         let ip = self.ip(ordinal).unwrap_or_else(|| "127.0.0.0".into());
-        let endpoint = Endpoint::from_shared(format!("http://{ip}:2379")).unwrap();
+        let endpoint = Endpoint::from_shared(format!("http://{ip}:{port}")).unwrap();
         endpoint.connect_timeout(Duration::from_secs(1)).timeout(Duration::from_secs(10)).connect_lazy()
     }
 
     pub fn kv(&self, ordinal: u64) -> KvClient<Channel> {
-        KvClient::new(self.channel(ordinal)).max_decoding_message_size(usize::MAX)
+        KvClient::new(self.channel(ordinal, 2379)).max_decoding_message_size(usize::MAX)
     }
 
     pub async fn status(&self, ordinal: u64) -> Result<StatusResponse, Status> {
-        Ok(MaintenanceClient::new(self.channel(ordinal)).status(StatusRequest {}).await?.into_inner())
+        Ok(MaintenanceClient::new(self.channel(ordinal, 2381)).status(StatusRequest {}).await?.into_inner())
     }
 
     pub async fn members(&self, ordinal: u64) -> Result<Vec<Member>, Status> {
         let request = MemberListRequest { linearizable: false };
-        Ok(ClusterClient::new(self.channel(ordinal)).member_list(request).await?.into_inner().members)
+        Ok(ClusterClient::new(self.channel(ordinal, 2379)).member_list(request).await?.into_inner().members)
     }
 
     /// All members as the pod knows them: member id, and whether it votes. Ascending.
@@ -433,7 +433,8 @@ impl StatefulSet {
             if leader == ordinal {
                 return Ok(());
             }
-            let asked = MaintenanceClient::new(self.channel(leader)).move_leader(MoveLeaderRequest { target_id }).await;
+            let asked =
+                MaintenanceClient::new(self.channel(leader, 2379)).move_leader(MoveLeaderRequest { target_id }).await;
             Err(format!("{NAME}-{leader} leads, and answers {asked:?}"))
         })
         .await;
@@ -472,11 +473,11 @@ impl StatefulSet {
         self.wait_http(ordinal, "/readyz", 503, parts).await
     }
 
-    /// Waits until a GET on the pod's client port is answered with `code` and a text that holds all of `parts`.
+    /// Waits until a GET on the pod's status port is answered with `code` and a text that holds all of `parts`.
     pub async fn wait_http(&self, ordinal: u64, path: &str, code: u16, parts: &[&str]) -> String {
         wait_for(&format!("GET {path} of {NAME}-{ordinal} to answer {code} with {parts:?}"), async || {
             let ip = self.ip(ordinal).ok_or("there is no such pod")?;
-            match http_get(&format!("{ip}:2379"), path).await {
+            match http_get(&format!("{ip}:2381"), path).await {
                 Ok((found, text)) if found == code && parts.iter().all(|part| text.contains(part)) => Ok(text),
                 Ok((found, text)) => Err(format!("{found} {text}")),
                 Err(error) => Err(error.to_string()),
