@@ -79,9 +79,9 @@ async fn nothing_that_frees_nothing_ends_a_member_whose_disk_is_full() {
     }
     let mut random = seeded();
     let mut cluster = Cluster::new(3);
-    cluster.set("storage.disk_reserve", "16MiB").set("log.segment_bytes", "1MiB").set("log.bytes_max", "4MiB");
+    cluster.set("storage.disk_reserve", "16MiB").set("log.segment_bytes", "3MiB").set("log.bytes_max", "6MiB");
     // What is asked in vain through a full log is not waited for.
-    cluster.set("server.request_timeout", "2s").set_small_disks(0..3, 64 << 20);
+    cluster.set("server.request_timeout", "2s").set_small_disks(0..3, 128 << 20);
     let leader = cluster.start_all().await;
     for key in 0..200 {
         put(&cluster, key % 3, &format!("k{key:03}"), 100).await.unwrap();
@@ -143,14 +143,14 @@ async fn one_full_disk_stops_neither_its_member_nor_the_others() {
         return;
     }
     let mut cluster = Cluster::new(3);
-    cluster.set("storage.disk_reserve", "16MiB").set("log.segment_bytes", "1MiB").set("log.bytes_max", "4MiB");
-    cluster.set_small_disks(0..3, 96 << 20);
+    cluster.set("storage.disk_reserve", "16MiB").set("log.segment_bytes", "3MiB").set("log.bytes_max", "6MiB");
+    cluster.set_small_disks(0..3, 128 << 20);
     let full = cluster.start_all().await;
     fill(&cluster, full, 0);
     let other = (full + 1) % 3;
     let mut written = 0;
     // Its spare segments and what it had left are used up several times over.
-    while written < 100 {
+    while written < 200 {
         wait_for("a put beside the full one", async || {
             put(&cluster, other, &format!("k{}", written % 10), 100 << 10).await.map_err(|status| status.to_string())
         })
