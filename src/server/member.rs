@@ -127,7 +127,9 @@ impl Server {
             return Ok(Ok(log));
         }
         self.progress.begin("reads its log", 0);
-        match Log::load(env, &paths.log, owner, self.log_options()).await {
+        let opened = Log::load(env, &paths.log, owner, self.log_options()).await;
+        self.progress.end();
+        match opened {
             Ok(log) => Ok(Ok(log)),
             Err(error @ log::Error::Foreign { .. }) => Ok(Err(LostDisk(error.to_string()))),
             // Membership case 36. Without such a quorum a person must decide: this disk may hold what no other does.
