@@ -82,7 +82,9 @@ impl Kv for Api {
             if !is_serializable(&txn) {
                 confirm(&node).await?;
             }
-            node.store().view().kv.read_txn(&txn)?
+            let state = node.store().view().kv;
+            state.check_cost(state.txn_cost(&txn), self.shared.limits.request_cost_max)?;
+            state.read_txn(&txn)?
         } else {
             match self.propose(&node, command::Request::Txn(txn)).await?.response {
                 Some(answer::Response::Txn(answer)) => answer,

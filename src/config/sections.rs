@@ -419,6 +419,8 @@ pub struct Limits {
     pub txn_ops_total_max: usize,
     /// Most transactions within one another.
     pub txn_depth_max: usize,
+    /// Most keys that a request may visit beyond one visit to each that there is.
+    pub request_cost_max: u64,
     /// Most concurrent streams of one connection.
     pub concurrent_streams_max: u32,
     /// Most connections of clients.
@@ -449,6 +451,7 @@ impl Default for Limits {
             txn_ops_max: 128,
             txn_ops_total_max: 16_384,
             txn_depth_max: 128,
+            request_cost_max: 500_000,
             concurrent_streams_max: 10_000,
             connections_max: 20_000,
             receive_bytes_max: Bytes::mib(256),

@@ -125,6 +125,7 @@ impl Config {
         faults.positive("lease.revokes_in_flight_max", self.lease.revokes_in_flight_max as u64);
         faults.positive("limits.txn_ops_max", self.limits.txn_ops_max as u64);
         faults.positive("limits.txn_ops_total_max", self.limits.txn_ops_total_max as u64);
+        faults.positive("limits.request_cost_max", self.limits.request_cost_max);
         faults.within("limits.txn_depth_max", self.limits.txn_depth_max, 1..=TXN_DEPTH_MAX);
         faults.positive("limits.concurrent_streams_max", u64::from(self.limits.concurrent_streams_max));
         faults.positive("limits.connections_max", self.limits.connections_max as u64);
@@ -409,6 +410,7 @@ mod tests {
             ("limits.txn_ops_max", |c| c.limits.txn_ops_max = 0),
             ("limits.txn_ops_total_max", |c| c.limits.txn_ops_total_max = 0),
             ("limits.txn_depth_max", |c| c.limits.txn_depth_max = 0),
+            ("limits.request_cost_max", |c| c.limits.request_cost_max = 0),
             ("limits.txn_depth_max", |c| c.limits.txn_depth_max = 257),
             ("limits.concurrent_streams_max", |c| c.limits.concurrent_streams_max = 0),
             ("limits.connections_max", |c| c.limits.connections_max = 0),

@@ -29,8 +29,8 @@ impl Way {
     /// Bytes that another member forwards.
     pub(crate) fn forwarded(&mut self, command: &Bytes) -> Result<Result<(), Error>, Error> {
         let before = self.leader.read(|s| s.kv.revision());
-        match admit::forwarded(command, &self.limits, self.cluster_version) {
-            Ok(()) => Ok(self.carry(command)),
+        match admit::forwarded(command, &self.limits, &self.leader, self.cluster_version) {
+            Ok(_) => Ok(self.carry(command)),
             Err(error) => {
                 assert_eq!(self.leader.read(|s| s.kv.revision()), before, "a refusal changes nothing");
                 Err(error)
@@ -41,6 +41,7 @@ impl Way {
     /// A command of the leader's own clients, which is not looked at again once it is encoded.
     pub(crate) fn own(&mut self, mut command: Command) -> Result<Result<(), Error>, Error> {
         admit::own(&mut command, &self.limits)?;
+        admit::cost(&command, &self.limits, &self.leader)?;
         let bytes = Bytes::from(command.encode_to_vec());
         assert_eq!(Command::decode(bytes.clone()).as_ref(), Ok(&command), "a command is what it is encoded to");
         admit::version(&bytes, self.cluster_version)?;

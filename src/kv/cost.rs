@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::pb::etcd::range_request::SortOrder;
 use crate::pb::etcd::request_op::Request;
 use crate::pb::etcd::{Compare, DeleteRangeRequest, RangeRequest, RequestOp, TxnRequest};
-use crate::pb::log::command;
+use crate::pb::log::{Command, command};
 
 /// A key that was found is compared so many times in the time of another look-up.
 const COMPARES_A_KEY: u64 = 32;
@@ -23,6 +23,8 @@ const COMPARES_A_KEY: u64 = 32;
 const BYTES_A_KEY: u64 = 512;
 /// What a key without its value is taken for.
 const KEY_ONLY_BYTES: u64 = 256;
+/// A transaction that names so few keys is no matter, however large their values.
+const PLAIN_KEYS_MAX: u64 = 64;
 /// Keys of one lease that are counted. More make no difference to who asks, and each is visited for it.
 const LEASE_KEYS_MAX: usize = 1 << 16;
 
@@ -52,6 +54,36 @@ impl AddAssign for Cost {
         self.keys = self.keys.saturating_add(other.keys);
         self.bytes = self.bytes.saturating_add(other.bytes);
     }
+}
+
+/// The keys that a command visits, if it names each of them: what it costs then needs no look at the data. `None` if it speaks of
+/// intervals, of the keys of a lease, or of so many keys that their values matter.
+pub fn plain_keys(request: &command::Request) -> Option<u64> {
+    match request {
+        command::Request::Put(_)
+        | command::Request::Compact(_)
+        | command::Request::SetClusterVersion(_)
+        | command::Request::WantedSize(_)
+        | command::Request::LeaseGrant(_)
+        | command::Request::Alarm(_)
+        | command::Request::StartDigest(_) => Some(1),
+        command::Request::Txn(r) => plain_txn_keys(r).filter(|keys| *keys <= PLAIN_KEYS_MAX),
+        command::Request::DeleteRange(r) => r.range_end.is_empty().then_some(1),
+        command::Request::LeaseRevoke(_) => None,
+        command::Request::LeaseCheckpoint(r) => Some(r.checkpoints.len() as u64),
+    }
+}
+
+fn plain_txn_keys(r: &TxnRequest) -> Option<u64> {
+    let compares = r.compare.iter().map(|c| c.range_end.is_empty().then_some(1));
+    let ops = r.success.iter().chain(&r.failure).map(|op| match &op.request {
+        Some(Request::RequestRange(r)) => r.range_end.is_empty().then_some(1),
+        Some(Request::RequestDeleteRange(r)) => r.range_end.is_empty().then_some(1),
+        Some(Request::RequestPut(_)) | None => Some(1),
+        // Those are rare.
+        Some(Request::RequestTxn(_)) => None,
+    });
+    compares.chain(ops).sum()
 }
 
 impl State {
@@ -97,15 +129,14 @@ impl State {
             command::Request::LeaseRevoke(r) => {
                 Cost { keys: self.lease_keys(r.id).take(LEASE_KEYS_MAX).count().max(1) as u64, bytes: 0 }
             }
-            command::Request::LeaseCheckpoint(r) => Cost { keys: r.checkpoints.len().max(1) as u64, bytes: 0 },
-            command::Request::Put(_)
-            | command::Request::Compact(_)
-            | command::Request::SetClusterVersion(_)
-            | command::Request::WantedSize(_)
-            | command::Request::LeaseGrant(_)
-            | command::Request::Alarm(_)
-            | command::Request::StartDigest(_) => Cost { keys: 1, bytes: 0 },
+            plain => Cost { keys: plain_keys(plain).unwrap_or(1), bytes: 0 },
         }
+    }
+
+    /// What applying these commands visits, about: for who decides how to do it.
+    pub fn keys_of(&self, commands: &[Command]) -> u64 {
+        let requests = commands.iter().filter_map(|command| command.request.as_ref());
+        requests.map(|r| plain_keys(r).unwrap_or_else(|| self.command_cost(r).keys)).sum()
     }
 
     /// Refuses what costs more than `units_max` beyond a visit to every key.

@@ -36,6 +36,12 @@ impl Recorder {
         *self = Self { bytes_max, ..Self::new(self.digest) };
     }
 
+    /// This recorder; leaves one that keeps nothing.
+    pub(super) fn take_over(&mut self) -> Self {
+        let off = Self::new(self.digest);
+        std::mem::replace(self, off)
+    }
+
     pub(super) fn versions(&mut self, versions: &[KeyValue]) {
         for version in versions {
             if let Some(digest) = &mut self.digest {

@@ -28,7 +28,7 @@ mod versions;
 mod writes;
 
 pub use alarm::Members;
-pub use cost::Cost;
+pub use cost::{Cost, plain_keys};
 pub use digest::DIGEST_VERSION;
 pub use hash::HashKv;
 pub use history::Revision;

@@ -98,6 +98,12 @@ impl State {
         }
     }
 
+    /// A clone that the journal goes along with: from here on it is the one that is changed.
+    pub fn take_over(&mut self) -> Self {
+        let journal = self.journal.take_over();
+        Self { journal, ..self.clone() }
+    }
+
     /// The revision of the last write.
     pub fn revision(&self) -> i64 {
         self.revision

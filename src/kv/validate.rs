@@ -31,12 +31,20 @@ pub struct Limits {
     pub txn_ops_total_max: usize,
     /// Most transactions within one another; less than [`TXN_DEPTH_MAX`](crate::pb::TXN_DEPTH_MAX), which every decoder takes.
     pub txn_depth_max: usize,
+    /// Most keys that a request may visit beyond one visit to each that there is (`cost`).
+    pub request_cost_max: u64,
 }
 
 impl Default for Limits {
     /// As etcd's, 1.5 MiB and 128; and with them no more depth than 128 either.
     fn default() -> Self {
-        Self { request_bytes_max: 1536 * 1024, txn_ops_max: 128, txn_ops_total_max: 16_384, txn_depth_max: 128 }
+        Self {
+            request_bytes_max: 1536 * 1024,
+            txn_ops_max: 128,
+            txn_ops_total_max: 16_384,
+            txn_depth_max: 128,
+            request_cost_max: 500_000,
+        }
     }
 }
 

@@ -4,7 +4,8 @@
 //! decodes the very bytes, in the envelope that apply will find them in, and checks what it found, with its own limits. A command of its
 //! own clients was checked before it was encoded ([`own`]), and what this build encodes decodes to the same (`node/tests/way.rs`); bytes of another
 //! member are believed in nothing ([`forwarded`]). A refusal is that proposal's answer and changes nothing.
-//! Absent: what depends on the state but for the cluster version; that is a result of applying.
+//! What it will cost is counted, too: a committed entry is applied by all members, and again at each restart.
+//! Absent: what else depends on the state but for the cluster version; that is a result of applying.
 
 use bytes::{Buf as _, Bytes};
 use prost::Message as _;
@@ -14,6 +15,7 @@ use crate::env::planted;
 use crate::error::Error;
 use crate::kv::{self, Limits, validate};
 use crate::pb::log::{Batch, Command, command::Request};
+use crate::raft::Store;
 
 /// Checks a command of this member's, and notes which apply version it needs.
 pub(crate) fn own(command: &mut Command, limits: &Limits) -> Result<(), Error> {
@@ -23,10 +25,23 @@ pub(crate) fn own(command: &mut Command, limits: &Limits) -> Result<(), Error> {
     Ok(())
 }
 
-/// Checks an encoded command that another member has forwarded.
-pub(crate) fn forwarded(command: &Bytes, limits: &Limits, cluster_version: u32) -> Result<(), Error> {
+/// What a command will cost to apply, as [`Cost::units`](kv::Cost::units); refused if that is too much as this member's data is now.
+pub(crate) fn cost(command: &Command, limits: &Limits, store: &Store) -> Result<u64, Error> {
+    let Some(request) = &command.request else { return Ok(0) };
+    if let Some(keys) = kv::plain_keys(request) {
+        return Ok(keys);
+    }
+    // A view, because the look-ups are as many as the operations.
+    let state = store.view().kv;
+    let cost = state.command_cost(request);
+    state.check_cost(cost, limits.request_cost_max)?;
+    Ok(cost.units())
+}
+
+/// Checks an encoded command that another member has forwarded. Returns what it will cost.
+pub(crate) fn forwarded(command: &Bytes, limits: &Limits, store: &Store, cluster_version: u32) -> Result<u64, Error> {
     if planted!("proposal-not-checked") {
-        return Ok(());
+        return Ok(0);
     }
     let head = batch_head(command.len());
     let batch = Batch::decode(head.as_slice().chain(command.clone()));
@@ -40,7 +55,8 @@ pub(crate) fn forwarded(command: &Bytes, limits: &Limits, cluster_version: u32) 
         // Who forwards it led when it decided so.
         return Err(Error::LeaderChanged);
     }
-    validate::command(command, limits)
+    validate::command(command, limits)?;
+    cost(command, limits, store)
 }
 
 /// Checks the version that an encoded command of this member's needs.

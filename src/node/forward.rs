@@ -317,7 +317,7 @@ impl Node {
                 drop(to.try_send(Forwarded::Outcome(id, Err(Error::TooManyRequests))));
                 continue;
             };
-            let proposal = Proposal { command, reply: Reply::Remote { id, to: to.clone(), _place: place } };
+            let proposal = Proposal { command, units: 0, reply: Reply::Remote { id, to: to.clone(), _place: place } };
             if let Err(full) = self.inner.proposals.try_send(proposal) {
                 full.into_inner().reply.send(Err(Error::TooManyRequests));
             }

@@ -118,7 +118,7 @@ impl Housekeeping {
                 return;
             }
             let slice = Instant::now();
-            self.node.store().write(|s| s.kv.sweep(SWEEP_STEPS));
+            self.node.store().try_write(|s| s.kv.sweep(SWEEP_STEPS));
             sleep(SWEEP_REST.max(2 * slice.elapsed())).await;
         }
         self.held_since = None;

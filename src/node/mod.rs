@@ -408,15 +408,17 @@ impl Node {
     /// Carries one command through Raft and returns what applying it here answered.
     pub async fn propose(&self, mut command: pb::log::Command) -> Outcome {
         admit::own(&mut command, &self.inner.options.limits)?;
+        // By this member's data, which is nearly the leader's; the leader counts again what others forward.
+        let units = admit::cost(&command, &self.inner.options.limits, &self.inner.store)?;
         let _pending = Pending::begin();
-        let outcome = self.try_propose(command).await;
+        let outcome = self.try_propose(command, units).await;
         if outcome.as_ref().is_err_and(|error| error.is_unavailable()) {
             metrics().proposals_failed.inc();
         }
         outcome
     }
 
-    async fn try_propose(&self, mut command: pb::log::Command) -> Outcome {
+    async fn try_propose(&self, mut command: pb::log::Command, units: u64) -> Outcome {
         let waiters = self.inner.store.waiters();
         let origin = waiters.origin();
         command.origin = (!planted!("answer-before-own-apply")).then_some(origin);
@@ -425,7 +427,7 @@ impl Node {
         loop {
             let place = Arc::new(self.inner.places.take(&self.client, command.len() as u64)?);
             let seen = *self.inner.route_changed.borrow();
-            match self.offer(&command, origin.number, place, deadline).await {
+            match self.offer((&command, units), origin.number, place, deadline).await {
                 // Certainly not proposed: safe to try again.
                 Err(Error::NotLeader) if self.wait_route(seen, deadline).await => {}
                 Err(Error::NotLeader) => return Err(Error::Timeout),
@@ -439,7 +441,8 @@ impl Node {
     }
 
     /// Sends a command to the leader that is known now, and waits for what becomes of it.
-    async fn offer(&self, command: &Bytes, number: u64, place: Arc<Place>, deadline: Instant) -> Outcome {
+    async fn offer(&self, asked: (&Bytes, u64), number: u64, place: Arc<Place>, deadline: Instant) -> Outcome {
+        let (command, units) = asked;
         let waiters = self.inner.store.waiters();
         let Some(rx) = waiters.wait(number, self.term(), deadline, place.clone()) else {
             return Err(Error::NotLeader);
@@ -447,7 +450,7 @@ impl Node {
         let ticket = Ticket { number, waiters: waiters.clone(), place };
         let sent = match self.route() {
             Route::Leader => {
-                let proposal = Proposal { command: command.clone(), reply: Reply::Local(ticket) };
+                let proposal = Proposal { command: command.clone(), units, reply: Reply::Local(ticket) };
                 self.inner.proposals.try_send(proposal).map_err(|e| refused(&e))
             }
             Route::Follower(link) => link.send(Outgoing::Proposal(command.clone(), ticket)),

@@ -27,6 +27,8 @@ const TAKE_MAX: usize = 4096;
 /// Commands of so many bytes do not wait for the batch in flight. Fewer gain nothing by that: a member takes one append after the
 /// other, and the same commands in more batches cost more.
 const MUCH_BYTES: usize = 64 << 10;
+/// What the commands of a batch cost together, unless one alone costs more: an entry is applied in one go, and meanwhile no other.
+const BATCH_UNITS_MAX: u64 = 32_768;
 /// So many commands do not wait for more: what a batch costs beside them, three flushes above all, is little then.
 const MANY: usize = 64;
 /// Where so few are about, nobody waits for others.
@@ -86,6 +88,8 @@ impl Reply {
 /// An encoded [`pb::log::Command`] on its way.
 pub(super) struct Proposal {
     pub command: Bytes,
+    /// What applying it costs; of another member's, that is counted here.
+    pub units: u64,
     pub reply: Reply,
 }
 
@@ -115,6 +119,45 @@ impl Pace {
 
     fn is_due(&self, waiting: usize, now: Instant) -> bool {
         waiting >= self.expected.min(MANY) || now >= self.until
+    }
+}
+
+/// Commands as batches, each with what is to be told to whom when it is applied.
+struct Batches<R> {
+    bytes_max: usize,
+    whole: Vec<(Bytes, Vec<R>)>,
+    batch: BytesMut,
+    replies: Vec<R>,
+    units: u64,
+}
+
+impl<R> Batches<R> {
+    fn new(bytes_max: usize) -> Self {
+        Self { bytes_max, whole: Vec::new(), batch: BytesMut::new(), replies: Vec::new(), units: 0 }
+    }
+
+    fn add(&mut self, command: &[u8], units: u64, reply: R) {
+        let bytes = pb::delimited_len(command.len());
+        if self.batch.len() + bytes > self.bytes_max || self.units.saturating_add(units) > BATCH_UNITS_MAX {
+            self.close();
+        }
+        self.batch.reserve(bytes);
+        self.batch.put_slice(&batch_head(command.len()));
+        self.batch.put_slice(command);
+        self.replies.push(reply);
+        self.units = self.units.saturating_add(units);
+    }
+
+    fn close(&mut self) {
+        if !self.replies.is_empty() {
+            self.whole.push((self.batch.split().freeze(), std::mem::take(&mut self.replies)));
+        }
+        self.units = 0;
+    }
+
+    fn finish(mut self) -> Vec<(Bytes, Vec<R>)> {
+        self.close();
+        self.whole
     }
 }
 
@@ -178,43 +221,32 @@ impl Proposer {
         }
     }
 
-    /// Splits what waits into batches of bounded bytes; a batch holds one command at least.
+    /// Splits what waits into batches of bounded bytes and cost; a batch holds one command at least.
     fn pack(&self, waiting: &mut Vec<Proposal>) -> Vec<(Bytes, Vec<Reply>)> {
         let bytes_max = self.node.inner.options.batch_bytes_max;
         let cluster_version = self.node.inner.store.read(|s| s.kv.cluster_version());
         let mut judge = Judge::new(&self.node, self.in_flight_bytes);
-        let mut batches = Vec::new();
-        let mut batch = BytesMut::new();
-        let mut replies = Vec::new();
+        let mut batches = Batches::new(bytes_max);
         for proposal in waiting.drain(..) {
             if proposal.reply.is_closed() {
                 continue;
             }
-            let checked = self.check(&proposal, cluster_version).and_then(|()| judge.check(&proposal.command));
-            if let Err(error) = checked {
-                proposal.reply.send(Err(error));
-                continue;
+            let checked = self.check(&proposal, cluster_version);
+            match checked.and_then(|units| judge.check(&proposal.command).map(|()| units)) {
+                Ok(units) => batches.add(&proposal.command, units, proposal.reply),
+                Err(error) => proposal.reply.send(Err(error)),
             }
-            let bytes = pb::delimited_len(proposal.command.len());
-            if !replies.is_empty() && batch.len() + bytes > bytes_max {
-                batches.push((batch.split().freeze(), std::mem::take(&mut replies)));
-            }
-            batch.reserve(bytes);
-            batch.put_slice(&batch_head(proposal.command.len()));
-            batch.put_slice(&proposal.command);
-            replies.push(proposal.reply);
         }
-        if !replies.is_empty() {
-            batches.push((batch.freeze(), replies));
-        }
-        batches
+        batches.finish()
     }
 
-    fn check(&self, proposal: &Proposal, cluster_version: u32) -> Result<(), Error> {
+    /// Returns what applying it will cost.
+    fn check(&self, proposal: &Proposal, cluster_version: u32) -> Result<u64, Error> {
         match proposal.reply {
-            Reply::Local(_) => admit::version(&proposal.command, cluster_version),
+            Reply::Local(_) => admit::version(&proposal.command, cluster_version).map(|()| proposal.units),
             Reply::Remote { .. } => {
-                admit::forwarded(&proposal.command, &self.node.inner.options.limits, cluster_version)
+                let inner = &self.node.inner;
+                admit::forwarded(&proposal.command, &inner.options.limits, &inner.store, cluster_version)
             }
         }
     }
@@ -308,6 +340,25 @@ mod tests {
         assert!(pace.is_due(1, begin), "few wait for nobody");
         pace.answered(30, 20, Duration::from_micros(500), begin);
         assert!(pace.is_due(1, begin), "a quick batch is not worth a wait");
+    }
+
+    #[test]
+    fn a_batch_is_bounded_by_bytes_and_by_what_it_costs_but_takes_one_command_at_least() {
+        let sizes = |commands: &[(usize, u64)]| {
+            let mut batches = Batches::new(100);
+            for (bytes, units) in commands {
+                batches.add(&vec![0; *bytes], *units, *units);
+            }
+            batches.finish().into_iter().map(|(_, replies)| replies.len()).collect::<Vec<_>>()
+        };
+        assert!(sizes(&[]).is_empty());
+        assert_eq!(sizes(&[(10, 1); 8]), [8]);
+        assert_eq!(sizes(&[(10, 1), (200, 1), (10, 1)]), [1, 1, 1]);
+        assert_eq!(sizes(&[(1, 1), (1, u64::MAX), (1, 1), (1, 1)]), [1, 1, 2]);
+        // The ends of a thousand leases of a hundred keys.
+        let leases = sizes(&[(0, 100); 1000]);
+        assert_eq!(leases.iter().sum::<usize>(), 1000);
+        assert!(leases.len() > 1 && leases.iter().all(|leases| *leases as u64 * 100 <= BATCH_UNITS_MAX), "{leases:?}");
     }
 
     /// Only `NotLeader` is tried again.

@@ -1,7 +1,8 @@
 //! The replicated state machine: the key-value state, the applied log id and the membership, changed together.
 //!
 //! Owns the one lock that apply takes: once an entry, however many commands it holds. Readers share the lock for point
-//! reads and clone the state (O(1)) for anything long. Invariants: entries are applied in order, exactly once; the applied
+//! reads and clone the state (O(1)) for anything long. An entry that takes long is applied to a clone beside, which then takes the
+//! state's place: so nobody waits for it, and nobody sees half of it. Invariants: entries are applied in order, exactly once; the applied
 //! log id changes under the same lock as the data; a command that this version does not know stops the member.
 //! Absent: the disk. Snapshots and the state store are written from clones and journals (`checkpoint`).
 
@@ -9,24 +10,32 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
 use openraft::{EntryPayload, OptionalSend};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
 use tokio::sync::watch;
 
 use super::convert::{log_id_from_pb, log_id_to_pb, stored_membership_from_pb, stored_membership_to_pb};
 use super::waiters::{Outcome, Waiters};
-use super::{Answers, Batch, Entry, LogId, Member, Membership, SnapshotMeta, StoredMembership, TypeConfig};
+use super::{Answers, Entry, LogId, Member, Membership, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::env::{Env, Instant, Pool, planted};
 use crate::error::Error;
 use crate::kv;
 use crate::pb;
 use crate::pb::etcd::AlarmType;
+use crate::pb::log::Command;
 use crate::storage::Progress;
 use crate::storage::snapshot::{self, Head, SnapshotFile};
+
+/// An entry whose commands visit more keys than this is applied beside what readers see: some milliseconds. For others the copies of
+/// what they change, which a clone shares, would cost more than the wait.
+const ASIDE_KEYS: u64 = if cfg!(test) { 512 } else { 8192 };
+/// Who can do without a change waits no longer than this for another one.
+const WRITE_PATIENCE: Duration = Duration::from_millis(1);
 
 /// The state after some log entry. A clone is a consistent view.
 #[derive(Clone, Default)]
@@ -56,13 +65,14 @@ impl Applied {
         Ok(Self { kv, log_id: meta.applied.map(log_id_from_pb), membership })
     }
 
-    fn apply(&mut self, entry: Entry, wanted: Wanted<'_>) -> io::Result<Outcomes> {
+    /// `commands` are those of the entry, decoded.
+    fn apply(&mut self, entry: Entry, commands: &[Command], wanted: Wanted<'_>) -> io::Result<Outcomes> {
         let expected = self.log_id.as_ref().map_or(0, |l| l.index() + 1);
         assert_eq!(entry.log_id.index(), expected, "entries are applied in order");
         let outcomes = match entry.payload {
             EntryPayload::Blank => Outcomes::default(),
-            EntryPayload::Normal(batch) => {
-                let applied = self.apply_batch(batch, **entry.log_id.committed_leader_id(), wanted);
+            EntryPayload::Normal(_) => {
+                let applied = self.apply_commands(commands, **entry.log_id.committed_leader_id(), wanted);
                 applied.map_err(|error| poison(expected, error))?
             }
             EntryPayload::Membership(membership) => {
@@ -75,15 +85,11 @@ impl Applied {
         Ok(outcomes)
     }
 
-    fn apply_batch(&mut self, batch: Batch, term: u64, wanted: Wanted<'_>) -> io::Result<Outcomes> {
-        let mut batch = pb::log::Batch::decode(batch.0).map_err(invalid)?;
-        if let Some(key) = crate::env::fail::corrupt_key() {
-            corrupt(&mut batch, key);
-        }
+    fn apply_commands(&mut self, commands: &[Command], term: u64, wanted: Wanted<'_>) -> io::Result<Outcomes> {
         // Before the first change: a batch that stops the member must not leave half of itself in the state store.
-        batch.commands.iter().try_for_each(kv::State::check).map_err(invalid)?;
+        commands.iter().try_for_each(kv::State::check).map_err(invalid)?;
         let mut outcomes = Outcomes::default();
-        for (place, command) in batch.commands.iter().enumerate() {
+        for (place, command) in commands.iter().enumerate() {
             let own = command.origin.and_then(|origin| wanted.waiters.own(origin));
             let for_sender = command.origin.is_none() && wanted.by_senders;
             let outcome = match kv::only_in_term(command) {
@@ -99,6 +105,21 @@ impl Applied {
         }
         Ok(outcomes)
     }
+
+    /// This state, to be changed beside the one that readers see and then put in its place: the journal goes along.
+    fn take_over(&mut self) -> Self {
+        Self { kv: self.kv.take_over(), log_id: self.log_id, membership: self.membership.clone() }
+    }
+}
+
+/// The commands of an entry.
+fn commands_of(entry: &Entry) -> io::Result<Vec<Command>> {
+    let EntryPayload::Normal(batch) = &entry.payload else { return Ok(Vec::new()) };
+    let mut batch = pb::log::Batch::decode(batch.0.clone()).map_err(|error| poison(entry.log_id.index(), error))?;
+    if let Some(key) = crate::env::fail::corrupt_key() {
+        corrupt(&mut batch, key);
+    }
+    Ok(batch.commands)
 }
 
 /// Whose answers are made; the other commands are only applied, which is cheaper.
@@ -115,6 +136,14 @@ struct Outcomes {
     /// To this process's own commands, by number.
     own: Vec<(u64, Outcome)>,
     for_senders: Answers,
+}
+
+/// What an entry made beside the state.
+struct Aside {
+    state: Applied,
+    outcomes: Outcomes,
+    /// What [`Locked::replaced`] was before.
+    was_replaced: bool,
 }
 
 /// Flips a bit of what is put at `key`; only tests ask for it.
@@ -150,6 +179,8 @@ pub(super) fn poison(index: u64, reason: impl std::fmt::Display) -> io::Error {
 /// The state machine's state, shared by apply, readers and the background writers.
 pub struct Store {
     locked: RwLock<Locked>,
+    /// Held by whoever changes the state, from before `locked` until after: the state is the same meanwhile.
+    changing: Mutex<()>,
     journal_bytes_max: usize,
     applied_index: watch::Sender<Option<u64>>,
     /// How often the state store was written afresh.
@@ -218,6 +249,7 @@ impl Store {
         let index = state.log_id.as_ref().map(|l| l.index());
         Arc::new(Self {
             corrupt: AtomicBool::new(state.kv.has_alarm(AlarmType::Corrupt)),
+            changing: Mutex::default(),
             locked: RwLock::new(Locked { digests: Digests::of(&state), state, replaced }),
             journal_bytes_max,
             applied_index: watch::Sender::new(index),
@@ -235,7 +267,14 @@ impl Store {
 
     /// Changes what is not replicated (sweeps, journal hand-over).
     pub fn write<T>(&self, change: impl FnOnce(&mut Applied) -> T) -> T {
+        let _changing = self.changing.lock();
         change(&mut self.locked.write().state)
+    }
+
+    /// As [`Self::write`], if nothing else is changing the state for long.
+    pub fn try_write<T>(&self, change: impl FnOnce(&mut Applied) -> T) -> Option<T> {
+        let _changing = self.changing.try_lock_for(WRITE_PATIENCE)?;
+        Some(change(&mut self.locked.write().state))
     }
 
     /// A consistent view that later writes do not touch.
@@ -302,6 +341,7 @@ impl Store {
 
     /// Takes what changed since the last call; whoever takes it must save it, or call [`Store::set_replaced`].
     pub fn take_unsaved(&self) -> Unsaved {
+        let _changing = self.changing.lock();
         let mut locked = self.locked.write();
         let journal = locked.state.kv.take_journal();
         if std::mem::take(&mut locked.replaced) || journal.overflowed {
@@ -319,6 +359,7 @@ impl Store {
 
     /// Has the state store written afresh.
     pub fn set_replaced(&self) {
+        let _changing = self.changing.lock();
         self.locked.write().replaced = true;
     }
 
@@ -346,19 +387,41 @@ impl Store {
     /// if these want it.
     pub(crate) fn apply(&self, entry: Entry, wanted_by_senders: bool) -> io::Result<Answers> {
         let (index, term) = (entry.log_id.index(), **entry.log_id.committed_leader_id());
+        let commands = commands_of(&entry)?;
         let wanted = Wanted { waiters: &self.waiters, by_senders: wanted_by_senders };
-        let Outcomes { own, for_senders } = {
+        let _changing = self.changing.lock();
+        let is_long = self.read(|s| s.kv.keys_of(&commands)) > ASIDE_KEYS;
+        let aside = if is_long { Some(self.apply_aside(entry.clone(), &commands, wanted)?) } else { None };
+        let (Outcomes { own, for_senders }, before) = {
             let mut locked = self.locked.write();
-            let outcomes = locked.state.apply(entry, wanted)?;
+            let (outcomes, before) = match aside {
+                Some(Aside { state, outcomes, was_replaced }) => {
+                    locked.replaced = was_replaced;
+                    (outcomes, Some(std::mem::replace(&mut locked.state, state)))
+                }
+                None => (locked.state.apply(entry, &commands, wanted)?, None),
+            };
             let digest = locked.state.kv.digest();
             locked.digests.push(digest);
             self.corrupt.store(locked.state.kv.has_alarm(AlarmType::Corrupt), Ordering::Release);
-            outcomes
+            (outcomes, before)
         };
+        drop(before);
         self.applied_index.send_replace(Some(index));
         // Last: who is answered finds all of it.
         self.waiters.applied(term, own);
         Ok(for_senders)
+    }
+
+    /// Applies an entry to a clone. The caller holds `changing`, and puts it in the state's place.
+    fn apply_aside(&self, entry: Entry, commands: &[Command], wanted: Wanted<'_>) -> io::Result<Aside> {
+        let (mut state, was_replaced) = {
+            let mut locked = self.locked.write();
+            // Should this come to no end, then not with a state whose journal is gone.
+            (locked.state.take_over(), std::mem::replace(&mut locked.replaced, true))
+        };
+        let outcomes = state.apply(entry, commands, wanted)?;
+        Ok(Aside { state, outcomes, was_replaced })
     }
 
     /// Counts an entry as applied that is not; for a new cluster alone (`revive`).
@@ -372,6 +435,7 @@ impl Store {
         state.kv.keep_journal(self.journal_bytes_max);
         let index = state.log_id.as_ref().map(|l| l.index());
         let term = state.log_id.as_ref().map_or(0, |l| **l.committed_leader_id());
+        let _changing = self.changing.lock();
         let old = {
             let mut locked = self.locked.write();
             self.generation.fetch_add(1, Ordering::AcqRel);

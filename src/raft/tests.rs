@@ -275,6 +275,55 @@ fn batch_with_a_command_that_is_not_known_changes_nothing() {
     assert_eq!((changes.len(), meta.applied.unwrap().index), (1, 0), "the state store gets no half batch");
 }
 
+/// An entry that visits many keys is applied beside what readers see: they neither wait for it nor see half of it.
+#[test]
+fn readers_go_on_while_a_long_entry_is_applied_and_see_all_of_it_or_nothing() {
+    const KEYS: usize = 20_000;
+    let put_all = |value: &'static [u8]| {
+        let puts = (0..KEYS).map(|n| pb::etcd::RequestOp {
+            request: Some(pb::etcd::request_op::Request::RequestPut(pb::etcd::PutRequest {
+                key: format!("k{n:05}").into(),
+                value: value.into(),
+                ..Default::default()
+            })),
+        });
+        let txn = pb::etcd::TxnRequest { success: puts.collect(), ..Default::default() };
+        Command::new(1, command::Request::Txn(txn))
+    };
+    let store = Store::new(Applied::default(), false, 64 << 20);
+    store.apply(entry(1, 0, vec![put_all(b"1"), put("first", b"1"), put("last", b"1")]), true).unwrap();
+    let of = |kv: &kv::State, key: &'static str| {
+        let one = pb::etcd::RangeRequest { key: key.into(), ..Default::default() };
+        kv.range(&one).unwrap().kvs[0].value().to_vec()
+    };
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    let (before, after) = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let (mut before, mut after) = (0, 0);
+            while !ended.load(std::sync::atomic::Ordering::Acquire) || after == 0 {
+                let seen = store.read(|s| [of(&s.kv, "first"), of(&s.kv, "k00000"), of(&s.kv, "last")]);
+                match seen {
+                    [a, b, c] if [&a[..], &b, &c] == [b"1"; 3] => before += 1,
+                    [a, b, c] if [&a[..], &b, &c] == [b"2"; 3] => after += 1,
+                    other => panic!("half of an entry: {other:?}"),
+                }
+            }
+            (before, after)
+        });
+        // The reader is there before the entry is, and so is the state store.
+        while store.applied_index() != Some(0) {}
+        store.apply(entry(1, 1, vec![put("first", b"2"), put_all(b"2"), put("last", b"2")]), true).unwrap();
+        ended.store(true, std::sync::atomic::Ordering::Release);
+        reader.join().unwrap()
+    });
+    assert!(before > 100 && after > 0, "{before} reads before the entry was applied, {after} after");
+    let Unsaved::Changes(changes, meta) = store.take_unsaved() else { panic!("nothing was replaced") };
+    assert_eq!((changes.len(), meta.applied.unwrap().index), (2 * KEYS + 4, 1), "the state store gets both entries");
+    store.apply(entry(1, 2, vec![put("first", b"3")]), true).unwrap();
+    let Unsaved::Changes(changes, _) = store.take_unsaved() else { panic!("nothing was replaced") };
+    assert_eq!(changes.len(), 1, "the journal goes on");
+}
+
 #[test]
 fn each_command_is_answered_once_by_whoever_has_to() {
     let store = Store::new(Applied::default(), false, 1 << 20);

@@ -195,6 +195,7 @@ fn limits(settings: &config::Limits) -> Limits {
         txn_ops_max: settings.txn_ops_max,
         txn_ops_total_max: settings.txn_ops_total_max,
         txn_depth_max: settings.txn_depth_max,
+        request_cost_max: settings.request_cost_max,
     }
 }
 

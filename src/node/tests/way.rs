@@ -46,7 +46,13 @@ fn command_of(txn: TxnRequest) -> Command {
 
 fn unlimited() -> Limits {
     let all = usize::MAX;
-    Limits { request_bytes_max: 16 << 20, txn_ops_max: all, txn_ops_total_max: all, txn_depth_max: all }
+    Limits {
+        request_bytes_max: 16 << 20,
+        txn_ops_max: all,
+        txn_ops_total_max: all,
+        txn_depth_max: all,
+        request_cost_max: u64::MAX,
+    }
 }
 
 #[test]
@@ -79,6 +85,25 @@ fn whatever_is_proposed_is_refused_or_applied_by_every_member() {
     });
     println!("{refused} refused, {applied} applied, {answered} of them with an answer");
     assert!(refused > cases / 10 && applied > cases / 5 && answered > cases / 10, "the proposals are of one kind");
+}
+
+/// What all members would do, and again at each restart, is counted before it is proposed, whoever's it is.
+#[test]
+fn what_costs_too_much_is_not_proposed() {
+    let mut way = Way::new();
+    way.limits = Limits { request_cost_max: 100, ..unlimited() };
+    let put = |n: usize| PutRequest { key: format!("k{n}").into(), value: "v".into(), ..PutRequest::default() };
+    way.own(command_of(txn((0..50).map(|n| op(Op::RequestPut(put(n)))).collect()))).unwrap().unwrap();
+    let all = || RangeRequest { key: "\0".into(), range_end: "\0".into(), ..RangeRequest::default() };
+    let visits = |count| {
+        let mut ops = vec![op(Op::RequestPut(put(0)))];
+        ops.extend((0..count).map(|_| op(Op::RequestRange(all()))));
+        command_of(txn(ops))
+    };
+    way.own(visits(2)).expect("it is proposed").unwrap();
+    way.forwarded(&visits(2).encode_to_vec().into()).expect("it is proposed").unwrap();
+    assert!(matches!(way.own(visits(4)), Err(Error::TooCostly(_))));
+    assert!(matches!(way.forwarded(&visits(4).encode_to_vec().into()), Err(Error::TooCostly(_))));
 }
 
 /// 49 deep stopped every member for ever; an answer 48 deep ended the stream of a follower's clients.

@@ -108,6 +108,7 @@ fn config(member: usize, drift: u64) -> Config {
     // Limits decide before a command is proposed; whoever applies it may have others.
     config.limits.txn_ops_max = 8 + 40 * member;
     config.limits.txn_depth_max = 4 + 40 * member;
+    config.limits.request_cost_max = 50 + 1000 * member as u64;
     config.limits.txn_ops_total_max = 16 + 100 * member;
     // All of a member's clocks that matter are timers: one that runs fast has them end early.
     for timer in [
