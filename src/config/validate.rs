@@ -342,9 +342,32 @@ mod tests {
         assert_eq!(fault(|_| ()), "valid");
     }
 
+    type Change = fn(&mut Config);
+
+    fn assert_named(cases: &[(&str, Change)]) {
+        for (key, change) in cases {
+            let message = fault(change);
+            assert!(message.contains(key), "{key}: {message}");
+            assert!(message.contains("got") || message.contains("peer pattern"), "{key}: {message}");
+            assert!(message.contains("expected"), "{key}: {message}");
+        }
+    }
+
+    #[test]
+    fn every_bound_is_checked_and_named() {
+        assert_named(&[
+            ("log.segment_bytes", |c| (c.log.segment_bytes, c.log.bytes_max) = (Bytes::gib(2), Bytes::gib(8))),
+            ("state.cache_bytes", |c| c.state.cache_bytes = Bytes(0)),
+            ("http.cors", |c| c.http.cors = vec!["ui.example.org".into()]),
+            ("http.hosts", |c| c.http.hosts = vec!["http://kv".into()]),
+            ("server.worker_threads", |c| c.server.worker_threads = 1025),
+            ("raft.queue_requests_max", |c| c.raft.queue_requests_max = usize::MAX),
+            ("log.entries_max", |c| c.log.entries_max = u64::MAX),
+        ]);
+    }
+
     #[test]
     fn every_relation_is_checked_and_named() {
-        type Change = fn(&mut Config);
         let cases: &[(&str, Change)] = &[
             ("server.listen_peer", |c| c.server.listen_peer = c.server.listen_client),
             ("server.listen_status", |c| c.server.listen_status = Some(c.server.listen_client)),
@@ -391,14 +414,7 @@ mod tests {
             ("raft.snapshot_chunk_bytes", |c| c.raft.snapshot_chunk_bytes = Bytes::mib(17)),
             ("raft.snapshot_rate", |c| c.raft.snapshot_rate = Bytes::kib(1)),
             ("log.segment_bytes", |c| c.log.segment_bytes = Bytes::mib(2)),
-            ("log.segment_bytes", |c| (c.log.segment_bytes, c.log.bytes_max) = (Bytes::gib(2), Bytes::gib(8))),
             ("log.bytes_max", |c| c.log.bytes_max = Bytes::mib(127)),
-            ("state.cache_bytes", |c| c.state.cache_bytes = Bytes(0)),
-            ("http.cors", |c| c.http.cors = vec!["ui.example.org".into()]),
-            ("http.hosts", |c| c.http.hosts = vec!["http://kv".into()]),
-            ("server.worker_threads", |c| c.server.worker_threads = 1025),
-            ("raft.queue_requests_max", |c| c.raft.queue_requests_max = usize::MAX),
-            ("log.entries_max", |c| c.log.entries_max = u64::MAX),
             ("log.entries_kept", |c| c.log.entries_kept = c.log.entries_max),
             ("state.checkpoint_interval", |c| c.state.checkpoint_interval = Duration::ZERO),
             ("state.chunk_bytes", |c| c.state.chunk_bytes = Bytes::mib(2)),
@@ -422,12 +438,7 @@ mod tests {
             ("watch.progress_interval", |c| c.watch.progress_interval = Duration::from_millis(99)),
             ("telemetry.level", |c| c.telemetry.level = "quorate=loud".into()),
         ];
-        for (key, change) in cases {
-            let message = fault(change);
-            assert!(message.contains(key), "{key}: {message}");
-            assert!(message.contains("got") || message.contains("peer pattern"), "{key}: {message}");
-            assert!(message.contains("expected"), "{key}: {message}");
-        }
+        assert_named(cases);
     }
 
     #[test]
