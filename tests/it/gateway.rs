@@ -170,13 +170,9 @@ async fn health_can_be_asked_of_one_member_and_without_an_alarm() {
         .await;
     cluster.wait_http_at(&cluster.endpoint(0), "/livez?verbose", 200, &["[+]", "ok\n"]).await;
     wait_for("an alarm to be taken", async || {
-        let (code, text) = http_post(
-            &cluster.endpoint(1),
-            "/v3/maintenance/alarm",
-            r#"{"action":"ACTIVATE","alarm":"NOSPACE","memberID":"7"}"#,
-        )
-        .await
-        .unwrap();
+        let body =
+            json!({ "action": "ACTIVATE", "alarm": "NOSPACE", "memberID": cluster.member_id(1).await.to_string() });
+        let (code, text) = http_post(&cluster.endpoint(1), "/v3/maintenance/alarm", &body.to_string()).await.unwrap();
         if code == 200 { Ok(()) } else { Err(text) }
     })
     .await;

@@ -12,12 +12,12 @@ use tonic::{Code, Status};
 use crate::support::cluster::{Cluster, wait_for};
 
 /// A member that an alarm of this kind is put on for: any will do, but CORRUPT concerns only the one it names, or with 0 all.
-fn member_of(kind: AlarmType) -> u64 {
-    if kind == AlarmType::Corrupt { 0 } else { 9 }
+async fn member_of(cluster: &Cluster, kind: AlarmType) -> u64 {
+    if kind == AlarmType::Nospace { cluster.member_id(0).await } else { 0 }
 }
 
 async fn alarm(cluster: &Cluster, slot: u64, action: AlarmAction, kind: AlarmType) -> Result<Vec<AlarmMember>, Status> {
-    let request = AlarmRequest { action: action.into(), member_id: member_of(kind), alarm: kind.into() };
+    let request = AlarmRequest { action: action.into(), member_id: member_of(cluster, kind).await, alarm: kind.into() };
     Ok(cluster.maintenance(slot).alarm(request).await?.into_inner().alarms)
 }
 
@@ -27,7 +27,7 @@ async fn activate(cluster: &Cluster, slot: u64, kind: AlarmType) {
         alarm(cluster, slot, AlarmAction::Activate, kind).await.map_err(|status| status.message().to_owned())
     })
     .await;
-    assert_eq!(told, [AlarmMember { member_id: member_of(kind), alarm: kind.into() }]);
+    assert_eq!(told, [AlarmMember { member_id: member_of(cluster, kind).await, alarm: kind.into() }]);
 }
 
 async fn try_put(cluster: &Cluster, slot: u64) -> Result<(), (Code, String)> {
@@ -65,7 +65,8 @@ async fn alarms_are_known_to_all_and_survive_restarts() {
         assert!(alarm(&cluster, slot, AlarmAction::Get, AlarmType::Corrupt).await.unwrap().is_empty());
     }
     wait_put(&cluster, 0, Err(no_space)).await;
-    assert!(cluster.client(&["alarm", "list"]).await.contains("9 NOSPACE"));
+    let listed = format!("{:x} NOSPACE", cluster.member_id(0).await);
+    assert!(cluster.client(&["alarm", "list"]).await.contains(&listed));
     assert_eq!(cluster.client(&["alarm", "disarm"]).await, "");
     wait_put(&cluster, 0, Ok(())).await;
 }
