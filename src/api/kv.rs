@@ -3,7 +3,7 @@
 use tonic::{Request, Response, Status};
 
 use super::{Api, complete, confirm, header, mismatched};
-use crate::env::{planted, sleep};
+use crate::env::{Pool, planted, sleep};
 use crate::error::Error;
 use crate::kv::{self, validate};
 use crate::node::Node;
@@ -35,7 +35,12 @@ impl Kv for Api {
             node.store().read(|s| s.kv.range(&range))?
         } else {
             // A view, so that no write waits for a long scan.
-            node.store().view().kv.range(&range)?
+            let state = node.store().view().kv;
+            if state.range_cost(&range).is_long_to_read() {
+                node.long(Pool::Reads, move || state.range(&range)).await??
+            } else {
+                state.range(&range)?
+            }
         };
         answer.header = complete(&node, &answer.header);
         Ok(self.placed(&node, answer).await?)
@@ -83,8 +88,13 @@ impl Kv for Api {
                 confirm(&node).await?;
             }
             let state = node.store().view().kv;
-            state.check_cost(state.txn_cost(&txn), self.shared.limits.request_cost_max)?;
-            state.read_txn(&txn)?
+            let cost = state.txn_cost(&txn);
+            state.check_cost(cost, self.shared.limits.request_cost_max)?;
+            if cost.is_long_to_read() {
+                node.long(Pool::Reads, move || state.read_txn(&txn)).await??
+            } else {
+                state.read_txn(&txn)?
+            }
         } else {
             match self.propose(&node, command::Request::Txn(txn)).await?.response {
                 Some(answer::Response::Txn(answer)) => answer,

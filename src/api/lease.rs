@@ -10,8 +10,9 @@ use futures_util::{Stream, StreamExt as _, stream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Api, complete, confirm, header, header_now};
-use crate::env::Instant;
+use crate::env::{Instant, Pool};
 use crate::error::Error;
+use crate::kv::State;
 use crate::node::{Node, Trust};
 use crate::pb::etcd::lease_server::Lease;
 use crate::pb::etcd::{
@@ -23,6 +24,8 @@ use crate::watch::Hub;
 
 /// Keep-alives of one stream that are under way at once.
 const KEEPALIVES_MAX: usize = 256;
+/// Leases, or keys of one, that are listed at once; more take longer than others may wait for.
+const LISTED_AT_ONCE: usize = 4096;
 
 #[tonic::async_trait]
 impl Lease for Api {
@@ -96,9 +99,9 @@ impl Lease for Api {
         // The leader has it, and it may be gone since.
         let answer = match (remaining.seconds, state.leases().get(ask.id)) {
             (Some(ttl), Some(lease)) => {
-                let keys = state.lease_keys(ask.id).filter(|_| ask.keys);
-                let keys = keys.map(|kv| Bytes::copy_from_slice(kv.key())).collect();
-                LeaseTimeToLiveResponse { header, id: ask.id, ttl, granted_ttl: lease.ttl_seconds, keys }
+                let granted_ttl = lease.ttl_seconds;
+                let keys = if ask.keys { keys_of(&node, state, ask.id).await? } else { Vec::new() };
+                LeaseTimeToLiveResponse { header, id: ask.id, ttl, granted_ttl, keys }
             }
             _ => LeaseTimeToLiveResponse { header, id: ask.id, ttl: -1, ..LeaseTimeToLiveResponse::default() },
         };
@@ -112,9 +115,24 @@ impl Lease for Api {
         let node = self.data_node(&request)?;
         confirm(&node).await?;
         let state = node.store().view().kv;
-        let leases = state.leases().iter().map(|(id, _)| LeaseStatus { id }).collect();
-        Ok(Response::new(LeaseLeasesResponse { header: header(&node, state.revision()), leases }))
+        let header = header(&node, state.revision());
+        let all = |state: &State| state.leases().iter().map(|(id, _)| LeaseStatus { id }).collect();
+        let leases = if state.leases().len() > LISTED_AT_ONCE {
+            node.long(Pool::Reads, move || all(&state)).await?
+        } else {
+            all(&state)
+        };
+        Ok(Response::new(LeaseLeasesResponse { header, leases }))
     }
+}
+
+/// The keys that go with a lease.
+async fn keys_of(node: &Node, state: State, lease: i64) -> Result<Vec<Bytes>, Error> {
+    let all = move |state: &State| state.lease_keys(lease).map(|kv| Bytes::copy_from_slice(kv.key())).collect();
+    if state.lease_keys(lease).nth(LISTED_AT_ONCE).is_some() {
+        return node.long(Pool::Reads, move || all(&state)).await;
+    }
+    Ok(all(&state))
 }
 
 /// Resolves with the reason when a long stream has to end: this member stops, its data is `corrupt`, or the leader is lost and the

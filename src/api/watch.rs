@@ -122,6 +122,8 @@ struct Client<R> {
 
 /// Outputs that a stream takes in a row before it looks for requests and the rest.
 const STREAK_MAX: usize = 64;
+/// Events of one revision that are put into a response at once; more, of a large deletion, would hold up others on the thread.
+const EVENTS_AT_ONCE: usize = 4096;
 
 /// Why the stream goes on.
 enum Wake {
@@ -145,7 +147,7 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
                 && let Some(output) = self.session.try_next()
             {
                 self.streak += 1;
-                self.put(output);
+                self.put(output).await;
                 continue;
             }
             self.streak = 0;
@@ -154,7 +156,7 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
                 Wake::Request(Some(Err(status))) => return Some(Err(status)),
                 // The client has no more to ask; it goes on reading.
                 Wake::Request(None) => {}
-                Wake::Output(Ok(output)) => self.put(output),
+                Wake::Output(Ok(output)) => self.put(output).await,
                 Wake::Output(Err(_)) => return Some(Err(Error::Stopped.into())),
                 Wake::Tick => self.tick(),
                 Wake::Delivered => {}
@@ -254,8 +256,12 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
         }
     }
 
-    fn put(&mut self, output: Output) {
+    async fn put(&mut self, output: Output) {
         match output {
+            Output::Events { watcher, batch } if batch.events.len() > EVENTS_AT_ONCE => {
+                let env = self.node.env().clone();
+                env.in_place(|| self.put_events(watcher, &batch)).await;
+            }
             Output::Events { watcher, batch } => self.put_events(watcher, &batch),
             Output::Compacted { watcher, compacted } => {
                 self.forget(watcher);

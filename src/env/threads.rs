@@ -12,7 +12,7 @@
 //! | `backups` | [`Pool::Backups`] | backups, a piece at a time, and hashes | waits in the queue, then is refused |
 //! | `names` | [`Pool::Names`] | the system's resolver, which may take as long as it likes | waits |
 //! | `drops` | [`Pool::Drops`] | lets go of states that nobody reads any more | waits |
-//! | tokio's own | few | names that the client of Kubernetes' API server looks up; the event loop, while a task does something long where it is ([`super::Env::in_place`]: watchers of revisions of thousands of events) | waits |
+//! | tokio's own | few | names that the client of Kubernetes' API server looks up; the event loop, while a task does something long where it is ([`super::Env::in_place`]: watchers of revisions of thousands of events, messages of megabytes) | waits |
 //!
 //! Each pool has its own threads, so none of these waits for another. A pool starts threads when there is work, and they end when there has
 //! been none for a while. What waits is served by turns of those who ask, so that one who asks for much waits for itself.
@@ -24,6 +24,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Bound;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -97,6 +98,20 @@ pub(super) fn in_place<T>(work: impl FnOnce() -> T) -> T {
         Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
         _ => work(),
     }
+}
+
+/// As [`in_place`], for who cannot wait for a turn: if too many are at it, it is done as anything else.
+pub fn in_place_now<T>(work: impl FnOnce() -> T) -> T {
+    static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
+    struct Turn;
+    impl Drop for Turn {
+        fn drop(&mut self) {
+            UNDER_WAY.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+    let others = UNDER_WAY.fetch_add(1, Ordering::Relaxed);
+    let _turn = Turn;
+    if others < IN_PLACE_MAX { in_place(work) } else { work() }
 }
 
 /// Starts a thread.
@@ -211,7 +226,6 @@ impl Workers {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc::{Receiver, Sender, sync_channel};
 
     use super::*;

@@ -19,6 +19,8 @@ use crate::pb::log::{Command, command};
 
 /// A key that was found is compared so many times in the time of another look-up.
 const COMPARES_A_KEY: u64 = 32;
+/// Units that are read in about a millisecond.
+const READ_AT_ONCE: u64 = 4096;
 /// An answer of so many bytes counts as a key.
 const BYTES_A_KEY: u64 = 512;
 /// What a key without its value is taken for.
@@ -41,6 +43,11 @@ impl Cost {
     /// Keys and bytes as one number.
     pub fn units(self) -> u64 {
         self.keys.saturating_add(self.bytes / BYTES_A_KEY)
+    }
+
+    /// Whether reading it takes longer than a request may hold up others on its thread: more than a millisecond or so.
+    pub fn is_long_to_read(self) -> bool {
+        self.units() > READ_AT_ONCE
     }
 
     /// Of whichever of the two is done.

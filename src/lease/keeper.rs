@@ -109,10 +109,15 @@ impl Keeper {
         }
         let known = inner.node.store().read(|s| s.kv.leases().clone());
         let now = Instant::now();
-        let mut clock = Clock::new(now, inner.settings.checkpoint_interval);
-        for (id, lease) in known.iter() {
-            clock.follow(now, id, Some(lease), inner.settings.extension);
-        }
+        let begin = || {
+            let mut clock = Clock::new(now, inner.settings.checkpoint_interval);
+            for (id, lease) in known.iter() {
+                clock.follow(now, id, Some(lease), inner.settings.extension);
+            }
+            clock
+        };
+        // There may be a hundred thousand, and this member has just begun to lead.
+        let clock = inner.node.env().in_place(begin).await;
         tracing::info!(term = confirmed.term, leases = clock.len(), "lease clock starts");
         *inner.ticking.lock() = Some(Ticking { term: confirmed.term, known, clock });
     }

@@ -10,8 +10,12 @@ use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
 use tonic_prost::{ProstCodec, ProstDecoder};
 
+use crate::env::threads::in_place_now;
+
 /// Room that a call has in each direction before a message's size is known, in bytes.
 const ROOM_BYTES: usize = 1 << 10;
+/// A message of so many bytes is encoded in about a millisecond; a larger one would hold up others on its thread.
+const AT_ONCE_BYTES: usize = 2 << 20;
 /// Messages of a stream that are ready together leave together, up to so many bytes; as tonic has it.
 const TOGETHER_BYTES: usize = 32 << 10;
 
@@ -55,8 +59,18 @@ impl<T: Message> Encoder for ExactEncoder<T> {
     type Error = Status;
 
     fn encode(&mut self, item: T, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buf.reserve(item.encoded_len());
-        item.encode_raw(buf);
+        let bytes = item.encoded_len();
+        let encode = move || {
+            buf.reserve(bytes);
+            item.encode_raw(buf);
+            // An answer of many keys takes as long to let go of.
+            drop(item);
+        };
+        if bytes > AT_ONCE_BYTES {
+            in_place_now(encode)
+        } else {
+            encode()
+        }
         Ok(())
     }
 

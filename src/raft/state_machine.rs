@@ -33,7 +33,7 @@ use crate::storage::snapshot::{self, Head, SnapshotFile};
 
 /// An entry whose commands visit more keys than this is applied beside what readers see: some milliseconds. For others the copies of
 /// what they change, which a clone shares, would cost more than the wait.
-const ASIDE_KEYS: u64 = if cfg!(test) { 512 } else { 8192 };
+const ASIDE_KEYS: u64 = if cfg!(test) { 512 } else { 1024 };
 /// Who can do without a change waits no longer than this for another one.
 const WRITE_PATIENCE: Duration = Duration::from_millis(1);
 
@@ -136,6 +136,14 @@ struct Outcomes {
     /// To this process's own commands, by number.
     own: Vec<(u64, Outcome)>,
     for_senders: Answers,
+}
+
+/// An entry that is to be applied next.
+struct Decoded {
+    entry: Entry,
+    commands: Vec<Command>,
+    /// It is applied beside what readers see, and not on the event loop.
+    is_long: bool,
 }
 
 /// What an entry made beside the state.
@@ -371,6 +379,13 @@ impl Store {
         if self.read(|s| s.log_id.is_none()) {
             return Ok(());
         }
+        while self.try_write(|_| ()).is_none() {
+            // A long entry is being applied: who waits for it here must not hold up the event loop.
+            if Instant::now() >= deadline {
+                return Err("a long entry is being applied; try again".into());
+            }
+            crate::env::sleep(WRITE_PATIENCE * 10).await;
+        }
         self.set_replaced();
         match crate::env::timeout_at(deadline, rewrites.wait_for(|n| *n > seen)).await {
             Ok(Ok(_)) => Ok(()),
@@ -386,11 +401,21 @@ impl Store {
     /// Applies an entry and answers this member's own commands of it. Returns what the members are to be told that forwarded others,
     /// if these want it.
     pub(crate) fn apply(&self, entry: Entry, wanted_by_senders: bool) -> io::Result<Answers> {
-        let (index, term) = (entry.log_id.index(), **entry.log_id.committed_leader_id());
+        self.apply_decoded(self.decode(entry)?, wanted_by_senders)
+    }
+
+    /// Reads what is in the entry that is to be applied next.
+    fn decode(&self, entry: Entry) -> io::Result<Decoded> {
         let commands = commands_of(&entry)?;
+        let is_long = self.read(|s| s.kv.keys_of(&commands)) > ASIDE_KEYS;
+        Ok(Decoded { entry, commands, is_long })
+    }
+
+    fn apply_decoded(&self, decoded: Decoded, wanted_by_senders: bool) -> io::Result<Answers> {
+        let Decoded { entry, commands, is_long } = decoded;
+        let (index, term) = (entry.log_id.index(), **entry.log_id.committed_leader_id());
         let wanted = Wanted { waiters: &self.waiters, by_senders: wanted_by_senders };
         let _changing = self.changing.lock();
-        let is_long = self.read(|s| s.kv.keys_of(&commands)) > ASIDE_KEYS;
         let aside = if is_long { Some(self.apply_aside(entry.clone(), &commands, wanted)?) } else { None };
         let (Outcomes { own, for_senders }, before) = {
             let mut locked = self.locked.write();
@@ -431,7 +456,8 @@ impl Store {
     }
 
     /// `asked_before`: what was asked of this member below this number may be in the new state.
-    pub(crate) fn replace(&self, mut state: Applied, asked_before: u64) {
+    /// Returns the old one: to let go of it takes long.
+    pub(crate) fn replace(&self, mut state: Applied, asked_before: u64) -> Applied {
         state.kv.keep_journal(self.journal_bytes_max);
         let index = state.log_id.as_ref().map(|l| l.index());
         let term = state.log_id.as_ref().map_or(0, |l| **l.committed_leader_id());
@@ -451,7 +477,7 @@ impl Store {
                 "a snapshot came in place of what was asked here, so its answers are not known"
             );
         }
-        drop(old);
+        old.state
     }
 }
 
@@ -516,7 +542,13 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     {
         while let Some(item) = entries.next().await {
             let (entry, responder) = item?;
-            let answers = self.store.apply(entry, responder.is_some())?;
+            let (decoded, wanted) = (self.store.decode(entry)?, responder.is_some());
+            let answers = if decoded.is_long {
+                let store = self.store.clone();
+                self.env.long(Pool::Apply, move || store.apply_decoded(decoded, wanted)).await?
+            } else {
+                self.store.apply_decoded(decoded, wanted)?
+            };
             if let Some(responder) = responder {
                 responder.send(answers);
             }
@@ -539,7 +571,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let asked_before = self.store.waiters.next_number();
         let state = self.env.long(Pool::Snapshots, move || load_snapshot(&file, &Progress::default())).await?;
         let revision = state.kv.revision();
-        self.store.replace(state, asked_before);
+        self.env.drop_large(self.store.replace(state, asked_before));
         tracing::info!(snapshot = %id, revision, "snapshot installed");
         Ok(())
     }

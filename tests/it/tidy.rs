@@ -27,7 +27,7 @@ const LAYERS: &[&[&str]] = &[
 
 /// Imports within one line of [`LAYERS`]: importer, imported.
 const SIBLINGS: &[(&str, &str)] =
-    &[("config", "identity"), ("telemetry", "config"), ("api", "cluster"), ("http", "api")];
+    &[("pb", "env"), ("config", "identity"), ("telemetry", "config"), ("api", "cluster"), ("http", "api")];
 
 /// Where a crate, or a path below one, may be named: path prefix, homes. A home ending in `*` is any path that begins so; another
 /// is the module of that name.
