@@ -164,10 +164,13 @@ fn a_member_that_hears_nothing_of_its_writes_ends_them_with_a_timeout() {
         let played = sim::play(&settings(seed), async |world: &mut World| {
             world.start_all().await?;
             world.start_clients();
-            for millis in [300, 800, 1500, 2500, 2500] {
-                world.sleep_up_to(Duration::from_millis(500)).await;
+            for millis in [300, 1500, 2500] {
+                world.wait_healed().await?;
                 let Some((leader, _)) = world.leader().await? else { continue };
                 world.suffer(Fault::OneWay { pair: (leader, (leader + 1) % 3), millis }).await?;
+                world.wait_healed().await?;
+                let Some((leader, _)) = world.leader().await? else { continue };
+                world.fall_behind(leader, (leader + 2) % 3).await;
             }
             world.stop_clients().await;
             Ok(())

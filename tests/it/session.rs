@@ -12,6 +12,7 @@ use quorate::pb::etcd::{
     DeleteRangeRequest, PutRequest, RangeRequest, WatchCancelRequest, WatchCreateRequest, WatchProgressRequest,
     WatchRequest, WatchResponse,
 };
+use rustix::process::Signal;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -131,4 +132,37 @@ async fn answer_of_any_size_comes_through_a_follower() {
     for (n, kv) in deleted.prev_kvs.iter().enumerate() {
         assert!(kv.value().len() == 1 << 20 && kv.value().iter().all(|byte| *byte == n as u8), "value {n}");
     }
+}
+
+/// What is under way at a leader that is cut off in silence: a read goes on with the next leader, and a write, which may be in the log,
+/// is told of the failure as soon as the next leader's entries are applied. Nobody waits for the end of the request's time.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_under_way_do_not_wait_for_a_leader_that_is_gone() {
+    let mut cluster = Cluster::new(3);
+    cluster.set("server.request_timeout", "5m");
+    let leader = cluster.start_all().await;
+    let follower = (leader + 1) % 3;
+    cluster.put(follower, "k", "v").await;
+    let (mut reader, mut writer) = (cluster.kv(follower), cluster.kv(follower));
+    let get = || RangeRequest { key: "k".into(), ..Default::default() };
+    // Their connections are made, so that both are on their way before anybody misses the leader.
+    tokio::try_join!(reader.range(get()), writer.range(get())).unwrap();
+    cluster.signal(leader, Signal::STOP);
+    let reading = reader.range(get());
+    let writing = writer.put(PutRequest { key: "k".into(), value: "new".into(), ..Default::default() });
+    let both = async { tokio::join!(reading, writing) };
+    let (read, written) = tokio::time::timeout(PATIENCE, both).await.expect("both end with the election");
+    assert_eq!(read.unwrap().into_inner().kvs.len(), 1);
+    let value = match written {
+        Err(status) => {
+            assert_eq!(status.message(), "etcdserver: request timed out, possibly due to previous leader failure");
+            "v"
+        }
+        // A slow machine: it came after the election.
+        Ok(_) => "new",
+    };
+    // It was forwarded to a leader that is none any more.
+    cluster.signal(leader, Signal::CONT);
+    cluster.wait_formed().await;
+    assert_eq!(cluster.get(leader, "k").await.as_deref(), Some(value));
 }

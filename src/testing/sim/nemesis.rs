@@ -18,6 +18,9 @@ use crate::testing::history::{Action, Outcome, Request, Span};
 /// A fault that waits for a disk to be used does not wait longer.
 const FAULT_PATIENCE: Duration = Duration::from_secs(1);
 const FAULTS: usize = 7;
+/// Twice what the simulated members' logs hold before they are purged.
+const FALL_BEHIND_PUTS: usize = 32;
+const FALL_BEHIND_BYTES: usize = 4 << 10;
 
 /// What happens to the cluster.
 #[derive(Clone, Debug)]
@@ -343,6 +346,19 @@ impl World {
         if let Outcome::Answered(answer) = self.ask(member, Request::Do(Action::Get(Span::one("a")))).await {
             self.ask(member, Request::Compact(answer.revision)).await;
         }
+    }
+
+    /// What `from` sends to `to` does not arrive while so much is written through `from` that the log is purged behind a snapshot file.
+    pub async fn fall_behind(&mut self, from: usize, to: usize) {
+        trace::event(format_args!("{to} falls behind {from}"));
+        self.net.hold_one_way(ip(from), ip(to));
+        for n in 0..FALL_BEHIND_PUTS {
+            let value = format!("{}.{n}.{}", self.env.random_u64(), ".".repeat(FALL_BEHIND_BYTES));
+            self.ask(from, Request::Do(Action::Put { key: "large".into(), value })).await;
+        }
+        // The log is looked at twice a second: then a snapshot is asked for, and then the log is purged.
+        sleep(Duration::from_millis(1500)).await;
+        self.net.mend();
     }
 
     /// One put through `member`, which must be acknowledged.
