@@ -105,8 +105,9 @@ async fn talk_to(cluster: &Cluster, who: &str, slot: u64) -> Violations {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn member_knows_what_it_has_acknowledged() {
-    let mut cluster = Cluster::start(3).await;
-    let leader = cluster.wait_formed().await;
+    let mut cluster = Cluster::new(3);
+    cluster.set("cluster.readers", "true");
+    let leader = cluster.start_all().await;
     cluster.start_slotless(20, "--reader");
     cluster.wait_http(20, "/readyz", 200, &[]).await;
     for (who, slot) in [("the leader", leader), ("a follower", (leader + 1) % 3), ("a reader", 20)] {
