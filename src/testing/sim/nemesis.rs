@@ -354,7 +354,7 @@ impl World {
         self.net.hold_one_way(ip(from), ip(to));
         for n in 0..FALL_BEHIND_PUTS {
             let value = format!("{}.{n}.{}", self.env.random_u64(), ".".repeat(FALL_BEHIND_BYTES));
-            self.ask(from, Request::Do(Action::Put { key: "large".into(), value })).await;
+            self.ask(from, Request::Do(Action::Put { key: "padding".into(), value })).await;
         }
         // The log is looked at twice a second: then a snapshot is asked for, and then the log is purged.
         sleep(Duration::from_millis(1500)).await;
