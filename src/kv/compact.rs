@@ -8,9 +8,12 @@
 //! Invariant: no read, hash or snapshot depends on how far it has got.
 
 use super::State;
-use super::history::Events;
+use super::history::{Events, Revision};
 use super::tree::Place;
 use crate::env::planted;
+
+/// Events of a revision that is dropped elsewhere.
+const LARGE_EVENTS: usize = 256;
 
 impl State {
     /// True while compacted versions are still held.
@@ -20,8 +23,14 @@ impl State {
 
     /// Visits at most `steps` events; true once nothing is left to remove. A step takes a few microseconds.
     pub fn sweep(&mut self, steps: usize) -> bool {
+        self.sweep_but(steps, &mut Vec::new())
+    }
+
+    /// As [`Self::sweep`], but revisions of many events that the history lets go of are left in `large`: to drop one takes as long as
+    /// thousands of steps, and needs no lock.
+    pub fn sweep_but(&mut self, steps: usize, large: &mut Vec<Revision>) -> bool {
         let mut steps = steps;
-        self.drop_history();
+        self.drop_history(large);
         while self.swept < self.compacted {
             let revision = self.swept + 1;
             let events = self.history.get(revision).expect("an unswept revision is in the history").clone();
@@ -34,7 +43,7 @@ impl State {
                 self.swept_events += 1;
             }
             (self.swept, self.swept_events) = (revision, 0);
-            self.drop_history();
+            self.drop_history(large);
         }
         true
     }
@@ -57,9 +66,9 @@ impl State {
     }
 
     /// The events of the compacted revision itself stay until the next compaction: watchers may start there.
-    fn drop_history(&mut self) {
+    fn drop_history(&mut self, large: &mut Vec<Revision>) {
         while self.history.first() <= self.swept && self.history.first() < self.compacted {
-            self.history.pop_first();
+            large.extend(self.history.pop_first().filter(|revision| revision.events().len() > LARGE_EVENTS));
         }
     }
 }

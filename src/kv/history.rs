@@ -207,11 +207,11 @@ impl History {
         (first..).zip(held)
     }
 
-    pub(super) fn pop_first(&mut self) {
-        if let Some(events) = self.revisions.pop_front() {
-            self.overhead_bytes -= events.overhead_bytes();
-            self.first += 1;
-        }
+    pub(super) fn pop_first(&mut self) -> Option<Revision> {
+        let events = self.revisions.pop_front()?;
+        self.overhead_bytes -= events.overhead_bytes();
+        self.first += 1;
+        Some(Revision { number: self.first - 1, events })
     }
 }
 

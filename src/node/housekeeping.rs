@@ -118,7 +118,11 @@ impl Housekeeping {
                 return;
             }
             let slice = Instant::now();
-            self.node.store().try_write(|s| s.kv.sweep(SWEEP_STEPS));
+            let mut large = Vec::new();
+            self.node.store().try_write(|s| s.kv.sweep_but(SWEEP_STEPS, &mut large));
+            if !large.is_empty() {
+                self.node.env().drop_large(large);
+            }
             sleep(SWEEP_REST.max(2 * slice.elapsed())).await;
         }
         self.held_since = None;

@@ -84,7 +84,9 @@ fn a_revision_of_many_events_costs_no_more_than_as_many_revisions() {
     let begin = looks::so_far();
     let (revision, kvs) = (state.revision(), state.range(&everything()).unwrap().kvs);
     do_compact(&mut state, revision).unwrap();
-    sweep_all(&mut state);
+    let mut large = Vec::new();
+    while !state.sweep_but(50, &mut large) {}
+    assert!(!large.is_empty() && large.iter().all(|revision| revision.events().len() >= MANY), "{}", large.len());
     assert_eq!(state.range(&everything()).unwrap().kvs, kvs);
     let looks = (looks::so_far() - begin) / MANY as u64;
     assert!(looks < LOOKS_AN_EVENT_MAX, "{looks} looks into versions an event of a sweep");
