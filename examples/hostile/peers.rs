@@ -32,7 +32,7 @@ async fn peer(attack: &mut Attack) -> Option<(PeerClient<Channel>, WhoResponse)>
     let address = attack.peers[attack.random.usize(..attack.peers.len())].clone();
     let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?.connect_timeout(Duration::from_secs(2));
     let mut client = PeerClient::new(endpoint.connect_lazy());
-    let who = answer(client.who(WhoRequest { nonce: attack.random.u64(..), digest_index: 0 })).await.ok()?;
+    let who = answer(client.who(WhoRequest { nonce: attack.random.u64(..), ..WhoRequest::default() })).await.ok()?;
     Some((client, who.into_inner()))
 }
 
@@ -162,7 +162,8 @@ async fn calls(attack: &mut Attack, tally: &mut Tally) {
         }
         2 => {
             let entries = vec![Entry { log_id, payload: None }];
-            let request = AppendRequest { envelope, vote, prev: log_id, entries, leader_commit: log_id };
+            let request =
+                AppendRequest { envelope, vote, prev: log_id, entries, leader_commit: log_id, leader_durable: None };
             match answer(client.append(tokio_stream::once(request))).await {
                 Ok(stream) => answer(stream.into_inner().message()).await.map(drop),
                 Err(error) => Err(error),

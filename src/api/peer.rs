@@ -24,7 +24,7 @@ use crate::pb::peer::{
     ManageResponse, SnapshotChunk, SnapshotHead, SnapshotOffsetResponse, SnapshotResponse, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse, WhoRequest, WhoResponse, append_response,
 };
-use crate::raft::{Rpc, first_message};
+use crate::raft::{Peers, Rpc, first_message};
 
 /// Whether a call on a connection was found to be a member's. Cloning shares it; who knows none keeps one that nobody looks at.
 #[derive(Clone, Debug, Default)]
@@ -60,11 +60,13 @@ pub struct PeerApi {
     bootstrap: Arc<Bootstrap>,
     running: Arc<RwLock<Option<Running>>>,
     audit: Arc<RwLock<Option<Arc<Audit>>>>,
+    /// This process's way to other members, and what it remembers of them.
+    peers: Arc<Peers>,
 }
 
 impl PeerApi {
-    pub fn new(bootstrap: Arc<Bootstrap>) -> Self {
-        Self { bootstrap, running: Arc::default(), audit: Arc::default() }
+    pub fn new(bootstrap: Arc<Bootstrap>, peers: Arc<Peers>) -> Self {
+        Self { bootstrap, running: Arc::default(), audit: Arc::default(), peers }
     }
 
     /// From now on Raft's calls go to `running`.
@@ -130,9 +132,10 @@ fn disk(error: impl std::fmt::Display) -> Status {
 #[tonic::async_trait]
 impl Peer for PeerApi {
     async fn who(&self, request: Request<WhoRequest>) -> Result<Response<WhoResponse>, Status> {
-        let WhoRequest { nonce, digest_index } = request.into_inner();
+        let WhoRequest { nonce, digest_index, recall_member } = request.into_inner();
         let mut answer = self.bootstrap.who(nonce);
         answer.digest_version = kv::DIGEST_VERSION;
+        answer.recollection = self.peers.memory().of(recall_member).map(Into::into);
         if let Ok(running) = self.running() {
             let store = running.node.store();
             answer.digest_unknown = store.read(|s| s.kv.digest().is_none());

@@ -11,21 +11,22 @@
 //! Invariant: every step is durable before the next one starts, and can be repeated after a crash (`env::fail` lists them).
 //! Absent: a limit of time. A node waits for as long as it takes, and says for what.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 
 use super::bootstrap::Bootstrap;
-use super::decide::{Asked, Expected, State, Step, View, Wait, decide, is_dead, led};
+use super::decide::{Asked, Expected, State, Step, View, Wait, decide, has_quorum, is_dead, led};
 use super::peers::{self, Peers, Unreachable};
 use super::slot_of;
 use crate::env::net::BoxFuture;
 use crate::env::{self, Env, fail_point};
 use crate::identity::SLOT_MAX;
 use crate::pb::log::{Formation, membership};
-use crate::pb::peer::JoinResponse;
 use crate::pb::peer::join_response::Outcome as JoinOutcome;
+use crate::pb::peer::{JoinResponse, WhoResponse};
 use crate::storage::member_dir::Error;
 
 #[cfg(test)]
@@ -178,6 +179,44 @@ pub async fn is_led_by_others(
         }
     }
     false
+}
+
+/// The cluster that has a member at `slot`, as a leader with a quorum says. For a node that cannot read who it was: that quorum does
+/// not need it. `known`: clusters that its disk tells of; if there are any it must be one of them.
+pub async fn led_with_slot(
+    env: &Env,
+    peers: &Arc<dyn Peers>,
+    places: &Places,
+    slot: u64,
+    known: &[u64],
+) -> Option<u64> {
+    for _ in 0..LEADER_TRIES {
+        let slots = (places.expected)().slots;
+        let expand = places.expand.as_ref();
+        let mut addresses: Vec<String> =
+            slots.filter(|other| *other != slot).filter_map(|other| Some(expand?(other))).collect();
+        if let Some(resolve) = &places.resolve {
+            addresses.extend(resolve().await.into_iter().take(EXTRA_ADDRESSES_MAX));
+        }
+        let asks = addresses.iter().map(|address| peers::who(env, &**peers, address, places.patience));
+        let answers: Vec<WhoResponse> = join_all(asks).await.into_iter().flatten().collect();
+        let names_slot = |who: &&WhoResponse| {
+            who.membership.iter().flat_map(|membership| &membership.members).any(|member| slot_of(member.id) == slot)
+        };
+        let led: BTreeSet<u64> =
+            answers.iter().filter(|who| has_quorum(who)).filter(names_slot).map(|who| who.cluster_id).collect();
+        match led.first() {
+            Some(cluster) if led.len() == 1 && (known.is_empty() || known.contains(cluster)) => return Some(*cluster),
+            // Not the cluster of this disk, or two at one place: a person must look.
+            Some(_) => return None,
+            None => {}
+        }
+        tokio::select! {
+            () = env.stopping.cancelled() => return None,
+            () = env::sleep(env.jitter(FORMING_DELAY_MAX)) => {}
+        }
+    }
+    None
 }
 
 /// What a step leads to.

@@ -6,6 +6,7 @@
 //! decide     what to do next while there is no Raft: a pure function of what was answered
 //! formation  the driver that asks, decides and acts, until Raft can start
 //! join       what the leader answers to those who ask to join
+//! recall     whether a member that has started finds its disk as the others remember it
 //! leaderless what a member says that runs Raft and knows no leader
 //! reconcile  the leader's loop: observe, plan, carry out
 //! audit      the leader's comparison of the members' states
@@ -37,6 +38,7 @@ pub mod manage;
 pub mod manual;
 pub mod peers;
 pub mod plan;
+pub mod recall;
 pub mod reconcile;
 pub mod view;
 pub mod wanted;

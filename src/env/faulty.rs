@@ -59,7 +59,7 @@ impl Disk for Faulty {
     }
 
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Box<dyn File>> {
-        let is_log = path.parent().is_some_and(|dir| dir.ends_with("log"));
+        let is_log = path.extension().is_some_and(|extension| extension == "log");
         Ok(Box::new(FaultyFile { file: RealDisk.open(path, mode)?, faults: self.faults.clone(), is_log }))
     }
 

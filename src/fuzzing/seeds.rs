@@ -97,6 +97,7 @@ fn messages() -> Vec<Seed> {
     let vote = Some(Vote { term: 3, member: 0x10000, committed: true });
     let entry = |index, payload| Entry { log_id: Some(log_id(index)), payload: Some(payload) };
     let append = peer::AppendRequest {
+        leader_durable: None,
         envelope,
         vote,
         prev: Some(log_id(4)),

@@ -26,8 +26,9 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Status, Streaming};
 
 use super::convert::{entry_to_pb, log_id_from_pb, log_id_to_pb, vote_from_pb, vote_to_pb};
+use super::memory::{Memory, Past, Reach};
 use super::{Guard, Store, TypeConfig, Vote};
-use crate::env::{Env, Instant, Pool, timeout};
+use crate::env::{Env, Instant, Pool, planted, timeout};
 use crate::identity::{check_node, shown};
 use crate::metrics::{self, metrics};
 use crate::pb;
@@ -50,6 +51,7 @@ pub struct Peers {
     channels: Mutex<HashMap<(String, Purpose), Channel>>,
     /// Where the membership says that members are.
     addresses: RwLock<HashMap<u64, String>>,
+    memory: Memory,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -66,7 +68,12 @@ const CHANNELS_MAX: usize = 1024;
 
 impl Peers {
     pub fn new(env: Env) -> Arc<Self> {
-        Arc::new(Self { env, channels: Mutex::default(), addresses: RwLock::default() })
+        Arc::new(Self { env, channels: Mutex::default(), addresses: RwLock::default(), memory: Memory::default() })
+    }
+
+    /// What this process remembers of the members' disks.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
     }
 
     /// To be called with all members when the membership has changed. openraft keeps its streams to a member that has moved, with
@@ -112,13 +119,20 @@ impl Peers {
     /// Asks whoever listens at `address` who it is. This and the next four fail with a short text for people.
     pub async fn who(&self, address: &str, nonce: u64) -> Result<peer::WhoResponse, String> {
         let mut client = self.client(address, Purpose::Ask).map_err(reason)?;
-        checked(limited(client.who(peer::WhoRequest { nonce, digest_index: 0 })).await.map_err(reason)?)
+        checked(limited(client.who(peer::WhoRequest { nonce, ..Default::default() })).await.map_err(reason)?)
     }
 
     /// As [`Self::who`], with the digest after the entry at `digest_index`.
     pub async fn digest(&self, address: &str, nonce: u64, digest_index: u64) -> Result<peer::WhoResponse, String> {
         let mut client = self.client(address, Purpose::Ask).map_err(reason)?;
-        checked(limited(client.who(peer::WhoRequest { nonce, digest_index })).await.map_err(reason)?)
+        checked(limited(client.who(peer::WhoRequest { nonce, digest_index, recall_member: 0 })).await.map_err(reason)?)
+    }
+
+    /// As [`Self::who`], with what is remembered there of the disk of `member`.
+    pub async fn recall(&self, address: &str, nonce: u64, member: u64) -> Result<peer::WhoResponse, String> {
+        let mut client = self.client(address, Purpose::Ask).map_err(reason)?;
+        let request = peer::WhoRequest { nonce, digest_index: 0, recall_member: member };
+        checked(limited(client.who(request)).await.map_err(reason)?)
     }
 
     pub async fn accept(&self, address: &str, formation: Formation) -> Result<peer::AcceptResponse, String> {
@@ -220,6 +234,8 @@ pub struct Network {
     pub snapshot_chunk_bytes: u64,
     /// Bytes a second that a snapshot transfer takes at most.
     pub snapshot_rate: u64,
+    /// The others are told how far the log reaches; with a closed ballot no vote is asked for.
+    pub past: Past,
 }
 
 impl Network {
@@ -230,6 +246,7 @@ impl Network {
             address: node.peer_address.clone(),
             purpose,
             appends: None,
+            told_shorter: false,
             envelope: Envelope { cluster_id: self.cluster_id, from: self.member_id, to: target },
             counters: metrics().peer(target),
         }
@@ -281,6 +298,8 @@ pub struct Connection {
     purpose: Purpose,
     /// Open, with nothing under way.
     appends: Option<Appends>,
+    /// It was said that the peer's disk went back.
+    told_shorter: bool,
     envelope: Envelope,
     counters: Arc<metrics::Peer>,
 }
@@ -336,6 +355,63 @@ impl Connection {
     }
 }
 
+impl Connection {
+    /// Remembers what the peer's answer says of its disk. A peer whose log lacks `prev`, which it has acknowledged in this very term, is
+    /// not heard: its disk went back. openraft takes for impossible what it would say; and who is not heard counts for no quorum,
+    /// until the peer finds out and goes on as a new member (`cluster::recall`).
+    fn remember(
+        &mut self,
+        prev: Reach,
+        end: Reach,
+        answer: AppendEntriesResponse<TypeConfig>,
+    ) -> Rpc<AppendEntriesResponse<TypeConfig>> {
+        let (memory, target) = (&self.network.peers.memory, self.envelope.to);
+        match answer {
+            AppendEntriesResponse::Success => memory.note(target, end),
+            AppendEntriesResponse::Conflict => {
+                let held = |known: &Reach| prev.last.is_some() && known.term == prev.term && *known >= prev;
+                let known = memory.of(target).filter(held);
+                if let Some(known) = known.filter(|_| !planted!("memory-not-asked")) {
+                    let text = format!(
+                        "member {target:x} has acknowledged entries up to {known:?} and does not hold them: its disk went back"
+                    );
+                    if !std::mem::replace(&mut self.told_shorter, true) {
+                        tracing::error!(peer = format!("{target:x}"), reason = text, "a peer's disk went back");
+                    }
+                    return Err(RPCError::Unreachable(Unreachable::from_string(text)));
+                }
+            }
+            _ => {}
+        }
+        Ok(answer)
+    }
+
+    /// Asks for a vote, if this member may.
+    async fn ask_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+        pre: bool,
+    ) -> Rpc<VoteResponse<TypeConfig>> {
+        if !self.network.past.ballot.may_stand() {
+            return Err(RPCError::Unreachable(Unreachable::from_string(BALLOT_CLOSED)));
+        }
+        let mut client = self.client()?;
+        let request = vote_request(self.envelope, &rpc);
+        let asking = async move { if pre { client.pre_vote(request).await } else { client.vote(request).await } };
+        let answer = self.call(RPCTypes::Vote, &option, asking).await?.into_inner();
+        let answer = self.vote_response(answer)?;
+        if !pre && answer.vote_granted {
+            self.network.peers.memory.note(self.envelope.to, Reach { term: rpc.vote.leader_id.term, last: None });
+        }
+        Ok(answer)
+    }
+}
+
+/// Why a member that has just started neither grants votes nor asks for any.
+pub(super) const BALLOT_CLOSED: &str =
+    "this member has not yet heard from a quorum that its disk holds all that it once acknowledged";
+
 /// A peer that is not there is retried with a back-off; any other failure at once.
 fn failed(status: Status) -> RPCError<TypeConfig> {
     match status.code() {
@@ -358,12 +434,16 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Rpc<AppendEntriesResponse<TypeConfig>> {
+        let term = rpc.vote.leader_id.term;
+        let prev = Reach::new(term, rpc.prev_log_id.as_ref());
+        let end = rpc.entries.last().map_or(prev, |entry| Reach::new(term, Some(&entry.log_id)));
         let request = peer::AppendRequest {
             envelope: Some(self.envelope),
             vote: Some(vote_to_pb(&rpc.vote)),
             prev: rpc.prev_log_id.as_ref().map(log_id_to_pb),
             entries: rpc.entries.into_iter().map(entry_to_pb).collect(),
             leader_commit: rpc.leader_commit.as_ref().map(log_id_to_pb),
+            leader_durable: self.network.past.log.durable().last,
         };
         let mut client = self.client()?;
         self.counters.sent_bytes.inc_by(request.encoded_len() as u64);
@@ -380,26 +460,21 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         let (appends, answer) = self.call(RPCTypes::AppendEntries, &option, asking).await?;
         self.appends = Some(appends);
         use peer::append_response::Outcome;
-        Ok(match answer.outcome() {
+        let answer = match answer.outcome() {
             Outcome::Success => AppendEntriesResponse::Success,
             Outcome::Partial => AppendEntriesResponse::PartialSuccess(answer.matched.map(log_id_from_pb)),
             Outcome::Conflict => AppendEntriesResponse::Conflict,
             Outcome::HigherVote => AppendEntriesResponse::HigherVote(self.answered(answer.vote)?),
-        })
+        };
+        self.remember(prev, end, answer)
     }
 
     async fn vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Rpc<VoteResponse<TypeConfig>> {
-        let mut client = self.client()?;
-        let request = vote_request(self.envelope, &rpc);
-        let answer = self.call(RPCTypes::Vote, &option, client.vote(request)).await?.into_inner();
-        self.vote_response(answer)
+        self.ask_vote(rpc, option, false).await
     }
 
     async fn pre_vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Rpc<VoteResponse<TypeConfig>> {
-        let mut client = self.client()?;
-        let request = vote_request(self.envelope, &rpc);
-        let answer = self.call(RPCTypes::Vote, &option, client.pre_vote(request)).await?.into_inner();
-        self.vote_response(answer)
+        self.ask_vote(rpc, option, true).await
     }
 
     async fn full_snapshot(

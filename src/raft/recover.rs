@@ -83,6 +83,10 @@ pub fn recover(
         return Err(Error::LostState { purged: purged.index, applied: applied(&state) });
     }
     let state = state.unwrap_or_default();
+    // What was applied was committed, whether or not the log has noted it: it is never to be truncated.
+    if let Some(applied) = state.log_id.filter(|applied| applied.index() < log.state().next_index()) {
+        log.save_committed(log_id_to_pb(&applied));
+    }
     save_snapshot(this, log, snapshots, &state)?;
     Ok(Recovered { store: Store::new(state, replaced, journal_bytes_max), disk, from })
 }

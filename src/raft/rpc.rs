@@ -18,7 +18,8 @@ use tonic::{Status, Streaming};
 
 use super::convert::{entry_from_pb, log_id_from_pb, log_id_to_pb, vote_from_pb, vote_to_pb};
 use super::guard::Guard;
-use super::network::SNAPSHOT_CHUNK_TIMEOUT;
+use super::memory::{Past, Reach};
+use super::network::{BALLOT_CLOSED, SNAPSHOT_CHUNK_TIMEOUT};
 use super::state_machine::{Store, snapshot_meta};
 use super::{Entry, LogId, Raft, TypeConfig, Vote};
 use crate::env::{Env, Instant, Pool, timeout};
@@ -69,6 +70,8 @@ pub struct Rpc {
     snapshots: snapshot::Dir,
     /// What the log can still take; `None`: anything.
     room: Option<log::Room>,
+    /// `None`: nothing was promised before.
+    past: Option<Past>,
     /// One snapshot is received at a time.
     receiving: Arc<tokio::sync::Mutex<()>>,
     /// Checked senders that wait for the place.
@@ -115,7 +118,14 @@ fn check_entries(entries: &[Entry], prev: Option<&LogId>, term: u64) -> Answer<(
 
 impl Rpc {
     pub fn new(env: Env, raft: Raft, guard: Arc<Guard>, store: Arc<Store>, snapshots: snapshot::Dir) -> Self {
-        Self { env, raft, guard, store, snapshots, room: None, receiving: Arc::default(), waiting: Arc::default() }
+        let (room, past, receiving, waiting) = Default::default();
+        Self { env, raft, guard, store, snapshots, room, past, receiving, waiting }
+    }
+
+    /// Refuses what this member's past forbids.
+    #[must_use]
+    pub fn with_past(self, past: Past) -> Self {
+        Self { past: Some(past), ..self }
     }
 
     /// Refuses entries that the log cannot take.
@@ -145,15 +155,16 @@ impl Rpc {
         if !request.entries.is_empty() && left == Some(0) {
             return Err(Status::unavailable(DISK_FULL));
         }
+        let (envelope, durable) = (request.envelope.unwrap_or_default(), request.leader_durable.map(log_id_from_pb));
         let entries = request.entries.into_iter().map(entry_from_pb).collect::<Result<Vec<_>, _>>();
-        let rpc = AppendEntriesRequest {
+        let rpc = AppendEntriesRequest::<TypeConfig> {
             prev_log_id: request.prev.map(log_id_from_pb),
             entries: entries.map_err(Status::invalid_argument)?,
             leader_commit: request.leader_commit.map(log_id_from_pb),
             vote,
         };
         check_entries(&rpc.entries, rpc.prev_log_id.as_ref(), term)?;
-        let answer = self.raft.append_entries(rpc).await.map_err(fatal)?;
+        let answer = self.append_to_log(rpc, term, envelope, durable).await?;
         use peer::append_response::Outcome;
         let mut response = peer::AppendResponse::default();
         match answer {
@@ -171,10 +182,39 @@ impl Rpc {
         Ok(response)
     }
 
+    /// Hands an append to Raft, unless this member's past forbids it; and remembers how far the leader's own disk reaches.
+    async fn append_to_log(
+        &self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        term: u64,
+        envelope: peer::Envelope,
+        durable: Option<LogId>,
+    ) -> Answer<AppendEntriesResponse<TypeConfig>> {
+        let Some(past) = &self.past else { return self.raft.append_entries(rpc).await.map_err(fatal) };
+        if past.ballot.asks_for_election(term) {
+            return Ok(AppendEntriesResponse::HigherVote(Vote::new(term.saturating_add(1), envelope.to)));
+        }
+        let ids = rpc.prev_log_id.iter().chain(rpc.entries.iter().map(|entry| &entry.log_id));
+        if let Some(reason) = past.contradiction(term, ids) {
+            tracing::error!(peer = format!("{:x}", envelope.from), reason, "this member stops");
+            self.env.failed.cancel();
+            return Err(Status::unavailable(reason));
+        }
+        let answer = self.raft.append_entries(rpc).await.map_err(fatal)?;
+        if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
+            past.peers.memory().note(envelope.from, Reach::new(term, durable.as_ref()));
+        }
+        Ok(answer)
+    }
+
     pub async fn vote(&self, request: peer::VoteRequest, pre: bool) -> Answer<peer::VoteResponse> {
         let vote = self.check_vote(request.envelope.as_ref(), request.vote)?;
         let mut rpc = VoteRequest::<TypeConfig>::new(vote, request.last_log.map(log_id_from_pb));
         rpc.leadership_transfer = request.leadership_transfer;
+        let may_grant = |past: &Past| past.ballot.may_grant(rpc.vote.leader_id.term, rpc.last_log_id.as_ref());
+        if !self.past.as_ref().is_none_or(may_grant) {
+            return Err(Status::unavailable(BALLOT_CLOSED));
+        }
         let answer = if pre { self.raft.pre_vote(rpc).await } else { self.raft.vote(rpc).await }.map_err(fatal)?;
         Ok(peer::VoteResponse {
             vote: Some(vote_to_pb(&answer.vote)),
@@ -185,6 +225,9 @@ impl Rpc {
 
     pub async fn transfer_leader(&self, request: peer::TransferLeaderRequest) -> Answer<peer::TransferLeaderResponse> {
         let from = self.check_vote(request.envelope.as_ref(), request.from)?;
+        if self.past.as_ref().is_some_and(|past| !past.ballot.may_stand()) {
+            return Ok(peer::TransferLeaderResponse { accepted: false, last_log: None });
+        }
         let rpc = TransferLeaderRequest::new(from, request.to, request.last_log.map(log_id_from_pb));
         Ok(match self.raft.handle_transfer_leader(rpc).await.map_err(fatal)? {
             Ok(()) => peer::TransferLeaderResponse { accepted: true, last_log: None },

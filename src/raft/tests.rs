@@ -110,7 +110,7 @@ fn options_guard_every_trap_that_has_a_setting() {
 #[tokio::test(start_paused = true)]
 async fn pre_vote_goes_over_the_network() {
     let env = sim();
-    let mut network = network(&env);
+    let mut network = network(&env, log(&env));
     let node = pb::log::Node { peer_address: "10.0.0.9:2380".into(), ..Default::default() };
     let mut connection = network.new_client(2, &node).await;
     let request = openraft::raft::VoteRequest::new(Vote::new(5, 1), None);
@@ -125,7 +125,7 @@ async fn appends_share_a_stream_until_one_fails() {
     let net = SimNet::new(1, Duration::from_millis(1));
     let env = Env::sim(1, Arc::new(SimDisk::new(1)), net.host("10.0.0.1".parse().unwrap()));
     let mut peer = played::play(&net, ADDRESS).await;
-    let mut network = network(&env);
+    let mut network = network(&env, log(&env));
     let node = pb::log::Node { peer_address: ADDRESS.into(), ..Default::default() };
     let mut connection = network.new_client(2, &node).await;
     let mut append = async || {
@@ -176,16 +176,18 @@ async fn appends_share_a_stream_until_one_fails() {
     answer.expect("a stream that was closed meanwhile is opened anew");
 }
 
-fn network(env: &Env) -> Network {
+fn network(env: &Env, log: Log) -> Network {
+    let past = Past::new(log, Peers::new(env.clone()), true);
     Network {
         env: env.clone(),
-        peers: Peers::new(env.clone()),
+        peers: past.peers.clone(),
         store: Store::new(Applied::default(), false, 1 << 20),
         guard: Guard::new(env.clone(), THIS, Peers::new(env.clone()), None),
         cluster_id: THIS.cluster_id,
         member_id: THIS.member_id,
         snapshot_chunk_bytes: 1 << 10,
         snapshot_rate: 1 << 20,
+        past,
     }
 }
 
@@ -193,10 +195,11 @@ fn network(env: &Env) -> Network {
 pub(crate) async fn running_raft(env: &Env) -> (Raft, Arc<Store>, snapshot::Dir) {
     let snapshots = snapshot::Dir::open(env, Path::new("/snapshot"), THIS.cluster_id).unwrap();
     let store = Store::new(Applied::default(), false, 1 << 20);
-    let network = network(env);
+    let log = log(env);
+    let network = network(env, log.clone());
     let options = options(&config::Raft::default(), &config::Log::default()).unwrap();
     let state_machine = StateMachine::new(env.clone(), store.clone(), snapshots.clone(), THIS);
-    let raft = start(THIS.member_id, options, network, LogStore::new(log(env), 1 << 20), state_machine).await.unwrap();
+    let raft = start(THIS.member_id, options, network, LogStore::new(log, 1 << 20), state_machine).await.unwrap();
     (raft, store, snapshots)
 }
 

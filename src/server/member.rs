@@ -13,14 +13,16 @@ use tonic_health::ServingStatus;
 use super::{Ended, Server};
 use crate::api::Running;
 use crate::cluster::decide::Wait;
-use crate::cluster::{Audit, Fence, Manager, Outcome, RaftFacts, Reconciler, Wanted, formation, leaderless, reconcile};
+use crate::cluster::{
+    Audit, Fence, Manager, Outcome, RaftFacts, Reconciler, Wanted, formation, leaderless, recall, reconcile,
+};
 use crate::env::{Env, Instant, Pool, fail_point, interval, timeout};
 use crate::lease::{self, Leases};
 use crate::node::housekeeping::{Housekeeping, Settings};
 use crate::node::{self, Node};
 use crate::pb::log::Formation;
 use crate::pb::peer::WhoResponse;
-use crate::raft::{self, Checkpointer, Guard, LogStore, Member, Network, Rpc, StateMachine, recover};
+use crate::raft::{self, Checkpointer, Guard, LogStore, Member, Network, Past, Reach, Rpc, StateMachine, recover};
 use crate::storage::log::{self, Log, Owner};
 use crate::storage::{snapshot, state};
 use crate::watch::{self, Hub};
@@ -40,6 +42,8 @@ pub(super) struct Life {
     removed: CancellationToken,
     /// This life ends: clients are not served any more.
     over: CancellationToken,
+    /// Its disk went back, and a quorum of others goes on without it.
+    went_back: CancellationToken,
     log: Log,
 }
 
@@ -86,6 +90,9 @@ impl Server {
                     member = format!("{member:016x}"),
                     "was removed; the former self is archived, and joins as a new member"
                 );
+            }
+            Ended::WentBack => {
+                self.bootstrap.mint_anew().await?;
             }
         }
         Ok(ended)
@@ -194,9 +201,11 @@ impl Server {
             "member starts"
         );
         let guard = Guard::new(env.clone(), this, self.peers.clone(), self.places.expand.clone());
-        let raft = self.start_raft(env, this, &log, &recovered.store, snapshots.clone(), &guard).await?;
+        let past = Past::new(log.clone(), self.peers.clone(), fresh);
+        let raft = self.start_raft(env, this, &past, &recovered.store, snapshots.clone(), &guard).await?;
         guard.start(raft.clone());
-        let rpc = Rpc::new(env.clone(), raft.clone(), guard, recovered.store.clone(), snapshots);
+        let rpc =
+            Rpc::new(env.clone(), raft.clone(), guard, recovered.store.clone(), snapshots).with_past(past.clone());
         let node = Node::start(
             env.clone(),
             self.node_options(),
@@ -215,17 +224,32 @@ impl Server {
         let (manager, reconciler, removed) = self.connect(env, &node, rpc.within(log.room()));
         let over = env.stopping.child_token();
         env.spawn(self.clone().open_in_time(env.clone(), node.clone(), over.clone()));
+        let went_back = CancellationToken::new();
+        if !fresh {
+            self.recall(env, node.clone(), past, went_back.clone());
+        }
         if let Some(formation) = formation {
             self.initialize(&node, formation).await?;
         }
-        Ok(Ok(Life { env: env.clone(), node, manager, reconciler, removed, over, log }))
+        Ok(Ok(Life { env: env.clone(), node, manager, reconciler, removed, over, went_back, log }))
+    }
+
+    /// Asks the others what they remember of this member's disk.
+    fn recall(&self, env: &Env, node: Node, past: Past, went_back: CancellationToken) {
+        let patience = self.places.patience;
+        env.spawn(async move {
+            let own = || Reach::own(&past.log, node.store());
+            if recall::run(&node, &past.peers, &past.ballot, own, patience).await == recall::Found::WentBack {
+                went_back.cancel();
+            }
+        });
     }
 
     async fn start_raft(
         &self,
         env: &Env,
         this: Member,
-        log: &Log,
+        past: &Past,
         store: &Arc<raft::Store>,
         snapshots: snapshot::Dir,
         guard: &Arc<Guard>,
@@ -239,9 +263,10 @@ impl Server {
             member_id: this.member_id,
             snapshot_chunk_bytes: self.config.raft.snapshot_chunk_bytes.0,
             snapshot_rate: self.config.raft.snapshot_rate.0,
+            past: past.clone(),
         };
         let options = raft::options(&self.config.raft, &self.config.log)?;
-        let log_store = LogStore::new(log.clone(), self.config.raft.append_bytes_max.0);
+        let log_store = LogStore::new(past.log.clone(), self.config.raft.append_bytes_max.0);
         let state_machine = StateMachine::new(env.clone(), store.clone(), snapshots, this);
         Ok(raft::start(this.member_id, options, network, log_store, state_machine).await?)
     }
@@ -382,6 +407,7 @@ impl Server {
             reason = life.node.failed() => Err(anyhow!("raft has failed: {reason}")),
             () = dead => Ok(Ended::Again),
             () = life.removed.cancelled() => Ok(Ended::Removed),
+            () = life.went_back.cancelled() => Ok(Ended::WentBack),
         }
     }
 

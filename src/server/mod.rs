@@ -41,7 +41,7 @@ use crate::kv;
 use crate::kv::validate::Limits;
 use crate::pb::log::{Node, node};
 use crate::raft::Peers;
-use crate::storage::member_dir::MemberDir;
+use crate::storage::member_dir::{MemberDir, Opened};
 use crate::storage::{Progress, state};
 
 use self::listen::Addresses;
@@ -76,6 +76,8 @@ enum Ended {
     Again,
     /// This member was removed: it archives itself and joins as a new one.
     Removed,
+    /// Its disk went back, as a leader with a quorum remembers: the same.
+    WentBack,
 }
 
 /// Runs a server until SIGTERM or SIGINT.
@@ -131,10 +133,10 @@ pub async fn serve(
     let quota_bytes = config.effective_quota(config::cgroup_memory_limit(&*env.disk));
     let (mint_env, slot) = (env.clone(), this.slot);
     let mint = Arc::new(move || identity::mint(mint_env.random_u64(), slot));
-    let opened = {
-        let mint = mint.clone();
-        MemberDir::open(env.disk.clone(), &config.server.data_dir, u64::from(slot), &this.name, || mint())?
-    };
+    let peers = Peers::new(env.clone());
+    let wanted = source.map(|source| Watch::start(&env, source));
+    let places = places(&env, &config, &this, wanted.as_ref());
+    let opened = open_dir(&env, &config, &this, &peers, &places, &*mint).await?;
     let addresses = Addresses::bind(&env, &config.server)?;
     let bootstrap = Bootstrap::new(env.clone(), opened.dir, node_record(&this, config.cluster.kind), mint);
     if opened.lost_log {
@@ -142,11 +144,9 @@ pub async fn serve(
         bootstrap.mint_anew().await?;
     }
     let limits = limits(&config.limits);
-    let peers = Peers::new(env.clone());
-    let wanted = source.map(|source| Watch::start(&env, source));
     let Addresses { client, peer, status } = addresses;
     let server = Arc::new(Server {
-        places: places(&env, &config, &this, wanted.as_ref()),
+        places,
         wanted,
         api: Api::new(
             limits,
@@ -159,7 +159,7 @@ pub async fn serve(
             },
             u64::from(config.cluster.first_slot),
         ),
-        peer_api: PeerApi::new(bootstrap.clone()),
+        peer_api: PeerApi::new(bootstrap.clone(), peers.clone()),
         quota_bytes,
         bootstrap,
         peers,
@@ -188,7 +188,33 @@ pub async fn serve(
     ended
 }
 
-/// What the membership says of this node.
+/// Opens the data directory. If who this node was cannot be read any more, and a quorum of others goes on without it, it becomes a new
+/// member beside what is left; with nobody there a person must decide.
+async fn open_dir(
+    env: &Env,
+    config: &Config,
+    this: &config::Node,
+    peers: &Arc<Peers>,
+    places: &Places,
+    mint: &(dyn Fn() -> u64 + Send + Sync),
+) -> anyhow::Result<Opened> {
+    let (root, slot) = (&config.server.data_dir, u64::from(this.slot));
+    let error = match MemberDir::open(env.disk.clone(), root, slot, &this.name, mint) {
+        Err(error) if error.is_damage() => error,
+        opened => return Ok(opened?),
+    };
+    let asker: Arc<dyn crate::cluster::Peers> = Arc::new(peers.clone());
+    let known = MemberDir::clusters(&*env.disk, root);
+    let Some(cluster) = formation::led_with_slot(env, &asker, places, slot, &known).await else {
+        return Err(anyhow!(error).context(
+            "this node cannot read who it is, and no leader of its cluster with a quorum of others answers; once there is one, it becomes a \
+             new member by itself; else put the file back from a copy of the disk; nothing was changed",
+        ));
+    };
+    tracing::error!(%error, cluster = format!("{cluster:016x}"), "this member's identity is lost; it goes on as a new member");
+    Ok(MemberDir::open_anew(env.disk.clone(), root, slot, &this.name, mint())?)
+}
+
 fn limits(settings: &config::Limits) -> Limits {
     Limits {
         request_bytes_max: settings.request_bytes_max.as_usize(),
@@ -199,6 +225,7 @@ fn limits(settings: &config::Limits) -> Limits {
     }
 }
 
+/// What the membership says of this node.
 fn node_record(this: &config::Node, kind: MemberKind) -> Node {
     Node {
         name: this.name.clone(),
@@ -274,7 +301,7 @@ impl Server {
             }
             match self.member(outcome).await.context("this member cannot go on")? {
                 Ended::Shutdown => return Ok(()),
-                Ended::Again | Ended::Removed => {}
+                Ended::Again | Ended::Removed | Ended::WentBack => {}
             }
         }
     }

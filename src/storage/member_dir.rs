@@ -15,7 +15,7 @@
 //! - A member id is minted once and never reused; who has accepted a formation accepts no other.
 //! - Every method returns after its change is durable, and changes what it shows only then. After an error the disk's state is
 //!   unknown: the caller stops the node.
-//! - What cannot be read is refused by its file's name, and never deleted.
+//! - What cannot be read is refused by its file's name, and never deleted: [`MemberDir::open_anew`] goes on beside it.
 //!
 //! Absent: the log, snapshots and state themselves; the decision to become another self (`cluster`).
 
@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use prost::Message as _;
 
+use super::log;
 use crate::env::{Disk, fail_point};
 use crate::pb::log::{Formation, Identity};
 
@@ -37,6 +38,8 @@ const MAGIC: &[u8; 8] = b"QUORATEI";
 const FORMAT: u32 = 1;
 const HEADER_BYTES: usize = 16;
 const CURRENT_HEAD: &str = "quorate data directory, format 1";
+/// What goes before the number of a format, this one or a later one.
+const CURRENT_HEAD_OF: &str = "quorate data directory, format ";
 
 /// Why the data directory cannot be used; each names the file.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +61,17 @@ pub enum Error {
         path = path.display()
     )]
     NoCurrent { path: PathBuf, directory: String },
+}
+
+impl Error {
+    /// A file that says who this node is was there once, and is damaged or gone: nothing but what it said is in doubt.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Foreign { .. } | Self::Damaged { .. } | Self::NoCurrent { .. } => true,
+            Self::Io { path, source } => source.kind() == io::ErrorKind::NotFound && path.ends_with("identity"),
+            Self::InUse { .. } | Self::Format { .. } | Self::WrongSlot { .. } => false,
+        }
+    }
 }
 
 type Result<T> = std::result::Result<T, Error>;
@@ -94,23 +108,7 @@ impl MemberDir {
     ///
     /// Leftovers of a crash (a self that was never switched to, a deletion half done) are removed.
     pub fn open(disk: Arc<dyn Disk>, root: &Path, slot: u64, name: &str, mint: impl FnOnce() -> u64) -> Result<Opened> {
-        at(root, disk.create_dir_all(root))?;
-        if let Some(parent) = root.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            at(parent, disk.sync_dir(parent))?;
-        }
-        at(root, disk.make_private(root))?;
-        let lock_path = root.join("LOCK");
-        let lock = match disk.lock(&lock_path) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(Error::InUse { path: lock_path }),
-            other => at(&lock_path, other)?,
-        };
-        let mut dir = Self {
-            disk,
-            root: root.to_owned(),
-            identity: Identity { slot, name: name.to_owned(), ..Identity::default() },
-            former: Vec::new(),
-            _lock: lock,
-        };
+        let mut dir = Self::lock(disk, root, slot, name)?;
         let selves = dir.read_current()?;
         dir.sweep(&selves)?;
         let minted = selves.is_empty();
@@ -123,6 +121,66 @@ impl MemberDir {
         at(&dir.path(), dir.disk.make_private(&dir.path()))?;
         let lost_log = dir.identity.log_started && !dir.has_log()?;
         Ok(Opened { dir, minted, lost_log })
+    }
+
+    /// Opens a data directory that [`MemberDir::open`] refuses as damaged, as a new self. All that was there stays: other selves as
+    /// former ones, and what cannot be read of `current` as `current.damaged`.
+    pub fn open_anew(disk: Arc<dyn Disk>, root: &Path, slot: u64, name: &str, member_id: u64) -> Result<Opened> {
+        let mut dir = Self::lock(disk, root, slot, name)?;
+        let (current, aside) = (root.join("current"), root.join("current.damaged"));
+        let mut selves = match dir.read_current() {
+            Ok(selves) => selves,
+            Err(_) => {
+                // Copied, so that there is never none: the new one replaces it.
+                at(&aside, dir.disk.write_atomic(&aside, &at(&current, dir.disk.read(&current))?))?;
+                Vec::new()
+            }
+        };
+        let on_disk: Vec<u64> = at(root, dir.disk.list(root))?.iter().filter_map(|name| member_id_of(name)).collect();
+        selves.retain(|id| on_disk.contains(id));
+        selves.extend(on_disk.iter().filter(|id| !selves.contains(id)).copied().collect::<Vec<_>>());
+        dir.former = selves.iter().map(|id| Former { member_id: *id, identity: dir.read_identity(*id).ok() }).collect();
+        dir.become_new(member_id)?;
+        Ok(Opened { dir, minted: true, lost_log: false })
+    }
+
+    /// The clusters that what can be read in the data directory belongs to: identities, and logs.
+    pub fn clusters(disk: &dyn Disk, root: &Path) -> Vec<u64> {
+        let names = disk.list(root).unwrap_or_default();
+        let selves = names.iter().filter(|name| member_id_of(name).is_some()).map(|name| root.join(name));
+        let mut clusters: Vec<u64> = selves
+            .flat_map(|path| {
+                let identity = path.join("identity");
+                let said = disk.read(&identity).ok().and_then(|bytes| decode(&identity, &bytes).ok());
+                let logged = log::owner(disk, &path.join("log"));
+                [said.map(|identity| identity.cluster_id), logged.map(|owner| owner.cluster_id)]
+            })
+            .flatten()
+            .filter(|cluster| *cluster != 0)
+            .collect();
+        clusters.sort_unstable();
+        clusters.dedup();
+        clusters
+    }
+
+    fn lock(disk: Arc<dyn Disk>, root: &Path, slot: u64, name: &str) -> Result<Self> {
+        at(root, disk.create_dir_all(root))?;
+        if let Some(parent) = root.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            at(parent, disk.sync_dir(parent))?;
+        }
+        at(root, disk.make_private(root))?;
+        let lock_path = root.join("LOCK");
+        let lock = match disk.lock(&lock_path) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(Error::InUse { path: lock_path }),
+            other => at(&lock_path, other)?,
+        };
+        Ok(Self {
+            disk,
+            root: root.to_owned(),
+            identity: Identity { slot, name: name.to_owned(), ..Identity::default() },
+            former: Vec::new(),
+            _lock: lock,
+        })
     }
 
     /// The self in use.
@@ -308,12 +366,16 @@ impl MemberDir {
         let text = String::from_utf8_lossy(&bytes);
         let mut lines = text.lines();
         let damaged = |why: String| Error::Damaged { path: path.clone(), why };
-        match lines.next() {
-            Some(CURRENT_HEAD) => {}
-            other => return Err(damaged(format!("begins with {other:?}, not with {CURRENT_HEAD:?}"))),
+        let head = lines.next();
+        if head != Some(CURRENT_HEAD) {
+            let format = head.and_then(|head| head.strip_prefix(CURRENT_HEAD_OF)?.parse().ok());
+            return Err(match format {
+                Some(found) => Error::Format { path: path.clone(), found },
+                None => damaged(format!("begins with {head:?}, not with {CURRENT_HEAD:?}")),
+            });
         }
         let selves = lines
-            .map(|line| member_id(line).ok_or_else(|| damaged(format!("{line:?} names no member directory"))))
+            .map(|line| member_id_of(line).ok_or_else(|| damaged(format!("{line:?} names no member directory"))))
             .collect::<Result<Vec<_>>>()?;
         if selves.is_empty() { Err(damaged("names no member directory".into())) } else { Ok(selves) }
     }
@@ -325,7 +387,7 @@ impl MemberDir {
             if name.starts_with("removed-") {
                 at(&path, self.disk.remove_dir_all(&path))?;
             }
-            let Some(id) = member_id(&name).filter(|id| !selves.contains(id)) else { continue };
+            let Some(id) = member_id_of(&name).filter(|id| !selves.contains(id)) else { continue };
             if self.never_used(id)? {
                 self.remove(id)?;
             } else if selves.is_empty() {
@@ -369,7 +431,8 @@ impl MemberDir {
 
     fn has_log(&self) -> Result<bool> {
         let path = self.log_path();
-        Ok(self.disk.exists(&path) && !at(&path, self.disk.list(&path))?.is_empty())
+        // The log's mark alone is none.
+        Ok(self.disk.exists(&path) && at(&path, self.disk.list(&path))?.iter().any(|name| name.ends_with(".log")))
     }
 
     /// Deletes a member directory; renamed first, so that half a directory is never taken for a self.
@@ -389,7 +452,7 @@ fn directory(member_id: u64) -> String {
     format!("member-{member_id:016x}")
 }
 
-fn member_id(directory: &str) -> Option<u64> {
+fn member_id_of(directory: &str) -> Option<u64> {
     let hex = directory.strip_prefix("member-").filter(|hex| hex.len() == 16)?;
     u64::from_str_radix(hex, 16).ok()
 }

@@ -12,6 +12,7 @@ mod clients;
 mod compare;
 mod corpus;
 mod dev;
+mod disks;
 mod docker;
 mod etcdctl;
 mod faults;

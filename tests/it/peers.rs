@@ -127,6 +127,7 @@ impl Stranger {
                     prev: Some(self.log_id()).filter(|_| transfer),
                     entries: self.entries(),
                     leader_commit: Some(self.log_id()),
+                    leader_durable: None,
                 };
                 let mut answers = client.append(tokio_stream::iter([request])).await?.into_inner();
                 answers.message().await.map(drop)
@@ -176,7 +177,10 @@ impl Stranger {
                 let formation = Formation { cluster_id: self.number(), members, ..Formation::default() };
                 let _ = client.accept(AcceptRequest { formation: Some(formation) }).await;
                 let _ = client.abandon(AbandonRequest { cluster_id: self.number() }).await;
-                client.who(WhoRequest { nonce: self.number(), digest_index: self.number() }).await.map(drop)
+                client
+                    .who(WhoRequest { nonce: self.number(), digest_index: self.number(), recall_member: self.number() })
+                    .await
+                    .map(drop)
             }
         }
     }

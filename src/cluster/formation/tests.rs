@@ -167,7 +167,7 @@ impl Town {
 
 fn make_log(disk: &MemDisk, log: &Path) -> std::io::Result<()> {
     disk.create_dir_all(log)?;
-    disk.write_atomic(&log.join("segment"), b"header")?;
+    disk.write_atomic(&log.join("0000000001.log"), b"header")?;
     disk.sync_dir(log.parent().expect("a log is in a member directory"))
 }
 

@@ -173,8 +173,13 @@ impl SimDisk {
 
     /// The disk after a power loss. This one fails from now on.
     pub fn crash(&self) -> Self {
+        self.0.lock().power = Some(0);
+        self.image()
+    }
+
+    /// The disk as a volume snapshot taken now would have it: as after a power loss. This one goes on.
+    pub fn image(&self) -> Self {
         let mut world = self.0.lock();
-        world.power = Some(0);
         let mut rng = world.rng.fork();
         let mut names = world.durable_names.clone();
         let loss = Loss::choose(&mut rng, world.unsynced.len());

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::mark::Mark;
 use super::record::{HEAD_BYTES, Head, What};
 use super::segment::{self, HEADER_BYTES, Header};
 use super::{Change, Op, Place, Shared};
@@ -104,7 +105,8 @@ impl Flusher {
         let mut inner = self.shared.inner.lock();
         inner.segments.insert(self.segment, self.file.clone());
         let (owner, state) = (self.shared.owner, inner.durable.state);
-        Header { owner, first_frame: self.frame, previous_end, state }.encode(self.segment, &mut self.buffer);
+        let (first_frame, file_bytes) = (self.frame, self.shared.options.segment_bytes);
+        Header { owner, first_frame, previous_end, file_bytes, state }.encode(self.segment, &mut self.buffer);
         Ok(())
     }
 
@@ -168,6 +170,9 @@ impl Flusher {
         let committed = self.committed();
         self.put(What::End, committed.is_some().into(), committed.unwrap_or_default(), &[]);
         self.write_frame()?;
+        if planted!("mark-before-sync") {
+            self.write_mark()?;
+        }
         let start = Instant::now();
         // Planted: one flush in four waits for the next one.
         if !planted!("ack-before-fsync") || self.frame.is_multiple_of(4) {
@@ -176,6 +181,7 @@ impl Flusher {
         let took = start.elapsed();
         self.shared.fsyncs.add(took);
         metrics().log_fsync.observe(took.as_secs_f64());
+        self.write_mark()?;
 
         self.offset += self.buffer.len() as u64;
         self.frame += 1;
@@ -199,6 +205,11 @@ impl Flusher {
         self.file.write_at(&self.buffer, self.offset)?;
         self.buffer.truncate(frame_bytes);
         Ok(())
+    }
+
+    fn write_mark(&self) -> io::Result<()> {
+        let end = self.offset + self.buffer.len() as u64;
+        self.shared.mark.write(Mark { frame: self.frame, segment: self.segment, end: end as u32 })
     }
 
     /// Makes the frame part of what is durable.
@@ -262,6 +273,7 @@ impl Drop for Flusher {
             (op.done)(Err(io::Error::other("the log has ended")));
         }
         self.shared.supply.close();
+        self.shared.mark.close();
         self.shared.ended.cancel();
     }
 }

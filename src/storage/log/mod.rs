@@ -6,6 +6,7 @@
 //! log/0000000002.log    ... the active segment, where frames are appended
 //! log/0000000003.log    preallocated and empty, so that rotation waits for nothing and space is taken first
 //! log/0000000004.log    the same
+//! log/mark              the newest durable frame, so that a log that lost its tail is not taken for a shorter one (`mark`)
 //! ```
 //! A *frame* is what one flush wrote: records, and an end record. Frames are numbered without a hole, and frame n+1 is written
 //! only after n's fdatasync returned. So at most the newest frame can be torn, and recovery drops it whole; damage anywhere
@@ -17,10 +18,14 @@
 //! - An I/O error is final: it is never retried, and everything later fails with it.
 //! - Written bytes are never overwritten, except the torn frame by recovery; so reads need no lock.
 //! - The committed log id of a frame lies at or below what was durable before that frame.
+//! - What was committed is never truncated: who asks for it has lost what this log holds.
 //!
 //! Absent: what entries mean (`raft`), when to purge (`node`), snapshots.
 
+#[cfg(any(test, feature = "testing"))]
+pub mod damage;
 mod flusher;
+mod mark;
 mod record;
 mod recovery;
 mod segment;
@@ -41,9 +46,10 @@ use tokio_util::sync::CancellationToken;
 
 pub use flusher::FsyncStats;
 
-use crate::env::{Env, File, OpenMode, Pool, planted};
+use crate::env::{Disk, Env, File, OpenMode, Pool, planted};
 use crate::pb::log::{LogId, Vote};
 use flusher::{Flusher, FsyncTimes};
+use mark::{Keeper, Mark};
 use recovery::Recovered;
 use segment::{Header, Run};
 use supply::Supply;
@@ -87,6 +93,15 @@ impl std::fmt::Display for Owner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "member {:x} of cluster {:x}", self.member_id, self.cluster_id)
     }
+}
+
+/// Whose log is in `dir`, as far as its first segment tells.
+pub fn owner(disk: &dyn Disk, dir: &Path) -> Option<Owner> {
+    let number = *segment::list(disk, dir).ok()?.first()?;
+    let path = segment::path(dir, number);
+    let mut bytes = vec![0; segment::HEADER_BYTES];
+    disk.open(&path, OpenMode::Read).ok()?.read_exact_at(&mut bytes, 0).ok()?;
+    Some(segment::Header::decode(&bytes, number, &path).ok()??.owner)
 }
 
 /// An entry of the log; what `kind` and `payload` say is the caller's.
@@ -374,6 +389,7 @@ struct Shared {
     ended: CancellationToken,
     fsyncs: FsyncTimes,
     supply: Arc<Supply>,
+    mark: Arc<Keeper>,
 }
 
 impl Shared {
@@ -409,7 +425,8 @@ impl Log {
         let file = disk.open(&temporary, OpenMode::CreateTruncate)?;
         segment::preallocate(&*file, options.segment_bytes)?;
         let mut header = Vec::new();
-        Header { owner, first_frame: 1, previous_end: 0, state: State::default() }.encode(1, &mut header);
+        let file_bytes = options.segment_bytes;
+        Header { owner, first_frame: 1, previous_end: 0, file_bytes, state: State::default() }.encode(1, &mut header);
         file.write_at(&header, 0)?;
         file.sync_all()?;
         disk.rename(&temporary, &path)?;
@@ -423,7 +440,7 @@ impl Log {
     /// Opens the log in `dir`: drops a torn newest frame, refuses any other damage. Needs a tokio runtime; blocks.
     pub fn open(env: &Env, dir: &Path, owner: Owner, options: Options) -> Result<Self, Error> {
         let recovered = recovery::recover(&*env.disk, dir, owner, &options)?;
-        Ok(Self::start(env, dir, owner, options, recovered))
+        Self::start(env, dir, owner, options, recovered)
     }
 
     /// As [`Self::open`], while other tasks go on: to read a long log takes seconds.
@@ -431,12 +448,14 @@ impl Log {
         let (disk, path, how) = (env.disk.clone(), dir.to_owned(), options.clone());
         let recovered = env.long(Pool::Disk, move || recovery::recover(&*disk, &path, owner, &how)).await?;
         // Not on the thread that has read: those that it starts would give way to others, as it does.
-        Ok(Self::start(env, dir, owner, options, recovered))
+        Self::start(env, dir, owner, options, recovered)
     }
 
-    fn start(env: &Env, dir: &Path, owner: Owner, options: Options, recovered: Recovered) -> Self {
+    fn start(env: &Env, dir: &Path, owner: Owner, options: Options, recovered: Recovered) -> Result<Self, Error> {
         assert!((4 << 10..=1 << 30).contains(&options.segment_bytes), "a segment has from 4 KiB to 1 GiB");
         assert!(options.queue_bytes <= 1 << 30, "a segment's offsets have 32 bits");
+        let mark = Mark { frame: recovered.next_frame - 1, segment: recovered.active, end: recovered.end as u32 };
+        let mark = Keeper::open(&*env.disk, dir, owner, mark)?;
         let Recovered { durable, segments, active, end, next_frame, spares, doomed } = recovered;
         let next = spares.back().map_or(active, |(number, _)| *number) + 1;
         let supply = Supply::new(env.disk.clone(), dir.to_owned(), options.segment_bytes, spares, next, doomed);
@@ -464,15 +483,22 @@ impl Log {
             ended: CancellationToken::new(),
             fsyncs: FsyncTimes::default(),
             supply: Arc::new(supply),
+            mark,
         });
+        env.spawn_thread("log-mark", shared.mark.clone().run());
         env.spawn_thread("log-segments", shared.supply.clone().run());
         env.spawn_thread("log-flush", Flusher::new(shared.clone(), active, file, end, next_frame).run());
-        Self(Arc::new(Handle(shared)))
+        Ok(Self(Arc::new(Handle(shared))))
     }
 
     /// What the log says now, durable or not.
     pub fn state(&self) -> State {
         self.shared().inner.lock().state
+    }
+
+    /// What is on the disk of that.
+    pub fn durable(&self) -> State {
+        self.shared().inner.lock().durable.state
     }
 
     /// Appends entries, contiguous to the last one. They are readable when this returns; `done` is called on the flusher's
@@ -527,12 +553,21 @@ impl Log {
         }
     }
 
-    /// Drops the entries after `after`, all of them if it is `None`. Durable when this returns.
+    /// Drops the entries after `after`, all of them if it is `None`. Durable when this returns. Refused if one of them was committed.
     pub async fn truncate_after(&self, after: Option<LogId>) -> io::Result<()> {
         self.apply(|inner, done| {
             let state = inner.state;
             if index_after(after) < state.first_index() {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, "cannot truncate purged entries"));
+            }
+            if let Some(committed) = state.committed.filter(|committed| index_after(after) <= committed.index) {
+                let text = format!(
+                    "asked to drop the log's entries from index {} on, but entries up to {} were committed here: other members \
+                     have lost acknowledged writes, and this disk may be the last that holds them; keep a copy of it",
+                    index_after(after),
+                    committed.index
+                );
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
             }
             if index_after(after) < state.next_index() {
                 inner.shrink(State { last: after, ..state });
@@ -635,6 +670,7 @@ impl Log {
         shared.close();
         shared.ended.cancelled().await;
         shared.supply.ended.cancelled().await;
+        shared.mark.ended.cancelled().await;
     }
 
     fn shared(&self) -> &Shared {

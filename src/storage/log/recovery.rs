@@ -2,7 +2,9 @@
 //!
 //! The frames are replayed in order. Where they end without a valid next one, the rest is *tail*: at most one frame, whose
 //! fdatasync never returned, so nobody was told of it, and it is dropped whole. If however it lacks no sector (see
-//! `record::was_written_whole`), a valid record of a frame after that one exists, or entries up to the saved committed index are missing, then durable data is damaged and the log is refused.
+//! `record::was_written_whole`), a valid record of a frame after that one exists, entries up to the saved committed index are missing,
+//! the log's mark names a frame that is not there, or a file is shorter than it was made, then durable data is damaged and the log is
+//! refused.
 //!
 //! Invariants: a dropped tail is overwritten with zeros before anything is appended, so it cannot come back. The newest frame
 //! is written again before it counts as durable: the process that wrote it may have died before its sync, or after a failed one.
@@ -16,7 +18,7 @@ use std::sync::Arc;
 use super::record::{HEAD_BYTES, Head, What, find_later, used_bytes, was_written_whole};
 use super::segment::{self, HEADER_BYTES, Header};
 use super::supply::Spare;
-use super::{Durable, Error, Options, Owner, Place, index_after};
+use super::{Durable, Error, Options, Owner, Place, index_after, mark};
 use crate::env::{Disk, File, OpenMode, planted};
 use crate::pb::log::Vote;
 
@@ -75,8 +77,15 @@ impl Loaded {
         Ok(Self { number, path, file: Arc::from(file), file_bytes, bytes })
     }
 
+    /// The header, if it has one; then the file is as long as the header says.
     fn header(&self) -> Result<Option<Header>, Error> {
-        Header::decode(&self.bytes, self.number, &self.path)
+        let header = Header::decode(&self.bytes, self.number, &self.path)?;
+        if let Some(made) = header.as_ref().map(|header| header.file_bytes)
+            && self.file_bytes < made
+        {
+            return Err(self.corrupt(self.file_bytes as usize, format!("the file was cut; it had {made} bytes")));
+        }
+        Ok(header)
     }
 
     fn corrupt(&self, offset: usize, reason: impl Into<String>) -> Error {
@@ -222,6 +231,8 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path, owner: Owner, options: &Optio
         return Err(active.corrupt(replay.bad, "committed entries are missing"));
     }
 
+    check_mark(disk, dir, owner, &replay, &active)?;
+
     cut_tail(&active, &replay)?;
     for number in dirty.into_iter().rev() {
         // The highest first, each durably: never a hole.
@@ -263,6 +274,24 @@ fn check_complete(replay: &Replay, active: &Loaded, first: u32) -> Result<(), Er
     Ok(())
 }
 
+/// Checks that the log reaches as far as its mark says.
+fn check_mark(disk: &dyn Disk, dir: &Path, owner: Owner, replay: &Replay, active: &Loaded) -> Result<(), Error> {
+    let Some(mark) = mark::read(disk, dir, owner)?.filter(|mark| mark.frame >= replay.next_frame) else {
+        return Ok(());
+    };
+    if planted!("mark-not-checked") {
+        return Ok(());
+    }
+    let (end, segment) = (mark.end, segment::path(dir, mark.segment));
+    let reason = format!(
+        "the log ends at frame {}, but up to frame {} it was durable, to offset {end} of {}: its tail is lost",
+        replay.next_frame - 1,
+        mark.frame,
+        segment.display(),
+    );
+    Err(active.corrupt(replay.bad, reason))
+}
+
 /// Looks at the files behind the active segment: spares that are clean, and the numbers of those to be made anew.
 fn look_behind(
     disk: &dyn Disk,
@@ -273,8 +302,13 @@ fn look_behind(
     active: &Loaded,
 ) -> Result<(VecDeque<Spare>, Vec<u32>), Error> {
     let (mut spares, mut dirty) = (VecDeque::new(), Vec::new());
+    let mut before: Option<Loaded> = None;
     for number in numbers {
         let spare = Loaded::new(disk, dir, number)?;
+        if let Some(before) = before.filter(|before| before.file_bytes < spare.file_bytes) {
+            // One is made only when the one before it is whole.
+            return Err(before.corrupt(before.file_bytes as usize, "the file was cut; the next one is longer"));
+        }
         let later = find_later(&spare.bytes, number, 0, replay.next_frame);
         let whole = number == active.number + 1 && was_written_whole(&spare.bytes, number, 0, 0, replay.next_frame);
         if spare.header()?.is_some() || later.is_some() || whole {
@@ -285,10 +319,11 @@ fn look_behind(
         let clean = spare.file_bytes >= options.segment_bytes && used_bytes(&spare.bytes) == 0;
         if clean && dirty.is_empty() {
             spare.file.sync_all()?;
-            spares.push_back((number, spare.file));
+            spares.push_back((number, spare.file.clone()));
         } else {
             dirty.push(number);
         }
+        before = Some(Loaded { bytes: Vec::new(), ..spare });
     }
     Ok((spares, dirty))
 }

@@ -30,6 +30,8 @@ pub(super) struct Header {
     pub first_frame: u64,
     /// Where the records of the segment before end; 0 in the very first one.
     pub previous_end: u64,
+    /// How long the file was when it was allocated, at least; 0 from version 0.1. One that is shorter now was cut.
+    pub file_bytes: u64,
     /// What the log said when the segment was begun.
     pub state: State,
 }
@@ -50,6 +52,7 @@ impl Header {
         }
         put_optional(into, self.state.vote.map(|vote| (vote.term, vote.member)));
         into.put_u8(self.state.vote.is_some_and(|vote| vote.committed).into());
+        into.put_u64_le(self.file_bytes);
         assert!(into.len() <= start + HEADER_BYTES, "a header has its fixed size");
         into.resize(start + HEADER_BYTES, 0);
         let crc = checksum(&into[start..]);
@@ -80,8 +83,11 @@ impl Header {
         let mut id = || get_optional(&mut bytes).map(|(term, index)| LogId { term, index });
         let (last, purged, committed) = (id(), id(), id());
         let vote = get_optional(&mut bytes);
-        let vote = vote.map(|(term, member)| Vote { term, member, committed: bytes.get_u8() != 0 });
-        Ok(Some(Self { owner, first_frame, previous_end, state: State { purged, last, vote, committed } }))
+        let is_committed = bytes.get_u8() != 0;
+        let vote = vote.map(|(term, member)| Vote { term, member, committed: is_committed });
+        let file_bytes = bytes.get_u64_le();
+        let state = State { purged, last, vote, committed };
+        Ok(Some(Self { owner, first_frame, previous_end, file_bytes, state }))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Tests of the log on a simulated disk, and once on a real one. Crash tests are in `crash`.
 
 mod crash;
+mod tail;
 
 use super::segment::HEADER_BYTES;
 use super::*;
@@ -66,8 +67,16 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
     panic!("never: {what}");
 }
 
+/// The segments.
 fn files(disk: &SimDisk) -> Vec<String> {
-    disk.list(Path::new(DIR)).unwrap()
+    let mut names = disk.list(Path::new(DIR)).unwrap();
+    names.retain(|name| name.ends_with(".log"));
+    names
+}
+
+/// As if the mark had lagged: what a test takes out of a log that was closed was then never durable.
+fn forget_mark(disk: &SimDisk) {
+    disk.remove_file(&mark::path(Path::new(DIR))).unwrap();
 }
 
 fn corrupt(result: Result<Log, Error>) -> (PathBuf, u64, String) {
@@ -293,6 +302,7 @@ async fn a_tail_torn_at_any_byte_is_dropped_and_stays_away() {
         if disk.read(&path).unwrap() == whole {
             continue; // Zeros were cut.
         }
+        forget_mark(&disk);
         let log = open(&disk).unwrap();
         assert_eq!(all(&log).await, records(1, 0..4), "cut at {cut}");
         // A frame as long as the start of the lost one: behind it, the lost one's rest would go on.
@@ -333,6 +343,7 @@ async fn a_byte_changed_in_a_newest_frame_that_was_written_whole_is_refused() {
         let file = disk.open(&path, OpenMode::ReadWrite).unwrap();
         file.write_at(&whole, 0).unwrap();
         segment::zero(&*file, sector as u64, (sector + 512).min(frame.end) as u64).unwrap();
+        forget_mark(&disk);
         let log = open(&disk).unwrap();
         assert_eq!(all(&log).await, records(1, 0..4), "sector at {sector}");
         log.close().await;
@@ -352,6 +363,7 @@ async fn a_dropped_frame_cannot_lend_its_rest_to_the_next() {
     // Its first sector never came.
     let file = disk.open(&path, OpenMode::ReadWrite).unwrap();
     segment::zero(&*file, start as u64, (start + 1).next_multiple_of(512) as u64).unwrap();
+    forget_mark(&disk);
     open(&disk).unwrap().close().await;
     // The next frame has the same number and begins alike; it is torn after its first record.
     let first = &whole[start..start + record(1, 4).disk_bytes() as usize];
@@ -402,13 +414,18 @@ async fn a_tail_without_committed_entries_is_refused() {
     let log = create(&disk);
     append(&log, records(1, 0..5)).await.unwrap();
     log.save_committed(id(1, 4));
-    // Raft never truncates what is committed; here it stands for a disk that lost it.
+    log.save_vote(Vote::default()).await.unwrap();
+    let error = log.truncate_after(Some(id(1, 3))).await.unwrap_err().to_string();
+    assert!(error.contains("entries up to 4 were committed here"), "{error}");
+    // Here it stands for a disk that lost them.
+    log.shared().inner.lock().state.committed = None;
     log.truncate_after(Some(id(1, 2))).await.unwrap();
     append(&log, records(1, 3..5)).await.unwrap();
     log.close().await;
     let (path, frame) = (segment::path(Path::new(DIR), 1), newest_frame(&disk));
     let file = disk.open(&path, OpenMode::ReadWrite).unwrap();
     segment::zero(&*file, frame.start as u64 + 40, frame.end as u64).unwrap();
+    forget_mark(&disk);
     assert!(corrupt(open(&disk)).2.contains("committed entries are missing"));
 }
 
@@ -495,7 +512,7 @@ async fn purged_segments_make_room_before_a_full_disk_stops_the_log() {
 #[tokio::test]
 async fn a_full_disk_stops_the_log_after_its_spares() {
     let disk = SimDisk::new(1);
-    disk.set_capacity(3 * 4096);
+    disk.set_capacity(3 * 4096 + 512);
     let log = create(&disk);
     until("two spares", || log.spares() == 2).await;
     let mut taken = 0;

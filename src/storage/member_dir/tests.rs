@@ -22,7 +22,7 @@ fn make_log(dir: &MemberDir) -> Result<()> {
     let log = dir.log_path();
     at(&log, dir.disk.create_dir_all(&log))?;
     at(&log, dir.disk.sync_dir(&dir.path()))?;
-    let file = log.join("segment");
+    let file = log.join("0000000001.log");
     let open = at(&file, dir.disk.open(&file, OpenMode::CreateTruncate))?;
     at(&file, open.sync_all())?;
     at(&log, dir.disk.sync_dir(&log))
@@ -231,6 +231,87 @@ fn damaged_current_is_refused() {
     let path = PathBuf::from("/data/current");
     disk.spoil(&path, |bytes| bytes.truncate(bytes.len() - 3));
     assert!(matches!(open_with(&disk, 0xb), Err(Error::Damaged { path: named, .. }) if named == path));
+}
+
+/// A member of cluster 7 with a log, and a former self.
+fn used(disk: &MemDisk) {
+    let mut dir = open_with(disk, 0xa).unwrap().dir;
+    dir.set_cluster(6).unwrap();
+    dir.mint_anew(0xb).unwrap();
+    dir.set_cluster(7).unwrap();
+    make_log(&dir).unwrap();
+    dir.mark_log_started().unwrap();
+}
+
+fn open_anew(disk: &MemDisk, id: u64) -> Result<Opened> {
+    MemberDir::open_anew(Arc::new(disk.clone()), Path::new(ROOT), 2, "kv-2", id)
+}
+
+/// However `current` or `identity` is damaged: it is noticed, and a new self goes on beside all that was there.
+#[test]
+fn damaged_identity_is_noticed_and_left_behind_whole() {
+    let mut refused = 0;
+    for seed in 0..300 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let disk = MemDisk::default();
+        used(&disk);
+        let path = Path::new(ROOT).join(["current", "member-000000000000000b/identity"][rng.usize(..2)]);
+        let whole = disk.read(&path).unwrap();
+        let at = rng.usize(..whole.len());
+        match rng.u8(..5) {
+            0 => disk.remove_file(&path).unwrap(),
+            1 => disk.spoil(&path, |bytes| bytes.truncate(at)),
+            2 => disk.spoil(&path, |bytes| bytes[at..].fill(0)),
+            3 => disk.spoil(&path, |bytes| rng.fill(&mut bytes[at..])),
+            _ => disk.spoil(&path, |bytes| bytes[at] ^= 1 << rng.u8(..8)),
+        }
+        let spoilt = disk.exists(&path).then(|| disk.read(&path).unwrap());
+        match open_with(&disk, 0xc) {
+            // A later version's format is no damage, though a turned bit may look like it.
+            Err(Error::Format { .. }) => continue,
+            Err(error) => assert!(error.is_damage(), "seed {seed}: {error}"),
+            Ok(opened) => {
+                let id = opened.dir.identity().member_id;
+                let same = id == 0xb || spoilt == Some(whole);
+                assert!(same, "seed {seed}: taken for member {id:x}");
+                continue;
+            }
+        }
+        refused += 1;
+        assert!(MemberDir::clusters(&disk, Path::new(ROOT)).contains(&6), "seed {seed}");
+        let dir = open_anew(&disk, 0xd).unwrap().dir;
+        assert_eq!((dir.identity().member_id, dir.identity().cluster_id), (0xd, 0), "seed {seed}");
+        let mut former: Vec<u64> = dir.former().iter().map(|former| former.member_id).collect();
+        former.sort_unstable();
+        assert_eq!(former, [0xa, 0xb], "seed {seed}");
+        drop(dir);
+        disk.crash();
+        assert_eq!(open_with(&disk, 0xe).unwrap().dir.identity().member_id, 0xd, "seed {seed}");
+        assert!(disk.exists(Path::new("/data/member-000000000000000b/log/0000000001.log")), "seed {seed}");
+    }
+    assert!(refused > 200, "{refused}");
+}
+
+#[test]
+fn crash_while_leaving_a_damaged_identity_leaves_the_damage_or_the_new_self() {
+    for change in 0.. {
+        let disk = MemDisk::default();
+        used(&disk);
+        disk.spoil(Path::new("/data/current"), |bytes| bytes[3] ^= 1);
+        disk.crash();
+        disk.die_at(change);
+        let result = open_anew(&disk, 0xd).map(drop);
+        let died = disk.died();
+        assert_eq!(result.is_err(), died, "change {change}");
+        disk.crash();
+        match open_with(&disk, 0xe) {
+            Ok(opened) => assert_eq!(opened.dir.identity().member_id, 0xd, "change {change}"),
+            Err(error) => assert!(error.is_damage() && died, "change {change}: {error}"),
+        }
+        if !died {
+            return;
+        }
+    }
 }
 
 #[test]

@@ -5,14 +5,16 @@
 //! Absent: loss and duplication of single messages: streams are TCP's, which repairs both; what is left of them are delays and
 //! broken connections.
 
+use std::path::Path;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use super::world::{MEMBERS_MAX, World, ip};
 use super::{Run, Violation};
-use crate::env::sim::trace;
+use crate::env::sim::{SimDisk, trace};
 use crate::env::{Disk as _, sleep, timeout};
+use crate::storage::log::damage::{self, Way};
 use crate::testing::history::{Action, Outcome, Request, Span};
 
 /// A fault that waits for a disk to be used does not wait longer.
@@ -37,6 +39,11 @@ pub enum Fault {
     DiskLost { member: usize },
     /// A crash, and a bit of a file is another one.
     BitFlip { member: usize },
+    /// All crash, and the newest frames of a log are gone: one that wrote on while others were away, and without which they are a
+    /// quorum at first.
+    LogTailLost { member: usize, way: Way },
+    /// An image of the disk that is `millis` old is put back.
+    DiskPutBack { member: usize, millis: u64 },
     /// SIGTERM, and a start.
     Restart { member: usize },
     /// Two members do not reach one another.
@@ -73,6 +80,8 @@ impl Fault {
             Self::DiskSlow { .. } => "disk slow",
             Self::DiskLost { .. } => "disk lost",
             Self::BitFlip { .. } => "bit flip",
+            Self::LogTailLost { .. } => "log tail lost",
+            Self::DiskPutBack { .. } => "disk put back",
             Self::Restart { .. } => "restart",
             Self::Cut { .. } => "cut of a pair",
             Self::Isolation { .. } => "isolation",
@@ -119,7 +128,7 @@ impl World {
         let other = (member + 1 + self.below(members as u64 - 1) as usize) % members;
         let (silent, millis) = (self.below(2) == 0, 100 + self.below(4000));
         let changes = || 1 + self.below(12);
-        Ok(match self.below(42) {
+        Ok(match self.below(46) {
             0..5 => Fault::PowerLoss { members: vec![member], changes: vec![changes()] },
             5..8 => Fault::PowerLoss { members: vec![member, other], changes: vec![changes(), changes()] },
             8..11 => {
@@ -139,6 +148,8 @@ impl World {
             34..37 => Fault::Pause { member, millis },
             37 | 38 => Fault::Transfer,
             39 => Fault::Split { silent, millis: 2000 + millis },
+            40 | 41 => Fault::LogTailLost { member, way: Way::ALL[self.below(3) as usize] },
+            42 | 43 => Fault::DiskPutBack { member, millis },
             _ if members < MEMBERS_MAX => Fault::Grow,
             _ => Fault::Shrink,
         })
@@ -165,6 +176,8 @@ impl World {
                 self.wait_healed().await?;
             }
             Fault::BitFlip { member } => self.flip_bit(member).await?,
+            Fault::LogTailLost { member, way } => self.lose_log_tail(member, way).await?,
+            Fault::DiskPutBack { member, millis } => self.put_disk_back(member, Duration::from_millis(millis)).await?,
             Fault::Restart { member } => {
                 self.stop(member).await?;
                 self.sleep_up_to(Duration::from_secs(1)).await;
@@ -316,6 +329,55 @@ impl World {
         self.wait_healed().await
     }
 
+    /// What `member` and half of the others have acknowledged, the rest has not heard of; then all crash, and `member` comes back with the
+    /// rest alone. It must see that its log once was longer. What its mark names is taken: it may lag by a second after a power loss, and
+    /// what nobody noted and nobody remembers is lost unnoticed.
+    async fn lose_log_tail(&mut self, member: usize, way: Way) -> Run {
+        self.wait_healed().await?;
+        let others: Vec<usize> = (0..self.size()).filter(|other| *other != member).collect();
+        let (unaware, late) = others.split_at(self.size() / 2);
+        for other in unaware {
+            self.crash(*other);
+        }
+        self.sleep_up_to(Duration::from_secs(4)).await;
+        for other in late.iter().chain([&member]) {
+            self.crash(*other);
+        }
+        let lost = lose_marked_frames(&self.machines[member].disk, way, self.below(3));
+        self.count("log frames lost", lost);
+        let machine = &mut self.machines[member];
+        (machine.excused, machine.replaced, machine.was_renewed) = (true, true, true);
+        for other in unaware.iter().chain([&member]) {
+            self.start(*other);
+        }
+        // It runs, and is not one of a quorum.
+        self.note_quorum(unaware.len());
+        self.sleep_up_to(Duration::from_secs(6)).await;
+        self.look_after().await?;
+        self.note_quorum(unaware.len());
+        for other in late {
+            self.start(*other);
+        }
+        self.wait_healed().await
+    }
+
+    /// The others live on, and remember what this disk has acknowledged.
+    async fn put_disk_back(&mut self, member: usize, age: Duration) -> Run {
+        self.wait_healed().await?;
+        let image = self.machines[member].disk.image();
+        sleep(age).await;
+        self.crash(member);
+        trace::event(format_args!("put back {member}"));
+        let id = self_in_use(&image).and_then(|name| u64::from_str_radix(name.strip_prefix("member-")?, 16).ok());
+        id.map(|id| self.terms.remove(&id));
+        let machine = &mut self.machines[member];
+        // Of the state store nothing is left: it may be lost at any time.
+        (machine.disk, machine.stores) = (image, Default::default());
+        (machine.excused, machine.replaced, machine.was_renewed) = (true, true, true);
+        self.start(member);
+        self.wait_healed().await
+    }
+
     async fn pause(&mut self, member: usize, time: Duration) {
         let everyone = (0..self.size()).map(ip).chain([std::net::IpAddr::from([10, 0, 1, 1])]);
         let others: Vec<_> = everyone.filter(|other| *other != ip(member)).collect();
@@ -373,7 +435,26 @@ impl World {
 
     /// Whether the disk of `member` holds one self.
     pub(super) fn selves(&self, member: usize) -> usize {
-        let names = self.machines[member].disk.list(std::path::Path::new("/data")).unwrap_or_default();
+        let names = self.machines[member].disk.list(Path::new("/data")).unwrap_or_default();
         names.iter().filter(|name| name.starts_with("member-")).count()
     }
+}
+
+/// The member directory that `current` names.
+fn self_in_use(disk: &SimDisk) -> Option<String> {
+    let current = disk.read(Path::new("/data/current")).ok()?;
+    String::from_utf8_lossy(&current).lines().nth(1).map(str::to_owned)
+}
+
+/// Takes the newest frame that the mark names from the log of the self in use, all behind it, and `more` before it; how many. A log without
+/// a mark keeps its frames.
+fn lose_marked_frames(disk: &SimDisk, way: Way, more: u64) -> u64 {
+    let dir = self_in_use(disk).map(|name| Path::new("/data").join(name).join("log"));
+    let Some(dir) = dir.filter(|dir| disk.exists(dir)) else { return 0 };
+    let frames = damage::frames(disk, &dir).expect("a log at rest can be read");
+    let marked = damage::marked_frame(disk, &dir).expect("a mark at rest can be read");
+    let Some(marked) = marked.and_then(|marked| frames.iter().position(|end| end.frame == marked)) else { return 0 };
+    let Some(kept) = marked.checked_sub(1 + more as usize) else { return 0 };
+    damage::lose_behind(disk, &dir, frames[kept], way).expect("a disk at rest can be written");
+    (frames.len() - 1 - kept) as u64
 }

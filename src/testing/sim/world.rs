@@ -76,8 +76,8 @@ pub struct World {
     watchers: Vec<tokio::task::JoinHandle<()>>,
     watching: CancellationToken,
     members: watch::Sender<usize>,
-    /// The highest term that each member id was seen in: it never goes back.
-    terms: BTreeMap<u64, u64>,
+    /// The highest term that each member id was seen in: it goes back with its disk alone.
+    pub(super) terms: BTreeMap<u64, u64>,
 }
 
 pub(super) fn ip(member: usize) -> IpAddr {

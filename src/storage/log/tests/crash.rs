@@ -193,6 +193,7 @@ async fn damaged_bytes_never_make_recovery_panic() {
         append(&log, records(1, index..index + 1)).await.unwrap();
     }
     log.close().await;
+    forget_mark(&disk);
     let names = files(&disk);
     let intact: Vec<_> = names.iter().map(|name| disk.read(&Path::new(DIR).join(name)).unwrap()).collect();
     let mut outcomes = [0; 2];
