@@ -415,7 +415,7 @@ pub struct Limits {
     pub request_bytes_max: Bytes,
     /// Most operations in one branch of a transaction. As etcd's.
     pub txn_ops_max: usize,
-    /// Most operations and comparisons of a transaction and all that are nested in it.
+    /// Most operations and comparisons of a transaction and all that are nested in it, each counted for every transaction it is in.
     pub txn_ops_total_max: usize,
     /// Most transactions within one another.
     pub txn_depth_max: usize,
@@ -449,7 +449,7 @@ impl Default for Limits {
         Self {
             request_bytes_max: Bytes(3 << 19),
             txn_ops_max: 128,
-            txn_ops_total_max: 16_384,
+            txn_ops_total_max: 65_536,
             txn_depth_max: 128,
             request_cost_max: 500_000,
             concurrent_streams_max: 10_000,

@@ -27,7 +27,8 @@ pub struct Limits {
     pub request_bytes_max: usize,
     /// Most comparisons, and most operations of a branch, of a transaction; a nested one has what is left of it.
     pub txn_ops_max: usize,
-    /// Most comparisons and operations of a transaction and all that are nested in it, in all branches.
+    /// Most comparisons and operations of a transaction and all that are nested in it, in all branches; each counts once for every
+    /// transaction that it is in, as often as its length is counted to encode it.
     pub txn_ops_total_max: usize,
     /// Most transactions within one another; less than [`TXN_DEPTH_MAX`](crate::pb::TXN_DEPTH_MAX), which every decoder takes.
     pub txn_depth_max: usize,
@@ -41,7 +42,7 @@ impl Default for Limits {
         Self {
             request_bytes_max: 1536 * 1024,
             txn_ops_max: 128,
-            txn_ops_total_max: 16_384,
+            txn_ops_total_max: 65_536,
             txn_depth_max: 128,
             request_cost_max: 500_000,
         }
@@ -140,7 +141,7 @@ pub fn delete_range(r: &DeleteRangeRequest) -> Result<(), Error> {
 /// Checks a transaction, read-only or not, but for its size.
 pub fn txn(r: &TxnRequest, limits: &Limits) -> Result<(), Error> {
     let mut total = limits.txn_ops_total_max;
-    txn_shape(r, limits, limits.txn_ops_max, limits.txn_depth_max, &mut total)?;
+    txn_shape(r, limits, limits.txn_ops_max, 1, &mut total)?;
     Writes::of(&r.success)?;
     Writes::of(&r.failure)?;
     Ok(())
@@ -150,20 +151,21 @@ fn key(key: &[u8]) -> Result<(), Error> {
     if key.is_empty() { Err(Error::EmptyKey) } else { Ok(()) }
 }
 
-/// `ops` and `depth` are what this transaction may have, `total` what is left of the whole nest's bound.
+/// A transaction in `depth - 1` others, which may have `ops`; `total` is what is left of the whole nest's bound.
 fn txn_shape(r: &TxnRequest, limits: &Limits, ops: usize, depth: usize, total: &mut usize) -> Result<(), Error> {
     let most = r.compare.len().max(r.success.len()).max(r.failure.len());
     let left = ops.checked_sub(most).ok_or(Error::TooManyOps)?;
-    let Some(depth) = depth.checked_sub(1) else {
+    if depth > limits.txn_depth_max {
         return Err(Error::InvalidRequest(format!(
             "transactions nest deeper than {} (limits.txn_depth_max): send fewer levels",
             limits.txn_depth_max
         )));
-    };
-    let Some(rest) = total.checked_sub(r.compare.len() + r.success.len() + r.failure.len()) else {
+    }
+    let all = r.compare.len() + r.success.len() + r.failure.len();
+    let Some(rest) = total.checked_sub(all * depth) else {
         return Err(Error::InvalidRequest(format!(
-            "a transaction and those nested in it have more than {} operations and comparisons (limits.txn_ops_total_max): \
-             send several",
+            "a transaction and those nested in it have more than {} operations and comparisons, each counted for every \
+             transaction that it is in (limits.txn_ops_total_max): send several",
             limits.txn_ops_total_max
         )));
     };
@@ -173,7 +175,7 @@ fn txn_shape(r: &TxnRequest, limits: &Limits, ops: usize, depth: usize, total: &
         Some(Request::RequestRange(r)) => range(r),
         Some(Request::RequestPut(r)) => put(r),
         Some(Request::RequestDeleteRange(r)) => delete_range(r),
-        Some(Request::RequestTxn(r)) => txn_shape(r, limits, left, depth, total),
+        Some(Request::RequestTxn(r)) => txn_shape(r, limits, left, depth + 1, total),
         // etcd's answer to an operation that is none.
         None => Err(Error::KeyNotFound),
     })

@@ -67,6 +67,23 @@ fn all_members_losing_power_at_once_keep_what_was_acknowledged() {
     }
 }
 
+/// The forwarder is among the users of every world; here nothing looks at what it sends.
+#[test]
+fn a_leader_that_proposes_unseen_what_it_is_sent_is_found_out() {
+    let planted = Some("proposal-not-checked".to_owned());
+    let (report, _) = sim::play(&Settings { planted, ..settings(4000) }, async |world: &mut World| {
+        world.start_all().await?;
+        world.start_clients();
+        for _ in 0..100 {
+            world.sleep_up_to(Duration::from_millis(500)).await;
+            world.look_after().await?;
+        }
+        world.stop_clients().await;
+        Ok(())
+    });
+    assert_eq!(report.violation.map(|violation| violation.check).as_deref(), Some("member alive"));
+}
+
 #[test]
 fn sigterm_hands_leadership_over_and_ends_a_member_soon() {
     for seed in 2000..2003 {
