@@ -16,7 +16,7 @@ pub use nest::{TXN_DEPTH_MAX, TxnRequest, TxnResponse};
 pub mod etcdserverpb {
     tonic::include_proto!("etcdserverpb");
 
-    pub use super::{TxnRequest, TxnResponse};
+    pub use crate::pb::nest::{TxnRequest, TxnResponse};
 }
 
 #[allow(clippy::all, clippy::unwrap_used, missing_docs, rustdoc::all)]
