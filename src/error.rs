@@ -107,6 +107,9 @@ pub enum Error {
     /// A membership change that is refused, with no text of etcd's. The text is whole, and says what to do.
     #[error("quorate: {0}")]
     Membership(String),
+    /// An answer for which there is no room at any time. The text is whole, and says what to do.
+    #[error("quorate: {0}")]
+    AnswerTooLarge(String),
     /// Something that etcd has no text for; the text is whole, and says what to do.
     #[error("quorate: {0}")]
     Unsupported(String),
@@ -131,7 +134,7 @@ impl Error {
             | BadMemberUrls
             | InvalidRequest(_) => Code::InvalidArgument,
             Compacted | FutureRevision | LeaseTtlTooLarge => Code::OutOfRange,
-            NoSpace | TooManyRequests => Code::ResourceExhausted,
+            NoSpace | TooManyRequests | AnswerTooLarge(_) => Code::ResourceExhausted,
             LeaseNotFound | MemberNotFound => Code::NotFound,
             NoLeader | LeaderChanged | Timeout | TimeoutLeaderFailure | TimeoutConnectionLost | Stopped => {
                 Code::Unavailable
@@ -201,6 +204,7 @@ impl Error {
             Unhealthy => 57,
             MemberUnreachable(_) => 58,
             Membership(_) => 59,
+            AnswerTooLarge(_) => 61,
             TooCostly(_) => 66,
             InvalidRequest(_) => 71,
             FenceOfMajority => 72,
@@ -214,6 +218,7 @@ impl Error {
             | Error::MemberUnreachable(text)
             | Error::Membership(text)
             | Error::TooCostly(text)
+            | Error::AnswerTooLarge(text)
             | Error::InvalidRequest(text) => text.clone(),
             plain => plain.to_string(),
         }
@@ -225,6 +230,7 @@ impl Error {
         match number {
             58 => return MemberUnreachable(detail),
             59 => return Membership(detail),
+            61 => return AnswerTooLarge(detail),
             66 => return TooCostly(detail),
             71 => return InvalidRequest(detail),
             _ => {}
@@ -288,7 +294,7 @@ mod tests {
 
     #[test]
     fn every_number_stands_for_one_failure() {
-        for number in (1..=24).chain(26..=31).chain(41..=43).chain(51..=59).chain([66, 71, 72]) {
+        for number in (1..=24).chain(26..=31).chain(41..=43).chain(51..=59).chain([61, 66, 71, 72]) {
             assert_eq!(Error::from_number(number, String::new()).number(), number);
         }
         assert_eq!(Error::from_number(99, "x".into()), Error::Unsupported("x".into()));

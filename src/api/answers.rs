@@ -1,68 +1,214 @@
-//! Places for large answers: what is being sent to clients takes a bounded share of memory.
+//! Large answers and views: what is kept for a client that has not taken its answer yet.
 //!
-//! Invariant: the answers that hold a place take at most the budget together, or there is one alone that is larger. An answer
-//! that finds no place waits; after the request's time it fails with `too many requests`. Small ones need no place.
+//! A large answer travels beside an empty message, in the response's extensions; whoever writes the response to a client
+//! (`server::budget`, the JSON gateway) writes it in the message's place, in pieces as they are taken. Until then the answer is a list of
+//! references to versions. Most of these the store holds anyway; what is overwritten and compacted meanwhile only the answer holds. So
+//! an answer of moderate size is charged with all of its bytes; a larger one with its references, and it is given up when more was
+//! freed of the state since it was made than [`kept_max`] allows. So are streams that hold a view, whatever time they take.
+//! Invariant: what answers and views keep of what is no longer in the state is bounded. An answer that finds no room waits without being
+//! kept, and after the request's time fails with `too many requests`.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tonic::Response;
 
-use crate::env::timeout;
+use super::Api;
+use crate::env::sleep;
 use crate::error::Error;
+use crate::node::Node;
+use crate::node::account::{Pool, Taken};
+use crate::pb::pieces::{LargeAnswer, Pieces};
 
-/// Smaller answers are not counted: what a connection's streams hold of them is bounded by their number.
-const SMALL_BYTES: usize = 16 << 10;
-/// A permit stands for so many bytes.
-const UNIT_BYTES: usize = 1 << 10;
+/// Smaller answers are written at once.
+const LARGE_BYTES: usize = 16 << 10;
+/// No client takes a larger message.
+const ANSWER_BYTES_MAX: usize = i32::MAX as usize;
+/// What is kept for a version of an answer, besides the version itself.
+const VERSION_BYTES: u64 = 16;
+/// An answer up to this part of the pool is charged with all of its bytes.
+const MODERATE_PART: u64 = 64;
+/// Between two looks at what a view keeps.
+const LOOK: Duration = Duration::from_secs(1);
 
-/// A place, held until the answer was sent; it travels in the response's extensions (`server::budget`).
-#[derive(Clone)]
-pub struct Held {
-    _permit: Arc<OwnedSemaphorePermit>,
+/// How much of what was freed since the oldest of them all views together may keep: a quarter of the pool of answers.
+pub(super) fn kept_max(pool: &Pool) -> u64 {
+    pool.max() / 4
 }
 
-/// The places of all clients.
-pub(super) struct Answers {
-    places: Arc<Semaphore>,
-    units: u32,
+/// Resolves when a view that was made when `freed` bytes had been freed may keep more than `max`.
+pub(super) async fn outdated(node: &Node, freed: u64, max: u64) {
+    while node.store().read(|s| s.kv.freed_bytes()).saturating_sub(freed) <= max {
+        sleep(LOOK).await;
+    }
+    tracing::warn!(max, "a client did not take its answer before much of it was overwritten; given up");
 }
 
-impl Answers {
-    pub(super) fn new(bytes_max: usize) -> Self {
-        let units = u32::try_from(bytes_max / UNIT_BYTES).unwrap_or(u32::MAX).clamp(1, 1 << 28);
-        Self { places: Arc::new(Semaphore::new(units as usize)), units }
+fn too_slow(max: u64) -> Error {
+    Error::AnswerTooLarge(format!(
+        "the answer was not taken before {max} bytes of the state were overwritten and compacted (a quarter of \
+         limits.answer_bytes_max, as far as the memory limit allows it); read faster, or in smaller parts"
+    ))
+}
+
+/// What is left of an answer.
+#[derive(Debug)]
+enum Rest {
+    Whole(LargeAnswer),
+    Pieces(Pieces),
+    GivenUp(Error),
+}
+
+/// An answer that is to be written in pieces.
+#[derive(Clone, Debug)]
+pub struct Large {
+    rest: Arc<Mutex<Rest>>,
+    /// What is kept for it, until the last piece is made.
+    _kept: Arc<Taken>,
+}
+
+impl Large {
+    pub fn new(answer: LargeAnswer, kept: Taken) -> Self {
+        Self { rest: Arc::new(Mutex::new(Rest::Whole(answer))), _kept: Arc::new(kept) }
     }
 
-    /// A place for an answer of so many bytes; `None` if it needs none.
-    pub(super) async fn hold(&self, bytes: usize, patience: Duration) -> Result<Option<Held>, Error> {
-        if bytes < SMALL_BYTES {
-            return Ok(None);
+    /// The next piece in the form that `write` gives; always the same one for an answer.
+    pub fn next_piece(&self, write: fn(LargeAnswer) -> Pieces) -> Option<Result<Bytes, Error>> {
+        let mut rest = self.rest.lock();
+        if let Rest::Whole(answer) = &mut *rest {
+            let answer = std::mem::take(answer);
+            *rest = Rest::Pieces(write(answer));
         }
-        let units = u32::try_from(bytes / UNIT_BYTES).unwrap_or(u32::MAX).min(self.units);
-        match timeout(patience, self.places.clone().acquire_many_owned(units)).await {
-            Ok(Ok(permit)) => Ok(Some(Held { _permit: Arc::new(permit) })),
-            Ok(Err(_)) | Err(_) => Err(Error::TooManyRequests),
+        match &mut *rest {
+            Rest::Pieces(pieces) => pieces.next().map(Ok),
+            Rest::GivenUp(error) => Some(Err(error.clone())),
+            Rest::Whole(_) => None,
         }
+    }
+}
+
+/// Gives an answer up when it keeps too much.
+async fn give_up(node: Node, freed: u64, max: u64, rest: Weak<Mutex<Rest>>) {
+    let shutdown = node.env().shutdown.clone();
+    let gone = async {
+        while rest.strong_count() > 0 {
+            sleep(LOOK).await;
+        }
+    };
+    tokio::select! {
+        () = outdated(&node, freed, max) => {
+            if let Some(rest) = rest.upgrade() {
+                let kept = std::mem::replace(&mut *rest.lock(), Rest::GivenUp(too_slow(max)));
+                node.env().drop_large(kept);
+            }
+        }
+        () = gone => {}
+        () = shutdown.cancelled() => {}
+    }
+}
+
+impl Api {
+    /// The answer of a read; `make` reads it, again if it had to wait for room. `is_own`: its versions are not the store's, as of keys alone.
+    pub(super) async fn read_answer<M: prost::Message + Default, F: Future<Output = Result<M, Error>>>(
+        &self,
+        node: &Node,
+        is_own: bool,
+        make: impl Fn() -> F,
+        large: fn(M) -> LargeAnswer,
+    ) -> Result<Response<M>, Error> {
+        let freed = node.store().read(|s| s.kv.freed_bytes());
+        let answer = make().await?;
+        let bytes = answer.encoded_len();
+        if bytes < LARGE_BYTES {
+            return Ok(Response::new(answer));
+        }
+        let answer = large(answer);
+        let kept_bytes = self.kept_bytes(bytes, answer.versions(), is_own)?;
+        let pool = &self.shared.account.answers;
+        let (answer, kept) = match pool.take(node.asker(), kept_bytes) {
+            Ok(kept) => (answer, kept),
+            Err(_) => {
+                drop(answer);
+                let kept = pool.take_in_time(node.asker(), kept_bytes, node.options().request_timeout).await?;
+                (large(make().await?), kept)
+            }
+        };
+        Ok(self.placed(node, answer, freed, kept))
+    }
+
+    /// The answer of a write, which cannot be made again; `large` says which kind it is.
+    pub(super) async fn write_answer<M: prost::Message + Default>(
+        &self,
+        node: &Node,
+        answer: M,
+        large: fn(M) -> LargeAnswer,
+    ) -> Result<Response<M>, Error> {
+        let bytes = answer.encoded_len();
+        if bytes < LARGE_BYTES {
+            return Ok(Response::new(answer));
+        }
+        let freed = node.store().read(|s| s.kv.freed_bytes());
+        let answer = large(answer);
+        let kept_bytes = self.kept_bytes(bytes, answer.versions(), false)?;
+        let patience = node.options().request_timeout;
+        let kept = self.shared.account.answers.take_in_time(node.asker(), kept_bytes, patience).await?;
+        Ok(self.placed(node, answer, freed, kept))
+    }
+
+    /// What an answer is charged with, or a refusal of what can never be sent.
+    fn kept_bytes(&self, bytes: usize, versions: usize, is_own: bool) -> Result<u64, Error> {
+        let pool = &self.shared.account.answers;
+        let references = versions as u64 * VERSION_BYTES;
+        let kept_bytes = match bytes as u64 {
+            bytes if is_own => bytes + 2 * references,
+            bytes if bytes <= pool.max() / MODERATE_PART => bytes.max(references),
+            _ => references,
+        };
+        let max = pool.max() / 2;
+        if bytes <= ANSWER_BYTES_MAX && kept_bytes <= max {
+            return Ok(kept_bytes);
+        }
+        Err(Error::AnswerTooLarge(format!(
+            "the answer has {bytes} bytes and would keep {kept_bytes}, expected at most {ANSWER_BYTES_MAX} and {max} (half of \
+             limits.answer_bytes_max, as far as the memory limit allows it); ask for it in parts, with limit, or by RangeStream"
+        )))
+    }
+
+    /// The answer beside an empty message. `freed`: what had been freed of the state when it was made.
+    fn placed<M: Default>(&self, node: &Node, answer: LargeAnswer, freed: u64, kept: Taken) -> Response<M> {
+        let is_charged = answer.encoded_len() as u64 <= kept.amount();
+        let large = Large::new(answer, kept);
+        if !is_charged {
+            let max = kept_max(&self.shared.account.answers);
+            node.env().clone().spawn(give_up(node.clone(), freed, max, Arc::downgrade(&large.rest)));
+        }
+        let mut response = Response::new(M::default());
+        response.extensions_mut().insert(large);
+        response
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::Client;
+    use crate::node::account::Kind;
+    use crate::pb::pieces::tests::some_answer;
 
-    #[tokio::test(start_paused = true)]
-    async fn large_answers_wait_for_a_place_and_small_ones_do_not() {
-        let answers = Answers::new(1 << 20);
-        let second = Duration::from_secs(1);
-        let held = answers.hold(800 << 10, second).await.unwrap();
-        assert!(held.is_some());
-        assert_eq!(answers.hold(300 << 10, second).await.err(), Some(Error::TooManyRequests));
-        assert!(answers.hold(100, second).await.unwrap().is_none());
-        assert!(answers.hold(100 << 10, second).await.is_ok());
-        drop(held);
-        assert!(answers.hold(700 << 10, second).await.is_ok());
-        // One that is larger than all places together gets them all.
-        assert!(answers.hold(100 << 20, second).await.unwrap().is_some());
+    #[test]
+    fn an_answer_that_is_given_up_keeps_nothing_and_says_so() {
+        let pool = Pool::new(Kind::Answers, 100);
+        let mut random = fastrand::Rng::with_seed(7);
+        for begun in [false, true] {
+            let large = Large::new(some_answer(&mut random), pool.take(&Client::new(None), 10).unwrap());
+            if begun {
+                large.next_piece(LargeAnswer::in_grpc).unwrap().unwrap();
+            }
+            *large.rest.lock() = Rest::GivenUp(too_slow(1));
+            assert_eq!(large.next_piece(LargeAnswer::in_grpc), Some(Err(too_slow(1))));
+        }
+        assert_eq!(pool.taken(), 0);
     }
 }

@@ -115,7 +115,7 @@ impl Observer {
     fn begin(&mut self) -> Result<Option<(i64, KeyValue)>, Error> {
         let state = self.node.store().view().kv;
         let (key, range_end) = prefix(&self.told.name);
-        let mut session = self.hub.session();
+        let mut session = self.hub.session_of(self.node.asker());
         let shape = Shape::new(key, range_end);
         session.watch(0, &shape, state.revision() + 1).map_err(|_| Error::TooManyRequests)?;
         self.session = Some(session);

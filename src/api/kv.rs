@@ -13,6 +13,7 @@ use crate::pb::etcd::{
     RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse, request_op,
 };
 use crate::pb::log::{Answer, Command, answer, command};
+use crate::pb::pieces::LargeAnswer;
 
 impl Api {
     /// Carries a request through Raft.
@@ -31,19 +32,24 @@ impl Kv for Api {
         if !range.serializable && !planted!("read-without-read-index") {
             confirm(&node).await?;
         }
-        let mut answer = if range.range_end.is_empty() {
-            node.store().read(|s| s.kv.range(&range))?
-        } else {
-            // A view, so that no write waits for a long scan.
-            let state = node.store().view().kv;
-            if state.range_cost(&range).is_long_to_read() {
-                node.long(Pool::Reads, move || state.range(&range)).await??
+        let (reader, asked) = (&node, &range);
+        let make = || async move {
+            let mut answer = if asked.range_end.is_empty() {
+                reader.store().read(|s| s.kv.range(asked))?
             } else {
-                state.range(&range)?
-            }
+                // A view, so that no write waits for a long scan.
+                let state = reader.store().view().kv;
+                if state.range_cost(asked).is_long_to_read() {
+                    let asked = asked.clone();
+                    reader.long(Pool::Reads, move || state.range(&asked)).await??
+                } else {
+                    state.range(asked)?
+                }
+            };
+            answer.header = complete(reader, &answer.header);
+            Ok(answer)
         };
-        answer.header = complete(&node, &answer.header);
-        Ok(self.placed(&node, answer).await?)
+        Ok(self.read_answer(&node, range.keys_only, make, LargeAnswer::Range).await?)
     }
 
     type RangeStreamStream = super::range_stream::Pieces;
@@ -73,7 +79,7 @@ impl Kv for Api {
         match self.propose(&node, command::Request::DeleteRange(delete)).await?.response {
             Some(answer::Response::DeleteRange(mut answer)) => {
                 answer.header = complete(&node, &answer.header);
-                Ok(Response::new(answer))
+                Ok(self.write_answer(&node, answer, LargeAnswer::DeleteRange).await?)
             }
             _ => Err(mismatched()),
         }
@@ -82,27 +88,34 @@ impl Kv for Api {
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
         let node = self.data_node(&request)?;
         let txn = request.into_inner();
-        let mut answer = if kv::is_read_only(&txn) {
+        if kv::is_read_only(&txn) {
             validate::txn(&txn, &self.shared.limits)?;
             if !is_serializable(&txn) {
                 confirm(&node).await?;
             }
-            let state = node.store().view().kv;
-            let cost = state.txn_cost(&txn);
-            state.check_cost(cost, self.shared.limits.request_cost_max)?;
-            if cost.is_long_to_read() {
-                node.long(Pool::Reads, move || state.read_txn(&txn)).await??
-            } else {
-                state.read_txn(&txn)?
+            let (reader, asked, limits) = (&node, &txn, &self.shared.limits);
+            let make = || async move {
+                let state = reader.store().view().kv;
+                let cost = state.txn_cost(asked);
+                state.check_cost(cost, limits.request_cost_max)?;
+                let mut answer = if cost.is_long_to_read() {
+                    let asked = asked.clone();
+                    reader.long(Pool::Reads, move || state.read_txn(&asked)).await??
+                } else {
+                    state.read_txn(asked)?
+                };
+                answer.header = complete(reader, &answer.header);
+                Ok(answer)
+            };
+            return Ok(self.read_answer(&node, has_keys_only(&txn), make, LargeAnswer::Txn).await?);
+        }
+        match self.propose(&node, command::Request::Txn(txn)).await?.response {
+            Some(answer::Response::Txn(mut answer)) => {
+                answer.header = complete(&node, &answer.header);
+                Ok(self.write_answer(&node, answer, LargeAnswer::Txn).await?)
             }
-        } else {
-            match self.propose(&node, command::Request::Txn(txn)).await?.response {
-                Some(answer::Response::Txn(answer)) => answer,
-                _ => return Err(mismatched()),
-            }
-        };
-        answer.header = complete(&node, &answer.header);
-        Ok(self.placed(&node, answer).await?)
+            _ => Err(mismatched()),
+        }
     }
 
     async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
@@ -132,6 +145,15 @@ async fn swept(node: &Node, revision: i64) -> Result<(), Error> {
         sleep(std::time::Duration::from_millis(5)).await;
     }
     Ok(())
+}
+
+/// True if some read of the transaction asks for keys alone.
+fn has_keys_only(txn: &TxnRequest) -> bool {
+    txn.success.iter().chain(&txn.failure).any(|op| match &op.request {
+        Some(request_op::Request::RequestRange(range)) => range.keys_only,
+        Some(request_op::Request::RequestTxn(inner)) => has_keys_only(inner),
+        _ => false,
+    })
 }
 
 /// True if every read of the transaction asks for this member's own state. Comparisons alone do not ask for it: a transaction

@@ -20,30 +20,27 @@ mod snapshot;
 mod wait;
 mod watch;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use parking_lot::RwLock;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Status};
 
-use self::answers::Answers;
 use self::pull::Slots;
 use crate::cluster::Manager;
 use crate::error::Error;
 use crate::kv::validate::Limits;
 use crate::lease::Leases;
+use crate::node::account::Account;
 use crate::node::{Client, Node, Trust};
 use crate::pb::etcd;
 use crate::storage::Progress;
 use crate::watch::Hub;
 
-pub use answers::Held;
+pub use answers::Large;
 pub use peer::{PeerApi, Proof, Running};
 pub use sample::Sample;
 pub use watch::{Responses as WatchResponses, WatchOptions};
-
-/// Of large answers on their way, if nobody said how many.
-const ANSWER_BYTES_MAX: usize = 256 << 20;
 
 /// The level of the etcd API that is spoken: clients switch features by it (Kubernetes: progress requests).
 pub const ETCD_VERSION: &str = "3.6.6";
@@ -66,7 +63,7 @@ struct Shared {
     first_slot: u64,
     limits: Limits,
     quota_bytes: u64,
-    answers: OnceLock<Answers>,
+    account: Account,
     /// Bytes a second of one backup.
     snapshot_rate: u64,
     backups: Slots,
@@ -111,6 +108,7 @@ impl Api {
     /// `snapshot_rate`: most bytes a second of one backup. `first_slot`: where a request to scale names none.
     pub fn new(
         limits: Limits,
+        account: Account,
         watch_options: WatchOptions,
         quota_bytes: u64,
         snapshot_rate: u64,
@@ -126,7 +124,7 @@ impl Api {
             first_slot,
             limits,
             quota_bytes,
-            answers: OnceLock::new(),
+            account,
             snapshot_rate,
             backups: Slots::new(streams.backups_max),
             range_streams: Slots::new(streams.range_streams_max),
@@ -139,23 +137,6 @@ impl Api {
     /// From now on requests go to `node`; `None` while this member belongs to no cluster.
     pub fn set_node(&self, node: Option<Node>) {
         *self.shared.node.write() = node;
-    }
-
-    /// Bounds the bytes of large answers on their way to clients; to be called once, before the first request.
-    pub fn bound_answers(&self, bytes_max: usize) {
-        let _ = self.shared.answers.set(Answers::new(bytes_max));
-    }
-
-    /// `answer` with its place among the large ones.
-    async fn placed<M: prost::Message>(&self, node: &Node, answer: M) -> Result<Response<M>, Error> {
-        let bytes = answer.encoded_len();
-        let answers = self.shared.answers.get_or_init(|| Answers::new(ANSWER_BYTES_MAX));
-        let held = answers.hold(bytes, node.options().request_timeout).await?;
-        let mut response = Response::new(answer);
-        if let Some(held) = held {
-            response.extensions_mut().insert(held);
-        }
-        Ok(response)
     }
 
     /// The leases of the node.

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use super::answers::outdated;
 use crate::env::{Env, Instant, Pool, sleep_until};
 use crate::error::Error;
 use crate::node::Node;
@@ -43,6 +44,8 @@ pub(super) struct Plan {
     pub pool: Pool,
     /// Bytes a second at most, `u64::MAX` for no bound.
     pub rate: u64,
+    /// The stream is given up when more than this was freed of the state since it began: its view may keep that.
+    pub kept_max: u64,
 }
 
 /// The pieces of `source`, for `node`'s client.
@@ -53,7 +56,8 @@ pub(super) fn pieces<S: Source>(node: &Node, plan: Plan, source: S, slot: Slot) 
         state: Mutex::new(Idle { source: Some((source, slot)), since: Instant::now(), patience: STALL_MAX }),
         ended: CancellationToken::new(),
     });
-    node.env().spawn(give_up(held.clone()));
+    let freed = node.store().read(|s| s.kv.freed_bytes());
+    node.env().spawn(give_up(held.clone(), node.clone(), freed));
     let puller = Puller { node: node.clone(), held };
     Box::pin(stream::unfold(Some(puller), |puller| async {
         let puller = puller?;
@@ -111,8 +115,8 @@ impl<S: Source> Held<S> {
     }
 }
 
-/// Waits until the client is too slow, or the stream ends.
-async fn give_up<S: Source>(held: Arc<Held<S>>) {
+/// Waits until the client is too slow, or the view keeps too much, or the stream ends.
+async fn give_up<S: Source>(held: Arc<Held<S>>, node: Node, freed: u64) {
     loop {
         let now = Instant::now();
         // A piece that is made now gives the client some time again.
@@ -124,6 +128,7 @@ async fn give_up<S: Source>(held: Arc<Held<S>>) {
         }
         tokio::select! {
             () = sleep_until(deadline) => {}
+            () = outdated(&node, freed, held.plan.kept_max) => return held.let_go(),
             () = held.ended.cancelled() => return,
             () = held.env.shutdown.cancelled() => return held.let_go(),
         }

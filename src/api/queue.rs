@@ -245,7 +245,7 @@ async fn turn(node: &Node, hub: &Hub, name: &[u8], place: &Place, leaves: &mut b
         let ahead = before(&state, name, place.create_revision);
         *leaves = ahead.is_some() || place.found.is_none();
         let Some(ahead) = ahead else { break };
-        let mut session = hub.session();
+        let mut session = hub.session_of(node.asker());
         for (watcher, key) in [(0, place.key.clone()), (1, Bytes::copy_from_slice(ahead.key()))] {
             let deleted = Shape { puts: false, ..Shape::of_key(key) };
             session.watch(watcher, &deleted, state.revision() + 1).map_err(|_| Error::TooManyRequests)?;

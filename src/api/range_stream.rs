@@ -11,12 +11,13 @@ use std::collections::VecDeque;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use tonic::{Request, Response, Status};
 
+use super::answers::kept_max;
 use super::pull::{self, Plan, Source};
 use super::{Api, confirm, header, sound};
 use crate::env::Pool;
 use crate::error::Error;
 use crate::kv::validate;
-use crate::node::Node;
+use crate::node::{Node, account};
 use crate::pb::etcd::range_request::{SortOrder, SortTarget};
 use crate::pb::etcd::{RangeRequest, RangeResponse, RangeStreamResponse};
 use crate::pb::{KeyValue, delimited_len};
@@ -40,8 +41,12 @@ impl Api {
         }
         let view = node.store().view();
         let walk = node.long(Pool::Reads, move || Walk::begin(view, range)).await??;
-        let plan = Plan { what: "range", pool: Pool::Reads, rate: u64::MAX };
-        let taken = Taken { node: node.clone(), walk, ended: false };
+        let plan =
+            Plan { what: "range", pool: Pool::Reads, rate: u64::MAX, kept_max: kept_max(&self.shared.account.answers) };
+        // In any other order than the keys' it has references to all that it answers.
+        let references = (walk.found.capacity() * size_of::<KeyValue>()) as u64;
+        let kept = self.shared.account.answers.take(node.asker(), references)?;
+        let taken = Taken { node: node.clone(), walk, ended: false, _kept: kept };
         Ok(Response::new(pull::pieces(&node, plan, taken, slot)))
     }
 }
@@ -51,6 +56,7 @@ struct Taken {
     node: Node,
     walk: Walk,
     ended: bool,
+    _kept: account::Taken,
 }
 
 impl Source for Taken {

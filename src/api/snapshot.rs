@@ -6,6 +6,7 @@
 
 use tonic::{Request, Response, Status};
 
+use super::answers::kept_max;
 use super::pull::{self, Plan, Source};
 use super::{Api, header};
 use crate::env::Pool;
@@ -32,7 +33,7 @@ impl Api {
         let backup = Backup::new(node.store().view(), node.member());
         let header = header(&node, backup.revision());
         let rate = self.shared.snapshot_rate.max(1);
-        let plan = Plan { what: "backup", pool: Pool::Backups, rate };
+        let plan = Plan { what: "backup", pool: Pool::Backups, rate, kept_max: kept_max(&self.shared.account.answers) };
         Ok(Response::new(pull::pieces(&node, plan, Taken { backup, header, remaining: None }, slot)))
     }
 }

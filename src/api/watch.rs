@@ -57,7 +57,7 @@ impl Api {
     ) -> Result<Responses, Error> {
         let hub = self.shared.watch.read().clone().ok_or(Error::NoLeader)?;
         let client = Client {
-            session: hub.session(),
+            session: hub.session_of(node.asker()),
             hub,
             corrupt: {
                 let node = node.clone();

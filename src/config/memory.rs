@@ -1,15 +1,31 @@
-//! How much memory the process may use, according to its control groups.
+//! How much memory the process may use, according to its control groups, and what each part of it may take of that.
 //!
-//! Reads cgroup v2 and v1 through the disk seam. Absent: the machine's own memory, which is shared with others.
+//! Reads cgroup v2 and v1 through the disk seam. Where there is a limit, every setting that is an amount of memory is lowered until all
+//! of them fit into it together, at their most: what the process takes by itself, the data at its quota, what is held for clients, what
+//! waits, and the caches. Invariant (a test goes through all limits): that sum is at most the limit. A limit in which nothing useful
+//! fits is refused. Absent: the machine's own memory, which is shared with others.
 
 use std::path::{Path, PathBuf};
 
-use super::Bytes;
+use super::{Bytes, Config, Error};
 use crate::env::Disk;
 use crate::identity::read_small;
 
-/// Data may take this share of the memory limit: twice it while a snapshot is built, and the rest of the process.
-const QUOTA_PERCENT_OF_MEMORY: u64 = 40;
+const MIB: u64 = 1 << 20;
+/// The least limit that a member can serve in.
+const LIMIT_LEAST: u64 = 128 * MIB;
+/// The program, its threads, connections to members, the state store's own, and buffers of the log.
+const FIXED_BYTES: u64 = 64 * MIB;
+/// Data may take this share of a large limit, and this of what is left of a small one.
+const QUOTA_PERCENT_OF_LIMIT: u64 = 40;
+const QUOTA_PERCENT_OF_REST: u64 = 45;
+/// What data takes, in percent of what is counted: the allocator's rounding, and versions that a snapshot, a backup or a slow reader
+/// keeps although they are compacted.
+const DATA_PERCENT: u64 = 150;
+/// What is in use of each amount at its most, in percent of the setting: a queued write is there as a request and as an entry of the log,
+/// and the state store's cache counts pages without their overhead.
+const QUEUE_PERCENT: u64 = 200;
+const STATE_CACHE_PERCENT: u64 = 150;
 
 /// cgroup v1 writes "no limit" as the greatest multiple of the page size.
 const V1_UNLIMITED: u64 = 1 << 62;
@@ -41,28 +57,125 @@ fn limit_files(line: &str) -> Vec<PathBuf> {
     own.ancestors().take_while(|at| at.starts_with(root)).map(|at| at.join(file)).collect()
 }
 
-/// The lesser of `quota` and 40 % of the memory limit; None if `quota` is 0, which turns it off.
-pub fn effective_quota(quota: Bytes, cgroup_limit: Option<u64>) -> Option<u64> {
-    let bound = cgroup_limit.map_or(u64::MAX, |limit| limit / 100 * QUOTA_PERCENT_OF_MEMORY);
-    (quota.0 > 0).then_some(quota.0.min(bound))
+/// The largest quota within a limit.
+fn quota_max(limit: u64) -> u64 {
+    let rest = limit.saturating_sub(FIXED_BYTES);
+    (limit / 100 * QUOTA_PERCENT_OF_LIMIT).min(rest / 100 * QUOTA_PERCENT_OF_REST)
+}
+
+impl Config {
+    /// These settings with every amount of memory lowered to what fits into the limit. A quota of 0 stays what it is: no quota.
+    ///
+    /// Errors: the limit is too small for a member that serves.
+    pub fn within_memory(mut self, limit: Option<u64>) -> Result<Self, Error> {
+        let Some(limit) = limit else { return Ok(self) };
+        if limit < LIMIT_LEAST {
+            return Err(Error::Memory { limit: Bytes(limit), least: Bytes(LIMIT_LEAST) });
+        }
+        let quota = &mut self.storage.quota_bytes;
+        quota.0 = quota.0.min(quota_max(limit));
+        // Without a quota the data's part is kept free all the same.
+        let data = if quota.0 > 0 { quota.0 } else { quota_max(limit) };
+        let rest = limit - FIXED_BYTES - data / 100 * DATA_PERCENT;
+        // Their sum, at their most, is less than 31 of 32 parts.
+        let parts = |count: u64| Bytes(rest / 32 * count);
+        for (setting, most) in [
+            (&mut self.limits.receive_bytes_max, parts(8)),
+            (&mut self.limits.answer_bytes_max, parts(8)),
+            (&mut self.raft.queue_bytes_max, parts(4)),
+            (&mut self.state.journal_bytes_max, parts(4)),
+            (&mut self.log.cache_bytes, parts(1)),
+            (&mut self.state.cache_bytes, parts(1)),
+        ] {
+            *setting = (*setting).min(most);
+        }
+        self.raft.batch_bytes_max = self.raft.batch_bytes_max.min(self.raft.queue_bytes_max);
+        self.validate()?;
+        Ok(self)
+    }
+
+    /// What all amounts of memory come to at their most.
+    pub fn memory_bytes_max(&self) -> u64 {
+        let of = |bytes: Bytes, percent: u64| (bytes.0 / 100).saturating_mul(percent);
+        [
+            FIXED_BYTES,
+            of(self.storage.quota_bytes, DATA_PERCENT),
+            self.limits.receive_bytes_max.0,
+            self.limits.answer_bytes_max.0,
+            of(self.raft.queue_bytes_max, QUEUE_PERCENT),
+            self.state.journal_bytes_max.0,
+            self.log.cache_bytes.0,
+            of(self.state.cache_bytes, STATE_CACHE_PERCENT),
+        ]
+        .into_iter()
+        .fold(0, u64::saturating_add)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn within(limit: u64, change: impl FnOnce(&mut Config)) -> Config {
+        let mut config = Config::default();
+        change(&mut config);
+        config.within_memory(Some(limit)).unwrap_or_else(|error| panic!("{limit}: {error}"))
+    }
+
     #[test]
     fn quota_is_bounded_by_memory() {
-        let cases = [
-            (Bytes::gib(2), None, Some(2 << 30)),
-            (Bytes::gib(2), Some(1_000_000_000), Some(400_000_000)),
-            (Bytes::mib(64), Some(1_000_000_000), Some(64 << 20)),
-            (Bytes(0), Some(1_000_000_000), None),
-            (Bytes(0), None, None),
-        ];
-        for (quota, limit, effective) in cases {
-            assert_eq!(effective_quota(quota, limit), effective, "{quota} {limit:?}");
+        for (quota, limit, effective) in [
+            (2048, 128, 28),
+            (2048, 256, 86),
+            (2048, 512, 201),
+            (2048, 1024, 409),
+            (2048, 4096, 1638),
+            (2048, 16384, 2048),
+            (64, 1024, 64),
+            (0, 1024, 0),
+        ] {
+            let config = within(limit * MIB, |c| c.storage.quota_bytes = Bytes::mib(quota));
+            assert_eq!(config.storage.quota_bytes.0 / MIB, effective, "{quota} {limit}");
         }
+        let unlimited = Config::default();
+        assert_eq!(unlimited.clone().within_memory(None).unwrap(), unlimited);
+    }
+
+    /// At every limit, whatever is set, all parts together fit, and each is enough to serve with.
+    #[test]
+    fn all_parts_fit_into_the_limit_together() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        for mib in (128..2048).chain((2048..100_000).step_by(777)) {
+            let limit = mib * MIB + random.u64(..MIB);
+            let config = within(limit, |c| {
+                if random.bool() {
+                    c.storage.quota_bytes = Bytes(random.u64(1..limit * 2));
+                    c.limits.receive_bytes_max = Bytes(random.u64(2 * MIB..limit * 2));
+                    c.limits.answer_bytes_max = Bytes(random.u64(2 * MIB..limit * 2));
+                    c.state.cache_bytes = Bytes(random.u64(MIB..limit));
+                }
+            });
+            let most = config.memory_bytes_max();
+            assert!(most <= limit, "{mib} MiB: {most}");
+            let request = config.limits.request_bytes_max;
+            assert!(config.limits.receive_bytes_max >= request && config.limits.answer_bytes_max >= request);
+            assert!(config.raft.queue_bytes_max >= request);
+            assert!(config.state.cache_bytes.0 >= 256 << 10, "{mib} MiB: {}", config.state.cache_bytes);
+        }
+    }
+
+    #[test]
+    fn a_limit_too_small_to_serve_is_refused_with_the_least_one() {
+        for limit in [0, MIB, 127 * MIB] {
+            let text = Config::default().within_memory(Some(limit)).unwrap_err().to_string();
+            assert!(text.contains(&Bytes(limit).to_string()) && text.contains("at least 128MiB"), "{text}");
+        }
+        let mut large = Config::default();
+        large.limits.request_bytes_max = Bytes::mib(10);
+        let text = large.within_memory(Some(128 * MIB)).unwrap_err().to_string();
+        assert!(text.contains("limits.request_bytes_max"), "{text}");
     }
 
     #[test]

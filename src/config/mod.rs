@@ -14,7 +14,7 @@ mod validate;
 use serde::{Deserialize, Serialize};
 
 pub use load::{DEFAULT_FILE, Flag, Loaded, Sources, load};
-pub use memory::{cgroup_memory_limit, effective_quota};
+pub use memory::cgroup_memory_limit;
 pub use node::Node;
 pub use sections::{
     Cluster, Compaction, CompactionMode, Http, Identity, Kubernetes, Lease, Limits, Log, LogFormat, MemberKind, Raft,
@@ -46,12 +46,6 @@ pub struct Config {
 }
 
 impl Config {
-    /// The quota in force, in bytes: `storage.quota_bytes`, bounded by 40 % of the memory limit (see
-    /// [`cgroup_memory_limit`]). None: no quota.
-    pub fn effective_quota(&self, cgroup_limit: Option<u64>) -> Option<u64> {
-        effective_quota(self.storage.quota_bytes, cgroup_limit)
-    }
-
     /// gRPC's message limit between members: above the largest append, with room for its framing and one entry that is
     /// larger than `append_bytes_max` allows.
     pub fn peer_message_bytes_max(&self) -> usize {
@@ -84,6 +78,11 @@ pub enum Error {
     Flag { flag: String, text: String },
     #[error("{}", .0.join(" | "))]
     Invalid(Vec<String>),
+    #[error(
+        "the memory limit of this process is {limit}, expected at least {least}: less holds no data beside the process itself; \
+         raise the limit (resources.limits.memory of the chart)"
+    )]
+    Memory { limit: Bytes, least: Bytes },
     #[error(transparent)]
     Identity(#[from] crate::identity::Error),
 }

@@ -341,7 +341,7 @@ impl Default for State {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Storage {
-    /// Most bytes of data; 0: no quota. The memory limit bounds it, see [`super::Config::effective_quota`].
+    /// Most bytes of data; 0: no quota. The memory limit bounds it, see [`super::Config::within_memory`].
     pub quota_bytes: Bytes,
     /// Percent of the quota from which on it is warned of.
     pub quota_warn_percent: u8,
@@ -425,13 +425,13 @@ pub struct Limits {
     pub concurrent_streams_max: u32,
     /// Most connections of clients.
     pub connections_max: usize,
-    /// Most bytes of all clients' requests that have begun to arrive and are not whole.
+    /// Most bytes of what all clients send: connections, streams, headers, requests until they are answered, keys of watchers.
     pub receive_bytes_max: Bytes,
+    /// Most bytes of what all clients are sent: pieces of answers on their way, and what is kept for answers and watchers.
+    pub answer_bytes_max: Bytes,
     /// Longest that a connection may take to say what it speaks, and a request to arrive once it has begun to.
     #[serde(with = "units::duration")]
     pub receive_timeout: Duration,
-    /// Most bytes of large answers that are being sent to clients.
-    pub answer_bytes_max: Bytes,
     /// Most backups that clients take at a time.
     pub backups_max: usize,
     /// Most ranges that clients take as a stream at a time.
@@ -455,8 +455,8 @@ impl Default for Limits {
             concurrent_streams_max: 10_000,
             connections_max: 20_000,
             receive_bytes_max: Bytes::mib(256),
-            receive_timeout: Duration::from_secs(10),
             answer_bytes_max: Bytes::mib(256),
+            receive_timeout: Duration::from_secs(10),
             backups_max: 4,
             range_streams_max: 256,
             keepalive_interval: Duration::from_secs(60),

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,8 +21,14 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for T {}
 /// A future that owns what it needs.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
+/// A stream that a peer opened to us, and the address that it came from.
+pub struct Accepted {
+    pub stream: Box<dyn Stream>,
+    pub from: IpAddr,
+}
+
 /// Streams that peers opened to us.
-pub type Incoming = Pin<Box<dyn futures_util::Stream<Item = io::Result<Box<dyn Stream>>> + Send>>;
+pub type Incoming = Pin<Box<dyn futures_util::Stream<Item = io::Result<Accepted>> + Send>>;
 
 /// An address that is this node's, and at which connections are still refused.
 pub trait Bound: Send {
@@ -82,9 +88,9 @@ impl Bound for BoundTcp {
                 // Out of file descriptors, most likely: to ask again at once would only burn the CPU.
                 super::sleep(ACCEPT_RETRY).await;
             }
-            let accepted = accepted.and_then(|(stream, _)| {
+            let accepted = accepted.and_then(|(stream, from)| {
                 stream.set_nodelay(true)?;
-                Ok(Box::new(stream) as Box<dyn Stream>)
+                Ok(Accepted { stream: Box::new(stream), from: from.ip().to_canonical() })
             });
             Some((accepted, listener))
         });

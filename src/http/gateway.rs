@@ -3,7 +3,8 @@
 //! Owns one table, from path to gRPC method, and the transcoding, which goes by the compiled descriptors: a service is reachable
 //! as soon as it is in both. A request becomes a gRPC request to the very services that the port serves, in this process; so
 //! there is one meaning, one place that counts, and one that checks.
-//! Invariants: what is read of a request is bounded; a stream is passed on message by message, and ends when its client goes.
+//! Invariants: what is read of a request is bounded, and what becomes of it in memory is charged to its client before it is decoded
+//! (`node::account`); a large answer is written in pieces (`json`); a stream is passed on message by message, and ends when its client goes.
 //! Absent: every meaning of a request; what a browser may ask (`browser`); WebSocket.
 
 use std::collections::BTreeMap;
@@ -23,10 +24,12 @@ use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MethodDe
 use serde_json::json;
 use tower::Service as _;
 
+use crate::api::Large;
 use crate::env::{Env, Instant, Pool, Refused};
 use crate::error::Error;
 use crate::metrics::metrics;
 use crate::node::Client;
+use crate::node::account::Account;
 
 /// Paths below `/v3/` and `/v3beta/`, and what they call. Those of services that this build lacks answer `Unimplemented`.
 const PATHS: &[(&str, &str)] = &[
@@ -102,6 +105,17 @@ const RESOURCE_EXHAUSTED: u16 = 8;
 const UNIMPLEMENTED: u16 = 12;
 const INTERNAL: u16 = 13;
 
+/// What the decoding of JSON takes: of a byte, of a value in a list, and of an object.
+const JSON_BYTE: u64 = 2;
+const JSON_VALUE_BYTES: u64 = 128;
+const JSON_OBJECT_BYTES: u64 = 1536;
+
+pub(super) const OPTIONS: SerializeOptions = SerializeOptions::new()
+    .stringify_64_bit_integers(true)
+    .use_enum_numbers(false)
+    .use_proto_field_name(true)
+    .skip_default_fields(true);
+
 /// The gateway in front of `services`. Cloning shares it.
 #[derive(Clone)]
 pub struct Gateway {
@@ -115,6 +129,7 @@ struct Inner {
     /// By path; `None` for a method that this build lacks.
     methods: BTreeMap<&'static str, Option<MethodDescriptor>>,
     body_bytes_max: usize,
+    account: Account,
 }
 
 /// A failure: its gRPC code and text.
@@ -131,13 +146,14 @@ impl Gateway {
         services: Router,
         descriptors: &[u8],
         body_bytes_max: usize,
+        account: Account,
     ) -> Result<Self, prost_reflect::DescriptorError> {
         let pool = DescriptorPool::decode(descriptors)?;
         let find = |full_name: &str| {
             pool.services().flat_map(|s| s.methods().collect::<Vec<_>>()).find(|m| m.full_name() == full_name)
         };
         let methods = PATHS.iter().map(|(path, name)| (*path, find(name))).collect();
-        Ok(Self { inner: Arc::new(Inner { env, methods, body_bytes_max }), services })
+        Ok(Self { inner: Arc::new(Inner { env, methods, body_bytes_max, account }), services })
     }
 
     /// Answers a request whose path is `path` below the version.
@@ -167,14 +183,19 @@ impl Gateway {
             }
             Err(error) => return Err(Failure { code: INVALID_ARGUMENT, message: format!("request body: {error}") }),
         };
-        let client = head.extensions.get::<Client>().cloned();
-        let transcoder = Transcoder { env: self.inner.env.clone(), asker: client.as_ref().map_or(0, Client::number) };
+        let client = head.extensions.get::<Client>().cloned().unwrap_or_default();
+        let decoding = self
+            .inner
+            .account
+            .received
+            .take(&client, decoded_bytes(&body))
+            .map_err(|error| Failure { code: RESOURCE_EXHAUSTED, message: error.to_string() })?;
+        let transcoder = Transcoder { env: self.inner.env.clone(), asker: client.number() };
         let asked = method.clone();
         let messages = transcoder.run(body.len(), move || requests(&asked, &body)).await?;
+        drop(decoding);
         let mut answer = grpc_request(&method, &head.headers, messages);
-        if let Some(client) = client {
-            answer.extensions_mut().insert(client);
-        }
+        answer.extensions_mut().insert(client);
         let answer = self.services.clone().call(answer).await.unwrap_or_else(|never: Infallible| match never {});
         if method.is_server_streaming() {
             stream_answer(transcoder, method, answer).await
@@ -211,6 +232,16 @@ impl Transcoder {
         let deadline = Instant::now() + PATIENCE;
         self.env.long_for(Pool::Reads, self.asker, deadline, work).await.map_err(refused)?
     }
+}
+
+/// What a body takes at most while it is decoded.
+fn decoded_bytes(body: &[u8]) -> u64 {
+    let of = |byte: &u8| match byte {
+        b'{' => JSON_OBJECT_BYTES,
+        b'[' | b',' => JSON_VALUE_BYTES,
+        _ => 0,
+    };
+    body.len() as u64 * JSON_BYTE + body.iter().map(of).sum::<u64>()
 }
 
 /// The messages in a body: one, or for a method that takes many, any number one after the other. An empty body is an empty message.
@@ -336,14 +367,19 @@ fn status(headers: &HeaderMap) -> Failure {
 async fn unary_answer(
     transcoder: &Transcoder,
     method: MethodDescriptor,
-    response: Response,
+    mut response: Response,
 ) -> Result<Response, Failure> {
+    let large = response.extensions_mut().remove::<Large>();
     let mut answers = Answers::new(response);
     let message = answers.next().await;
     // To the end: the status comes last.
     while answers.next().await.is_some() {}
     if let Some(failure) = answers.failure() {
         return Err(failure);
+    }
+    if let Some(large) = large {
+        let pieces = std::iter::from_fn(move || large.next_piece(super::json::pieces));
+        return Ok(json_response(StatusCode::OK, Body::from_stream(stream::iter(pieces))));
     }
     let message =
         message.ok_or_else(|| Failure { code: INTERNAL, message: "the call ended without an answer".into() })?;
@@ -399,11 +435,6 @@ fn result_line(method: &MethodDescriptor, message: Bytes) -> Result<Vec<u8>, Fai
 
 /// The names of the .proto files, 64-bit numbers as strings, bytes in base64, unset fields left out, enums by name.
 fn write_json(method: &MethodDescriptor, message: Bytes, out: &mut Vec<u8>) -> Result<(), Failure> {
-    const OPTIONS: SerializeOptions = SerializeOptions::new()
-        .stringify_64_bit_integers(true)
-        .use_enum_numbers(false)
-        .use_proto_field_name(true)
-        .skip_default_fields(true);
     let internal = |error: String| Failure { code: INTERNAL, message: error };
     let message = DynamicMessage::decode(method.output(), message).map_err(|error| internal(error.to_string()))?;
     let mut json = serde_json::Serializer::new(out);
@@ -464,8 +495,13 @@ fn http_status(code: u16) -> StatusCode {
 mod tests {
     use super::*;
 
+    fn gateway() -> Gateway {
+        let account = Account::new(1 << 20, 1 << 20, 1);
+        Gateway::new(Env::real(), Router::new(), crate::pb::PUBLIC_DESCRIPTORS, 1000, account).unwrap()
+    }
+
     fn method(name: &str) -> MethodDescriptor {
-        let gateway = Gateway::new(Env::real(), Router::new(), crate::pb::PUBLIC_DESCRIPTORS, 1000).unwrap();
+        let gateway = gateway();
         let path = PATHS.iter().find(|(_, n)| *n == name).unwrap().0;
         gateway.inner.methods[path].clone().unwrap()
     }
@@ -492,6 +528,13 @@ mod tests {
     }
 
     #[test]
+    fn what_json_becomes_is_known_before_it_is_decoded() {
+        assert_eq!(decoded_bytes(b"{}"), 2 * JSON_BYTE + JSON_OBJECT_BYTES);
+        let many = [&b"{\"success\":["[..], &b"{},".repeat(1000), b"{}]}"].concat();
+        assert!(decoded_bytes(&many) > 1000 * JSON_OBJECT_BYTES);
+    }
+
+    #[test]
     fn malformed_json_is_refused_with_the_place() {
         for broken in ["{", "[]", r#"{"key":1}"#, r#"{"key":"!"}"#, r#"{"lease":"x"}"#, "{} {}", "nonsense"] {
             let text = put(broken).expect_err(broken);
@@ -511,7 +554,7 @@ mod tests {
 
     #[test]
     fn paths_are_unique_and_those_of_served_services_are_found() {
-        let gateway = Gateway::new(Env::real(), Router::new(), crate::pb::PUBLIC_DESCRIPTORS, 1000).unwrap();
+        let gateway = gateway();
         assert_eq!(gateway.inner.methods.len(), PATHS.len());
         let pool = DescriptorPool::decode(crate::pb::PUBLIC_DESCRIPTORS).unwrap();
         // Not in JSON, as in etcd.

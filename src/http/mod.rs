@@ -4,6 +4,7 @@
 
 mod browser;
 mod gateway;
+mod json;
 mod sample;
 
 use std::sync::Arc;

@@ -29,6 +29,13 @@ impl State {
     /// As [`Self::sweep`], but revisions of many events that the history lets go of are left in `large`: to drop one takes as long as
     /// thousands of steps, and needs no lock.
     pub fn sweep_but(&mut self, steps: usize, large: &mut Vec<Revision>) -> bool {
+        let before = self.bytes();
+        let done = self.sweep_some(steps, large);
+        self.freed_bytes += before.saturating_sub(self.bytes());
+        done
+    }
+
+    fn sweep_some(&mut self, steps: usize, large: &mut Vec<Revision>) -> bool {
         let mut steps = steps;
         self.drop_history(large);
         while self.swept < self.compacted {

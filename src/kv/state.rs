@@ -45,6 +45,8 @@ pub struct State {
     pub(super) leases: Leases,
     /// Of what is held beside the newest versions.
     pub(super) old_bytes: u64,
+    /// What sweeping has taken out of this process's state, in the measure of `bytes`. Neither replicated nor stored.
+    pub(super) freed_bytes: u64,
     pub(super) journal: Recorder,
 }
 
@@ -65,6 +67,7 @@ impl Clone for State {
             writing: self.writing.clone(),
             leases: self.leases.clone(),
             old_bytes: self.old_bytes,
+            freed_bytes: self.freed_bytes,
             journal: Recorder::new(self.journal.digest),
         }
     }
@@ -94,6 +97,7 @@ impl State {
             writing: Vec::new(),
             leases: Leases::new(),
             old_bytes: 0,
+            freed_bytes: 0,
             journal: Recorder::new(Some(Digest::START)),
         }
     }
@@ -133,6 +137,11 @@ impl State {
     /// Bytes that the state takes in memory: payload, and an estimate of the index. Depends on how far sweeping has got.
     pub fn bytes(&self) -> u64 {
         self.bytes_in_use() + self.old_bytes + self.history.overhead_bytes()
+    }
+
+    /// Bytes that were taken out of the state since this process has it: what has grown since a view was made, the view may still hold.
+    pub fn freed_bytes(&self) -> u64 {
+        self.freed_bytes
     }
 
     /// Bytes that leases and the newest versions of the keys that exist take: what [`Self::bytes`] would be after compacting all.

@@ -18,7 +18,8 @@ use futures_util::{Stream, StreamExt as _};
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 
-use super::places::{Client, Places};
+use super::account::Client;
+use super::places::Places;
 use super::propose::{Forwarded, Proposal, Reply, Ticket};
 use super::read::Waiter;
 use super::{Node, more_of_a_burst};

@@ -7,6 +7,7 @@
 //! (`places`).
 //! Absent: what a request means (`kv`, `api`), and who should be a member (`cluster`).
 
+pub mod account;
 pub(crate) mod admit;
 mod forward;
 pub mod housekeeping;
@@ -39,9 +40,9 @@ use crate::pb::etcd::AlarmType;
 use crate::raft::{self, Member, Outcome, Peers, Raft, Store};
 use crate::storage::log;
 
+pub use account::Client;
 pub use forward::Serving;
 use forward::{Link, Outgoing};
-pub use places::Client;
 use places::{Place, Places};
 use propose::{Proposal, Proposer, Reply, Ticket};
 use read::{Reader, Waiter};
@@ -228,7 +229,12 @@ impl Node {
         Self { client, ..self }
     }
 
-    /// Whose requests go through this handle; see [`Client::number`].
+    /// Whose requests go through this handle.
+    pub fn asker(&self) -> &Client {
+        &self.client
+    }
+
+    /// The number of whom its requests are; see [`Client::number`].
     pub fn client(&self) -> u64 {
         self.client.number()
     }

@@ -308,7 +308,8 @@ fn distribute(replies: Vec<Reply>, result: Result_) {
 mod tests {
     use openraft::errors::ForwardToLeader;
 
-    use super::super::places::{Client, Places};
+    use super::super::account::Client;
+    use super::super::places::Places;
     use super::*;
 
     fn told(result: Result_) -> Error {

@@ -7,6 +7,7 @@ pub mod checked;
 pub mod codec;
 pub(crate) mod key_value;
 mod nest;
+pub mod pieces;
 
 pub use key_value::{Fields, KeyValue, delimited_len};
 pub use nest::{TXN_DEPTH_MAX, TxnRequest, TxnResponse};

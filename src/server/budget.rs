@@ -1,45 +1,65 @@
-//! What clients' requests and answers may take in memory while they are on their way: two budgets of bytes for all clients.
+//! What clients' requests and answers take in memory while they are on their way, charged to the account (`node::account`).
 //!
-//! Requests count from their first byte until they are whole; from then on the queue of proposals counts them (`node`). One that
-//! would go beyond the budget fails with `too many requests`, and one that is not whole in time with `request timed out`, so that
-//! those who send a part and no more cannot keep the others out. Large answers wait for a place among the answers that are being
-//! sent (`api::Answers`), and hold it until their last byte has gone, or their client has.
+//! A request is charged from its head on: what a stream takes, its headers, and its body as it arrives. That is given back when its
+//! answer has left, of a stream of requests when the next one begins. What does not fit fails with `too many requests`, and a message
+//! that is not whole in time with `request timed out`, so that those who send a part and no more cannot keep the others out.
+//! An answer is charged piece by piece, and a piece is given back when the socket has taken it: the charge travels with the bytes,
+//! through all that waits below. A piece that finds no room waits; a large answer is only now written, piece by piece (`api::Large`).
 //! Absent: limits of one request (`api`) and of one connection (HTTP/2's windows, `connection`).
 
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::BoxError;
-use axum::http::{Request, Response, header};
+use axum::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use bytes::Bytes;
-use futures_util::future::{MapOk, TryFutureExt as _};
-use http_body::{Frame, SizeHint};
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use http_body::{Body, Frame, SizeHint};
 use tonic::Status;
 use tower::{Layer, Service};
 
-use crate::api::Held;
+use crate::api::Large;
 use crate::env::Sleep;
 use crate::error::Error;
+use crate::node::Client;
+use crate::node::account::{Account, Taken};
+use crate::pb::pieces::LargeAnswer;
 
 /// Bytes of a gRPC message before its content: a flag and the length.
 const PREFIX_BYTES: usize = 5;
+/// What a request takes beside its headers and its body, until its answer has left.
+const STREAM_BYTES: u64 = 3 << 10;
+/// What a header takes beside its name and value.
+const HEADER_BYTES: u64 = 64;
+/// The first piece of an answer goes with what the stream takes if it is not larger.
+const SMALL_BYTES: usize = 1 << 10;
+/// What a piece takes beside its bytes.
+const PIECE_FRAME_BYTES: u64 = 256;
 
-/// The layer around everything on the client port. Cloning shares the budget.
+/// The layer around everything on the client port. Cloning shares the account.
 #[derive(Clone)]
 pub(super) struct Budget {
-    received: Arc<AtomicU64>,
-    bytes_max: u64,
-    patience: Duration,
+    account: Account,
+    receive_patience: Duration,
+    answer_patience: Duration,
 }
 
 impl Budget {
-    /// At most `bytes_max` of requests that are not whole, each of them for at most `patience`.
-    pub(super) fn new(bytes_max: u64, patience: Duration) -> Self {
-        Self { received: Arc::default(), bytes_max, patience }
+    /// A message may take `receive_patience` to arrive, and a piece of an answer wait for room for `answer_patience`.
+    pub(super) fn new(account: Account, receive_patience: Duration, answer_patience: Duration) -> Self {
+        Self { account, receive_patience, answer_patience }
+    }
+
+    fn begin(&self, client: &Client, headers: &HeaderMap) -> Result<Arc<Taken>, Error> {
+        let of_header = |(name, value): (&header::HeaderName, &HeaderValue)| {
+            (name.as_str().len() + value.len()) as u64 + HEADER_BYTES
+        };
+        let head: u64 = headers.iter().map(of_header).sum();
+        self.account.received.take(client, STREAM_BYTES + head).map(Arc::new)
     }
 }
 
@@ -60,10 +80,11 @@ pub(super) struct Budgeted<S> {
 impl<S, B, R> Service<Request<B>> for Budgeted<S>
 where
     S: Service<Request<Receiving<B>>, Response = Response<R>, Error = Infallible>,
+    S::Future: Unpin,
 {
     type Response = Response<Sending<R>>;
     type Error = Infallible;
-    type Future = MapOk<S::Future, fn(Response<R>) -> Response<Sending<R>>>;
+    type Future = Answering<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
@@ -72,14 +93,53 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let kind = request.headers().get(header::CONTENT_TYPE);
         let is_grpc = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-        let budget = self.budget.clone();
-        self.inner.call(request.map(|body| Receiving::new(body, budget, is_grpc))).map_ok(sending)
+        let client = request.extensions().get::<Client>().cloned().unwrap_or_default();
+        match self.budget.begin(&client, request.headers()) {
+            Ok(taken) => {
+                let (budget, held) = (self.budget.clone(), taken.clone());
+                let answer = self.inner.call(request.map(|body| Receiving::new(body, budget, held, is_grpc)));
+                Answering::Served { answer, budget: self.budget.clone(), taken }
+            }
+            Err(error) => Answering::Refused { error, is_grpc, budget: self.budget.clone() },
+        }
     }
 }
 
-fn sending<R>(mut response: Response<R>) -> Response<Sending<R>> {
-    let held = response.extensions_mut().remove::<Held>();
-    response.map(|body| Sending { body, _held: held })
+/// An answer that is being made.
+pub(super) enum Answering<F> {
+    Served { answer: F, budget: Budget, taken: Arc<Taken> },
+    Refused { error: Error, is_grpc: bool, budget: Budget },
+}
+
+impl<F, R> Future for Answering<F>
+where
+    F: Future<Output = Result<Response<R>, Infallible>> + Unpin,
+{
+    type Output = Result<Response<Sending<R>>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut *self {
+            Self::Served { answer, budget, taken } => {
+                let mut response = ready!(Pin::new(answer).poll(cx))?;
+                let large = response.extensions_mut().remove::<Large>();
+                let (budget, taken) = (budget.clone(), taken.clone());
+                Poll::Ready(Ok(response.map(|body| Sending::new(Some(body), large, budget, Some(taken)))))
+            }
+            Self::Refused { error, is_grpc, budget } => {
+                let status = Status::from(error.clone());
+                let body = Sending::new(None, None, budget.clone(), None);
+                let mut response = Response::new(body);
+                if *is_grpc {
+                    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+                    // A text of ours is a valid header.
+                    let _ = status.add_header(response.headers_mut());
+                } else {
+                    *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+                }
+                Poll::Ready(Ok(response))
+            }
+        }
+    }
 }
 
 /// How much of a gRPC body's present message is there.
@@ -125,16 +185,20 @@ impl Messages {
 pub(super) struct Receiving<B> {
     body: B,
     budget: Budget,
+    /// What the request takes; grows with what arrives.
+    taken: Arc<Taken>,
     /// `None`: the whole body is one message.
     messages: Option<Messages>,
-    /// Counted in the budget.
-    counted: u64,
+    /// Taken for the message that is arriving, and for the one before it.
+    arriving: u64,
+    whole: u64,
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl<B> Receiving<B> {
-    fn new(body: B, budget: Budget, is_grpc: bool) -> Self {
-        Self { body, budget, messages: is_grpc.then(Messages::default), counted: 0, deadline: None }
+    fn new(body: B, budget: Budget, taken: Arc<Taken>, is_grpc: bool) -> Self {
+        let messages = is_grpc.then(Messages::default);
+        Self { body, budget, taken, messages, arriving: 0, whole: 0, deadline: None }
     }
 
     fn count(&mut self, data: &[u8]) -> Result<(), Error> {
@@ -142,32 +206,23 @@ impl<B> Receiving<B> {
             Some(messages) => messages.take(data),
             None => (data.len(), false),
         };
+        if self.arriving == 0 || ended {
+            // Who takes a stream's next message is done with the one before.
+            self.taken.shrink(std::mem::take(&mut self.whole));
+        }
+        self.taken.grow(data.len() as u64)?;
         if ended {
-            self.release();
+            self.whole = std::mem::take(&mut self.arriving) + (data.len() - unfinished) as u64;
+            self.deadline = None;
         }
-        self.counted += unfinished as u64;
-        let received = self.budget.received.fetch_add(unfinished as u64, Ordering::Relaxed);
-        if unfinished > 0 && received + unfinished as u64 > self.budget.bytes_max {
-            return Err(Error::TooManyRequests);
-        }
+        self.arriving += unfinished as u64;
         Ok(())
     }
-
-    fn release(&mut self) {
-        self.budget.received.fetch_sub(std::mem::take(&mut self.counted), Ordering::Relaxed);
-        self.deadline = None;
-    }
 }
 
-impl<B> Drop for Receiving<B> {
-    fn drop(&mut self) {
-        self.release();
-    }
-}
-
-impl<B> http_body::Body for Receiving<B>
+impl<B> Body for Receiving<B>
 where
-    B: http_body::Body<Data = Bytes> + Unpin,
+    B: Body<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,
 {
     type Data = Bytes;
@@ -181,12 +236,12 @@ where
                 Poll::Ready(Some(counted.map(|()| frame).map_err(|error| Status::from(error).into())))
             }
             Poll::Ready(end) => {
-                this.release();
+                this.deadline = None;
                 Poll::Ready(end.map(|failed| failed.map_err(Into::into)))
             }
-            Poll::Pending if this.counted == 0 => Poll::Pending,
+            Poll::Pending if this.arriving == 0 => Poll::Pending,
             Poll::Pending => {
-                let patience = this.budget.patience;
+                let patience = this.budget.receive_patience;
                 let deadline = this.deadline.get_or_insert_with(|| Box::pin(crate::env::sleep(patience)));
                 match deadline.as_mut().poll(cx) {
                     Poll::Ready(()) => Poll::Ready(Some(Err(Status::from(Error::Timeout).into()))),
@@ -205,26 +260,123 @@ where
     }
 }
 
-/// An answer's body on its way out, with its place among the large ones.
-pub(super) struct Sending<B> {
-    body: B,
-    _held: Option<Held>,
+/// Bytes on their way out, with what they are charged to. Dropped when the socket has taken them.
+struct Charged {
+    bytes: Bytes,
+    _taken: Arc<Taken>,
 }
 
-impl<B: http_body::Body<Data = Bytes> + Unpin> http_body::Body for Sending<B> {
-    type Data = Bytes;
-    type Error = B::Error;
+impl AsRef<[u8]> for Charged {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+fn charged(bytes: Bytes, taken: Arc<Taken>) -> Frame<Bytes> {
+    Frame::data(Bytes::from_owner(Charged { bytes, _taken: taken }))
+}
+
+/// A piece that waits for room.
+struct Waiting {
+    piece: Bytes,
+    room: BoxFuture<'static, Result<Taken, Error>>,
+}
+
+/// An answer's body on its way out.
+pub(super) struct Sending<B> {
+    /// `None`: there is nothing to say beyond the head.
+    body: Option<B>,
+    /// To be written in the place of the body's own data.
+    large: Option<Large>,
+    is_large: bool,
+    budget: Budget,
+    /// What the request takes. The first piece takes it along.
+    stream: Option<Arc<Taken>>,
+    has_begun: bool,
+    waiting: Option<Waiting>,
+}
+
+impl<B> Sending<B> {
+    fn new(body: Option<B>, large: Option<Large>, budget: Budget, stream: Option<Arc<Taken>>) -> Self {
+        let is_large = large.is_some();
+        Self { body, large, is_large, budget, stream, has_begun: false, waiting: None }
+    }
+
+    /// The piece as a frame, if there is room for it; else it waits.
+    fn charge(&mut self, piece: Bytes) -> Option<Frame<Bytes>> {
+        let Some(stream) = &self.stream else { return Some(Frame::data(piece)) };
+        if !std::mem::replace(&mut self.has_begun, true) && piece.len() <= SMALL_BYTES {
+            return Some(charged(piece, stream.clone()));
+        }
+        let pool = self.budget.account.answers.clone();
+        let (client, bytes) = (stream.client().clone(), piece.len() as u64 + PIECE_FRAME_BYTES);
+        match pool.take(&client, bytes) {
+            Ok(taken) => Some(charged(piece, Arc::new(taken))),
+            Err(_) => {
+                let patience = self.budget.answer_patience;
+                let room = async move { pool.take_in_time(&client, bytes, patience).await }.boxed();
+                self.waiting = Some(Waiting { piece, room });
+                None
+            }
+        }
+    }
+}
+
+impl<B> Body for Sending<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        loop {
+            if let Some(waiting) = &mut this.waiting {
+                let room = ready!(waiting.room.poll_unpin(cx));
+                let piece = std::mem::take(&mut waiting.piece);
+                this.waiting = None;
+                let frame = room.map(|taken| charged(piece, Arc::new(taken)));
+                return Poll::Ready(Some(frame.map_err(|error| Status::from(error).into())));
+            }
+            let piece = match &mut this.large {
+                Some(large) => match large.next_piece(LargeAnswer::in_grpc) {
+                    Some(Ok(piece)) => piece,
+                    Some(Err(error)) => return Poll::Ready(Some(Err(Status::from(error).into()))),
+                    None => {
+                        this.large = None;
+                        continue;
+                    }
+                },
+                None => {
+                    let Some(body) = &mut this.body else { return Poll::Ready(None) };
+                    match ready!(Pin::new(body).poll_frame(cx)).transpose().map_err(Into::into)?.map(Frame::into_data) {
+                        // The large answer has been there in its place.
+                        Some(Ok(_)) if this.is_large => continue,
+                        Some(Ok(data)) => data,
+                        Some(Err(trailers)) => return Poll::Ready(Some(Ok(trailers))),
+                        None => return Poll::Ready(None),
+                    }
+                }
+            };
+            if let Some(frame) = this.charge(piece) {
+                return Poll::Ready(Some(Ok(frame)));
+            }
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        let nothing_left = self.large.is_none() && self.waiting.is_none();
+        nothing_left && self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match &self.body {
+            Some(body) if !self.is_large => body.size_hint(),
+            Some(_) => SizeHint::default(),
+            None => SizeHint::with_exact(0),
+        }
     }
 }
 
@@ -234,6 +386,7 @@ mod tests {
     use http_body_util::BodyExt as _;
 
     use super::*;
+    use crate::pb::pieces::tests::some_answer;
 
     fn message(len: usize) -> Vec<u8> {
         [&[0][..], &(len as u32).to_be_bytes(), &vec![7; len]].concat()
@@ -265,28 +418,123 @@ mod tests {
         error.downcast::<Status>().expect("a status").message().to_owned()
     }
 
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn budget(received: u64, answers: u64) -> Budget {
+        Budget::new(Account::new(received, answers, 1), 10 * SECOND, SECOND)
+    }
+
+    fn receiving(budget: &Budget, client: &Client, body: Body, is_grpc: bool) -> Receiving<Body> {
+        let taken = Arc::new(budget.account.received.take(client, 0).unwrap());
+        Receiving::new(body, budget.clone(), taken, is_grpc)
+    }
+
     #[tokio::test(start_paused = true)]
     async fn half_a_request_fails_in_time_and_gives_its_bytes_back() {
-        let budget = Budget::new(100, Duration::from_secs(10));
-        let mut body = Receiving::new(stuck(vec![message(20), message(60)[..50].to_vec()]), budget.clone(), true);
+        let budget = budget(200, 0);
+        let received = || budget.account.received.taken();
+        let body = stuck(vec![message(20), message(60)[..50].to_vec()]);
+        let mut body = receiving(&budget, &Client::new(None), body, true);
         body.frame().await.unwrap().unwrap();
-        assert_eq!(budget.received.load(Ordering::Relaxed), 0, "the first is whole");
+        assert_eq!(received(), 25, "it is whole, and whoever asked for it may be at work on it");
         body.frame().await.unwrap().unwrap();
-        assert_eq!(budget.received.load(Ordering::Relaxed), 50);
-        let mut other = Receiving::new(stuck(vec![vec![0; 51]]), budget.clone(), false);
+        assert_eq!(received(), 50);
+        let mut other = receiving(&budget, &Client::new(None), stuck(vec![vec![0; 151]]), false);
         assert_eq!(text(other.frame().await.unwrap().unwrap_err()), "etcdserver: too many requests");
         drop(other);
         assert_eq!(text(body.frame().await.unwrap().unwrap_err()), "etcdserver: request timed out");
         drop(body);
-        assert_eq!(budget.received.load(Ordering::Relaxed), 0);
+        assert_eq!(received(), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn stream_between_messages_may_take_its_time() {
-        let budget = Budget::new(100, Duration::from_secs(10));
-        let mut body = Receiving::new(stuck(vec![message(20)]), budget, true);
+        let budget = budget(100, 0);
+        let mut body = receiving(&budget, &Client::new(None), stuck(vec![message(20)]), true);
         body.frame().await.unwrap().unwrap();
-        let next = crate::env::timeout(Duration::from_secs(3600), body.frame()).await;
+        let next = crate::env::timeout(3600 * SECOND, body.frame()).await;
         assert!(next.is_err(), "no deadline between messages");
+    }
+
+    /// However a stream of messages is cut, it is charged for one or two of them at a time, and exactly.
+    #[tokio::test]
+    async fn a_stream_of_requests_is_charged_for_the_newest_only() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        for _ in 0..50 {
+            let all: Vec<u8> = (0..20).flat_map(|_| message(random.usize(..3000))).collect();
+            let mut cut = Vec::new();
+            let mut rest = &all[..];
+            while !rest.is_empty() {
+                let (piece, after) = rest.split_at(random.usize(1..=rest.len().min(5000)));
+                cut.push(piece.to_vec());
+                rest = after;
+            }
+            let budget = budget(1 << 20, 0);
+            let mut body = receiving(&budget, &Client::new(None), stuck(cut), true);
+            for read in 0.. {
+                let done = read == all.len();
+                let Some(frame) = body.frame().now_or_never() else { break };
+                assert!(!done);
+                frame.unwrap().unwrap();
+                let taken = budget.account.received.taken();
+                assert_eq!(taken, body.arriving + body.whole);
+                assert!(taken <= 5000 + 2 * 3005, "{taken}");
+            }
+            assert_eq!(body.arriving, 0);
+            drop(body);
+            assert_eq!(budget.account.received.taken(), 0);
+        }
+    }
+
+    fn sending(budget: &Budget, client: &Client, body: Body, large: Option<LargeAnswer>) -> Sending<Body> {
+        let stream = Arc::new(budget.account.received.take(client, 100).unwrap());
+        let large = large.map(|answer| {
+            let kept = budget.account.answers.take(client, 10).unwrap();
+            Large::new(answer, kept)
+        });
+        Sending::new(Some(body), large, budget.clone(), Some(stream))
+    }
+
+    #[tokio::test]
+    async fn what_has_not_left_is_charged_and_what_has_is_given_back() {
+        let budget = budget(1 << 20, 1 << 30);
+        let (received, answers) = (&budget.account.received, &budget.account.answers);
+        let mut random = fastrand::Rng::with_seed(fastrand::u64(..));
+        for _ in 0..50 {
+            let answer = some_answer(&mut random);
+            let whole: Vec<u8> = answer.clone().in_grpc().collect::<Vec<_>>().concat();
+            // An empty message stands where the large one belongs.
+            let mut body = sending(&budget, &Client::new(None), Body::from(vec![0; 5]), Some(answer));
+            let (mut sent, mut waits) = (Vec::new(), Vec::new());
+            while let Some(frame) = body.frame().await {
+                let piece = frame.unwrap().into_data().unwrap();
+                sent.extend_from_slice(&piece);
+                waits.push(piece);
+            }
+            drop(body);
+            assert!(sent == whole);
+            let held = answers.taken() + received.taken();
+            assert!(held >= 100 && held + 1024 >= whole.len() as u64, "{held} for {}", whole.len());
+            drop(waits);
+            assert_eq!((received.taken(), answers.taken()), (0, 0));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_piece_without_room_waits_for_it_and_fails_in_time() {
+        let budget = budget(1 << 20, 100_000);
+        let first = sending(&budget, &Client::new(None), Body::from(vec![1; 80_000]), None).frame().await.unwrap();
+        let first = first.unwrap();
+        let client = Client::new(None);
+        let mut body = sending(&budget, &client, Body::from(vec![2; 50_000]), None);
+        assert!(crate::env::timeout(SECOND / 2, body.frame()).await.is_err());
+        let refused = body.frame().await.unwrap().unwrap_err();
+        assert_eq!(text(refused), "etcdserver: too many requests");
+        let mut body = sending(&budget, &client, Body::from(vec![2; 50_000]), None);
+        assert!(crate::env::timeout(SECOND / 2, body.frame()).await.is_err());
+        drop(first);
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap().len(), 50_000);
     }
 }

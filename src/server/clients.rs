@@ -21,7 +21,7 @@ use tower::Layer as _;
 use super::Server;
 use super::budget::Budget;
 use super::connection::{Kind, bounded};
-use super::listen::{HEADER_BYTES_MAX, WINDOW_BYTES};
+use super::listen::HEADER_BYTES_MAX;
 use super::meter::Meter;
 use super::shortcut::Shortcut;
 use crate::api::Api;
@@ -39,6 +39,10 @@ use crate::pb::etcd::maintenance_server::MaintenanceServer;
 use crate::pb::etcd::watch_server::WatchServer;
 use crate::pb::lock::lock_server::LockServer;
 
+/// What a client may send beyond what is taken, on one stream and on all: it waits here for as long as the client lets it. A stream that
+/// nobody takes from leaves room for others.
+const STREAM_WINDOW_BYTES: u32 = 64 << 10;
+const CONNECTION_WINDOW_BYTES: u32 = 256 << 10;
 /// Streams that a client has opened and reset at once, before its connection is taken for an attack and closed.
 pub(super) const RESET_STREAMS_MAX: usize = 64;
 /// Files that connections of clients must leave: the log's, the state store's, and the other members' connections.
@@ -147,7 +151,8 @@ impl Server {
 
     fn serve_clients(&self, incoming: Incoming, open: &Open) -> anyhow::Result<()> {
         let limits = &self.config.limits;
-        let budget = Budget::new(limits.receive_bytes_max.0, limits.receive_timeout);
+        let budget = Budget::new(self.account.clone(), limits.receive_timeout, self.config.server.request_timeout);
+        let kind = Kind::Client { patience: limits.receive_timeout, account: self.account.clone() };
         let meter = Meter::new(&[pb::PUBLIC_DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET])?;
         let server = Grpc::builder()
             .layer(Shortcut(budget.layer(meter.layer(self.kv_service()))))
@@ -158,12 +163,12 @@ impl Server {
             // A client that is gone without a word gives its place and its streams back.
             .http2_keepalive_interval(Some(limits.keepalive_interval))
             .http2_keepalive_timeout(Some(limits.keepalive_timeout))
-            .initial_stream_window_size(WINDOW_BYTES)
-            .initial_connection_window_size(4 * WINDOW_BYTES)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .trace_fn(|request| tracing::debug_span!("rpc", path = request.uri().path()))
             .add_routes(self.client_routes(budget, meter)?)
             .serve_with_incoming_shutdown(
-                bounded(incoming, self.connections_max(), Kind::Client { patience: limits.receive_timeout }),
+                bounded(incoming, self.connections_max(), kind),
                 open.drain.clone().cancelled_owned(),
             );
         self.guard("client", server, open.drain.clone(), open.drained.clone());
@@ -227,7 +232,8 @@ impl Server {
             .layer(axum::middleware::from_fn(http::only_grpc));
         // In JSON, bytes take a third more.
         let json_bytes_max = 2 * bytes_max;
-        let gateway = http::Gateway::new(self.env.clone(), services.clone(), pb::PUBLIC_DESCRIPTORS, json_bytes_max)?;
+        let (env, account) = (self.env.clone(), self.account.clone());
+        let gateway = http::Gateway::new(env, services.clone(), pb::PUBLIC_DESCRIPTORS, json_bytes_max, account)?;
         Ok(Routes::from(services.merge(http::router(api, gateway, self.browser_rules())).layer(budget)))
     }
 }

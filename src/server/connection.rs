@@ -2,37 +2,45 @@
 //! it is.
 //!
 //! Invariants: a connection that has not sent HTTP/2's preface, or the whole head of an HTTP/1 request, in time is closed:
-//! those who dribble hold no place. At most `GATHERED_BYTES_MAX` wait here to be written. Absent: what comes after that (HTTP/2's keep-alive, the time of a request in `budget`).
+//! those who dribble hold no place. At most `GATHERED_BYTES_MAX` wait here to be written. Who does not take what is written is read no
+//! further than `READ_AHEAD_BYTES`: else it could go on asking, and what it is answered would wait here. A host has a fair share of the
+//! places (`node::account`). Absent: what comes after that (HTTP/2's keep-alive, the time of a request in `budget`).
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::transport::server::Connected;
 
 use super::authority::Filter;
-use crate::env::net::{Incoming, Stream};
+use crate::env::net::{Accepted, Incoming, Stream};
 use crate::env::{Sleep, sleep};
 use crate::metrics::metrics;
 use crate::node::Client;
+use crate::node::account::{self, Account, Host, Pool, Taken};
 
 /// Pieces below this are gathered into one write.
 const SMALL_BYTES: usize = 4 << 10;
 const GATHERED_BYTES_MAX: usize = 16 << 10;
+/// What is read while the socket takes nothing. A client reads whatever it sends; one that answers pings must be heard.
+const READ_AHEAD_BYTES: usize = 64 << 10;
+/// What a connection takes by itself, in this process.
+const CONNECTION_BYTES: u64 = 24 << 10;
 
 /// Who connects.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) enum Kind {
     /// `patience`: time to say what it speaks.
     Client {
         patience: Duration,
+        account: Account,
     },
     Peer {
         patience: Duration,
@@ -50,9 +58,9 @@ enum Greeting {
 }
 
 impl Greeting {
-    fn begin(kind: Kind) -> Self {
-        let (Kind::Client { patience } | Kind::Peer { patience }) = kind;
-        Self::Awaited { seen: 0, until: Box::pin(sleep(patience)) }
+    fn begin(kind: &Kind) -> Self {
+        let (Kind::Client { patience, .. } | Kind::Peer { patience }) = kind;
+        Self::Awaited { seen: 0, until: Box::pin(sleep(*patience)) }
     }
 
     /// Takes what has arrived.
@@ -96,12 +104,17 @@ pub(super) struct Connection {
     gathered: BytesMut,
     /// What is being written has let others go first.
     lingered: bool,
-    _place: Option<OwnedSemaphorePermit>,
+    /// The socket takes nothing at the moment.
+    is_blocked: bool,
+    /// Read since then.
+    read_ahead: usize,
+    client: Client,
+    _place: Vec<Taken>,
 }
 
 impl Connection {
-    /// `place`: where places are counted by permits.
-    pub(super) fn new(io: Box<dyn Stream>, kind: Kind, place: Option<OwnedSemaphorePermit>) -> Self {
+    /// `place`: what was taken for it, where that is counted.
+    pub(super) fn new(io: Box<dyn Stream>, kind: &Kind, client: Client, place: Vec<Taken>) -> Self {
         Self {
             io,
             greeting: Greeting::begin(kind),
@@ -110,8 +123,20 @@ impl Connection {
             ready: Bytes::new(),
             gathered: BytesMut::new(),
             lingered: false,
+            is_blocked: false,
+            read_ahead: 0,
+            client,
             _place: place,
         }
+    }
+
+    /// Takes note of whether the socket took something.
+    fn watch_socket(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.is_blocked = written.is_pending();
+        if !self.is_blocked {
+            self.read_ahead = 0;
+        }
+        written
     }
 
     fn count_sent(&self, bytes: usize) -> usize {
@@ -136,7 +161,8 @@ impl Connection {
         while !self.gathered.is_empty() {
             ready!(self.linger(cx));
             let both = [io::IoSlice::new(&self.gathered), io::IoSlice::new(more)];
-            let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, &both))?;
+            let written = Pin::new(&mut self.io).poll_write_vectored(cx, &both);
+            let written = ready!(self.watch_socket(written))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -152,7 +178,8 @@ impl Connection {
         if more.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        let written = ready!(Pin::new(&mut self.io).poll_write(cx, more))?;
+        let written = Pin::new(&mut self.io).poll_write(cx, more);
+        let written = ready!(self.watch_socket(written))?;
         Poll::Ready(Ok(self.count_sent(written)))
     }
 }
@@ -161,7 +188,7 @@ impl Connected for Connection {
     /// Every request on it has this in its extensions.
     type ConnectInfo = Client;
     fn connect_info(&self) -> Client {
-        Client::new()
+        self.client.clone()
     }
 }
 
@@ -173,6 +200,11 @@ impl AsyncRead for Connection {
                 let part = this.ready.split_to(this.ready.len().min(into.remaining()));
                 into.put_slice(&part);
                 return Poll::Ready(Ok(()));
+            }
+            if this.is_blocked && this.read_ahead >= READ_AHEAD_BYTES {
+                // The same task waits for the socket to take something, and then comes back.
+                this.greeting.poll(cx)?;
+                return Poll::Pending;
             }
             let begin = into.filled().len();
             let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, into) else {
@@ -187,6 +219,7 @@ impl AsyncRead for Connection {
             if arrived.is_empty() {
                 return Poll::Ready(Ok(()));
             }
+            this.read_ahead += arrived.len();
             let passed = this.filter.pass(arrived);
             this.greeting.take(arrived, this.filter.is_http2());
             match passed {
@@ -221,30 +254,61 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// At most `max` connections at a time; further ones are closed at once.
+/// The hosts that have connections.
+#[derive(Default)]
+struct Hosts {
+    known: HashMap<IpAddr, Host>,
+    /// When there are so many, those are forgotten that have nothing any more.
+    tidy_at: usize,
+}
+
+impl Hosts {
+    fn get(&mut self, address: IpAddr) -> Host {
+        if self.known.len() >= self.tidy_at.max(64) {
+            self.known.retain(|_, host| host.is_known());
+            self.tidy_at = 2 * self.known.len();
+        }
+        self.known.entry(address).or_default().clone()
+    }
+}
+
+/// At most `max` connections at a time, and of one host no more than its share; further ones are closed at once.
 pub(super) fn bounded(
     incoming: Incoming,
     max: usize,
     kind: Kind,
 ) -> impl futures_util::Stream<Item = io::Result<Connection>> {
-    let places = Arc::new(Semaphore::new(max));
+    let places = Pool::new(account::Kind::Connections, max as u64);
+    let mut hosts = Hosts::default();
     incoming.filter_map(move |accepted| {
-        let place = places.clone().try_acquire_owned();
-        async move {
-            match (accepted, place) {
-                (Ok(io), Ok(place)) => Some(Ok(Connection::new(io, kind, Some(place)))),
-                (Ok(_), Err(_)) => {
-                    tracing::warn!(max, "connection refused: too many are open");
-                    None
+        let connection = match accepted {
+            Ok(Accepted { stream, from }) => {
+                let host = hosts.get(from);
+                let place = places.take(&host.as_client(), 1).and_then(|place| {
+                    let mut taken = vec![place];
+                    if let Kind::Client { account, .. } = &kind {
+                        taken.push(account.received.take(&host.as_client(), CONNECTION_BYTES)?);
+                    }
+                    Ok(taken)
+                });
+                match place {
+                    Ok(place) => Some(Ok(Connection::new(stream, &kind, Client::new(Some(&host)), place))),
+                    Err(_) => {
+                        tracing::warn!(%from, open = places.taken(), max, "connection refused: too many are open");
+                        None
+                    }
                 }
-                (Err(error), _) => Some(Err(error)),
             }
-        }
+            Err(error) => Some(Err(error)),
+        };
+        std::future::ready(connection)
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
     use super::*;
@@ -253,8 +317,9 @@ mod tests {
 
     fn pair() -> (DuplexStream, Connection) {
         let (client, io) = tokio::io::duplex(4096);
-        let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-        (client, Connection::new(Box::new(io), Kind::Client { patience: PATIENCE }, Some(place)))
+        let account = Account::new(1 << 20, 1 << 20, 1);
+        let kind = Kind::Client { patience: PATIENCE, account };
+        (client, Connection::new(Box::new(io), &kind, Client::new(None), Vec::new()))
     }
 
     /// Sends a byte a second; how long the server has read for, and whether it gave up.
@@ -306,6 +371,43 @@ mod tests {
             let next = crate::env::timeout(Duration::from_secs(3600), server.read(&mut piece)).await;
             assert!(next.is_err(), "it was closed");
         }
+    }
+
+    /// Who asks and asks and reads nothing is not heard any more, until it reads.
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_nothing_is_read_no_further() {
+        let (mut client, mut server) = pair();
+        client.write_all(b"GET /\r\n\r\n").await.unwrap();
+        let mut piece = [0; 4096];
+        assert_eq!(server.read(&mut piece).await.unwrap(), 9);
+        let asking = async {
+            loop {
+                client.write_all(&[0; 1000]).await.unwrap();
+            }
+        };
+        let serving = async {
+            let mut heard = 0;
+            loop {
+                // The pipe is full soon.
+                let _ = futures_util::poll!(std::pin::pin!(server.write_all(&[1; 10_000])));
+                heard += server.read(&mut piece).await.unwrap();
+                assert!(heard < READ_AHEAD_BYTES + 20_000, "{heard} bytes");
+            }
+        };
+        let both = crate::env::timeout(Duration::from_secs(60), async { tokio::join!(asking, serving) }).await;
+        assert!(both.is_err());
+        let reading = async {
+            let mut read = 0;
+            while read < 1 << 20 {
+                read += client.read(&mut [0; 4096]).await.unwrap();
+            }
+        };
+        let writing = async { server.write_all(&[1; 2 << 20]).await };
+        tokio::select! {
+            () = reading => {}
+            written = writing => panic!("{written:?}"),
+        }
+        assert!(server.read(&mut piece).await.unwrap() > 0, "it is heard again");
     }
 
     /// How often a socket is written to, and what it got.

@@ -25,7 +25,7 @@ const PEER_PATIENCE: Duration = Duration::from_secs(5);
 /// Calls of one peer's connection at once.
 const PEER_STREAMS_MAX: u32 = 1000;
 const PEER_KEEPALIVE: Duration = Duration::from_secs(5);
-pub(super) const WINDOW_BYTES: u32 = 4 << 20;
+const WINDOW_BYTES: u32 = 4 << 20;
 /// Bytes of a request's headers; more is refused (431). gRPC's own are a few hundred.
 pub(super) const HEADER_BYTES_MAX: u32 = 16 << 10;
 

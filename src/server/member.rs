@@ -325,9 +325,8 @@ impl Server {
         let options = watch::Options {
             stream_bytes_max: settings.stream_bytes_max.as_usize(),
             stream_watchers_max: settings.stream_watchers_max,
-            watchers_max: settings.watchers_max,
         };
-        let hub = Hub::start(env, node.store().clone(), options);
+        let hub = Hub::start(env, node.store().clone(), options, self.account.clone());
         // A leader is no longer known after two election timeouts of silence; watchers that need one end after three.
         hub.follow_leader(node, self.config.raft.election_timeout_max);
         hub

@@ -39,6 +39,7 @@ use crate::env::Env;
 use crate::identity;
 use crate::kv;
 use crate::kv::validate::Limits;
+use crate::node::account::Account;
 use crate::pb::log::{Node, node};
 use crate::raft::Peers;
 use crate::storage::member_dir::{MemberDir, Opened};
@@ -55,6 +56,7 @@ struct Server {
     config: Config,
     this: config::Node,
     state_engine: state::Engine,
+    account: Account,
     quota_bytes: Option<u64>,
     bootstrap: Arc<Bootstrap>,
     peers: Arc<Peers>,
@@ -130,7 +132,9 @@ pub async fn serve(
     source: Option<Arc<dyn WantedSource>>,
 ) -> anyhow::Result<()> {
     let this = config.node_here(&*env.disk)?;
-    let quota_bytes = config.effective_quota(config::cgroup_memory_limit(&*env.disk));
+    let memory_limit = config::cgroup_memory_limit(&*env.disk);
+    let config = config.within_memory(memory_limit)?;
+    let quota_bytes = Some(config.storage.quota_bytes.0).filter(|quota| *quota > 0);
     let (mint_env, slot) = (env.clone(), this.slot);
     let mint = Arc::new(move || identity::mint(mint_env.random_u64(), slot));
     let peers = Peers::new(env.clone());
@@ -144,12 +148,15 @@ pub async fn serve(
         bootstrap.mint_anew().await?;
     }
     let limits = limits(&config.limits);
+    let account =
+        Account::new(config.limits.receive_bytes_max.0, config.limits.answer_bytes_max.0, config.watch.watchers_max);
     let Addresses { client, peer, status } = addresses;
     let server = Arc::new(Server {
         places,
         wanted,
         api: Api::new(
             limits,
+            account.clone(),
             WatchOptions { progress_interval: config.watch.progress_interval },
             quota_bytes.unwrap_or(0),
             config.raft.snapshot_rate.0,
@@ -160,6 +167,7 @@ pub async fn serve(
             u64::from(config.cluster.first_slot),
         ),
         peer_api: PeerApi::new(bootstrap.clone(), peers.clone()),
+        account,
         quota_bytes,
         bootstrap,
         peers,
@@ -171,8 +179,11 @@ pub async fn serve(
         config,
         env: env.clone(),
     });
-    server.api.bound_answers(server.config.limits.answer_bytes_max.as_usize());
     tracing::info!(version = VERSION, name = server.this.name, slot, "quorate");
+    if let Some(limit) = memory_limit {
+        let (quota, most) = (server.config.storage.quota_bytes, config::Bytes(server.config.memory_bytes_max()));
+        tracing::info!(limit = %config::Bytes(limit), %quota, %most, "memory is divided up to fit its limit");
+    }
     if !env.is_simulated() {
         env.spawn(stall::watch(env.clone()));
     }

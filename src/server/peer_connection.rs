@@ -21,6 +21,7 @@ use tonic::transport::server::Connected;
 use super::connection::{Connection, Kind};
 use crate::api::Proof;
 use crate::env::net::Incoming;
+use crate::node::Client;
 
 /// Connections by age.
 #[derive(Default)]
@@ -105,7 +106,7 @@ pub(super) fn bounded_peers(
         let taken = accepted.map(|io| {
             let place = places.lock().take(max);
             place.map(|(id, proof, close)| {
-                let inner = Connection::new(io, Kind::Peer { patience }, None);
+                let inner = Connection::new(io.stream, &Kind::Peer { patience }, Client::default(), Vec::new());
                 PeerConnection { inner, closed: Box::pin(close.cancelled_owned()), proof, id, places }
             })
         });

@@ -19,7 +19,7 @@ use tonic::transport::server::Connected;
 
 use super::Server;
 use super::listen::HEADER_BYTES_MAX;
-use crate::env::net::{BoxFuture, Incoming, Stream};
+use crate::env::net::{Accepted, BoxFuture, Incoming, Stream};
 use crate::env::timeout;
 use crate::http;
 use crate::pb::admin::admin_server::AdminServer;
@@ -69,8 +69,8 @@ impl Server {
 /// Whoever connects, the oldest of whom goes when there are too many.
 fn guests(incoming: Incoming) -> impl futures_util::Stream<Item = io::Result<Guest>> {
     let mut places: VecDeque<CancellationToken> = VecDeque::new();
-    incoming.map(move |accepted: io::Result<Box<dyn Stream>>| -> io::Result<Guest> {
-        let io = accepted?;
+    incoming.map(move |accepted: io::Result<Accepted>| -> io::Result<Guest> {
+        let io = accepted?.stream;
         places.retain(|ended| !ended.is_cancelled());
         while places.len() >= CONNECTIONS_MAX {
             places.pop_front().iter().for_each(CancellationToken::cancel);
@@ -159,7 +159,9 @@ mod tests {
     /// So many connections, one after the other: the clients' ends, and the guests.
     async fn connect(count: usize) -> (Vec<DuplexStream>, Vec<Guest>) {
         let (clients, ios): (Vec<_>, Vec<_>) = (0..count).map(|_| tokio::io::duplex(1024)).unzip();
-        let incoming = stream::iter(ios.into_iter().map(|io| Ok(Box::new(io) as Box<dyn Stream>)));
+        let incoming = stream::iter(
+            ios.into_iter().map(|io| Ok(Accepted { stream: Box::new(io), from: std::net::Ipv4Addr::LOCALHOST.into() })),
+        );
         let guests: Vec<_> = guests(Box::pin(incoming)).map(Result::unwrap).collect().await;
         (clients, guests)
     }
@@ -177,7 +179,9 @@ mod tests {
     async fn connection_that_has_ended_leaves_its_place() {
         let mut places = 0;
         let (clients, ios): (Vec<_>, Vec<_>) = (0..3 * CONNECTIONS_MAX).map(|_| tokio::io::duplex(1024)).unzip();
-        let incoming = stream::iter(ios.into_iter().map(|io| Ok(Box::new(io) as Box<dyn Stream>)));
+        let incoming = stream::iter(
+            ios.into_iter().map(|io| Ok(Accepted { stream: Box::new(io), from: std::net::Ipv4Addr::LOCALHOST.into() })),
+        );
         let mut first = None;
         let mut incoming = std::pin::pin!(guests(Box::pin(incoming)));
         while let Some(guest) = incoming.next().await {

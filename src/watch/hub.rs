@@ -5,7 +5,7 @@
 //! Locks, in this order: the hub's, the store's or a queue's.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,7 +19,8 @@ use super::{Batch, Batches, Shape};
 use crate::env::{Env, interval};
 use crate::error::Error;
 use crate::kv;
-use crate::node::Node;
+use crate::node::account::Account;
+use crate::node::{Client, Node};
 use crate::raft::Store;
 
 /// Settings of the hub; see `config/quorate.toml` for each.
@@ -27,7 +28,6 @@ use crate::raft::Store;
 pub struct Options {
     pub stream_bytes_max: usize,
     pub stream_watchers_max: usize,
-    pub watchers_max: usize,
 }
 
 /// Revisions read at once; apply waits for as long as that takes, some tens of microseconds.
@@ -47,12 +47,12 @@ pub(super) struct Inner {
     pub(super) env: Env,
     pub(super) store: Arc<Store>,
     pub(super) options: Options,
+    pub(super) account: Account,
     pub(super) state: Mutex<State>,
     /// Every event up to this revision is in the queue of each synced watcher that it concerns.
     pub(super) delivered: watch::Sender<i64>,
     /// True when the leader has been gone for too long.
     leader_lost: watch::Sender<bool>,
-    pub(super) watchers: AtomicUsize,
     sessions: AtomicU64,
     pub(super) closed: CancellationToken,
 }
@@ -114,8 +114,8 @@ impl Inner {
 }
 
 impl Hub {
-    /// Starts the hub on a state; it ends with `env`.
-    pub fn start(env: &Env, store: Arc<Store>, options: Options) -> Self {
+    /// Starts the hub on a state; it ends with `env`. What its consumers hold is charged to `account`.
+    pub fn start(env: &Env, store: Arc<Store>, options: Options, account: Account) -> Self {
         let (position, generation) = store.read(|s| (s.kv.revision() + 1, store.generation()));
         store.keep_history(position);
         let inner = Arc::new(Inner {
@@ -125,7 +125,7 @@ impl Hub {
             state: Mutex::new(State { position, generation, index: Index::default() }),
             delivered: watch::Sender::new(position - 1),
             leader_lost: watch::Sender::new(false),
-            watchers: AtomicUsize::new(0),
+            account,
             sessions: AtomicU64::new(0),
             closed: env.shutdown.child_token(),
         });
@@ -138,14 +138,19 @@ impl Hub {
         self.inner.closed.cancel();
     }
 
-    /// A consumer without watchers yet.
+    /// A consumer of this member's own, without watchers yet.
     pub fn session(&self) -> Session {
-        Session::new(self.inner.clone(), self.inner.sessions.fetch_add(1, Ordering::Relaxed))
+        self.session_of(&Client::default())
+    }
+
+    /// A consumer of `client`'s.
+    pub fn session_of(&self, client: &Client) -> Session {
+        Session::new(self.inner.clone(), self.inner.sessions.fetch_add(1, Ordering::Relaxed), client)
     }
 
     /// Watchers of all sessions.
     pub fn watchers(&self) -> usize {
-        self.inner.watchers.load(Ordering::Relaxed)
+        self.inner.account.watchers.taken() as usize
     }
 
     /// Waits until `key` is deleted at revision `from` or later, and returns the revision that did it. Whoever wants to know of a

@@ -35,6 +35,11 @@ impl Shape {
         Self::new(key, Bytes::new())
     }
 
+    /// Bytes of its interval.
+    pub fn bytes(&self) -> usize {
+        self.key.len() + self.range_end.len()
+    }
+
     /// True if no key can be in the interval.
     pub fn is_empty(&self) -> bool {
         !self.is_one_key() && self.range_end != b"\0"[..] && self.range_end <= self.key

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -14,7 +14,10 @@ use tokio::sync::Notify;
 use super::hub::{Inner, Slice};
 use super::index::Index;
 use super::{Batch, Batches, Refused, Shape};
-use crate::env::planted;
+use crate::env::{planted, sleep};
+use crate::error::Error;
+use crate::node::Client;
+use crate::node::account::Taken;
 
 /// Items taken from the queue in a row while some watcher catches up: neither starves the other.
 const QUEUED_IN_A_ROW_MAX: usize = 64;
@@ -42,20 +45,36 @@ pub struct Created {
     pub revision: i64,
 }
 
+/// What a watcher takes beside its key and the end of its range, in the index and in its session.
+const WATCHER_BYTES: u64 = 600;
+
+/// A batch of so many bytes waits without being charged, if it is the only one.
+const FREE_BYTES: usize = 1 << 10;
+/// Between two tries to read the history where there is no room for what is read.
+const ROOM_RETRY: Duration = Duration::from_millis(50);
+
 /// The queue of a session, which the hub fills.
 pub(super) struct Outbox {
     bytes_max: usize,
+    /// What waits: all but one small batch, which every consumer may have.
+    charged: Taken,
     waiting: Mutex<Waiting>,
     changed: Notify,
 }
 
 #[derive(Default)]
 struct Waiting {
-    queue: VecDeque<(i64, Arc<Batch>)>,
+    queue: VecDeque<Queued>,
     bytes: usize,
     flows: HashMap<i64, Flow>,
     /// Watchers that fell behind and of which the session does not know yet.
     behind: Vec<i64>,
+}
+
+struct Queued {
+    watcher: i64,
+    batch: Arc<Batch>,
+    charged: u64,
 }
 
 /// How far a watcher is.
@@ -84,7 +103,9 @@ impl Outbox {
         for watcher in watchers {
             let flow = flows.get_mut(&watcher).filter(|f| f.synced && f.next <= batch.revision);
             let Some(flow) = flow else { continue };
-            if !queue.is_empty() && *bytes + batch.bytes > self.bytes_max {
+            let charged = if queue.is_empty() && batch.bytes <= FREE_BYTES { 0 } else { batch.bytes as u64 };
+            let is_full = !queue.is_empty() && *bytes + batch.bytes > self.bytes_max;
+            if is_full || charged > 0 && self.charged.grow(charged).is_err() {
                 flow.fall_behind(batch.revision, generation);
                 behind.push(watcher);
                 continue;
@@ -92,7 +113,7 @@ impl Outbox {
             flow.next = batch.revision + 1;
             flow.queued += 1;
             *bytes += batch.bytes;
-            queue.push_back((watcher, batch.clone()));
+            queue.push_back(Queued { watcher, batch: batch.clone(), charged });
         }
         drop(waiting);
         self.changed.notify_one();
@@ -116,33 +137,46 @@ struct Behind {
     generation: u64,
 }
 
+/// A watcher, with its place and bytes.
+struct Watcher {
+    shape: Arc<Shape>,
+    _place: Taken,
+    _bytes: Taken,
+}
+
 /// A consumer; dropping it ends its watchers.
 pub struct Session {
     hub: Arc<Inner>,
     number: u64,
     outbox: Arc<Outbox>,
-    watchers: HashMap<i64, Arc<Shape>>,
+    client: Client,
+    watchers: HashMap<i64, Watcher>,
     /// Those that catch up, and what they want.
     behind: BTreeMap<i64, Behind>,
     behind_index: Index<()>,
     /// Read from the history, and not taken yet.
     read: VecDeque<Output>,
+    /// Charged for it.
+    reserved: u64,
     in_a_row: usize,
 }
 
 impl Session {
-    pub(super) fn new(hub: Arc<Inner>, number: u64) -> Self {
+    pub(super) fn new(hub: Arc<Inner>, number: u64, client: &Client) -> Self {
         // The rest of the bound is for what is read from the history.
         let bytes_max = hub.options.stream_bytes_max / 4 * 3;
-        let outbox = Outbox { bytes_max, waiting: Mutex::default(), changed: Notify::new() };
+        let charged = hub.account.answers.nothing(client);
+        let outbox = Outbox { bytes_max, charged, waiting: Mutex::default(), changed: Notify::new() };
         Self {
             hub,
             number,
             outbox: Arc::new(outbox),
+            client: client.clone(),
             watchers: HashMap::new(),
             behind: BTreeMap::new(),
             behind_index: Index::default(),
             read: VecDeque::new(),
+            reserved: 0,
             in_a_row: 0,
         }
     }
@@ -155,12 +189,13 @@ impl Session {
         if self.watchers.contains_key(&watcher) {
             return Err(Refused::DuplicateId);
         }
-        let options = &self.hub.options;
-        let all = self.hub.watchers.fetch_add(1, Ordering::Relaxed);
-        if all >= options.watchers_max || self.watchers.len() >= options.stream_watchers_max {
-            self.hub.watchers.fetch_sub(1, Ordering::Relaxed);
+        if self.watchers.len() >= self.hub.options.stream_watchers_max {
             return Err(Refused::TooMany);
         }
+        let account = &self.hub.account;
+        let place = account.watchers.take(&self.client, 1).map_err(|_| Refused::TooMany)?;
+        let bytes = account.received.take(&self.client, WATCHER_BYTES + shape.bytes() as u64);
+        let bytes = bytes.map_err(|_| Refused::TooMany)?;
         let mut state = self.hub.state.lock();
         let revision = self.hub.store.read(|s| s.kv.revision());
         let next = if start > 0 { start } else { revision + 1 };
@@ -173,24 +208,28 @@ impl Session {
             // The present state's: who begins at the compacted revision gets what is left of it.
             self.behind.insert(watcher, Behind { next, generation: self.hub.store.generation() });
         }
-        self.watchers.insert(watcher, shape);
+        self.watchers.insert(watcher, Watcher { shape, _place: place, _bytes: bytes });
         Ok(Created { revision })
     }
 
     /// Ends a watcher; false if there is none of that number. What waits for it is dropped.
     pub fn cancel(&mut self, watcher: i64) -> bool {
-        let Some(shape) = self.watchers.remove(&watcher) else { return false };
+        let Some(Watcher { shape, .. }) = self.watchers.remove(&watcher) else { return false };
         self.hub.state.lock().index.remove(&shape, (self.number, watcher));
-        self.hub.watchers.fetch_sub(1, Ordering::Relaxed);
         let mut waiting = self.outbox.waiting.lock();
         waiting.flows.remove(&watcher);
         waiting.behind.retain(|w| *w != watcher);
-        let mut freed = 0;
-        waiting.queue.retain(|(w, batch)| {
-            freed += if *w == watcher { batch.bytes } else { 0 };
-            *w != watcher
+        let (mut freed, mut charged) = (0, 0);
+        waiting.queue.retain(|queued| {
+            let keep = queued.watcher != watcher;
+            if !keep {
+                freed += queued.batch.bytes;
+                charged += queued.charged;
+            }
+            keep
         });
         waiting.bytes -= freed;
+        self.outbox.charged.shrink(charged);
         drop(waiting);
         self.behind.remove(&watcher);
         self.behind_index.remove(&shape, (0, watcher));
@@ -213,6 +252,10 @@ impl Session {
                 return Ok(output);
             }
             if self.is_catching_up() {
+                if self.reserve().is_err() {
+                    sleep(ROOM_RETRY).await;
+                    continue;
+                }
                 if let Some((from, slice)) = self.read_history() {
                     if slice.is_long() {
                         let env = self.hub.env.clone();
@@ -237,11 +280,13 @@ impl Session {
         if let Some(output) = self.read.pop_front() {
             return Some(output);
         }
+        self.outbox.charged.shrink(std::mem::take(&mut self.reserved));
         let mut waiting = self.outbox.waiting.lock();
         if self.in_a_row < QUEUED_IN_A_ROW_MAX || (self.behind.is_empty() && waiting.behind.is_empty()) {
             self.in_a_row += 1;
-            if let Some((watcher, batch)) = waiting.queue.pop_front() {
+            if let Some(Queued { watcher, batch, charged }) = waiting.queue.pop_front() {
                 waiting.bytes -= batch.bytes;
+                self.outbox.charged.shrink(charged);
                 if let Some(flow) = waiting.flows.get_mut(&watcher) {
                     flow.queued -= 1;
                 }
@@ -254,7 +299,7 @@ impl Session {
         for watcher in now {
             let flow = &waiting.flows[&watcher];
             self.behind.insert(watcher, Behind { next: flow.next, generation: flow.generation });
-            self.behind_index.insert(&self.watchers[&watcher], (0, watcher), ());
+            self.behind_index.insert(&self.watchers[&watcher].shape, (0, watcher), ());
         }
         waiting.behind = later;
         None
@@ -262,6 +307,16 @@ impl Session {
 
     fn is_catching_up(&self) -> bool {
         !self.behind.is_empty() || !self.outbox.waiting.lock().behind.is_empty()
+    }
+
+    /// Room for a slice of the history, until all of it was taken.
+    fn reserve(&mut self) -> Result<(), Error> {
+        if self.reserved == 0 {
+            let bytes = self.slice_bytes() as u64;
+            self.outbox.charged.grow(bytes)?;
+            self.reserved = bytes;
+        }
+        Ok(())
     }
 
     /// One slice of the history for those behind, and the revision that it was to begin at.
@@ -337,7 +392,7 @@ impl Session {
         for (watcher, behind) in std::mem::take(&mut self.behind) {
             let flow = waiting.flows.get_mut(&watcher).expect("a watcher that catches up has a flow");
             (flow.next, flow.synced) = (behind.next, true);
-            self.behind_index.remove(&self.watchers[&watcher], (0, watcher));
+            self.behind_index.remove(&self.watchers[&watcher].shape, (0, watcher));
         }
         drop(waiting);
         self.read.push_back(Output::CaughtUp);
@@ -395,9 +450,8 @@ impl Drop for Session {
             return;
         }
         let mut state = self.hub.state.lock();
-        for (watcher, shape) in &self.watchers {
-            state.index.remove(shape, (self.number, *watcher));
+        for (watcher, at) in &self.watchers {
+            state.index.remove(&at.shape, (self.number, *watcher));
         }
-        self.hub.watchers.fetch_sub(self.watchers.len(), Ordering::Relaxed);
     }
 }

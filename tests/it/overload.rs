@@ -192,12 +192,10 @@ async fn clients_that_never_read_do_not_fill_the_memory() {
         assert_bounded(&cluster, before, "25 answers of 8 MiB that nobody reads");
     }
     good.stop("deaf clients").await;
-    // Who asks for much has to wait, and is told so.
+    // Who reads is answered beside them.
     let large = RangeRequest { key: "big/".into(), range_end: "big0".into(), ..Default::default() };
-    let refused = kv.range(large.clone()).await.unwrap_err();
-    assert_eq!((refused.code(), refused.message()), (Code::ResourceExhausted, "etcdserver: too many requests"));
+    assert_eq!(kv.range(large).await.unwrap().into_inner().kvs.len(), 8);
     drop(deaf);
-    wait_for("a large answer", async || kv.range(large.clone()).await.map_err(|e| e.message().to_owned())).await;
 }
 
 /// Requests that are too large, or are none, are told so.
@@ -308,12 +306,13 @@ async fn more_requests_than_places_are_refused_to_those_who_ask_too_much() {
     cluster.wait_same_hash(0..3).await;
 }
 
-/// Connections that do nothing cost little, and those beyond the limit are closed at once.
+/// Connections that do nothing cost little, and those beyond a host's share are closed at once.
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_connections_are_cheap_and_bounded() {
     const IDLE: usize = 400;
     let mut cluster = Cluster::new(1);
-    cluster.set("limits.connections_max", &format!("{}", IDLE + 10));
+    // One host may have half of them.
+    cluster.set("limits.connections_max", &format!("{}", 2 * (IDLE + 10)));
     cluster.start_all().await;
     let endpoint = cluster.endpoint(0);
     let before = cluster.resident_bytes(0);
@@ -334,6 +333,6 @@ async fn idle_connections_are_cheap_and_bounded() {
             idle.push(raw);
         }
     }
-    assert!(beyond <= 10, "{beyond} connections beyond the limit");
+    assert!(beyond <= 10, "{beyond} connections beyond the share");
     good.stop("idle connections").await;
 }

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::trace;
-use crate::env::net::{Bound, BoxFuture, Incoming, Net, Stream};
+use crate::env::net::{Accepted, Bound, BoxFuture, Incoming, Net, Stream};
 
 const PIPE_BYTES: usize = 256 << 10;
 const PIECE_BYTES: usize = 64 << 10;
@@ -32,7 +32,7 @@ const BLOCKED_LOOK: Duration = Duration::from_millis(20);
 struct State {
     rng: fastrand::Rng,
     latency_max: Duration,
-    listeners: BTreeMap<SocketAddr, mpsc::Sender<Box<dyn Stream>>>,
+    listeners: BTreeMap<SocketAddr, mpsc::Sender<Accepted>>,
     /// From, to.
     blocked: BTreeSet<(IpAddr, IpAddr)>,
     connections: Vec<(IpAddr, IpAddr, CancellationToken)>,
@@ -240,8 +240,8 @@ impl Net for Host {
                 listener
             };
             let (ours, theirs) = net.connect(from, to.ip(), &broken);
-            let theirs: Box<dyn Stream> = Box::new(theirs);
-            listener.send(theirs).await.map_err(|_| io::ErrorKind::ConnectionRefused)?;
+            let accepted = Accepted { stream: Box::new(theirs), from };
+            listener.send(accepted).await.map_err(|_| io::ErrorKind::ConnectionRefused)?;
             Ok(Box::new(ours) as Box<dyn Stream>)
         })
     }

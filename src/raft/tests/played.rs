@@ -47,7 +47,7 @@ pub(crate) async fn play(net: &SimNet, address: &str) -> Sent {
     let service = PeerServer::new(Played { forwards, appends }).max_decoding_message_size(bytes_max);
     let serving = tonic::transport::Server::builder()
         .add_service(service)
-        .serve_with_incoming(incoming.map(|accepted| accepted.map(Accepted)));
+        .serve_with_incoming(incoming.map(|accepted| accepted.map(|accepted| Accepted(accepted.stream))));
     tokio::spawn(serving);
     Sent { forwards: sent_forwards, appends: sent_appends }
 }

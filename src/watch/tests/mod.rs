@@ -8,6 +8,7 @@ use super::*;
 use crate::env::sim::{NoNet, SimDisk};
 use crate::env::{Env, timeout};
 use crate::error::Error;
+use crate::node::account::Account;
 use crate::pb::etcd::request_op::Request as Op;
 use crate::pb::etcd::{CompactionRequest, DeleteRangeRequest, PutRequest, RequestOp, TxnRequest};
 use crate::pb::log::{Command, command::Request};
@@ -22,13 +23,14 @@ struct Rig {
     index: u64,
 }
 
-const OPTIONS: Options = Options { stream_bytes_max: 16 << 10, stream_watchers_max: 100, watchers_max: 150 };
+const OPTIONS: Options = Options { stream_bytes_max: 16 << 10, stream_watchers_max: 100 };
 
 impl Rig {
     fn new(options: Options) -> Self {
         let env = Env::sim(1, Arc::new(SimDisk::new(1)), Arc::new(NoNet));
         let store = Store::new(Applied::default(), false, 0);
-        let hub = Hub::start(&env, store.clone(), options);
+        let account = Account::new(1 << 20, 1 << 20, 150);
+        let hub = Hub::start(&env, store.clone(), options, account);
         Self { env, store, hub, index: 0 }
     }
 

@@ -11,7 +11,7 @@ use super::*;
 use crate::kv::tests::model::{Model, check, delete_request, key, put_request, range_end, txn_request};
 
 /// So small that watchers fall behind.
-const TIGHT: Options = Options { stream_bytes_max: 600, stream_watchers_max: 100, watchers_max: 100 };
+const TIGHT: Options = Options { stream_bytes_max: 600, stream_watchers_max: 100 };
 
 #[derive(Clone, Debug)]
 enum Step {

@@ -65,6 +65,16 @@ impl Raw {
         self.stream.write_all(&request.concat()).await
     }
 
+    /// A stream of whole requests that goes on; nobody reads what it is answered.
+    pub async fn open(&mut self, path: &str, contents: &[Vec<u8>]) -> io::Result<()> {
+        let id = self.id();
+        let mut out = frame(HEADERS, END_HEADERS, id, &block(path));
+        for content in contents {
+            message(content).chunks(16 << 10).for_each(|piece| out.extend(frame(DATA, 0, id, piece)));
+        }
+        self.stream.write_all(&out).await
+    }
+
     /// The beginning of a put of 1 MiB: so many bytes of it, and no more.
     pub async fn begin_put(&mut self, bytes: usize) -> io::Result<()> {
         let id = self.id();

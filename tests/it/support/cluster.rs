@@ -22,6 +22,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
+use super::memory_group::MemoryGroup;
 use super::tools;
 
 /// Time in which anything that a test waits for must have happened, on a busy machine.
@@ -36,14 +37,16 @@ pub struct Cluster {
     pods: BTreeMap<u64, Child>,
     /// Pods whose data directory is a file system of their own, of so many bytes.
     small_disks: BTreeMap<u64, u64>,
+    /// What pods write their ids to before they become a member: the entry of a control group.
+    memory_entry: Option<PathBuf>,
 }
 
 impl Cluster {
     /// A cluster of `size` pods, none of which runs yet.
     pub fn new(size: u64) -> Self {
         let root = tempfile::Builder::new().prefix("quorate-it-").tempdir().unwrap();
-        let (settings, pods, small_disks) = Default::default();
-        let mut cluster = Self { root, host: free_host(), size, settings, pods, small_disks };
+        let (settings, pods, small_disks, memory_entry) = Default::default();
+        let mut cluster = Self { root, host: free_host(), size, settings, pods, small_disks, memory_entry };
         // Small segments: a test needs no 64 MiB files.
         cluster.set("log.segment_bytes", "8MiB");
         cluster
@@ -156,7 +159,7 @@ impl Cluster {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path(slot)).unwrap();
         let mut command = match self.small_disks.get(&slot) {
             Some(bytes) => tools::on_small_disk(&self.data_dir(disk), *bytes),
-            None => Command::new(binary()),
+            None => self.serving(),
         };
         command
             .arg("serve")
@@ -174,6 +177,18 @@ impl Cluster {
             command.args(["--set", &format!("{key}={value}")]);
         }
         self.pods.insert(slot, command.spawn().unwrap());
+    }
+
+    /// Pods that are started from now on live in this group.
+    pub fn set_memory_group(&mut self, group: &MemoryGroup) {
+        self.memory_entry = Some(group.entry());
+    }
+
+    fn serving(&self) -> Command {
+        let Some(entry) = &self.memory_entry else { return Command::new(binary()) };
+        let mut command = Command::new("sh");
+        command.args(["-c", r#"echo $$ > "$0" && exec "$@""#]).arg(entry).arg(binary());
+        command
     }
 
     /// Pods of `slots` get a data directory of `bytes` that lives as long as their process.

@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod controller;
 pub mod kube_api;
 pub mod load;
+pub mod memory_group;
 #[allow(dead_code, reason = "tests run the program that enters them")]
 pub mod namespace;
 #[allow(dead_code, reason = "not every program that shares this runs others")]

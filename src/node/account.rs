@@ -1,0 +1,376 @@
+//! The account of what clients hold of a member: who has how much of each thing that there is only so much of.
+//!
+//! A [`Pool`] is one such thing, bytes or places. What is taken of it is a [`Taken`], which gives it back when it is dropped, so a type
+//! that owns one cannot hold anything uncounted. Shares are fair by two names, the connection and the host that it comes from: the
+//! last quarter of a pool is for those who have nothing else of it, and of the rest a connection may have as much as it leaves free, a
+//! host twice that (dynamic thresholds: Choudhury and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998). So those who take
+//! too much soon have equal shares, a client of many connections gets no more than one that has few, and who takes little finds room.
+//!
+//! Invariants: what is taken of a pool is at most its size; nobody who holds nothing is refused while a quarter is free.
+//! Absent: what a thing is worth in bytes; who takes it knows.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::env::timeout;
+use crate::error::Error;
+
+/// What there is a pool of. Shares are counted by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Requests that wait for Raft, and their bytes.
+    Requests,
+    RequestBytes,
+    Connections,
+    /// Requests on their way in, what a connection and a stream take, keys of watchers.
+    Received,
+    /// Answers on their way out, and what is kept for them.
+    Answers,
+    Watchers,
+}
+
+const KINDS: usize = Kind::Watchers as usize + 1;
+
+/// A host may have so many times what it leaves free: often many clients stand behind one address.
+const HOST_FACTOR: u64 = 2;
+
+/// What somebody has of each pool.
+#[derive(Debug, Default)]
+struct Counts([AtomicU64; KINDS]);
+
+/// A host: all of its connections together. Cloning shares it.
+#[derive(Clone, Debug, Default)]
+pub struct Host(Arc<Counts>);
+
+impl Host {
+    /// True while something else knows it: a connection, or what one of them has taken.
+    pub fn is_known(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
+    /// Itself as one who asks, for what is given out before there is a connection.
+    pub fn as_client(&self) -> Client {
+        Client(Some(Arc::new(Names { connection: None, host: Some(self.0.clone()) })))
+    }
+}
+
+/// Who asks; cloning shares what it has. The default is nobody in particular: a member's own requests, which may take all that is free.
+#[derive(Clone, Debug, Default)]
+pub struct Client(Option<Arc<Names>>);
+
+#[derive(Debug)]
+struct Names {
+    connection: Option<Counts>,
+    host: Option<Arc<Counts>>,
+}
+
+impl Client {
+    /// A connection that has asked nothing yet; `host` is where it comes from, if that is known.
+    pub fn new(host: Option<&Host>) -> Self {
+        Self(Some(Arc::new(Names { connection: Some(Counts::default()), host: host.map(|host| host.0.clone()) })))
+    }
+
+    /// Tells those apart who live at the same time; 0: nobody in particular.
+    pub fn number(&self) -> u64 {
+        self.0.as_ref().map_or(0, |names| Arc::as_ptr(names).addr() as u64)
+    }
+
+    /// What the connection has, and what the host has; `None` for who has no such name.
+    fn counts(&self, kind: Kind) -> [Option<&AtomicU64>; 2] {
+        let Some(names) = &self.0 else { return [None; 2] };
+        [names.connection.as_ref(), names.host.as_deref()].map(|name| name.map(|counts| &counts.0[kind as usize]))
+    }
+}
+
+/// So much of one thing, for all clients of a member.
+#[derive(Debug)]
+pub struct Pool {
+    kind: Kind,
+    max: u64,
+    taken: AtomicU64,
+    /// Those who wait until something is given back.
+    waiting: AtomicUsize,
+    freed: Notify,
+}
+
+impl Pool {
+    pub fn new(kind: Kind, max: u64) -> Arc<Self> {
+        Arc::new(Self { kind, max, taken: AtomicU64::new(0), waiting: AtomicUsize::new(0), freed: Notify::new() })
+    }
+
+    /// What all have of it.
+    pub fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    pub fn max(&self) -> u64 {
+        self.max
+    }
+
+    /// So much of it for `client`, or `too many requests`.
+    pub fn take(self: &Arc<Self>, client: &Client, amount: u64) -> Result<Taken, Error> {
+        let taken = self.nothing(client);
+        // What does not fit is given back with it.
+        taken.grow(amount).map(|()| taken)
+    }
+
+    /// What has room to grow, but takes nothing yet.
+    pub fn nothing(self: &Arc<Self>, client: &Client) -> Taken {
+        Taken { pool: self.clone(), client: client.clone(), amount: AtomicU64::new(0) }
+    }
+
+    /// As [`Self::take`], but waits for `patience` at most until it fits. Who asks for more than there is hears so at once.
+    pub async fn take_in_time(
+        self: &Arc<Self>,
+        client: &Client,
+        amount: u64,
+        patience: Duration,
+    ) -> Result<Taken, Error> {
+        if let Ok(taken) = self.take(client, amount) {
+            return Ok(taken);
+        }
+        if amount > self.max {
+            return Err(Error::TooManyRequests);
+        }
+        let waits = Waits::begin(self);
+        let taken = timeout(patience, async {
+            loop {
+                let mut freed = std::pin::pin!(self.freed.notified());
+                // From here on nothing that is given back is missed.
+                freed.as_mut().enable();
+                match self.take(client, amount) {
+                    Ok(taken) => return taken,
+                    Err(_) => freed.await,
+                }
+            }
+        });
+        let taken = taken.await.map_err(|_| Error::TooManyRequests);
+        drop(waits);
+        taken
+    }
+
+    /// Counts `amount` more for `client`, whose `own` this enlarges; false if it does not fit. Counted it is in any case.
+    fn count(&self, client: &Client, own: u64, amount: u64) -> bool {
+        let one = own + amount;
+        let all = self.taken.fetch_add(amount, Ordering::Relaxed) + amount;
+        let [of_connection, of_host] = client
+            .counts(self.kind)
+            .map(|count| count.map(|count| count.fetch_add(amount, Ordering::Relaxed) + amount));
+        let free = (self.max - self.max / 4).saturating_add(one).saturating_sub(all);
+        let host_fits = of_host.is_none_or(|has| has == one || has <= free.saturating_mul(HOST_FACTOR));
+        let has_nothing_else = of_connection.or(of_host).is_none_or(|has| has == one);
+        if has_nothing_else {
+            all <= if host_fits { self.max } else { self.max - self.max / 8 }
+        } else {
+            host_fits && of_connection.is_none_or(|has| has <= free)
+        }
+    }
+
+    /// Takes a count back that was not given, which is nothing new to those who wait.
+    fn uncount(&self, client: &Client, amount: u64) {
+        self.taken.fetch_sub(amount, Ordering::Relaxed);
+        for count in client.counts(self.kind).into_iter().flatten() {
+            count.fetch_sub(amount, Ordering::Relaxed);
+        }
+    }
+
+    fn give_back(&self, client: &Client, amount: u64) {
+        if amount == 0 {
+            return;
+        }
+        self.uncount(client, amount);
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            self.freed.notify_waiters();
+        }
+    }
+}
+
+/// The pools that all services share. Cloning shares them.
+#[derive(Clone, Debug)]
+pub struct Account {
+    pub received: Arc<Pool>,
+    pub answers: Arc<Pool>,
+    pub watchers: Arc<Pool>,
+}
+
+impl Account {
+    pub fn new(received_bytes_max: u64, answer_bytes_max: u64, watchers_max: usize) -> Self {
+        Self {
+            received: Pool::new(Kind::Received, received_bytes_max),
+            answers: Pool::new(Kind::Answers, answer_bytes_max),
+            watchers: Pool::new(Kind::Watchers, watchers_max as u64),
+        }
+    }
+}
+
+/// Somebody waits, as long as this lives.
+struct Waits<'a>(&'a Pool);
+
+impl<'a> Waits<'a> {
+    fn begin(pool: &'a Pool) -> Self {
+        pool.waiting.fetch_add(1, Ordering::Relaxed);
+        Self(pool)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What a client has taken of a pool; dropping gives it back.
+#[derive(Debug)]
+pub struct Taken {
+    pool: Arc<Pool>,
+    client: Client,
+    amount: AtomicU64,
+}
+
+impl Taken {
+    /// So much more, or `too many requests`, and then it is as large as before.
+    pub fn grow(&self, more: u64) -> Result<(), Error> {
+        let own = self.amount.load(Ordering::Relaxed);
+        if self.pool.count(&self.client, own, more) {
+            self.amount.fetch_add(more, Ordering::Relaxed);
+            return Ok(());
+        }
+        self.pool.uncount(&self.client, more);
+        Err(Error::TooManyRequests)
+    }
+
+    /// Gives so much of it back.
+    pub fn shrink(&self, less: u64) {
+        self.amount.fetch_sub(less, Ordering::Relaxed);
+        self.pool.give_back(&self.client, less);
+    }
+
+    pub fn amount(&self) -> u64 {
+        self.amount.load(Ordering::Relaxed)
+    }
+
+    /// Whose it is.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.pool.give_back(&self.client, *self.amount.get_mut());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn take_all(pool: &Arc<Pool>, client: &Client, amount: u64) -> Vec<Taken> {
+        std::iter::from_fn(|| pool.take(client, amount).ok()).collect()
+    }
+
+    #[test]
+    fn clients_that_take_too_much_leave_places_to_others() {
+        let pool = Pool::new(Kind::Requests, 100);
+        let greedy: Vec<_> = (0..9).map(|_| Client::new(None)).collect();
+        let mut held = take_all(&pool, &greedy[0], 1);
+        assert_eq!(held.len(), 38, "alone, half of three quarters");
+        for client in &greedy[1..] {
+            held.extend(take_all(&pool, client, 1));
+        }
+        assert!(held.len() <= 75 + greedy.len(), "{}", held.len());
+        let modest: Vec<_> = (0..10).map(|_| pool.take(&Client::new(None), 1)).collect();
+        assert!(modest.iter().all(Result::is_ok), "{} places are held by the others", held.len());
+        assert!(pool.take(&Client::default(), 1).is_ok(), "nor are the member's own requests refused");
+        assert!(pool.take(&greedy[0], 1).is_err());
+    }
+
+    #[test]
+    fn a_host_of_many_connections_leaves_places_to_others() {
+        let pool = Pool::new(Kind::Connections, 1000);
+        let (greedy, modest) = (Host::default(), Host::default());
+        let held = take_all(&pool, &greedy.as_client(), 1);
+        assert_eq!(held.len(), 500, "alone, two thirds of three quarters");
+        let others: Vec<_> = (0..100).map_while(|_| pool.take(&modest.as_client(), 1).ok()).collect();
+        assert_eq!(others.len(), 100);
+        let beside = take_all(&pool, &Client::new(Some(&greedy)), 1);
+        assert_eq!(beside.len(), 1, "a connection of its that has nothing gets something");
+        drop(beside);
+        assert!(greedy.is_known());
+        drop(held);
+        assert!(!greedy.is_known());
+    }
+
+    #[test]
+    fn what_stands_alone_may_grow_into_the_last_quarter() {
+        let pool = Pool::new(Kind::Received, 1000);
+        let greedy = Client::new(None);
+        let held = take_all(&pool, &greedy, 100);
+        assert_eq!(held.len(), 4);
+        let other = pool.take(&Client::new(None), 100).unwrap();
+        other.grow(500).unwrap();
+        assert!(other.grow(1).is_err(), "there is no more");
+        assert_eq!((other.amount(), pool.taken()), (600, 1000));
+        other.shrink(500);
+        assert_eq!((other.amount(), pool.taken()), (100, 500));
+        assert!(other.grow(1).is_ok());
+    }
+
+    /// Random takings of random clients: never more than there is, nothing is left over, and a client that holds nothing gets its due.
+    #[test]
+    fn the_account_is_exact_whatever_is_taken_and_given_back() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        let pool = Pool::new(Kind::Answers, 10_000);
+        let hosts: Vec<_> = (0..3).map(|_| Host::default()).collect();
+        let clients: Vec<_> = (0..9).map(|n| Client::new(hosts.get(n % 4))).collect();
+        let mut held: Vec<Taken> = Vec::new();
+        for _ in 0..20_000 {
+            let client = random.choice(&clients).unwrap();
+            match random.u8(..4) {
+                0 if !held.is_empty() => drop(held.swap_remove(random.usize(..held.len()))),
+                1 if !held.is_empty() => {
+                    let _ = random.choice(&held).unwrap().grow(random.u64(..500));
+                }
+                2 if !held.is_empty() => {
+                    let one = random.choice(&held).unwrap();
+                    one.shrink(random.u64(..=one.amount()));
+                }
+                _ => held.extend(pool.take(client, random.u64(..2000))),
+            }
+            let sum: u64 = held.iter().map(Taken::amount).sum();
+            assert_eq!(pool.taken(), sum);
+            assert!(sum <= pool.max());
+            let free = pool.max() - sum;
+            assert!(pool.take(&Client::new(None), free).is_ok(), "{free} are free");
+        }
+        drop(held);
+        assert_eq!(pool.taken(), 0);
+        for client in &clients {
+            assert!(client.counts(Kind::Answers).iter().flatten().all(|count| count.load(Ordering::Relaxed) == 0));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_gets_what_is_given_back_or_hears_in_time() {
+        let pool = Pool::new(Kind::Answers, 1000);
+        let (first, second) = (Client::new(None), Client::new(None));
+        let held = pool.take(&first, 900).unwrap();
+        let patience = Duration::from_secs(1);
+        assert_eq!(pool.take_in_time(&second, 300, patience).await.err(), Some(Error::TooManyRequests));
+        let begin = crate::env::Instant::now();
+        assert!(pool.take_in_time(&second, 1001, patience).await.is_err());
+        assert_eq!(begin.elapsed(), Duration::ZERO, "more than there is never fits");
+        let waiting = {
+            let (pool, second) = (pool.clone(), second.clone());
+            tokio::spawn(async move { pool.take_in_time(&second, 300, Duration::from_secs(60)).await })
+        };
+        crate::env::sleep(Duration::from_secs(30)).await;
+        drop(held);
+        assert_eq!(waiting.await.unwrap().unwrap().amount(), 300);
+    }
+}

@@ -1,0 +1,328 @@
+//! Large answers, written in pieces.
+//!
+//! The versions of an answer are shared with the store; what takes memory is its encoding. So a large one is never encoded whole: it is
+//! a list of parts, from which as much is written as goes out at a time. Its length, which gRPC says first, is known without that.
+//! Invariant: the pieces together are, byte for byte, what the message would be encoded as.
+//! Absent: JSON, which brings its own parts (`http`).
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint};
+
+use super::etcd::{DeleteRangeResponse, RangeResponse, ResponseOp, TxnResponse, response_op::Response as OpResponse};
+use super::{KeyValue, delimited_len};
+
+/// Bytes of a piece, unless one version alone is larger.
+pub const PIECE_BYTES: usize = 64 << 10;
+/// What is written around a version, at most.
+const VERSION_FRAME_BYTES: usize = 200;
+/// Field numbers of `rpc.proto`.
+const RANGE_KVS: u32 = 2;
+const DELETE_PREV_KVS: u32 = 3;
+const TXN_RESPONSES: u32 = 3;
+const OP_RANGE: u32 = 1;
+const OP_DELETE_RANGE: u32 = 3;
+const OP_TXN: u32 = 4;
+
+/// An answer that may be large.
+#[derive(Clone, Debug)]
+pub enum LargeAnswer {
+    Range(RangeResponse),
+    DeleteRange(DeleteRangeResponse),
+    Txn(TxnResponse),
+}
+
+/// Writes a version behind others of the same list; `true` for the first of it.
+type Write = Box<dyn FnMut(&KeyValue, bool, &mut Vec<u8>) + Send>;
+
+enum Part {
+    Text(Vec<u8>),
+    Versions { rest: std::vec::IntoIter<KeyValue>, first: bool, write: Write },
+}
+
+/// What is left of an answer; an iterator over its pieces.
+#[derive(Default)]
+pub struct Pieces {
+    parts: VecDeque<Part>,
+}
+
+impl Pieces {
+    /// Appends these bytes.
+    pub fn text(&mut self, bytes: impl Into<Vec<u8>>) {
+        let mut bytes = bytes.into();
+        match self.parts.back_mut() {
+            Some(Part::Text(last)) => last.append(&mut bytes),
+            _ => self.parts.push_back(Part::Text(bytes)),
+        }
+    }
+
+    /// Appends versions, each as `write` has it.
+    pub fn versions(
+        &mut self,
+        versions: Vec<KeyValue>,
+        write: impl FnMut(&KeyValue, bool, &mut Vec<u8>) + Send + 'static,
+    ) {
+        if !versions.is_empty() {
+            let (rest, write) = (versions.into_iter(), Box::new(write));
+            self.parts.push_back(Part::Versions { rest, first: true, write });
+        }
+    }
+
+    fn append(&mut self, mut other: Self) {
+        self.parts.append(&mut other.parts);
+    }
+}
+
+impl std::fmt::Debug for Pieces {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pieces").field("parts", &self.parts.len()).finish()
+    }
+}
+
+impl Iterator for Pieces {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        let mut piece = Vec::new();
+        while let Some(part) = self.parts.front_mut() {
+            match part {
+                Part::Text(text) => piece.append(text),
+                Part::Versions { rest, first, write } => {
+                    while let Some(kv) = rest.as_slice().first() {
+                        // Base64 and names, if it is JSON.
+                        let bytes = kv.as_encoded().len() / 3 * 4 + VERSION_FRAME_BYTES;
+                        if !piece.is_empty() && piece.len() + bytes > PIECE_BYTES {
+                            return Some(piece.into());
+                        }
+                        piece.reserve(if rest.len() > 1 { bytes.max(PIECE_BYTES - piece.len()) } else { bytes });
+                        write(kv, std::mem::take(first), &mut piece);
+                        rest.next();
+                    }
+                }
+            }
+            self.parts.pop_front();
+        }
+        (!piece.is_empty()).then(|| piece.into())
+    }
+}
+
+/// Parts of a message, and how long they are.
+#[derive(Default)]
+struct Encoded {
+    pieces: Pieces,
+    bytes: usize,
+}
+
+impl Encoded {
+    fn of(message: &impl Message) -> Self {
+        let mut this = Self::default();
+        this.fields(message);
+        this
+    }
+
+    /// Appends the fields of `message`.
+    fn fields(&mut self, message: &impl Message) {
+        let bytes = message.encode_to_vec();
+        self.bytes += bytes.len();
+        self.pieces.text(bytes);
+    }
+
+    fn versions(&mut self, field: u32, versions: Vec<KeyValue>) {
+        let content: usize = versions.iter().map(|kv| delimited_len(kv.as_encoded().len())).sum();
+        self.bytes += content;
+        self.pieces.versions(versions, move |kv, _, out| {
+            encode_key(field, WireType::LengthDelimited, out);
+            encode_varint(kv.as_encoded().len() as u64, out);
+            out.extend_from_slice(kv.as_encoded());
+        });
+    }
+
+    fn message(&mut self, field: u32, inner: Self) {
+        let mut head = Vec::new();
+        encode_key(field, WireType::LengthDelimited, &mut head);
+        encode_varint(inner.bytes as u64, &mut head);
+        self.bytes += head.len() + inner.bytes;
+        self.pieces.text(head);
+        self.pieces.append(inner.pieces);
+    }
+}
+
+impl Default for LargeAnswer {
+    fn default() -> Self {
+        Self::Range(RangeResponse::default())
+    }
+}
+
+impl LargeAnswer {
+    /// Bytes of its encoding.
+    pub fn encoded_len(&self) -> usize {
+        match self {
+            Self::Range(answer) => answer.encoded_len(),
+            Self::DeleteRange(answer) => answer.encoded_len(),
+            Self::Txn(answer) => answer.encoded_len(),
+        }
+    }
+
+    /// Versions and operations in it.
+    pub fn versions(&self) -> usize {
+        fn of_txn(answer: &TxnResponse) -> usize {
+            answer.responses.iter().filter_map(|op| op.response.as_ref()).map(of_op).sum()
+        }
+        fn of_op(response: &OpResponse) -> usize {
+            1 + match response {
+                OpResponse::ResponseRange(answer) => answer.kvs.len(),
+                OpResponse::ResponsePut(answer) => usize::from(answer.prev_kv.is_some()),
+                OpResponse::ResponseDeleteRange(answer) => answer.prev_kvs.len(),
+                OpResponse::ResponseTxn(answer) => of_txn(answer),
+            }
+        }
+        match self {
+            Self::Range(answer) => answer.kvs.len(),
+            Self::DeleteRange(answer) => answer.prev_kvs.len(),
+            Self::Txn(answer) => of_txn(answer),
+        }
+    }
+
+    /// As one gRPC message: its length first, which must be less than 4 GiB.
+    pub fn in_grpc(self) -> Pieces {
+        let encoded = match self {
+            Self::Range(answer) => range(answer),
+            Self::DeleteRange(answer) => delete_range(answer),
+            Self::Txn(answer) => txn(answer),
+        };
+        let mut pieces = Pieces::default();
+        // Not compressed.
+        let mut head = vec![0];
+        let bytes = u32::try_from(encoded.bytes).expect("whoever makes an answer checks its length");
+        head.extend_from_slice(&bytes.to_be_bytes());
+        pieces.text(head);
+        pieces.append(encoded.pieces);
+        pieces
+    }
+}
+
+fn range(answer: RangeResponse) -> Encoded {
+    let RangeResponse { header, kvs, more, count } = answer;
+    let mut encoded = Encoded::of(&RangeResponse { header, ..RangeResponse::default() });
+    encoded.versions(RANGE_KVS, kvs);
+    encoded.fields(&RangeResponse { more, count, ..RangeResponse::default() });
+    encoded
+}
+
+fn delete_range(answer: DeleteRangeResponse) -> Encoded {
+    let DeleteRangeResponse { header, deleted, prev_kvs } = answer;
+    let mut encoded = Encoded::of(&DeleteRangeResponse { header, deleted, ..DeleteRangeResponse::default() });
+    encoded.versions(DELETE_PREV_KVS, prev_kvs);
+    encoded
+}
+
+fn txn(answer: TxnResponse) -> Encoded {
+    let TxnResponse { header, succeeded, responses } = answer;
+    let mut encoded = Encoded::of(&TxnResponse { header, succeeded, responses: Vec::new() });
+    for op in responses {
+        let mut inner = Encoded::default();
+        match op.response {
+            Some(OpResponse::ResponseRange(answer)) => inner.message(OP_RANGE, range(answer)),
+            Some(OpResponse::ResponseDeleteRange(answer)) => inner.message(OP_DELETE_RANGE, delete_range(answer)),
+            Some(OpResponse::ResponseTxn(answer)) => inner.message(OP_TXN, txn(answer)),
+            small => inner.fields(&ResponseOp { response: small }),
+        }
+        encoded.message(TXN_RESPONSES, inner);
+    }
+    encoded
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::pb::Fields;
+    use crate::pb::etcd::{PutResponse, ResponseHeader};
+
+    fn some_versions(random: &mut fastrand::Rng) -> Vec<KeyValue> {
+        let count = [0, 1, 3, 300][random.usize(..4)];
+        let version = |random: &mut fastrand::Rng| {
+            let value =
+                vec![random.u8(..); [0, 10, 1000, 100_000][random.usize(..4)] * usize::from(random.u8(..8) == 0)];
+            let (key, revision) = (vec![random.u8(..); random.usize(1..200)], random.i64(1..));
+            KeyValue::new(Fields {
+                key: &key,
+                create_revision: revision,
+                mod_revision: revision,
+                version: random.i64(0..300),
+                value: &value,
+                lease: random.i64(..) * random.i64(0..2),
+            })
+        };
+        (0..count).map(|_| version(random)).collect()
+    }
+
+    fn some_header(random: &mut fastrand::Rng) -> Option<ResponseHeader> {
+        let header = ResponseHeader {
+            cluster_id: random.u64(..),
+            member_id: random.u64(..),
+            revision: random.i64(0..),
+            raft_term: random.u64(0..3),
+        };
+        random.bool().then_some(header)
+    }
+
+    fn some_range(random: &mut fastrand::Rng) -> RangeResponse {
+        let (header, kvs) = (some_header(random), some_versions(random));
+        RangeResponse { header, kvs, more: random.bool(), count: random.i64(0..3) }
+    }
+
+    fn some_delete_range(random: &mut fastrand::Rng) -> DeleteRangeResponse {
+        let (header, prev_kvs) = (some_header(random), some_versions(random));
+        DeleteRangeResponse { header, deleted: random.i64(0..9), prev_kvs }
+    }
+
+    fn some_txn(random: &mut fastrand::Rng, depth: usize) -> TxnResponse {
+        let op = |random: &mut fastrand::Rng| match random.u8(..if depth == 0 { 4 } else { 6 }) {
+            0 => None,
+            1 => Some(OpResponse::ResponseRange(some_range(random))),
+            2 => Some(OpResponse::ResponsePut(PutResponse {
+                header: some_header(random),
+                prev_kv: some_versions(random).pop(),
+            })),
+            3 => Some(OpResponse::ResponseDeleteRange(some_delete_range(random))),
+            _ => Some(OpResponse::ResponseTxn(some_txn(random, depth - 1))),
+        };
+        let count = random.usize(..5);
+        let responses = (0..count).map(|_| ResponseOp { response: op(random) }).collect();
+        TxnResponse { header: some_header(random), succeeded: random.bool(), responses }
+    }
+
+    /// Random answers, nested up to four deep.
+    pub(crate) fn some_answer(random: &mut fastrand::Rng) -> LargeAnswer {
+        match random.u8(..3) {
+            0 => LargeAnswer::Range(some_range(random)),
+            1 => LargeAnswer::DeleteRange(some_delete_range(random)),
+            _ => LargeAnswer::Txn(some_txn(random, 4)),
+        }
+    }
+
+    #[test]
+    fn pieces_are_what_the_message_is_encoded_as() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        for _ in 0..200 {
+            let answer = some_answer(&mut random);
+            let whole = match &answer {
+                LargeAnswer::Range(answer) => answer.encode_to_vec(),
+                LargeAnswer::DeleteRange(answer) => answer.encode_to_vec(),
+                LargeAnswer::Txn(answer) => answer.encode_to_vec(),
+            };
+            assert_eq!(answer.encoded_len(), whole.len());
+            let pieces: Vec<Bytes> = answer.in_grpc().collect();
+            let all = pieces.concat();
+            assert_eq!(all[1..5], (whole.len() as u32).to_be_bytes());
+            assert!(all[5..] == whole);
+            // The largest version has 100,000 bytes.
+            assert!(pieces.iter().all(|piece| piece.len() < PIECE_BYTES.max(101_000)));
+            assert!(pieces.len() <= 2 + 2 * whole.len() / PIECE_BYTES, "{} pieces", pieces.len());
+        }
+    }
+}
