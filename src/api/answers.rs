@@ -66,12 +66,17 @@ enum Rest {
 pub struct Large {
     rest: Arc<Mutex<Rest>>,
     /// What is kept for it, until the last piece is made.
-    _kept: Arc<Taken>,
+    kept: Arc<Taken>,
 }
 
 impl Large {
     pub fn new(answer: LargeAnswer, kept: Taken) -> Self {
-        Self { rest: Arc::new(Mutex::new(Rest::Whole(answer))), _kept: Arc::new(kept) }
+        Self { rest: Arc::new(Mutex::new(Rest::Whole(answer))), kept: Arc::new(kept) }
+    }
+
+    /// What is taken for it; its pieces are to be taken there, too.
+    pub fn taken(&self) -> Arc<Taken> {
+        self.kept.clone()
     }
 
     /// The next piece in the form that `write` gives; always the same one for an answer.

@@ -129,27 +129,8 @@ impl Pool {
         amount: u64,
         patience: Duration,
     ) -> Result<Taken, Error> {
-        if let Ok(taken) = self.take(client, amount) {
-            return Ok(taken);
-        }
-        if amount > self.max {
-            return Err(Error::TooManyRequests);
-        }
-        let waits = Waits::begin(self);
-        let taken = timeout(patience, async {
-            loop {
-                let mut freed = std::pin::pin!(self.freed.notified());
-                // From here on nothing that is given back is missed.
-                freed.as_mut().enable();
-                match self.take(client, amount) {
-                    Ok(taken) => return taken,
-                    Err(_) => freed.await,
-                }
-            }
-        });
-        let taken = taken.await.map_err(|_| Error::TooManyRequests);
-        drop(waits);
-        taken
+        let taken = self.nothing(client);
+        taken.grow_in_time(amount, patience).await.map(|()| taken)
     }
 
     /// Counts `amount` more for `client`, whose `own` this enlarges; false if it does not fit. Counted it is in any case.
@@ -240,6 +221,31 @@ impl Taken {
         }
         self.pool.uncount(&self.client, more);
         Err(Error::TooManyRequests)
+    }
+
+    /// As [`Self::grow`], but waits for `patience` at most until it fits. Who asks for more than there is hears so at once.
+    pub async fn grow_in_time(&self, more: u64, patience: Duration) -> Result<(), Error> {
+        if self.grow(more).is_ok() {
+            return Ok(());
+        }
+        if more > self.pool.max {
+            return Err(Error::TooManyRequests);
+        }
+        let waits = Waits::begin(&self.pool);
+        let grown = timeout(patience, async {
+            loop {
+                let mut freed = std::pin::pin!(self.pool.freed.notified());
+                // From here on nothing that is given back is missed.
+                freed.as_mut().enable();
+                match self.grow(more) {
+                    Ok(()) => return,
+                    Err(_) => freed.await,
+                }
+            }
+        });
+        let grown = grown.await.map_err(|_| Error::TooManyRequests);
+        drop(waits);
+        grown
     }
 
     /// Gives so much of it back.

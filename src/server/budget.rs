@@ -260,10 +260,17 @@ where
     }
 }
 
-/// Bytes on their way out, with what they are charged to. Dropped when the socket has taken them.
+/// Bytes on their way out, and what they are charged to and with how much. Dropped when the socket has taken them.
 struct Charged {
     bytes: Bytes,
-    _taken: Arc<Taken>,
+    taken: Arc<Taken>,
+    amount: u64,
+}
+
+impl Drop for Charged {
+    fn drop(&mut self) {
+        self.taken.shrink(self.amount);
+    }
 }
 
 impl AsRef<[u8]> for Charged {
@@ -272,14 +279,15 @@ impl AsRef<[u8]> for Charged {
     }
 }
 
-fn charged(bytes: Bytes, taken: Arc<Taken>) -> Frame<Bytes> {
-    Frame::data(Bytes::from_owner(Charged { bytes, _taken: taken }))
+fn charged(bytes: Bytes, taken: Arc<Taken>, amount: u64) -> Frame<Bytes> {
+    Frame::data(Bytes::from_owner(Charged { bytes, taken, amount }))
 }
 
 /// A piece that waits for room.
 struct Waiting {
     piece: Bytes,
-    room: BoxFuture<'static, Result<Taken, Error>>,
+    amount: u64,
+    room: BoxFuture<'static, Result<(), Error>>,
 }
 
 /// An answer's body on its way out.
@@ -292,6 +300,8 @@ pub(super) struct Sending<B> {
     budget: Budget,
     /// What the request takes. The first piece takes it along.
     stream: Option<Arc<Taken>>,
+    /// What all other pieces are charged to: one for an answer, so that a client's only answer goes on beside others' many.
+    pieces: Option<Arc<Taken>>,
     has_begun: bool,
     waiting: Option<Waiting>,
 }
@@ -299,26 +309,26 @@ pub(super) struct Sending<B> {
 impl<B> Sending<B> {
     fn new(body: Option<B>, large: Option<Large>, budget: Budget, stream: Option<Arc<Taken>>) -> Self {
         let is_large = large.is_some();
-        Self { body, large, is_large, budget, stream, has_begun: false, waiting: None }
+        let pieces = large.as_ref().map(Large::taken);
+        Self { body, large, is_large, budget, stream, pieces, has_begun: false, waiting: None }
     }
 
     /// The piece as a frame, if there is room for it; else it waits.
     fn charge(&mut self, piece: Bytes) -> Option<Frame<Bytes>> {
         let Some(stream) = &self.stream else { return Some(Frame::data(piece)) };
         if !std::mem::replace(&mut self.has_begun, true) && piece.len() <= SMALL_BYTES {
-            return Some(charged(piece, stream.clone()));
+            return Some(charged(piece, stream.clone(), 0));
         }
-        let pool = self.budget.account.answers.clone();
-        let (client, bytes) = (stream.client().clone(), piece.len() as u64 + PIECE_FRAME_BYTES);
-        match pool.take(&client, bytes) {
-            Ok(taken) => Some(charged(piece, Arc::new(taken))),
-            Err(_) => {
-                let patience = self.budget.answer_patience;
-                let room = async move { pool.take_in_time(&client, bytes, patience).await }.boxed();
-                self.waiting = Some(Waiting { piece, room });
-                None
-            }
+        let answers = &self.budget.account.answers;
+        let taken = self.pieces.get_or_insert_with(|| Arc::new(answers.nothing(stream.client()))).clone();
+        let amount = piece.len() as u64 + PIECE_FRAME_BYTES;
+        if taken.grow(amount).is_ok() {
+            return Some(charged(piece, taken, amount));
         }
+        let patience = self.budget.answer_patience;
+        let room = async move { taken.grow_in_time(amount, patience).await }.boxed();
+        self.waiting = Some(Waiting { piece, amount, room });
+        None
     }
 }
 
@@ -335,9 +345,10 @@ where
         loop {
             if let Some(waiting) = &mut this.waiting {
                 let room = ready!(waiting.room.poll_unpin(cx));
-                let piece = std::mem::take(&mut waiting.piece);
+                let (piece, amount) = (std::mem::take(&mut waiting.piece), waiting.amount);
                 this.waiting = None;
-                let frame = room.map(|taken| charged(piece, Arc::new(taken)));
+                let taken = this.pieces.clone().ok_or(Error::Stopped);
+                let frame = room.and(taken).map(|taken| charged(piece, taken, amount));
                 return Poll::Ready(Some(frame.map_err(|error| Status::from(error).into())));
             }
             let piece = match &mut this.large {
