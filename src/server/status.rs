@@ -126,6 +126,8 @@ impl AsyncRead for Guest {
         ready!(Pin::new(&mut self.io).poll_read(cx, into))?;
         self.read_bytes += into.filled().len() - before;
         if self.read_bytes > READ_BYTES_MAX {
+            // A read that fails has read nothing.
+            into.set_filled(before);
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::QuotaExceeded, "the client sends too much")));
         }
         Poll::Ready(Ok(()))
