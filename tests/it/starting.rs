@@ -5,9 +5,12 @@ use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use quorate::env::fail::SLOW_LOAD_VARIABLE;
-use quorate::pb::etcd::{PutRequest, RangeRequest};
+use quorate::pb::etcd::watch_client::WatchClient;
+use quorate::pb::etcd::watch_request::RequestUnion;
+use quorate::pb::etcd::{PutRequest, RangeRequest, WatchCreateRequest, WatchRequest, WatchResponse};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio_stream::StreamExt as _;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -48,6 +51,16 @@ async fn serializable(cluster: &Cluster, slot: u64, key: &str) -> Result<Option<
     let range = RangeRequest { key: key.to_owned().into(), serializable: true, ..Default::default() };
     let kvs = cluster.kv(slot).range(range).await?.into_inner().kvs;
     Ok(kvs.first().map(|kv| String::from_utf8_lossy(kv.value()).into_owned()))
+}
+
+/// The first response to a watch that wants to be refused without a leader.
+async fn watch_with_leader(cluster: &Cluster, slot: u64) -> Result<WatchResponse, tonic::Status> {
+    let create = WatchCreateRequest { key: "n".into(), ..Default::default() };
+    let create = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+    let mut request = tonic::Request::new(tokio_stream::iter([create]).chain(tokio_stream::pending()));
+    request.metadata_mut().insert("hasleader", "true".parse().unwrap());
+    let mut responses = WatchClient::new(cluster.channel(slot)).watch(request).await?.into_inner();
+    Ok(responses.message().await?.unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -109,6 +122,24 @@ async fn status_listener_serves_no_data() {
     assert_eq!(http_get(&cluster.status_endpoint(0), "/v3/kv/range").await.unwrap().0, 404);
 }
 
+/// An address that somebody else has is found at the start, whatever it is for.
+#[tokio::test(flavor = "multi_thread")]
+async fn taken_address_is_named_at_the_start() {
+    let cluster = Cluster::start(1).await;
+    for (flag, key, taken) in [
+        ("--listen-client", "server.listen_client", cluster.endpoint(0)),
+        ("--listen-peer", "server.listen_peer", cluster.peer_address(0)),
+        ("--listen-status", "server.listen_status", cluster.status_endpoint(0)),
+    ] {
+        let data = tempfile::tempdir().unwrap();
+        let free = ["--listen-client", "--listen-peer", "--listen-status"].into_iter().filter(|other| *other != flag);
+        let mut args: Vec<&str> = vec!["serve", flag, &taken, "--data-dir", data.path().to_str().unwrap()];
+        free.for_each(|flag| args.extend([flag, "127.0.0.1:0"]));
+        let text = cluster.command(&args).await;
+        assert!(text.contains(&format!("{key} = {taken}: cannot listen")), "{text}");
+    }
+}
+
 /// The first answer that a client gets from a member that was restarted holds what this member has acknowledged before, and is none
 /// of those errors on which clients give up.
 #[tokio::test(flavor = "multi_thread")]
@@ -144,6 +175,9 @@ async fn who_connects_first_after_a_restart_is_told_what_was_acknowledged() {
             wait_open(&cluster, *victim).await;
             let found = serializable(&cluster, *victim, "n").await.unwrap();
             let found: u64 = found.map_or(0, |text| text.parse().unwrap());
+            // Clients take an error on this for the end of their watch.
+            let created = watch_with_leader(&cluster, *victim).await.unwrap();
+            assert!(created.created && !created.canceled, "round {round}: kv-{victim} answers {created:?}");
             let least = acknowledged[*victim as usize];
             assert!(found >= least, "round {round}: kv-{victim} says {found} and had acknowledged {least}");
         }
