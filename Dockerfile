@@ -29,6 +29,6 @@ ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 WORKDIR /var/lib/quorate
 USER 65532:65532
 VOLUME /var/lib/quorate
-EXPOSE 2379 2380
+EXPOSE 2379 2380 2381
 ENTRYPOINT ["/usr/local/bin/quorate"]
 CMD ["serve"]
