@@ -1,7 +1,8 @@
 //! The clients' port: gRPC and HTTP, from the moment on at which this member can serve.
 //!
 //! Invariants: a closed port refuses connections, so that clients go to another member at once; whoever is served is never told less
-//! than this member acknowledged in an earlier life, unless no leader came for `server.open_without_leader`. Once open the port stays
+//! than this member acknowledged in an earlier life, unless no leader came for `server.open_without_leader`; a fenced member, which
+//! serves no data, is reached all the same. Once open the port stays
 //! open while leaders come and go; it closes when the process ends, or goes on under another identity.
 //! Absent: what says all this meanwhile (`status`).
 
@@ -28,7 +29,7 @@ use crate::api::Api;
 use crate::env::net::{Bound, Incoming};
 use crate::env::{Env, Instant, process, sleep, timeout};
 use crate::http;
-use crate::node::Node;
+use crate::node::{Node, Trust};
 use crate::pb;
 use crate::pb::admin::admin_server::AdminServer;
 use crate::pb::election::election_server::ElectionServer;
@@ -88,6 +89,8 @@ impl Server {
     pub(super) async fn open_in_time(self: Arc<Self>, env: Env, node: Node, over: CancellationToken) {
         tokio::select! {
             () = caught_up(&node) => {}
+            // Of its data it serves nothing; but who would take the alarm off must reach it.
+            () = node.wait_trust(|trust| *trust != Trust::Sound) => {}
             () = self.no_leader_comes(&node) => tracing::warn!(
                 waited = ?self.config.server.open_without_leader,
                 "no leader has come: the clients' port opens for what needs none"

@@ -187,7 +187,10 @@ async fn quota_counts_the_request_itself() {
             let Err(status) = answer else { continue };
             assert_eq!(status.message(), NO_SPACE);
             refused += 1;
-            cluster.wait_http(slot, "/health", 503, &["NOSPACE"]).await;
+            // One that fits when the others are through is no reason for an alarm.
+            if cluster.status(slot).await.unwrap().db_size as u64 + *bytes as u64 > QUOTA {
+                cluster.wait_http(slot, "/health", 503, &["NOSPACE"]).await;
+            }
             println!("refused {bytes} bytes");
         }
         for slot in 0..3 {
