@@ -77,6 +77,9 @@ struct Args {
     /// Most by which the good clients' p99 may be above the control run's, in milliseconds
     #[arg(long, default_value_t = 20.0)]
     rise_max: f64,
+    /// Most changes of the leader while the attack goes on
+    #[arg(long, default_value_t = 0)]
+    elections_max: u64,
     /// Only print what it did: no control run, and the exit code says nothing
     #[arg(long)]
     no_judgement: bool,
@@ -208,7 +211,7 @@ async fn judge(args: &Args) -> anyhow::Result<()> {
         println!("FAULT {fault}");
     }
     if faults.is_empty() {
-        println!("no member ended, no election, nothing lost, nothing wrong");
+        println!("no member ended, at most {} elections, nothing lost, nothing wrong", args.elections_max);
     }
     ensure!(faults.is_empty() || args.no_judgement, "{} faults; repeat with --seed {seed}", faults.len());
     Ok(())
@@ -418,7 +421,7 @@ fn report(args: &Args, outcome: &Outcome, control: Option<&Outcome>) -> Vec<Stri
     if !outcome.ended.is_empty() {
         faults.push(format!("members {:?} ended", outcome.ended));
     }
-    if outcome.elections > 0 {
+    if outcome.elections > args.elections_max {
         faults.push(format!("{} elections", outcome.elections));
     }
     if outcome.peak_mib > args.memory_max {

@@ -20,6 +20,7 @@ mod formation;
 mod gateway;
 mod helm;
 mod holds;
+mod hostile;
 mod import;
 mod lease;
 mod lock;
