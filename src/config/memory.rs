@@ -26,6 +26,8 @@ const DATA_PERCENT: u64 = 150;
 /// and the state store's cache counts pages without their overhead.
 const QUEUE_PERCENT: u64 = 200;
 const STATE_CACHE_PERCENT: u64 = 150;
+/// What the state store needs; the least limit has room for it beside all else.
+const STATE_CACHE_LEAST: Bytes = Bytes::mib(1);
 
 /// cgroup v1 writes "no limit" as the greatest multiple of the page size.
 const V1_UNLIMITED: u64 = 1 << 62;
@@ -85,7 +87,7 @@ impl Config {
             (&mut self.raft.queue_bytes_max, parts(4)),
             (&mut self.state.journal_bytes_max, parts(4)),
             (&mut self.log.cache_bytes, parts(1)),
-            (&mut self.state.cache_bytes, parts(1)),
+            (&mut self.state.cache_bytes, parts(1).max(STATE_CACHE_LEAST)),
         ] {
             *setting = (*setting).min(most);
         }
