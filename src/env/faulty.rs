@@ -175,7 +175,7 @@ mod tests {
         let disk = Faulty { faults: Arc::new(Faults { path: path.clone(), taking: Mutex::default() }) };
         std::fs::create_dir(dir.path().join("log")).unwrap();
         let other = disk.open(&dir.path().join("file"), OpenMode::CreateNew).unwrap();
-        let file = disk.open(&dir.path().join("log/file"), OpenMode::CreateNew).unwrap();
+        let file = disk.open(&dir.path().join("log/0000000001.log"), OpenMode::CreateNew).unwrap();
         file.sync_data().unwrap();
         std::fs::write(&path, "sync").unwrap();
         file.write_at(b"fine", 0).unwrap();
