@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use super::super::bootstrap::RaftFacts;
 use super::*;
 use crate::env::Disk;
+use crate::env::sim::NoNet;
 use crate::pb::log::Node;
 use crate::pb::peer::{AbandonResponse, AcceptResponse, JoinRequest, WhoResponse};
 use crate::storage::member_dir::MemberDir;
@@ -79,8 +80,8 @@ impl Town {
         });
         let opened = MemberDir::open(disk.clone(), Path::new("/data"), slot, &format!("kv-{slot}"), || mint())?;
         let node = Node { name: format!("kv-{slot}"), peer_address: format!("kv-{slot}"), ..Node::default() };
-        let mut env = Env::real();
-        env.disk = disk;
+        // Simulated: what waits for a disk waits in this thread, so that the paused clock does not run on meanwhile.
+        let env = Env::sim(u64::MAX - self.0.lock().minted, disk, Arc::new(NoNet));
         let bootstrap = Bootstrap::new(env, opened.dir, node, mint);
         self.0.lock().up.insert(slot, bootstrap.clone());
         Ok(bootstrap)
