@@ -395,8 +395,8 @@ async fn older_build_rolls_to_this_one_and_back_until_the_version_rises() {
     cluster.start_pod_with(1, &[OLDER]);
     assert!(!cluster.wait_exit(1).await.success());
     let text = cluster.log_text(1);
-    let told = format!("apply version {APPLY_VERSION}; this build knows 1: run a newer one");
-    assert!(text.contains(&told), "{text}");
+    // At the command that raised the version, or, where its state store has that already, at the next that an older build cannot apply.
+    assert!(text.contains("; this build knows 1: run a newer one"), "{text}");
     cluster.put(0, "k", "on").await;
     cluster.start_pod(1);
     cluster.wait_formed().await;
