@@ -197,11 +197,11 @@ impl Writer {
             }
             self.low = found;
         }
-        if round % 10 == 0 {
+        if round.is_multiple_of(10) {
             let all = RangeRequest { key: "good/".into(), range_end: "good0".into(), ..Default::default() };
             timed(&self.seen, "range", self.kv.range(all)).await;
         }
-        if round % 20 == 0 {
+        if round.is_multiple_of(20) {
             let grant = LeaseGrantRequest { ttl: 60, id: 0 };
             if let Some(lease) = timed(&self.seen, "lease", self.leases.lease_grant(grant)).await {
                 let ask = tokio_stream::once(LeaseKeepAliveRequest { id: lease.id });

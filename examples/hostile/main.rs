@@ -413,7 +413,7 @@ fn report(args: &Args, outcome: &Outcome, control: Option<&Outcome>) -> Vec<Stri
             beside.map_or(String::new(), |[p50, p99, most]| format!("; control {p50:.1} / {p99:.1} / {most:.1}"));
         println!("  {what:>6}: p50 / p99 / most {p50:.1} / {p99:.1} / {most:.1} ms{calm}");
         if let Some([_, calm, _]) = beside
-            && !(p99 <= calm + args.rise_max)
+            && (p99.is_nan() || p99 > calm + args.rise_max)
         {
             faults.push(format!("p99 of {what} is {p99:.1} ms, {calm:.1} ms in the control run"));
         }

@@ -211,7 +211,7 @@ impl Proposals<'_> {
                 own(Request::WantedSize(far)).encode_to_vec()
             }
             // Groups within one another, deeper than anybody follows.
-            _ => [own(Request::Put(self.put())).encode_to_vec(), vec![0xf3, 0x01].repeat(200)].concat(),
+            _ => [own(Request::Put(self.put())).encode_to_vec(), [0xf3, 0x01].repeat(200)].concat(),
         }
         .into()
     }
@@ -235,9 +235,9 @@ impl Proposals<'_> {
             // A field that this build does not know: groups within one another, which end or do not.
             4 => {
                 let groups = self.below(400) as usize;
-                bytes.extend(vec![0xf3_u8, 0x01].repeat(groups));
+                bytes.extend([0xf3_u8, 0x01].repeat(groups));
                 if !self.one_in(4) {
-                    bytes.extend(vec![0xf4_u8, 0x01].repeat(groups));
+                    bytes.extend([0xf4_u8, 0x01].repeat(groups));
                 }
             }
             _ => {}

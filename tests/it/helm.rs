@@ -400,7 +400,7 @@ fn probes_ask_the_status_port() {
     let Some(helm) = require(&HELM) else { return };
     let rendered = Rendered::new(&helm, ALL_VALUES);
     let readers = &rendered.find("Deployment", "store-readers")["spec"]["template"];
-    for pod in [&rendered.pod(), readers] {
+    for pod in [rendered.pod(), readers] {
         let container = &pod["spec"]["containers"][0];
         let probe = |name: &str| &container[name]["httpGet"];
         assert_eq!(probe("startupProbe"), &json!({"port": "status", "path": "/livez"}));

@@ -174,7 +174,7 @@ impl Stranger {
             }
             _ => {
                 let members = vec![membership::Member { id: self.number(), node: Some(self.node()) }];
-                let formation = Formation { cluster_id: self.number(), members, ..Formation::default() };
+                let formation = Formation { cluster_id: self.number(), members };
                 let _ = client.accept(AcceptRequest { formation: Some(formation) }).await;
                 let _ = client.abandon(AbandonRequest { cluster_id: self.number() }).await;
                 client
@@ -255,10 +255,10 @@ async fn member_that_was_away_for_a_million_elections_comes_back() {
             }
             client.vote(request(asked)).await.unwrap();
         }
-        wait_for("the others to elect one of them", async || {
+        term = wait_for("the others to elect one of them", async || {
             let leader = cluster.leader(others.clone()).await.ok_or("nobody leads".to_owned())?;
             let now = cluster.status(leader).await.map_err(|status| status.to_string())?.raft_term;
-            if now > term + (1 << 19) { Ok(term = now) } else { Err(format!("term {now}")) }
+            if now > term + (1 << 19) { Ok(now) } else { Err(format!("term {now}")) }
         })
         .await;
     }
