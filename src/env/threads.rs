@@ -100,7 +100,7 @@ pub(super) fn in_place<T>(work: impl FnOnce() -> T) -> T {
     }
 }
 
-/// As [`in_place`], for who cannot wait for a turn: if too many are at it, it is done as anything else.
+/// As `in_place`, for who cannot wait for a turn: if too many are at it, it is done as anything else.
 pub fn in_place_now<T>(work: impl FnOnce() -> T) -> T {
     static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
     struct Turn;
