@@ -11,7 +11,7 @@ use bytes::Bytes;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 
-use super::etcd::{DeleteRangeResponse, RangeResponse, ResponseOp, TxnResponse, response_op::Response as OpResponse};
+use super::etcd::{DeleteRangeResponse, PutResponse, RangeResponse, TxnResponse, response_op::Response as OpResponse};
 use super::{KeyValue, delimited_len};
 
 /// Bytes of a piece, unless one version alone is larger.
@@ -20,9 +20,11 @@ pub const PIECE_BYTES: usize = 64 << 10;
 const VERSION_FRAME_BYTES: usize = 200;
 /// Field numbers of `rpc.proto`.
 const RANGE_KVS: u32 = 2;
+const PUT_PREV_KV: u32 = 2;
 const DELETE_PREV_KVS: u32 = 3;
 const TXN_RESPONSES: u32 = 3;
 const OP_RANGE: u32 = 1;
+const OP_PUT: u32 = 2;
 const OP_DELETE_RANGE: u32 = 3;
 const OP_TXN: u32 = 4;
 
@@ -88,7 +90,14 @@ impl Iterator for Pieces {
         let mut piece = Vec::new();
         while let Some(part) = self.parts.front_mut() {
             match part {
-                Part::Text(text) => piece.append(text),
+                Part::Text(text) => {
+                    let room = PIECE_BYTES.saturating_sub(piece.len());
+                    if text.len() > room {
+                        piece.extend(text.drain(..room));
+                        return Some(piece.into());
+                    }
+                    piece.append(text);
+                }
                 Part::Versions { rest, first, write } => {
                     while let Some(kv) = rest.as_slice().first() {
                         // Base64 and names, if it is JSON.
@@ -211,6 +220,13 @@ fn range(answer: RangeResponse) -> Encoded {
     encoded
 }
 
+fn put(answer: PutResponse) -> Encoded {
+    let PutResponse { header, prev_kv } = answer;
+    let mut encoded = Encoded::of(&PutResponse { header, prev_kv: None });
+    encoded.versions(PUT_PREV_KV, prev_kv.into_iter().collect());
+    encoded
+}
+
 fn delete_range(answer: DeleteRangeResponse) -> Encoded {
     let DeleteRangeResponse { header, deleted, prev_kvs } = answer;
     let mut encoded = Encoded::of(&DeleteRangeResponse { header, deleted, ..DeleteRangeResponse::default() });
@@ -227,7 +243,8 @@ fn txn(answer: TxnResponse) -> Encoded {
             Some(OpResponse::ResponseRange(answer)) => inner.message(OP_RANGE, range(answer)),
             Some(OpResponse::ResponseDeleteRange(answer)) => inner.message(OP_DELETE_RANGE, delete_range(answer)),
             Some(OpResponse::ResponseTxn(answer)) => inner.message(OP_TXN, txn(answer)),
-            small => inner.fields(&ResponseOp { response: small }),
+            Some(OpResponse::ResponsePut(answer)) => inner.message(OP_PUT, put(answer)),
+            None => {}
         }
         encoded.message(TXN_RESPONSES, inner);
     }

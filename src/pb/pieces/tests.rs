@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::pb::Fields;
-use crate::pb::etcd::{PutResponse, ResponseHeader};
+use crate::pb::etcd::{ResponseHeader, ResponseOp};
 
 fn some_versions(random: &mut fastrand::Rng) -> Vec<KeyValue> {
     let count = [0, 1, 3, 300][random.usize(..4)];
