@@ -32,6 +32,8 @@ use servers::{Kind, Program, Servers};
 use support::cluster::{binary, http_get};
 
 const MEMBERS: u64 = 3;
+/// In which the cluster version has risen, if it does.
+const RISE_PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(clap::Parser)]
 struct Args {
@@ -58,6 +60,8 @@ async fn main() -> anyhow::Result<()> {
     let program = |name: &str, path| Program { name: name.into(), path, kind: Kind::Quorate };
     let (old, new) = (program("old", args.from), program("new", args.to.unwrap_or_else(binary)));
     let mut servers = Servers::start(&old, MEMBERS, &std::env::temp_dir()).await?;
+    // A cluster begins at the lowest version, and rises to what its members know.
+    tokio::time::sleep(RISE_PATIENCE).await;
     let first_version = cluster_version(&servers).await?;
     println!("cluster version {first_version}, all members old");
     let good = Good::start(&servers)?;
@@ -85,7 +89,7 @@ async fn main() -> anyhow::Result<()> {
             Ok(version)
         })
         .await?;
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    tokio::time::sleep(RISE_PATIENCE).await;
     println!("cluster version {} (was {first_version}), all members new", cluster_version(&servers).await?.max(last));
     let seen = good.stop(&servers).await?;
     equal_hashes(&servers).await?;
