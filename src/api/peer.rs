@@ -138,6 +138,7 @@ impl Peer for PeerApi {
         answer.recollection = self.peers.memory().of(recall_member).map(Into::into);
         if let Ok(running) = self.running() {
             let store = running.node.store();
+            answer.quorum_of_others = recall_member != 0 && running.node.has_quorum_without(recall_member);
             answer.digest_unknown = store.read(|s| s.kv.digest().is_none());
             answer.digest = (digest_index != 0).then(|| store.digest_at(digest_index)).flatten();
         }

@@ -67,7 +67,8 @@ pub async fn run(
         lost = if is_lost { lost + 1 } else { 0 };
         let (Heard::Standing(standing) | Heard::Lost(standing)) = heard;
         let is_led = answers.values().any(|who| who.cluster_id == this.0 && has_quorum(who));
-        unled = if is_led { 0 } else { unled + 1 };
+        let is_led_by_others = answers.values().any(|who| who.cluster_id == this.0 && who.quorum_of_others);
+        unled = if is_led_by_others { 0 } else { unled + 1 };
         ballot.set_stands_still(unled > QUICK_ROUNDS);
         if ballot.set(standing) {
             say(standing, own);
@@ -143,9 +144,9 @@ pub fn judge(
         let own_cluster = answers.iter().filter(|(id, who)| who.member_id == **id && who.cluster_id == cluster_id);
         own_cluster.map(|(id, who)| (*id, who, who.recollection.map(Reach::from)))
     };
-    // The leader does not count what a member answers that contradicts its own memory, so this quorum is one of others.
+    // A quorum that this member itself was of a moment ago, with the disk that it no longer has, is none.
     let lost =
-        told().filter(|(_, who, _)| has_quorum(who)).filter_map(|(_, _, reach)| reach).find(|reach| *reach > own);
+        told().filter(|(_, who, _)| who.quorum_of_others).filter_map(|(_, _, reach)| reach).find(|reach| *reach > own);
     if let Some(reach) = lost {
         return Heard::Lost(Standing::Short(reach));
     }
@@ -220,6 +221,12 @@ mod tests {
         leader.leader_id = id;
         assert_eq!(heard(OWN, [(id, leader.clone())]), Heard::Standing(Standing::Short(more)));
         leader.quorum = true;
+        assert_eq!(
+            heard(OWN, [(id, leader.clone())]),
+            Heard::Standing(Standing::Short(more)),
+            "it may be of the quorum"
+        );
+        leader.quorum_of_others = true;
         assert_eq!(heard(OWN, [(id, leader.clone())]), Heard::Lost(Standing::Short(more)));
         leader.recollection = Some(OWN.into());
         assert_eq!(heard(OWN, [(id, leader)]), Heard::Standing(Standing::Whole));

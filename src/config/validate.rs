@@ -119,7 +119,10 @@ impl Config {
         let (threads, expected) = (server.worker_threads, format!("at most {WORKER_THREADS_MAX}, or 0"));
         faults.check(threads <= WORKER_THREADS_MAX, "server.worker_threads", threads, expected, "lower it");
         let level = &self.telemetry.level;
-        let valid = tracing_subscriber::EnvFilter::try_new(level).is_ok();
+        // A word alone that is no level would be the name of a module, and everything else be silent.
+        let is_level = |word: &str| word.contains('=') || word.parse::<tracing::metadata::LevelFilter>().is_ok();
+        let valid =
+            level.split(',').all(|word| is_level(word.trim())) && tracing_subscriber::EnvFilter::try_new(level).is_ok();
         let expected = "a level (off, error, warn, info, debug, trace) or module=level, with commas";
         faults.check(valid, "telemetry.level", format!("{level:?}"), expected, "correct it");
         faults.positive("lease.revokes_in_flight_max", self.lease.revokes_in_flight_max as u64);
@@ -437,6 +440,7 @@ mod tests {
             ("watch.stream_bytes_max", |c| c.watch.stream_bytes_max = Bytes(1)),
             ("watch.progress_interval", |c| c.watch.progress_interval = Duration::from_millis(99)),
             ("telemetry.level", |c| c.telemetry.level = "quorate=loud".into()),
+            ("telemetry.level", |c| c.telemetry.level = "inof".into()),
         ];
         assert_named(cases);
     }

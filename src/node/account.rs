@@ -254,6 +254,11 @@ impl Taken {
         self.pool.give_back(&self.client, less);
     }
 
+    /// Gives all of it back.
+    pub fn give_all(&self) {
+        self.pool.give_back(&self.client, self.amount.swap(0, Ordering::Relaxed));
+    }
+
     pub fn amount(&self) -> u64 {
         self.amount.load(Ordering::Relaxed)
     }

@@ -599,6 +599,19 @@ impl Node {
         }
     }
 
+    /// Whether this member leads, and would have a quorum if `member` had not answered it lately.
+    pub fn has_quorum_without(&self, member: u64) -> bool {
+        let (status, this) = (self.status(), self.inner.this.member_id);
+        let answers = |id: u64| {
+            let age = status.acked.get(&id).copied().flatten();
+            id == this || age.is_some_and(|age| age <= self.inner.options.leader_silence_max)
+        };
+        let mut configs = status.membership.membership().get_joint_config().iter();
+        status.is_leader
+            && configs
+                .all(|voters| voters.iter().filter(|id| **id != member && answers(**id)).count() > voters.len() / 2)
+    }
+
     /// Resolves soon after Raft has failed for good; the process must stop then (openraft #2116). Raft itself does nothing more from
     /// that moment. Looked up, not waited for: its metrics change several times with each batch, and would wake a thread each time.
     pub async fn failed(&self) -> String {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::account::{Client, Kind, Pool, Taken};
 use crate::error::Error;
+use crate::raft::Held;
 
 /// A member's places.
 pub(super) struct Places {
@@ -17,8 +18,15 @@ pub(super) struct Places {
 
 /// A request's place.
 pub(super) struct Place {
-    _request: Taken,
-    _bytes: Taken,
+    request: Taken,
+    bytes: Taken,
+}
+
+impl Held for Place {
+    fn give_back(&self) {
+        self.request.give_all();
+        self.bytes.give_all();
+    }
 }
 
 impl Places {
@@ -31,13 +39,17 @@ impl Places {
 
     /// A place for a request of `bytes`, or `too many requests`.
     pub(super) fn take(&self, client: &Client, bytes: u64) -> Result<Place, Error> {
-        Ok(Place { _request: self.requests.take(client, 1)?, _bytes: self.bytes.take(client, bytes)? })
+        Ok(Place { request: self.requests.take(client, 1)?, bytes: self.bytes.take(client, bytes)? })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::env::Instant;
+    use crate::raft::Waiters;
 
     fn take_all(places: &Places, client: &Client, bytes: u64) -> Vec<Place> {
         std::iter::from_fn(|| places.take(client, bytes).ok()).collect()
@@ -52,6 +64,19 @@ mod tests {
         assert!(places.take(&greedy, 1).is_err());
         assert!(places.take(&Client::new(None), 601).is_err(), "more than there is");
         assert!(places.take(&Client::new(None), 600).is_ok());
+    }
+
+    #[test]
+    fn who_was_answered_holds_no_place_though_its_proposal_is_not_forgotten_yet() {
+        let places = Places::new(8, 100);
+        let (client, waiters) = (Client::new(None), Waiters::default());
+        let place = Arc::new(places.take(&client, 10).unwrap());
+        let number = waiters.origin().number;
+        let _told = waiters.wait(number, 1, Instant::now() + Duration::from_secs(1), place.clone()).unwrap();
+        waiters.end_applied(number);
+        assert_eq!((places.requests.taken(), places.bytes.taken()), (0, 0));
+        drop(place);
+        assert_eq!((places.requests.taken(), places.bytes.taken()), (0, 0), "it is given back once");
     }
 
     #[test]

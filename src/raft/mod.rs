@@ -37,7 +37,7 @@ pub use memory::{Ballot, Memory, Past, Reach, Standing};
 pub use network::{ForwardStream, MESSAGE_BYTES_MAX, Network, Peers, next_forwarded};
 pub use rpc::{Member, Rpc, first_message};
 pub use state_machine::{Applied, StateMachine, Store, Unsaved, write_snapshot};
-pub use waiters::{Outcome, Waiters};
+pub use waiters::{Held, Outcome, Waiters};
 
 /// The commands of one log entry: an encoded [`pb::log::Batch`].
 #[derive(Clone, PartialEq, Eq)]

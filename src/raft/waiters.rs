@@ -6,7 +6,6 @@
 //! latest, and holds its place until then, also if its client has given up.
 //! Absent: how a command gets to the leader, and what is tried again (`node`).
 
-use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,6 +19,12 @@ use crate::pb::log::{Answer, Origin};
 
 /// What a command came to.
 pub type Outcome = Result<Answer, Error>;
+
+/// What a command holds of its member while it is under way; more than its waiter may have it.
+pub trait Held: Send + Sync {
+    /// Gives it back, for all who have it.
+    fn give_back(&self);
+}
 
 /// The commands of this process that are under way.
 #[derive(Default)]
@@ -44,10 +49,17 @@ struct Waiter {
     term: u64,
     deadline: Instant,
     /// What it holds: its place.
-    held: Arc<dyn Any + Send + Sync>,
+    held: Arc<dyn Held>,
 }
 
 impl Waiter {
+    /// It was applied.
+    fn answer(self, outcome: Outcome) {
+        // Who proposed it learns this later, and its client may ask again at once.
+        self.held.give_back();
+        self.end(outcome);
+    }
+
     fn end(self, outcome: Outcome) {
         // Before its client may ask again.
         drop(self.held);
@@ -80,7 +92,7 @@ impl Waiters {
         number: u64,
         term: u64,
         deadline: Instant,
-        held: Arc<dyn Any + Send + Sync>,
+        held: Arc<dyn Held>,
     ) -> Option<oneshot::Receiver<Outcome>> {
         let (tx, rx) = oneshot::channel();
         let mut table = self.table.lock();
@@ -120,10 +132,16 @@ impl Waiters {
             }
             (answered, table.enter(term))
         };
-        answered.into_iter().for_each(|(waiter, outcome)| waiter.end(outcome));
+        answered.into_iter().for_each(|(waiter, outcome)| waiter.answer(outcome));
         // Who leads in this term did not have it in the log, so what an earlier leader put there can not be applied any more. Still a
         // timeout: it may have reached a leader of this term late.
         lost.into_iter().for_each(|waiter| waiter.end(Err(Error::TimeoutLeaderFailure)));
+    }
+
+    /// As if an entry with the command was applied.
+    #[cfg(test)]
+    pub fn end_applied(&self, number: u64) {
+        self.applied(1, vec![(number, Ok(Answer::default()))]);
     }
 
     /// Greater than each number that was given so far.
@@ -189,6 +207,10 @@ mod tests {
     use super::*;
 
     const LONG: Duration = Duration::from_secs(5);
+
+    impl Held for () {
+        fn give_back(&self) {}
+    }
 
     struct Asked {
         waiters: Waiters,

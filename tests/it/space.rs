@@ -204,8 +204,11 @@ async fn quota_counts_the_request_itself() {
     let revision =
         cluster.kv(0).delete_range(delete(vec![0], vec![0])).await.unwrap().into_inner().header.unwrap().revision;
     cluster.kv(0).compact(CompactionRequest { revision, physical: true }).await.unwrap();
+    // The leader refuses until it has swept, too.
     for slot in 0..3 {
         cluster.wait_http(slot, "/health", 200, &["true"]).await;
+    }
+    for slot in 0..3 {
         put(&cluster, slot, "fits", 100 << 10).await.unwrap();
     }
 }
