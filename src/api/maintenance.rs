@@ -6,7 +6,9 @@ use std::time::Duration;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
 
-use super::{Api, ETCD_VERSION, VERSION, client, header, header_now, snapshot};
+use super::{
+    Api, ETCD_CLUSTER_MINOR, ETCD_CLUSTER_VERSION, ETCD_VERSION, VERSION, client, header, header_now, snapshot,
+};
 use crate::env::{Instant, Pool};
 use crate::error::Error;
 use crate::kv;
@@ -151,7 +153,8 @@ impl Maintenance for Api {
                 return Err(Error::Unsupported(text.into()).into());
             }
         }
-        Ok(Response::new(DowngradeResponse { header: header_now(&node), version: snapshot::STORAGE_VERSION.into() }))
+        let (header, version) = (header_now(&node), ETCD_CLUSTER_MINOR.into());
+        Ok(Response::new(DowngradeResponse { header, version }))
     }
 
     async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
@@ -210,7 +213,7 @@ fn node_status(node: &Node, quota_bytes: u64, mut errors: Vec<String>) -> Status
         errors,
         db_size_in_use: in_use as i64,
         is_learner: raft.is_learner,
-        storage_version: snapshot::STORAGE_VERSION.into(),
+        storage_version: ETCD_CLUSTER_VERSION.into(),
         db_size_quota: quota_bytes as i64,
         downgrade_info: Some(DowngradeInfo::default()),
     }

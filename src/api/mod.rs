@@ -42,8 +42,12 @@ pub use peer::{PeerApi, Proof, Running};
 pub use sample::Sample;
 pub use watch::{Responses as WatchResponses, WatchOptions};
 
-/// The level of the etcd API that is spoken: clients switch features by it (Kubernetes: progress requests).
-pub const ETCD_VERSION: &str = "3.6.6";
+/// The level of the etcd API that is spoken: clients switch features by it (Kubernetes: progress requests, streamed ranges).
+pub const ETCD_VERSION: &str = "3.7.3";
+/// As etcd tells it of a cluster, all of whose members speak that level, and of its storage.
+pub const ETCD_CLUSTER_VERSION: &str = "3.7.0";
+/// The same where etcd tells it without a patch.
+pub const ETCD_CLUSTER_MINOR: &str = "3.7";
 /// Our own version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 

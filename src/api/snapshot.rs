@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::answers::kept_max;
 use super::pull::{self, Plan, Source};
-use super::{Api, header};
+use super::{Api, ETCD_CLUSTER_VERSION, header};
 use crate::env::Pool;
 use crate::error::Error;
 use crate::metrics::metrics;
@@ -16,8 +16,6 @@ use crate::node::Trust;
 use crate::pb::etcd::{ResponseHeader, SnapshotRequest, SnapshotResponse};
 use crate::raft::Backup;
 
-/// The level of etcd's storage that the API stands for.
-pub(super) const STORAGE_VERSION: &str = "3.6.0";
 /// Bytes of a piece.
 const PIECE_BYTES: usize = 64 << 10;
 
@@ -61,7 +59,7 @@ impl Source for Taken {
         metrics().snapshot_sent_bytes.inc_by(bytes as u64);
         let remaining_bytes = before - bytes as u64;
         self.remaining = Some(remaining_bytes);
-        let (header, version) = (self.header, STORAGE_VERSION.into());
+        let (header, version) = (self.header, ETCD_CLUSTER_VERSION.into());
         Ok(Some((SnapshotResponse { header, remaining_bytes, blob, version }, bytes)))
     }
 }

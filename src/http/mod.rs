@@ -17,7 +17,7 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{any, get};
 use serde_json::{Value, json};
 
-use crate::api::{Api, ETCD_VERSION, Health};
+use crate::api::{Api, ETCD_CLUSTER_VERSION, ETCD_VERSION, Health};
 use crate::identity::SLOT_MAX;
 use crate::pb::admin::{Member, MembershipView, Remark};
 
@@ -130,7 +130,8 @@ async fn readyz(State(api): State<Api>, uri: Uri) -> Response {
 }
 
 async fn version() -> impl IntoResponse {
-    let body = json!({ "etcdserver": ETCD_VERSION, "etcdcluster": "3.6.0" });
+    let (server, cluster) = (ETCD_VERSION, ETCD_CLUSTER_VERSION);
+    let body = json!({ "etcdserver": server, "etcdcluster": cluster, "storage": cluster });
     ([(header::CONTENT_TYPE, "application/json")], body.to_string())
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 
-use crate::api::{Api, ETCD_VERSION, VERSION};
+use crate::api::{Api, ETCD_CLUSTER_MINOR, ETCD_VERSION, VERSION};
 use crate::env::process::this_process;
 
 struct Text(String);
@@ -41,7 +41,7 @@ pub(super) fn text(api: &Api) -> String {
     t.gauge("etcd_server_is_learner", "Whether this member does not vote.", flag(now.is_learner));
     t.info("etcd_server_id", "This member's id.", "server_id", &format!("{:x}", now.member_id));
     t.info("etcd_server_version", "The level of the etcd API.", "server_version", ETCD_VERSION);
-    t.info("etcd_cluster_version", "The level of the etcd API, of the cluster.", "cluster_version", "3.6");
+    t.info("etcd_cluster_version", "The level of the etcd API, of the cluster.", "cluster_version", ETCD_CLUSTER_MINOR);
     t.gauge("etcd_server_quota_backend_bytes", "Most bytes of data; 0 without a quota.", now.quota_bytes);
     t.gauge("etcd_server_proposals_committed_total", "The newest committed log index.", now.committed_index);
     t.gauge("etcd_server_proposals_applied_total", "The newest applied log index.", now.applied_index);

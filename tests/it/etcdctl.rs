@@ -170,7 +170,7 @@ async fn etcdctl_shows_endpoints_and_members_and_moves_the_leader() {
         let rows = cells(&text);
         assert_eq!(rows.len(), 3, "{text}");
         assert_eq!(rows.iter().filter(|row| row[4] == "true").count(), 1, "one leader: {text}");
-        assert!(rows.iter().all(|row| row[2].starts_with("3.6.") && row[5] == "false" && row[9].is_empty()), "{text}");
+        assert!(rows.iter().all(|row| row[2].starts_with("3.7.") && row[5] == "false" && row[9].is_empty()), "{text}");
         let status = ctl.json(&with(&["endpoint", "status"]));
         for entry in status.as_array().unwrap() {
             assert_eq!(entry["Status"]["leader"].as_u64().unwrap() & 0xffff, leader, "{status}");

@@ -175,16 +175,16 @@ async fn downgrades_are_answered_as_by_etcd() {
         let answer = cluster.maintenance(0).downgrade(request).await;
         answer.map(|answer| answer.into_inner().version).map_err(|status| (status.code(), status.message().to_owned()))
     };
-    assert_eq!(ask(DowngradeAction::Validate, "3.5.0").await, Ok("3.6.0".into()));
+    assert_eq!(ask(DowngradeAction::Validate, "3.6.0").await, Ok("3.7".into()));
     let cases = [
-        (DowngradeAction::Validate, "3.4.0", Code::InvalidArgument, "etcdserver: invalid downgrade target version"),
+        (DowngradeAction::Validate, "3.5.0", Code::InvalidArgument, "etcdserver: invalid downgrade target version"),
         (DowngradeAction::Validate, "x", Code::InvalidArgument, "etcdserver: wrong downgrade target version format"),
         (DowngradeAction::Cancel, "", Code::FailedPrecondition, "etcdserver: no inflight downgrade job"),
     ];
     for (action, version, code, text) in cases {
         assert_eq!(ask(action, version).await, Err((code, text.to_owned())), "{version}");
     }
-    assert_eq!(ask(DowngradeAction::Enable, "3.5.0").await.unwrap_err().0, Code::Unimplemented);
+    assert_eq!(ask(DowngradeAction::Enable, "3.6.0").await.unwrap_err().0, Code::Unimplemented);
 }
 
 const LARGE_BYTES: u64 = 100 << 20;
