@@ -23,7 +23,7 @@ use std::io::Write;
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::config::{Config, MANUAL};
+use crate::config::{Config, MANUAL, cgroup_memory_limit};
 use crate::env::{Env, threads};
 use crate::telemetry;
 
@@ -168,10 +168,14 @@ fn member(command: MemberCommand) -> anyhow::Result<()> {
 const DIE_WITH_PARENT: &str = "QUORATE_DIE_WITH_PARENT";
 
 fn serve(args: &SettingsArgs) -> anyhow::Result<()> {
+    let env = Env::real();
+    if cgroup_memory_limit(&*env.disk).is_some() {
+        crate::env::process::give_memory_back_soon();
+    }
     if std::env::var_os(DIE_WITH_PARENT).is_some() {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
     }
-    let config: Config = args.load(&Env::real())?.config;
+    let config: Config = args.load(&env)?.config;
     telemetry::init(&config.telemetry)?;
     runtime(config.server.worker_threads)?.block_on(crate::server::run(config))
 }

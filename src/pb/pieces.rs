@@ -16,6 +16,8 @@ use super::{KeyValue, delimited_len};
 
 /// Bytes of a piece, unless one version alone is larger.
 pub const PIECE_BYTES: usize = 64 << 10;
+/// Of a message: whether it is compressed, and its length.
+const GRPC_HEAD_BYTES: usize = 5;
 /// What is written around a version, at most.
 const VERSION_FRAME_BYTES: usize = 200;
 /// Field numbers of `rpc.proto`.
@@ -92,11 +94,16 @@ impl Iterator for Pieces {
             match part {
                 Part::Text(text) => {
                     let room = PIECE_BYTES.saturating_sub(piece.len());
-                    if text.len() > room {
-                        piece.extend(text.drain(..room));
-                        return Some(piece.into());
+                    match text.len() {
+                        bytes if piece.is_empty() && bytes <= PIECE_BYTES + GRPC_HEAD_BYTES => {
+                            piece = std::mem::take(text)
+                        }
+                        bytes if bytes > room => {
+                            piece.extend(text.drain(..room));
+                            return Some(piece.into());
+                        }
+                        _ => piece.append(text),
                     }
-                    piece.append(text);
                 }
                 Part::Versions { rest, first, write } => {
                     while let Some(kv) = rest.as_slice().first() {
@@ -196,20 +203,38 @@ impl LargeAnswer {
 
     /// As one gRPC message: its length first, which must be less than 4 GiB.
     pub fn in_grpc(self) -> Pieces {
+        let bytes = self.encoded_len();
+        let mut pieces = Pieces::default();
+        // The library encodes faster what is one piece anyway.
+        if bytes <= PIECE_BYTES {
+            let mut message = grpc_head(bytes, bytes);
+            match self {
+                Self::Range(answer) => answer.encode_raw(&mut message),
+                Self::DeleteRange(answer) => answer.encode_raw(&mut message),
+                Self::Txn(answer) => answer.encode_raw(&mut message),
+            }
+            pieces.text(message);
+            return pieces;
+        }
         let encoded = match self {
             Self::Range(answer) => range(answer),
             Self::DeleteRange(answer) => delete_range(answer),
             Self::Txn(answer) => txn(answer),
         };
-        let mut pieces = Pieces::default();
-        // Not compressed.
-        let mut head = vec![0];
-        let bytes = u32::try_from(encoded.bytes).expect("whoever makes an answer checks its length");
-        head.extend_from_slice(&bytes.to_be_bytes());
-        pieces.text(head);
+        pieces.text(grpc_head(encoded.bytes, 0));
         pieces.append(encoded.pieces);
         pieces
     }
+}
+
+/// What gRPC writes before a message of so many bytes, in a buffer with `room` for more.
+fn grpc_head(bytes: usize, room: usize) -> Vec<u8> {
+    let bytes = u32::try_from(bytes).expect("whoever makes an answer checks its length");
+    let mut head = Vec::with_capacity(GRPC_HEAD_BYTES + room);
+    // Not compressed.
+    head.push(0);
+    head.extend_from_slice(&bytes.to_be_bytes());
+    head
 }
 
 fn range(answer: RangeResponse) -> Encoded {
