@@ -90,6 +90,22 @@ pub enum Error {
     LearnerNotReady,
     #[error("etcdserver: unhealthy cluster")]
     Unhealthy,
+    #[error("etcdserver: authentication is not enabled")]
+    AuthNotEnabled,
+    #[error("etcdserver: root user does not exist")]
+    RootUserNotExist,
+    #[error("etcdserver: user name is empty")]
+    UserEmpty,
+    #[error("etcdserver: user name not found")]
+    UserNotFound,
+    #[error("etcdserver: role name is empty")]
+    RoleEmpty,
+    #[error("etcdserver: role name not found")]
+    RoleNotFound,
+    #[error("etcdserver: permission not given")]
+    PermissionNotGiven,
+    #[error("etcdserver: invalid auth management")]
+    InvalidAuthManagement,
     /// Its operations together would take too long, or answer too much. The text is whole, but for etcd's sentence before it.
     #[error("etcdserver: request is too large: {0}")]
     TooCostly(String),
@@ -132,6 +148,10 @@ impl Error {
             | InvalidDowngradeTarget
             | DowngradeVersionFormat
             | BadMemberUrls
+            | UserEmpty
+            | RoleEmpty
+            | PermissionNotGiven
+            | InvalidAuthManagement
             | InvalidRequest(_) => Code::InvalidArgument,
             Compacted | FutureRevision | LeaseTtlTooLarge => Code::OutOfRange,
             NoSpace | TooManyRequests | AnswerTooLarge(_) => Code::ResourceExhausted,
@@ -144,6 +164,7 @@ impl Error {
             }
             MemberExists | PeerUrlExists | NotEnoughStarted | NotLearner | LearnerNotReady | FenceOfMajority
             | Membership(_) => Code::FailedPrecondition,
+            AuthNotEnabled | RootUserNotExist | UserNotFound | RoleNotFound => Code::FailedPrecondition,
             Unhealthy | MemberUnreachable(_) => Code::Unavailable,
             // etcd gives these no code of their own.
             SessionExpired | ElectionNotLeader | ElectionNoLeader | MissingLeaderKey => Code::Unknown,
@@ -208,6 +229,14 @@ impl Error {
             TooCostly(_) => 66,
             InvalidRequest(_) => 71,
             FenceOfMajority => 72,
+            AuthNotEnabled => 81,
+            RootUserNotExist => 82,
+            UserEmpty => 83,
+            UserNotFound => 84,
+            RoleEmpty => 85,
+            RoleNotFound => 86,
+            PermissionNotGiven => 87,
+            InvalidAuthManagement => 88,
         }
     }
 
@@ -235,52 +264,65 @@ impl Error {
             71 => return InvalidRequest(detail),
             _ => {}
         }
-        const PLAIN: &[Error] = &[
-            EmptyKey,
-            KeyNotFound,
-            ValueProvided,
-            LeaseProvided,
-            RequestTooLarge,
-            TooManyOps,
-            DuplicateKey,
-            InvalidSortOption,
-            Compacted,
-            FutureRevision,
-            NoSpace,
-            LeaseNotFound,
-            TooManyRequests,
-            NoLeader,
-            LeaderChanged,
-            NotLeader,
-            Timeout,
-            TimeoutLeaderFailure,
-            TimeoutConnectionLost,
-            Stopped,
-            NotSupportedForLearner,
-            MemberNotFound,
-            BadLeaderTransferee,
-            Corrupt,
-            InvalidDowngradeTarget,
-            DowngradeVersionFormat,
-            NoDowngrade,
-            LeaseExists,
-            LeaseTtlTooLarge,
-            SessionExpired,
-            ElectionNotLeader,
-            ElectionNoLeader,
-            MissingLeaderKey,
-            MemberExists,
-            PeerUrlExists,
-            BadMemberUrls,
-            NotEnoughStarted,
-            NotLearner,
-            LearnerNotReady,
-            Unhealthy,
-            FenceOfMajority,
-        ];
         PLAIN.iter().find(|e| e.number() == number).cloned().unwrap_or(Unsupported(detail))
     }
 }
+
+/// The failures whose text is all that there is to them.
+const PLAIN: &[Error] = {
+    use Error::*;
+    &[
+        EmptyKey,
+        KeyNotFound,
+        ValueProvided,
+        LeaseProvided,
+        RequestTooLarge,
+        TooManyOps,
+        DuplicateKey,
+        InvalidSortOption,
+        Compacted,
+        FutureRevision,
+        NoSpace,
+        LeaseNotFound,
+        TooManyRequests,
+        NoLeader,
+        LeaderChanged,
+        NotLeader,
+        Timeout,
+        TimeoutLeaderFailure,
+        TimeoutConnectionLost,
+        Stopped,
+        NotSupportedForLearner,
+        MemberNotFound,
+        BadLeaderTransferee,
+        Corrupt,
+        InvalidDowngradeTarget,
+        DowngradeVersionFormat,
+        NoDowngrade,
+        LeaseExists,
+        LeaseTtlTooLarge,
+        SessionExpired,
+        ElectionNotLeader,
+        ElectionNoLeader,
+        MissingLeaderKey,
+        MemberExists,
+        PeerUrlExists,
+        BadMemberUrls,
+        NotEnoughStarted,
+        NotLearner,
+        LearnerNotReady,
+        Unhealthy,
+        FenceOfMajority,
+        AuthNotEnabled,
+        RootUserNotExist,
+        UserEmpty,
+        UserNotFound,
+        RoleEmpty,
+        RoleNotFound,
+        PermissionNotGiven,
+        InvalidAuthManagement,
+    ]
+};
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
@@ -294,9 +336,40 @@ mod tests {
 
     #[test]
     fn every_number_stands_for_one_failure() {
-        for number in (1..=24).chain(26..=31).chain(41..=43).chain(51..=59).chain([61, 66, 71, 72]) {
+        for number in (1..=24).chain(26..=31).chain(41..=43).chain(51..=59).chain([61, 66, 71, 72]).chain(81..=88) {
             assert_eq!(Error::from_number(number, String::new()).number(), number);
         }
         assert_eq!(Error::from_number(99, "x".into()), Error::Unsupported("x".into()));
+    }
+
+    /// A failure with a word of its own for each number: those that carry a text besides.
+    fn all() -> Vec<Error> {
+        let told = [25, 58, 59, 61, 66, 71].map(|number| Error::from_number(number, "why".into()));
+        PLAIN.iter().cloned().chain(told).collect()
+    }
+
+    /// Clients match on texts, and on codes.
+    #[test]
+    fn codes_and_texts_are_those_of_etcds_table() {
+        let table: Vec<Vec<&str>> = include_str!("error/etcd.txt")
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .map(|line| line.split(" | ").collect())
+            .collect();
+        assert!(table.len() > 60, "{} lines", table.len());
+        for row in &table {
+            let found = all().into_iter().find(|error| error.to_string() == row[2]);
+            match (&found, row.get(3)) {
+                (Some(error), None) => assert_eq!(format!("{:?}", error.code()), row[1], "{row:?}"),
+                (None, Some(reason)) => assert!(!reason.is_empty(), "{row:?}"),
+                _ => panic!("{row:?}: {found:?} is said, or a reason must be given"),
+            }
+        }
+        // What says to be etcd's is.
+        for error in all() {
+            let text = error.to_string();
+            let own = matches!(error, Error::TooCostly(_));
+            assert!(!text.starts_with("etcdserver:") || own || table.iter().any(|row| row[2] == text), "{text}");
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 mod admin;
 mod answers;
+mod auth;
 mod cluster;
 mod election;
 mod kv;

@@ -30,6 +30,11 @@ pub mod v3electionpb {
     tonic::include_proto!("v3electionpb");
 }
 
+#[allow(clippy::all, clippy::unwrap_used, missing_docs, rustdoc::all)]
+pub mod authpb {
+    tonic::include_proto!("authpb");
+}
+
 pub mod mvccpb {
     tonic::include_proto!("mvccpb");
 }

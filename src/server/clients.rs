@@ -33,6 +33,7 @@ use crate::node::{Node, Trust};
 use crate::pb;
 use crate::pb::admin::admin_server::AdminServer;
 use crate::pb::election::election_server::ElectionServer;
+use crate::pb::etcd::auth_server::AuthServer;
 use crate::pb::etcd::cluster_server::ClusterServer;
 use crate::pb::etcd::kv_server::KvServer;
 use crate::pb::etcd::lease_server::LeaseServer;
@@ -225,6 +226,7 @@ impl Server {
                     .max_encoding_message_size(usize::MAX),
             )
             .add_service(ClusterServer::new(api.clone()))
+            .add_service(AuthServer::new(api.clone()))
             .add_service(AdminServer::new(api.clone()))
             .add_service(MaintenanceServer::new(api.clone()))
             .add_service(self.health_service())

@@ -100,7 +100,9 @@ async fn refusals_say_what_is_wrong() {
         ("/v3/kv/put", r#"{"key":"no base64!"}"#, 400, 3, "request body: "),
         ("/v3/kv/put", "{}", 400, 3, "etcdserver: key is not provided"),
         ("/v3/kv/nothing", "{}", 404, 5, "Not Found"),
-        ("/v3/auth/enable", "{}", 501, 12, "auth/enable is not served"),
+        ("/v3/auth/enable", "{}", 400, 9, "etcdserver: root user does not exist"),
+        ("/v3/auth/authenticate", "{}", 400, 9, "etcdserver: authentication is not enabled"),
+        ("/v3/auth/role/get", r#"{"role": "r"}"#, 400, 9, "etcdserver: role name not found"),
         ("/v3/maintenance/downgrade", r#"{"version":"2.0"}"#, 400, 3, "etcdserver: invalid downgrade target version"),
     ];
     for (path, body, status, code, text) in cases {

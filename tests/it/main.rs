@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod api;
+mod auth;
 mod cases_kubernetes;
 mod cases_rollout;
 mod cases_scaling;

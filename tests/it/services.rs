@@ -65,6 +65,7 @@ async fn liveness_is_served_before_there_is_a_cluster_and_readiness_only_then() 
 async fn reflection_names_the_services_in_both_versions() {
     let cluster = Cluster::start(1).await;
     let expected = [
+        "etcdserverpb.Auth",
         "etcdserverpb.Cluster",
         "etcdserverpb.KV",
         "etcdserverpb.Lease",
@@ -107,9 +108,9 @@ async fn a_service_that_is_not_served_is_unimplemented_by_name() {
     let mut grpc = tonic::client::Grpc::new(cluster.channel(0));
     grpc.ready().await.unwrap();
     let codec = tonic_prost::ProstCodec::<StatusRequest, StatusRequest>::default();
-    let path = tonic::codegen::http::uri::PathAndQuery::from_static("/etcdserverpb.Auth/AuthEnable");
+    let path = tonic::codegen::http::uri::PathAndQuery::from_static("/etcdserverpb.Nothing/Do");
     let status = grpc.unary(Request::new(StatusRequest {}), path, codec).await.unwrap_err();
-    assert_eq!((status.code(), status.message()), (Code::Unimplemented, "unknown service etcdserverpb.Auth"));
+    assert_eq!((status.code(), status.message()), (Code::Unimplemented, "unknown service etcdserverpb.Nothing"));
     assert_eq!(http_get(&cluster.endpoint(0), "/nothing").await.unwrap().0, 404);
 }
 
