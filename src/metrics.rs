@@ -40,6 +40,39 @@ pub const CODES: [&str; 17] = [
     "Unauthenticated",
 ];
 
+/// Kinds of requests, as `etcd_server_request_duration_seconds` tells them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestKind {
+    Range,
+    ReadonlyTxn,
+    Put,
+    DeleteRange,
+    Txn,
+    Compaction,
+    LeaseGrant,
+    LeaseRevoke,
+    LeaseCheckpoint,
+    Alarm,
+    ClusterVersionSet,
+}
+
+impl RequestKind {
+    /// In the order of their numbers; the names are etcd's.
+    const ALL: [Self; 11] = [
+        Self::Range,
+        Self::ReadonlyTxn,
+        Self::Put,
+        Self::DeleteRange,
+        Self::Txn,
+        Self::Compaction,
+        Self::LeaseGrant,
+        Self::LeaseRevoke,
+        Self::LeaseCheckpoint,
+        Self::Alarm,
+        Self::ClusterVersionSet,
+    ];
+}
+
 /// Everything that is counted.
 pub struct Metrics {
     registry: Registry,
@@ -63,8 +96,12 @@ pub struct Metrics {
     /// Comparisons of the members' states that this process made as leader, and those that found a difference.
     pub self_checks: IntCounter,
     pub self_checks_differing: IntCounter,
+    /// Log lines that nobody read in time.
+    pub log_lines_lost: IntCounter,
     /// Requests over the JSON gateway.
     pub gateway_requests: IntCounter,
+    /// By [`RequestKind`], those that failed and those that did not.
+    requests: Vec<[Histogram; 2]>,
     peer_sent_bytes: IntCounterVec,
     peer_received_bytes: IntCounterVec,
     peer_sent_failures: IntCounterVec,
@@ -105,6 +142,16 @@ fn register<C: Collector + Clone + 'static>(registry: &Registry, made: prometheu
     let made = made.expect(FIXED);
     registry.register(Box::new(made.clone())).expect(FIXED);
     made
+}
+
+/// By kind, those that failed and those that did not.
+fn requests(registry: &Registry) -> Vec<[Histogram; 2]> {
+    let name = "etcd_server_request_duration_seconds";
+    let options = HistogramOpts::new(name, "Seconds that a request of each kind takes.");
+    let options = options.buckets(exponential_buckets(0.001, 2.0, 14).expect(FIXED));
+    let all = register(registry, HistogramVec::new(options, &["type", "success"]));
+    let of = |kind: RequestKind| ["false", "true"].map(|is| all.with_label_values(&[&format!("{kind:?}")[..], is]));
+    RequestKind::ALL.map(of).to_vec()
 }
 
 impl Metrics {
@@ -161,7 +208,12 @@ impl Metrics {
                 "quorate_self_checks_differing_total",
                 "Comparisons in which members' states differed.",
             ),
+            log_lines_lost: counter(
+                "quorate_log_lines_lost_total",
+                "Log lines that were lost because standard error was not read in time.",
+            ),
             gateway_requests: counter("quorate_gateway_requests_total", "Requests over the JSON gateway."),
+            requests: requests(r),
             peer_sent_bytes: counters("etcd_network_peer_sent_bytes_total", "Bytes sent to a member.", &["To"]),
             peer_received_bytes: counters(
                 "etcd_network_peer_received_bytes_total",
@@ -191,6 +243,11 @@ impl Metrics {
             handled: CODES.iter().map(handled).collect(),
             handling: self.handling.with_label_values(&labels),
         }
+    }
+
+    /// A request has ended.
+    pub fn request(&self, kind: RequestKind, success: bool, took: Duration) {
+        self.requests[kind as usize][usize::from(success)].observe(took.as_secs_f64());
     }
 
     /// The counters of one member.
@@ -246,11 +303,16 @@ mod tests {
         method.end(99, Duration::from_millis(3));
         metrics.peer(0xab).sent_bytes.inc_by(7);
         metrics.log_fsync.observe(0.0003);
+        for kind in RequestKind::ALL {
+            metrics.request(kind, kind != RequestKind::Put, Duration::from_millis(3));
+        }
         let text = metrics.text();
         for line in [
             r#"grpc_server_started_total{grpc_method="Range",grpc_service="etcdserverpb.KV",grpc_type="unary"} 1"#,
             r#"grpc_server_handled_total{grpc_code="OK",grpc_method="Range",grpc_service="etcdserverpb.KV",grpc_type="unary"} 1"#,
             r#"grpc_server_handled_total{grpc_code="Unknown",grpc_method="Range",grpc_service="etcdserverpb.KV",grpc_type="unary"} 1"#,
+            r#"etcd_server_request_duration_seconds_count{success="false",type="Put"} 1"#,
+            r#"etcd_server_request_duration_seconds_count{success="true",type="ClusterVersionSet"} 1"#,
             r#"etcd_network_peer_sent_bytes_total{To="ab"} 7"#,
             r#"etcd_disk_wal_fsync_duration_seconds_bucket{le="0.0004"} 1"#,
             "# TYPE etcd_server_leader_changes_seen_total counter",

@@ -3,9 +3,10 @@
 use tonic::{Request, Response, Status};
 
 use super::{Api, complete, confirm, header, mismatched};
-use crate::env::{Pool, planted, sleep};
+use crate::env::{Instant, Pool, planted, sleep};
 use crate::error::Error;
 use crate::kv::{self, validate};
+use crate::metrics::{RequestKind, metrics};
 use crate::node::Node;
 use crate::pb::etcd::kv_server::Kv;
 use crate::pb::etcd::{
@@ -21,11 +22,8 @@ impl Api {
         let command = Command::new(kv::CLUSTER_VERSION_MIN, request);
         node.propose(command).await
     }
-}
 
-#[tonic::async_trait]
-impl Kv for Api {
-    async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
+    async fn read_range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
         let node = self.data_node(&request)?;
         let range = request.into_inner();
         validate::range(&range)?;
@@ -50,6 +48,39 @@ impl Kv for Api {
             Ok(answer)
         };
         Ok(self.read_answer(&node, range.keys_only, make, LargeAnswer::Range).await?)
+    }
+
+    /// `txn` writes nothing.
+    async fn read_txn(&self, node: &Node, txn: TxnRequest) -> Result<Response<TxnResponse>, Status> {
+        validate::txn(&txn, &self.shared.limits)?;
+        if !is_serializable(&txn) {
+            confirm(node).await?;
+        }
+        let (reader, asked, limits) = (node, &txn, &self.shared.limits);
+        let make = || async move {
+            let state = reader.store().view().kv;
+            let cost = state.txn_cost(asked);
+            state.check_cost(cost, limits.request_cost_max)?;
+            let mut answer = if cost.is_long_to_read() {
+                let asked = asked.clone();
+                reader.long(Pool::Reads, move || state.read_txn(&asked)).await??
+            } else {
+                state.read_txn(asked)?
+            };
+            answer.header = complete(reader, &answer.header);
+            Ok(answer)
+        };
+        Ok(self.read_answer(node, has_keys_only(&txn), make, LargeAnswer::Txn).await?)
+    }
+}
+
+#[tonic::async_trait]
+impl Kv for Api {
+    async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
+        let begun = Instant::now();
+        let answer = self.read_range(request).await;
+        metrics().request(RequestKind::Range, is_success(&answer), begun.elapsed());
+        answer
     }
 
     type RangeStreamStream = super::range_stream::Pieces;
@@ -89,25 +120,10 @@ impl Kv for Api {
         let node = self.data_node(&request)?;
         let txn = request.into_inner();
         if kv::is_read_only(&txn) {
-            validate::txn(&txn, &self.shared.limits)?;
-            if !is_serializable(&txn) {
-                confirm(&node).await?;
-            }
-            let (reader, asked, limits) = (&node, &txn, &self.shared.limits);
-            let make = || async move {
-                let state = reader.store().view().kv;
-                let cost = state.txn_cost(asked);
-                state.check_cost(cost, limits.request_cost_max)?;
-                let mut answer = if cost.is_long_to_read() {
-                    let asked = asked.clone();
-                    reader.long(Pool::Reads, move || state.read_txn(&asked)).await??
-                } else {
-                    state.read_txn(asked)?
-                };
-                answer.header = complete(reader, &answer.header);
-                Ok(answer)
-            };
-            return Ok(self.read_answer(&node, has_keys_only(&txn), make, LargeAnswer::Txn).await?);
+            let begun = Instant::now();
+            let answer = self.read_txn(&node, txn).await;
+            metrics().request(RequestKind::ReadonlyTxn, is_success(&answer), begun.elapsed());
+            return answer;
         }
         match self.propose(&node, command::Request::Txn(txn)).await?.response {
             Some(answer::Response::Txn(mut answer)) => {
@@ -142,9 +158,15 @@ async fn swept(node: &Node, revision: i64) -> Result<(), Error> {
         if node.env().shutdown.is_cancelled() {
             return Err(Error::Stopped);
         }
+        node.store().ask_sweep();
         sleep(std::time::Duration::from_millis(5)).await;
     }
     Ok(())
+}
+
+/// As etcd counts a read.
+fn is_success<T>(answer: &Result<Response<T>, Status>) -> bool {
+    answer.as_ref().err().is_none_or(|status| status.message().ends_with("required revision has been compacted"))
 }
 
 /// True if some read of the transaction asks for keys alone.

@@ -166,14 +166,7 @@ impl Maintenance for Api {
 
 /// Carries an alarm through the log; answers what it changed.
 async fn change_alarm(node: &Node, alarm: AlarmRequest) -> Result<Vec<AlarmMember>, Error> {
-    let version = node.store().read(|s| s.kv.cluster_version());
-    if version < kv::ALARMS_SINCE {
-        let text = format!(
-            "alarms need cluster version {}; this cluster has {version}, and goes up by itself when all members run this build",
-            kv::ALARMS_SINCE
-        );
-        return Err(Error::Unsupported(text));
-    }
+    node.wait_version(kv::ALARMS_SINCE, "alarms need").await?;
     let command = Command::new(kv::ALARMS_SINCE, command::Request::Alarm(alarm));
     let answer = node.propose(command).await?;
     node.refresh_alarms();
@@ -195,23 +188,29 @@ fn validate_downgrade(target: &str) -> Result<(), Error> {
     if (major, minor + 1) == now { Ok(()) } else { Err(Error::InvalidDowngradeTarget) }
 }
 
+/// An alarm as etcd writes it.
+fn alarm_text(alarm: &AlarmMember) -> String {
+    let kind = format!("alarm:{}", alarm.alarm().as_str_name());
+    if alarm.member_id == 0 { kind } else { format!("memberID:{} {kind}", alarm.member_id) }
+}
+
 fn node_status(node: &Node, quota_bytes: u64, mut errors: Vec<String>) -> StatusResponse {
     let raft = node.status();
-    let (bytes, in_use) = node.store().read(|s| (s.kv.bytes(), s.kv.bytes_in_use()));
-    if raft.leader.is_none() {
-        // First, where etcd's own tools look for it.
-        errors.insert(0, Error::NoLeader.to_string());
-    }
+    let bytes = node.store().read(|s| s.kv.bytes()) as i64;
+    let no_leader = raft.leader.is_none().then(|| Error::NoLeader.to_string());
+    // As etcd has them, and before what it has no word for.
+    errors.splice(0..0, no_leader.into_iter().chain(alarms(node).iter().map(alarm_text)));
     StatusResponse {
         header: header_now(node),
         version: ETCD_VERSION.into(),
-        db_size: bytes as i64,
+        db_size: bytes,
         leader: raft.leader.unwrap_or(0),
         raft_index: raft.committed_index,
         raft_term: raft.term,
         raft_applied_index: raft.applied_index,
         errors,
-        db_size_in_use: in_use as i64,
+        // What is not in use is given back at once; the state store on disk is no part of either.
+        db_size_in_use: bytes,
         is_learner: raft.is_learner,
         storage_version: ETCD_CLUSTER_VERSION.into(),
         db_size_quota: quota_bytes as i64,

@@ -25,6 +25,8 @@ pub struct Sample {
     pub learners: u64,
     pub cluster_version: u32,
     pub disk_free_bytes: u64,
+    /// Member and kind of each alarm that is on.
+    pub alarms: Vec<(u64, &'static str)>,
     pub alarms_nospace: u64,
     pub alarms_corrupt: u64,
     /// Ready as `/readyz` says it.
@@ -52,7 +54,7 @@ impl Api {
             is_leader: raft.is_leader,
             is_learner: raft.is_learner,
             data_bytes: s.kv.bytes(),
-            data_in_use_bytes: s.kv.bytes_in_use(),
+            data_in_use_bytes: s.kv.bytes(),
             committed_index: raft.committed_index,
             applied_index: raft.applied_index,
             term: raft.term,
@@ -62,6 +64,7 @@ impl Api {
             voters,
             learners: members.saturating_sub(voters),
             cluster_version: s.kv.cluster_version(),
+            alarms: alarms.iter().map(|on| (on.member_id, on.alarm().as_str_name())).collect(),
             alarms_nospace: alarms_of(AlarmType::Nospace),
             alarms_corrupt: alarms_of(AlarmType::Corrupt),
             ready: raft.leader.is_some() && self.shared.ready.load(Ordering::Acquire),

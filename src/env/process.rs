@@ -39,6 +39,11 @@ pub fn give_memory_back_soon() {
     );
 }
 
+/// The limit of open files; `None` for no limit.
+pub fn open_files_max() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current
+}
+
 /// Raises the limit of open files as far as this process may; what it is then, `None` for no limit.
 pub fn raise_open_files_max() -> Option<u64> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

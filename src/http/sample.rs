@@ -3,7 +3,7 @@
 use std::fmt::{Display, Write as _};
 
 use crate::api::{Api, ETCD_CLUSTER_MINOR, ETCD_VERSION, VERSION};
-use crate::env::process::this_process;
+use crate::env::process::{open_files_max, this_process};
 
 struct Text(String);
 
@@ -48,9 +48,14 @@ pub(super) fn text(api: &Api) -> String {
     t.gauge("etcd_mvcc_db_total_size_in_bytes", "Bytes of data, old revisions included.", now.data_bytes);
     t.gauge(
         "etcd_mvcc_db_total_size_in_use_in_bytes",
-        "Bytes of data that compacting everything would leave.",
+        "Bytes of data in use: all of them, as what is compacted is given back.",
         now.data_in_use_bytes,
     );
+    t.head("etcd_debugging_server_alarms", "gauge", "Alarms that are on, by member.");
+    for (member, kind) in &now.alarms {
+        let labels = format!("server_id=\"{member:x}\",alarm_type=\"{kind}\"");
+        let _ = writeln!(t.0, "etcd_debugging_server_alarms{{{labels}}} 1");
+    }
     t.gauge("etcd_debugging_mvcc_keys_total", "Keys that exist.", now.keys);
     t.gauge("etcd_debugging_mvcc_current_revision", "The newest revision.", now.revision);
     t.gauge("etcd_debugging_mvcc_compact_revision", "The compacted revision; 0 for none.", now.compacted);
@@ -77,6 +82,10 @@ pub(super) fn text(api: &Api) -> String {
     t.gauge("process_resident_memory_bytes", "Resident memory.", process.resident_bytes);
     t.gauge("process_virtual_memory_bytes", "Virtual memory.", process.virtual_bytes);
     t.gauge("process_open_fds", "Open file descriptors.", process.open_files);
+    t.gauge("os_fd_used", "Open file descriptors, as etcd names them.", process.open_files);
+    if let Some(limit) = open_files_max() {
+        t.gauge("os_fd_limit", "Most open file descriptors.", limit);
+    }
     t.gauge("process_start_time_seconds", "When the process began, in seconds since 1970.", process.start_seconds);
     t.head("process_cpu_seconds_total", "counter", "CPU time of user and system together.");
     let _ = writeln!(t.0, "process_cpu_seconds_total {}", process.cpu_seconds);

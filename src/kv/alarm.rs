@@ -2,7 +2,8 @@
 //!
 //! Alarm CORRUPT of a member fences it: its state is not to be trusted, its log is. So fences are for a minority: from cluster
 //! version [`FENCES_SINCE`] on, one that would leave no majority of sound voters is refused, here, where every member decides the
-//! same from the replicated membership. Alarms are of members (or of 0, which stands for all); those of others are not taken, and
+//! same from the replicated membership. From that version on, too, an alarm NOSPACE that is on refuses what stores data in apply, as
+//! in etcd: so what is asked after an alarm was answered knows of it, at whichever member. Alarms are of members (or of 0, which stands for all); those of others are not taken, and
 //! go with the member, so the list is never full. Below that version the rules are those of 0.1, as members of that build apply
 //! them.
 //! Absent: alarms that follow from a member's own state (its quota, its disk); those come and go without the log (`node`).
@@ -14,8 +15,8 @@ use super::state::header;
 use super::{FENCES_SINCE, State};
 use crate::error::Error;
 use crate::pb::etcd::alarm_request::AlarmAction;
-use crate::pb::etcd::{AlarmMember, AlarmRequest, AlarmResponse, AlarmType};
-use crate::pb::log::{Alarms, change};
+use crate::pb::etcd::{AlarmMember, AlarmRequest, AlarmResponse, AlarmType, RequestOp, TxnRequest, request_op};
+use crate::pb::log::{Alarms, change, command};
 
 /// Alarms kept below [`FENCES_SINCE`]: two kinds a member, for members past and present. More are not taken.
 const ALARMS_MAX: usize = 4096;
@@ -38,7 +39,7 @@ impl Members {
 }
 
 impl State {
-    /// Every alarm that is on, ascending by member and kind.
+    /// Every alarm that is on, in the order in which they were put on.
     pub fn alarms(&self) -> Vec<AlarmMember> {
         self.alarms.iter().map(|&(member_id, alarm)| AlarmMember { member_id, alarm }).collect()
     }
@@ -51,6 +52,11 @@ impl State {
     /// Whether an alarm of this kind is on for this member.
     pub fn has_alarm_of(&self, member_id: u64, kind: AlarmType) -> bool {
         self.alarms.contains(&(member_id, kind.into()))
+    }
+
+    /// Whether what stores data is refused here, because somebody has put alarm NOSPACE on.
+    pub fn is_capped(&self) -> bool {
+        !self.alarms.is_empty() && self.cluster_version >= FENCES_SINCE && self.has_alarm(AlarmType::Nospace)
     }
 
     /// Whether alarm CORRUPT leaves a majority of the voters. It does, unless the alarms are of a cluster version below
@@ -96,9 +102,13 @@ impl State {
         let kind = AlarmType::try_from(r.alarm).unwrap_or(AlarmType::None);
         let changed = match AlarmAction::try_from(r.action) {
             Ok(AlarmAction::Activate) if kind != AlarmType::None => {
-                self.is_room_for(r.member_id, kind)? && self.alarms.insert(one)
+                self.is_room_for(r.member_id, kind)? && self.put_on(one)
             }
-            Ok(AlarmAction::Deactivate) => self.alarms.remove(&one),
+            Ok(AlarmAction::Deactivate) => {
+                let before = self.alarms.len();
+                self.alarms.retain(|on| *on != one);
+                self.alarms.len() != before
+            }
             _ => false,
         };
         if changed {
@@ -108,6 +118,18 @@ impl State {
         let told = changed || self.alarms.contains(&one);
         let alarms = told.then_some(AlarmMember { member_id: one.0, alarm: one.1 }).into_iter().collect();
         Ok(AlarmResponse { header: header(self.revision), alarms })
+    }
+
+    /// False if it is on already.
+    fn put_on(&mut self, one: (u64, i32)) -> bool {
+        let is_new = !self.alarms.contains(&one);
+        if is_new {
+            self.alarms.push(one);
+            if self.cluster_version < FENCES_SINCE {
+                self.alarms.sort_unstable();
+            }
+        }
+        is_new
     }
 
     /// Whether this alarm may be put on.
@@ -130,6 +152,38 @@ impl State {
         }
         Ok(true)
     }
+}
+
+/// True for a command that stores new data, in whichever branch; deletions and compactions free it.
+pub fn takes_space(request: &command::Request) -> bool {
+    use command::Request;
+    match request {
+        Request::Put(_) | Request::LeaseGrant(_) => true,
+        Request::Txn(txn) => any_op(txn, &|op| matches!(op, request_op::Request::RequestPut(_))),
+        Request::DeleteRange(_)
+        | Request::Compact(_)
+        | Request::SetClusterVersion(_)
+        | Request::WantedSize(_)
+        | Request::LeaseRevoke(_)
+        | Request::LeaseCheckpoint(_)
+        | Request::Alarm(_)
+        | Request::StartDigest(_) => false,
+    }
+}
+
+/// Whether `is` holds for an operation of either branch, however deep.
+pub fn any_op(txn: &TxnRequest, is: &dyn Fn(&request_op::Request) -> bool) -> bool {
+    let mut branches: Vec<&[RequestOp]> = vec![&txn.success, &txn.failure];
+    while let Some(branch) = branches.pop() {
+        for request in branch.iter().filter_map(|op| op.request.as_ref()) {
+            match request {
+                request_op::Request::RequestTxn(inner) => branches.extend([&inner.success[..], &inner.failure]),
+                op if is(op) => return true,
+                _ => {}
+            }
+        }
+    }
+    false
 }
 
 #[cfg(test)]
@@ -186,6 +240,41 @@ mod tests {
 
     fn set(ids: &[u64]) -> BTreeSet<u64> {
         ids.iter().copied().collect()
+    }
+
+    #[test]
+    fn alarms_are_listed_in_the_order_in_which_they_were_put_on_and_nospace_refuses_what_stores() {
+        use crate::pb::etcd::{DeleteRangeRequest, LeaseGrantRequest, PutRequest};
+        let put = PutRequest { key: "k".into(), value: "v".into(), ..PutRequest::default() };
+        let delete = DeleteRangeRequest { key: "k".into(), ..DeleteRangeRequest::default() };
+        let of = |op: &request_op::Request| vec![RequestOp { request: Some(op.clone()) }];
+        let deletes = of(&request_op::Request::RequestDeleteRange(delete.clone()));
+        let nested = TxnRequest { failure: of(&request_op::Request::RequestPut(put.clone())), ..TxnRequest::default() };
+        let nested = of(&request_op::Request::RequestTxn(nested));
+        let lease = |id| command::Request::LeaseGrant(LeaseGrantRequest { ttl: 9, id });
+        let txn = |success| command::Request::Txn(TxnRequest { success, ..TxnRequest::default() });
+        let mut state = State::new();
+        state.set_members(Members { configs: vec![set(&[1, 2, 3])], all: set(&[1, 2, 3]) });
+        let refused = |state: &mut State, request| state.apply(&Command::new(1, request), true).unwrap().is_err();
+        ask(&mut state, AlarmAction::Activate, 3, AlarmType::Nospace).unwrap();
+        ask(&mut state, AlarmAction::Activate, 1, AlarmType::Nospace).unwrap();
+        let members = |state: &State| state.alarms().iter().map(|on| on.member_id).collect::<Vec<_>>();
+        assert_eq!(members(&state), [1, 3], "as 0.1 has them");
+        assert!(!refused(&mut state, command::Request::Put(put.clone())), "0.1 takes it");
+        raise(&mut state);
+        ask(&mut state, AlarmAction::Activate, 2, AlarmType::Nospace).unwrap();
+        assert_eq!(members(&state), [1, 3, 2]);
+        for request in [command::Request::Put(put.clone()), lease(7), txn(nested)] {
+            assert!(refused(&mut state, request.clone()), "{request:?}");
+        }
+        for request in [txn(deletes), command::Request::DeleteRange(delete)] {
+            assert!(!refused(&mut state, request.clone()), "{request:?}");
+        }
+        for member in [1, 2, 3] {
+            assert!(state.is_capped());
+            ask(&mut state, AlarmAction::Deactivate, member, AlarmType::Nospace).unwrap();
+        }
+        assert!(!refused(&mut state, command::Request::Put(put)) && !refused(&mut state, lease(7)));
     }
 
     /// Random alarms and memberships: the list stays as short as the membership, and what is put on never fences a majority.

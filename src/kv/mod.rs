@@ -27,7 +27,7 @@ pub mod validate;
 mod versions;
 mod writes;
 
-pub use alarm::Members;
+pub use alarm::{Members, any_op, takes_space};
 pub use cost::{Cost, plain_keys};
 pub use digest::DIGEST_VERSION;
 pub use hash::HashKv;
@@ -44,7 +44,7 @@ pub const APPLY_VERSION: u32 = 3;
 
 /// The cluster version from which on alarms are put on and taken off.
 pub const ALARMS_SINCE: u32 = 2;
-/// The cluster version from which on alarms are of members only, and fence no majority.
+/// The cluster version from which on alarms are of members only, fence no majority, and refuse in apply what stores data.
 pub const FENCES_SINCE: u32 = 3;
 /// Commands that set the wanted size need this version.
 pub const WANTED_SIZE_SINCE: u32 = 2;

@@ -2,7 +2,6 @@
 //!
 //! Owns the commands; where versions are held is `versions`'.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::alarm::Members;
@@ -13,7 +12,7 @@ use super::lease::Leases;
 use super::range::Interval;
 use super::tree::{Place, Tree};
 use super::versions::live_cost;
-use super::{ALARMS_SINCE, CLUSTER_VERSION_MIN, DIGESTS_SINCE, Fault, WANTED_SIZE_SINCE, apply_version};
+use super::{ALARMS_SINCE, CLUSTER_VERSION_MIN, DIGESTS_SINCE, Fault, WANTED_SIZE_SINCE, apply_version, takes_space};
 use crate::error::Error;
 use crate::pb::etcd::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
@@ -21,6 +20,9 @@ use crate::pb::etcd::{
 };
 use crate::pb::log::{Answer, Command, SetClusterVersion, WantedSize, answer, change, command};
 use crate::pb::{Fields, KeyValue};
+
+/// What a state without a key takes.
+const EMPTY_BYTES: u64 = 4096;
 
 /// The whole replicated state. A clone is O(1) and a consistent view that later commands do not change; it keeps no
 /// journal.
@@ -31,8 +33,9 @@ pub struct State {
     pub(super) swept: i64,
     pub(super) swept_events: usize,
     pub(super) cluster_version: u32,
-    /// Member and kind of every alarm that is on.
-    pub(super) alarms: BTreeSet<(u64, i32)>,
+    /// Member and kind of every alarm that is on, in the order in which they were put on; below [`super::FENCES_SINCE`] ascending, as 0.1 has
+    /// them.
+    pub(super) alarms: Vec<(u64, i32)>,
     pub(super) members: Arc<Members>,
     pub(super) wanted_size: WantedSize,
     /// The newest version of each key that exists: a read of the present never meets a deleted one.
@@ -88,7 +91,7 @@ impl State {
             swept: 1,
             swept_events: 0,
             cluster_version: CLUSTER_VERSION_MIN,
-            alarms: BTreeSet::new(),
+            alarms: Vec::new(),
             members: Arc::default(),
             wanted_size: WantedSize::default(),
             live: Tree::new(),
@@ -134,9 +137,10 @@ impl State {
         self.live.len()
     }
 
-    /// Bytes that the state takes in memory: payload, and an estimate of the index. Depends on how far sweeping has got.
+    /// Bytes that the state takes in memory: payload, and an estimate of the index, superseded versions that are not compacted
+    /// included. Never 0, as tools divide by it. Depends on how far sweeping has got.
     pub fn bytes(&self) -> u64 {
-        self.bytes_in_use() + self.old_bytes + self.history.overhead_bytes()
+        EMPTY_BYTES + self.live_bytes() + self.old_bytes + self.history.overhead_bytes()
     }
 
     /// Bytes that were taken out of the state since this process has it: what has grown since a view was made, the view may still hold.
@@ -144,8 +148,8 @@ impl State {
         self.freed_bytes
     }
 
-    /// Bytes that leases and the newest versions of the keys that exist take: what [`Self::bytes`] would be after compacting all.
-    pub fn bytes_in_use(&self) -> u64 {
+    /// Bytes that leases and the newest versions of the keys that exist take: what is left of [`Self::bytes`] after compacting all.
+    pub(super) fn live_bytes(&self) -> u64 {
         live_cost(self.live.sums()) + self.leases.bytes()
     }
 
@@ -182,7 +186,11 @@ impl State {
     pub fn apply(&mut self, command: &Command, answer: bool) -> Result<Result<Answer, Error>, Fault> {
         Self::check(command)?;
         use {answer::Response, command::Request};
-        let response = match command.request.as_ref().ok_or(Fault::UnknownCommand)? {
+        let request = command.request.as_ref().ok_or(Fault::UnknownCommand)?;
+        if self.is_capped() && takes_space(request) {
+            return Ok(Err(Error::NoSpace));
+        }
+        let response = match request {
             Request::Put(r) => self.put(r, answer).map(Response::Put),
             Request::DeleteRange(r) => Ok(Response::DeleteRange(self.delete_range(r, answer))),
             Request::Txn(r) => self.txn(r, answer).map(Response::Txn),

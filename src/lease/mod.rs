@@ -29,7 +29,7 @@ use tokio::sync::mpsc;
 use self::ask::{Ask, Asker};
 use self::clock::Clock;
 use self::keeper::Keeper;
-use crate::env::{Instant, sleep};
+use crate::env::Instant;
 use crate::error::Error;
 use crate::kv::{LEASES_SINCE, LeaseTable};
 use crate::node::Node;
@@ -111,7 +111,7 @@ impl Leases {
     /// Grants a lease through `asker`'s handle; with id 0 under a free one that is chosen here, for applying must do the same on
     /// every member.
     pub async fn grant(&self, asker: &Node, id: i64, ttl_seconds: i64) -> Result<LeaseGrantResponse, Error> {
-        self.wait_allowed().await?;
+        self.inner.node.wait_version(LEASES_SINCE, "leases need").await?;
         let ttl = ttl_seconds.max(self.inner.settings.ttl_min_seconds);
         let mut tries = if id == 0 { ID_TRIES } else { 1 };
         loop {
@@ -128,7 +128,7 @@ impl Leases {
 
     /// Ends a lease and deletes its keys, through `asker`'s handle.
     pub async fn revoke(&self, asker: &Node, id: i64) -> Result<LeaseRevokeResponse, Error> {
-        self.wait_allowed().await?;
+        self.inner.node.wait_version(LEASES_SINCE, "leases need").await?;
         match propose(asker, command::Request::LeaseRevoke(LeaseRevoke { id, term: 0 })).await? {
             answer::Response::LeaseRevoke(answer) => Ok(answer),
             _ => Err(misfit()),
@@ -138,28 +138,6 @@ impl Leases {
     fn random_id(&self) -> i64 {
         // Positive, as etcd's are, and not 0.
         ((self.inner.node.env().random_u64() >> 1) as i64).max(1)
-    }
-
-    /// Waits while the cluster is about to allow leases; refuses if a member does not know them.
-    async fn wait_allowed(&self) -> Result<(), Error> {
-        let node = &self.inner.node;
-        let deadline = Instant::now() + node.options().request_timeout;
-        loop {
-            let version = node.store().read(|s| s.kv.cluster_version());
-            if version >= LEASES_SINCE {
-                return Ok(());
-            }
-            let status = node.status();
-            let lags = status.membership.nodes().find(|(_, member)| member.apply_version < LEASES_SINCE);
-            if lags.is_some() || Instant::now() >= deadline {
-                let who = lags.map_or("a member", |(_, member)| &member.name);
-                return Err(Error::Unsupported(format!(
-                    "leases need cluster version {LEASES_SINCE}, this cluster has {version}; it rises by itself when all \
-                     members run this build, and {who} does not yet"
-                )));
-            }
-            sleep(Duration::from_millis(20)).await;
-        }
     }
 }
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::env::Env;
 use crate::env::sim::{SimDisk, SimNet};
+use crate::env::{Env, sleep};
 use crate::node;
 use crate::pb::etcd::PutRequest;
 use crate::pb::log::{self, SetClusterVersion};

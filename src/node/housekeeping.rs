@@ -91,6 +91,10 @@ impl Housekeeping {
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
+                () = self.node.store().sweep_asked() => {
+                    self.sweep().await;
+                    continue;
+                }
                 () = shutdown.cancelled() => return,
             }
             self.sweep().await;

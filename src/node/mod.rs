@@ -11,6 +11,7 @@ pub mod account;
 pub(crate) mod admit;
 mod forward;
 pub mod housekeeping;
+mod pending;
 mod places;
 mod propose;
 mod read;
@@ -31,10 +32,9 @@ use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::env::{Env, Instant, Pool, Refused, interval, planted, timeout_at};
+use crate::env::{Env, Instant, Pool, Refused, interval, planted, sleep, timeout_at};
 use crate::error::Error;
 use crate::kv::Limits;
-use crate::metrics::metrics;
 use crate::pb;
 use crate::pb::etcd::AlarmType;
 use crate::raft::{self, Member, Outcome, Peers, Raft, Store};
@@ -43,6 +43,7 @@ use crate::storage::log;
 pub use account::Client;
 pub use forward::Serving;
 use forward::{Link, Outgoing};
+use pending::Pending;
 use places::{Place, Places};
 use propose::{Proposal, Proposer, Reply, Ticket};
 use read::{Reader, Waiter};
@@ -83,6 +84,8 @@ const DOUBTED: &str = "alarm CORRUPT is on for the whole cluster, so no member s
 const SEGMENTS_FOR_RAFT: usize = 1;
 
 const LOOK_FOR_FAILURE: Duration = Duration::from_millis(100);
+/// A new cluster's version rises within moments.
+const LOOK_FOR_VERSION: Duration = Duration::from_millis(20);
 /// Requests that wait for too long are told so within this.
 const LOOK_FOR_EXPIRED: Duration = Duration::from_millis(100);
 
@@ -303,7 +306,8 @@ impl Node {
     /// Takes over what the replicated alarms say.
     pub fn refresh_alarms(&self) {
         let space = self.space();
-        let no_space = self.inner.store.read(|s| s.kv.has_alarm(AlarmType::Nospace));
+        // Where apply itself refuses, in the order of the log, nobody need know better.
+        let no_space = self.inner.store.read(|s| s.kv.has_alarm(AlarmType::Nospace) && !s.kv.is_capped());
         let exceeded = no_space || space.short.load(Ordering::Relaxed);
         if exceeded != space.exceeded.swap(exceeded, Ordering::Relaxed) {
             tracing::warn!(exceeded, "puts are refused while space is exceeded");
@@ -319,6 +323,28 @@ impl Node {
             Trust::Fenced | Trust::Doubted => {
                 tracing::error!(member, "corrupt cluster: {}", self.corrupt().unwrap_or_default());
             }
+        }
+    }
+
+    /// Waits while the cluster is about to allow what needs cluster version `version`; refuses if a member does not know it. `what`
+    /// begins that sentence.
+    pub async fn wait_version(&self, version: u32, what: &str) -> Result<(), Error> {
+        let deadline = Instant::now() + self.inner.options.request_timeout;
+        loop {
+            let now = self.inner.store.read(|s| s.kv.cluster_version());
+            if now >= version {
+                return Ok(());
+            }
+            let status = self.status();
+            let lags = status.membership.nodes().find(|(_, member)| member.apply_version < version);
+            if lags.is_some() || Instant::now() >= deadline {
+                let who = lags.map_or("a member", |(_, member)| &member.name);
+                return Err(Error::Unsupported(format!(
+                    "{what} cluster version {version}, this cluster has {now}; it rises by itself when all members run this \
+                     build, and {who} does not yet"
+                )));
+            }
+            sleep(LOOK_FOR_VERSION).await;
         }
     }
 
@@ -360,8 +386,9 @@ impl Node {
                 (leader, address)
             };
             if known != Some((leader, address.clone())) {
-                if leader.is_some() && known.as_ref().map(|(leader, _)| *leader) != Some(leader) {
-                    crate::metrics::metrics().leader_changes.inc();
+                if known.as_ref().map(|(leader, _)| *leader) != Some(leader) {
+                    tracing::info!(leader = leader.map(|id| format!("{id:x}")), term = self.term(), "the leader");
+                    crate::metrics::metrics().leader_changes.inc_by(u64::from(leader.is_some()));
                 }
                 let route = match (leader, &address) {
                     (Some(id), _) if id == self.inner.this.member_id => Route::Leader,
@@ -416,11 +443,9 @@ impl Node {
         admit::own(&mut command, &self.inner.options.limits)?;
         // By this member's data, which is nearly the leader's; the leader counts again what others forward.
         let units = admit::cost(&command, &self.inner.options.limits, &self.inner.store)?;
-        let _pending = Pending::begin();
+        let pending = Pending::begin(&command);
         let outcome = self.try_propose(command, units).await;
-        if outcome.as_ref().is_err_and(|error| error.is_unavailable()) {
-            metrics().proposals_failed.inc();
-        }
+        pending.end(&outcome);
         outcome
     }
 
@@ -728,21 +753,5 @@ async fn more_of_a_burst<T>(queue: &mut mpsc::Receiver<T>, taken: &mut Vec<T>, m
         && let Ok(next) = queue.try_recv()
     {
         taken.push(next);
-    }
-}
-
-/// A proposal that waits for its answer, as long as this lives.
-struct Pending;
-
-impl Pending {
-    fn begin() -> Self {
-        metrics().proposals_pending.inc();
-        Self
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        metrics().proposals_pending.dec();
     }
 }

@@ -19,13 +19,13 @@ use super::Node;
 use crate::error::Error;
 use crate::kv;
 use crate::pb::etcd::alarm_request::AlarmAction;
-use crate::pb::etcd::{DeleteRangeRequest, RangeRequest, RequestOp, TxnRequest, request_op};
+use crate::pb::etcd::{DeleteRangeRequest, RangeRequest, request_op};
 use crate::pb::log::{Command, command};
 
 /// Judges the commands of one round of batches.
 pub(super) struct Judge<'a> {
     node: &'a Node,
-    /// Data is over the quota, or an alarm says that puts are refused.
+    /// Data is over the quota, or an alarm that apply does not know of says that puts are refused.
     exceeded: bool,
     disks_short: bool,
     log_full: bool,
@@ -60,7 +60,7 @@ impl<'a> Judge<'a> {
             return Err(Error::NoSpace);
         }
         let Ok(decoded) = Command::decode(command.clone()) else { return Ok(()) };
-        let allowed = match takes_space(&decoded) {
+        let allowed = match stores(&decoded) {
             true => fits && !self.exceeded,
             false => !self.disks_short || self.node.store().read(|state| frees(&state.kv, &decoded)),
         };
@@ -74,31 +74,15 @@ impl<'a> Judge<'a> {
 
 /// Notes that a client of this member was refused for want of space, so that the alarm is shown until there is room for what it asked.
 pub(super) fn note_refused(node: &Node, command: &Bytes) {
-    if Command::decode(command.clone()).is_ok_and(|command| takes_space(&command)) {
+    if Command::decode(command.clone()).is_ok_and(|command| stores(&command)) {
         let bytes = command.len() as u64;
         let smallest = |known: u64| Some(if known == 0 { bytes } else { known.min(bytes) });
         let _ = node.space().refused_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, smallest);
     }
 }
 
-/// True for a command that stores new data; deletions and compactions free it.
-fn takes_space(command: &Command) -> bool {
-    use command::Request;
-    match &command.request {
-        Some(Request::Put(_) | Request::LeaseGrant(_)) => true,
-        Some(Request::Txn(txn)) => any_op(txn, &|op| matches!(op, request_op::Request::RequestPut(_))),
-        Some(
-            Request::DeleteRange(_)
-            | Request::Compact(_)
-            | Request::SetClusterVersion(_)
-            | Request::WantedSize(_)
-            | Request::LeaseRevoke(_)
-            | Request::LeaseCheckpoint(_)
-            | Request::Alarm(_)
-            | Request::StartDigest(_),
-        )
-        | None => false,
-    }
+fn stores(command: &Command) -> bool {
+    command.request.as_ref().is_some_and(kv::takes_space)
 }
 
 /// Whether a command that stores nothing gives space back, or is one of the few that a cluster needs in any case. Judged by this
@@ -107,7 +91,7 @@ fn frees(state: &kv::State, command: &Command) -> bool {
     use command::Request;
     match &command.request {
         Some(Request::DeleteRange(delete)) => matches_any(state, delete),
-        Some(Request::Txn(txn)) => any_op(txn, &|op| match op {
+        Some(Request::Txn(txn)) => kv::any_op(txn, &|op| match op {
             request_op::Request::RequestDeleteRange(delete) => matches_any(state, delete),
             _ => false,
         }),
@@ -128,19 +112,4 @@ fn matches_any(state: &kv::State, delete: &DeleteRangeRequest) -> bool {
     let (key, range_end) = (delete.key.clone(), delete.range_end.clone());
     let count = RangeRequest { key, range_end, count_only: true, ..RangeRequest::default() };
     state.range(&count).is_ok_and(|answer| answer.count > 0)
-}
-
-/// Whether `is` holds for an operation of either branch, however deep.
-fn any_op(txn: &TxnRequest, is: &dyn Fn(&request_op::Request) -> bool) -> bool {
-    let mut branches: Vec<&[RequestOp]> = vec![&txn.success, &txn.failure];
-    while let Some(branch) = branches.pop() {
-        for request in branch.iter().filter_map(|op| op.request.as_ref()) {
-            match request {
-                request_op::Request::RequestTxn(inner) => branches.extend([&inner.success[..], &inner.failure]),
-                op if is(op) => return true,
-                _ => {}
-            }
-        }
-    }
-    false
 }

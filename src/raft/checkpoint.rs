@@ -29,11 +29,14 @@ const CLEAN_BUDGET: usize = 64;
 /// Changes of leases, beyond two for each that lives, after which cleaning is worth its while.
 const LEASE_CHANGES_MAX: usize = 50_000;
 
-/// Waits until it is time to write: an interval is over, or much has changed.
+/// Waits until it is time to write: an interval is over, much has changed, or somebody waits for it.
 pub(super) async fn due(store: Arc<Store>, interval: Duration) {
     let begin = Instant::now();
     loop {
-        sleep(LOOK.min(interval)).await;
+        tokio::select! {
+            () = sleep(LOOK.min(interval)) => {}
+            () = store.rewrite_asked() => return,
+        }
         if begin.elapsed() >= interval || store.read(|s| s.kv.journal_bytes()) > MUCH_BYTES {
             return;
         }

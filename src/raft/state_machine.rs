@@ -17,7 +17,7 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, S
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::convert::{log_id_from_pb, log_id_to_pb, stored_membership_from_pb, stored_membership_to_pb};
 use super::waiters::{Outcome, Waiters};
@@ -193,6 +193,10 @@ pub struct Store {
     applied_index: watch::Sender<Option<u64>>,
     /// How often the state store was written afresh.
     rewrites: watch::Sender<u64>,
+    /// Somebody waits for that.
+    rewrite_asked: Notify,
+    /// Somebody waits until what was compacted is freed.
+    sweep_asked: Notify,
     /// Counts the states that were replaced as a whole; changes under the lock.
     generation: AtomicU64,
     /// The first revision that watchers have not read yet.
@@ -262,6 +266,8 @@ impl Store {
             journal_bytes_max,
             applied_index: watch::Sender::new(index),
             rewrites: watch::Sender::new(0),
+            rewrite_asked: Notify::new(),
+            sweep_asked: Notify::new(),
             generation: AtomicU64::new(0),
             unread: AtomicI64::new(i64::MAX),
             waiters: Arc::default(),
@@ -387,11 +393,27 @@ impl Store {
             crate::env::sleep(WRITE_PATIENCE * 10).await;
         }
         self.set_replaced();
+        self.rewrite_asked.notify_one();
         match crate::env::timeout_at(deadline, rewrites.wait_for(|n| *n > seen)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err("the member stops".into()),
             Err(_) => Err("the state store was not written afresh in time; see the server's log".into()),
         }
+    }
+
+    /// Resolves when somebody waits for [`Self::rewrite`].
+    pub(super) async fn rewrite_asked(&self) {
+        self.rewrite_asked.notified().await;
+    }
+
+    /// Has what was compacted freed now, rather than at its time.
+    pub fn ask_sweep(&self) {
+        self.sweep_asked.notify_one();
+    }
+
+    /// Resolves when somebody has asked with [`Self::ask_sweep`].
+    pub async fn sweep_asked(&self) {
+        self.sweep_asked.notified().await;
     }
 
     pub(super) fn note_rewrite(&self) {

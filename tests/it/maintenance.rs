@@ -72,6 +72,74 @@ async fn alarms_are_known_to_all_and_survive_restarts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_alarm_is_taken_as_soon_as_there_is_a_leader_and_known_to_whatever_is_asked_later_at_any_member() {
+    let cluster = Cluster::start(3).await;
+    let no_space = Err((Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded".to_owned()));
+    for round in 0..20 {
+        let [one, two, three] = [round, round + 1, round + 2].map(|n| n % 3);
+        let on = alarm(&cluster, one, AlarmAction::Activate, AlarmType::Nospace).await.unwrap();
+        assert_eq!(on.len(), 1, "round {round}");
+        // Only the first alarm may be of a cluster whose version has not risen that far.
+        if round > 0 {
+            assert_eq!(try_put(&cluster, two).await, no_space, "round {round}");
+        } else {
+            wait_put(&cluster, two, no_space.clone()).await;
+        }
+        let delete = DeleteRangeRequest { key: "k".into(), ..Default::default() };
+        cluster.kv(three).delete_range(delete).await.expect("what frees is taken");
+        alarm(&cluster, three, AlarmAction::Deactivate, AlarmType::Nospace).await.unwrap();
+        assert_eq!(try_put(&cluster, two).await, Ok(()), "round {round}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_tells_alarms_and_sizes_as_etcd_does() {
+    let cluster = Cluster::start(1).await;
+    let empty = cluster.status(0).await.unwrap();
+    assert!(empty.db_size > 0 && empty.db_size_in_use > 0, "{empty:?}: tools divide by it");
+    assert_eq!((empty.errors.len(), empty.is_learner, empty.downgrade_info), (0, false, Some(Default::default())));
+    assert!(empty.header.unwrap().revision > 0 && empty.db_size_quota > 0 && !empty.storage_version.is_empty());
+    let mut kv = cluster.kv(0);
+    let value = bytes::Bytes::from(vec![b'v'; 100 << 10]);
+    let mut revision = 0;
+    for _ in 0..20 {
+        let put = PutRequest { key: "k".into(), value: value.clone(), ..Default::default() };
+        revision = kv.put(put).await.unwrap().into_inner().header.unwrap().revision;
+    }
+    let full = cluster.status(0).await.unwrap();
+    assert!(full.db_size_in_use > 20 * (100 << 10), "versions that are not compacted are in use: {full:?}");
+    assert!(full.db_size_in_use <= full.db_size);
+    kv.compact(CompactionRequest { revision, physical: true }).await.unwrap();
+    let compacted = cluster.status(0).await.unwrap();
+    assert!(compacted.db_size_in_use < 2 * (100 << 10), "{compacted:?}");
+    let member = cluster.member_id(0).await;
+    activate(&cluster, 0, AlarmType::Nospace).await;
+    activate(&cluster, 0, AlarmType::Corrupt).await;
+    let errors = cluster.status(0).await.unwrap().errors;
+    let expected = [format!("memberID:{member} alarm:NOSPACE"), "alarm:CORRUPT".to_owned()];
+    assert_eq!(errors[..2], expected, "in the order in which they were put on");
+    let listed = alarm(&cluster, 0, AlarmAction::Get, AlarmType::None).await.unwrap();
+    assert_eq!(listed.iter().map(|on| on.alarm()).collect::<Vec<_>>(), [AlarmType::Nospace, AlarmType::Corrupt]);
+}
+
+/// Both waited for the next turn of who does it: half a second, and an interval of the state store.
+#[tokio::test(flavor = "multi_thread")]
+async fn defragmentation_and_physical_compaction_begin_at_once() {
+    let mut cluster = Cluster::new(1);
+    cluster.set("state.checkpoint_interval", "1h");
+    cluster.start_all().await;
+    let mut kv = cluster.kv(0);
+    let begin = std::time::Instant::now();
+    for _ in 0..20 {
+        let revision = cluster.put(0, "k", "v").await;
+        kv.compact(CompactionRequest { revision, physical: true }).await.unwrap();
+    }
+    let took = begin.elapsed();
+    assert!(took < std::time::Duration::from_secs(6), "20 compactions of nothing took {took:?}");
+    cluster.maintenance(0).defragment(DefragmentRequest {}).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn corrupt_data_is_not_served() {
     let mut cluster = Cluster::new(3);
     cluster.start_all().await;
