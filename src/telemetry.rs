@@ -1,15 +1,66 @@
 //! Where log lines go: standard error, as text for people or as one JSON object a line.
 //!
-//! Owns the process's one subscriber. Absent: metrics, and every decision about what is logged.
+//! Owns the process's one subscriber. A server never waits for who reads its lines (`env::stderr`): those that are not read in time are
+//! lost, and counted. Absent: every decision about what is logged.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{LogFormat, Telemetry};
+use crate::env::stderr::Lines;
+use crate::metrics::metrics;
 
-/// Installs the subscriber. Call it once; a second one is refused.
+/// At its end a process waits no longer than this for its last lines to be read.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// The subscriber of a server, which waits for nobody. Its last lines are written when this is dropped.
+pub struct Background(Lines);
+
+impl Background {
+    /// Installs the subscriber, also for panics. Call it once; a second one is refused.
+    pub fn init(telemetry: &Telemetry) -> anyhow::Result<Self> {
+        let lines = Lines::start(|| metrics().log_lines_lost.inc())?;
+        let writer = lines.clone();
+        subscriber(telemetry, move || Writer(writer.clone()))?.try_init()?;
+        let writer = lines.clone();
+        // What panics holds locks, perhaps, and must not wait either.
+        std::panic::set_hook(Box::new(move |panic| {
+            let thread = std::thread::current();
+            writer.line(format!("thread '{}' {panic}\n", thread.name().unwrap_or("unnamed")).as_bytes());
+        }));
+        Ok(Self(lines))
+    }
+
+    /// Says why the process ends.
+    pub fn last(&self, text: &str) {
+        self.0.line(format!("{text}\n").as_bytes());
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.0.flush(LAST_LINES);
+    }
+}
+
+/// Takes one event at a time, whole.
+struct Writer(Lines);
+
+impl Write for Writer {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.line(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Installs a subscriber that writes each line before it goes on: for commands. Call it once; a second one is refused.
 pub fn init(telemetry: &Telemetry) -> anyhow::Result<()> {
     subscriber(telemetry, std::io::stderr)?.try_init()?;
     Ok(())
@@ -19,9 +70,15 @@ fn subscriber<W>(telemetry: &Telemetry, writer: W) -> anyhow::Result<Box<dyn tra
 where
     W: for<'a> tracing_subscriber::fmt::MakeWriter<'a> + Send + Sync + 'static,
 {
-    // kube logs each failed call as an error; we say the same once, with what to do.
-    let quiet = if telemetry.level.contains("kube_client") { "" } else { ",kube_client=off" };
-    let filter = EnvFilter::try_new(format!("{}{quiet}", telemetry.level))?;
+    // kube logs each failed call as an error, and openraft each heartbeat that a dead member does not answer; we say the same once, with
+    // what to do.
+    let mut filter = telemetry.level.clone();
+    for (module, quiet) in [("kube_client", "off"), ("openraft", "error")] {
+        if telemetry.level != "off" && !telemetry.level.contains(module) {
+            filter += &format!(",{module}={quiet}");
+        }
+    }
+    let filter = EnvFilter::try_new(filter)?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     Ok(match telemetry.format {
         LogFormat::Text => Box::new(builder.with_ansi(std::io::stderr().is_terminal()).finish()),
@@ -70,6 +127,22 @@ mod tests {
         let line = lines("info", LogFormat::Json);
         let object: serde_json::Value = serde_json::from_str(line.trim()).unwrap();
         assert_eq!((&object["message"], &object["term"]), (&"became leader".into(), &3.into()));
+    }
+
+    #[test]
+    fn what_a_library_says_again_and_again_is_heard_only_by_who_asks() {
+        let said = |level: &str| {
+            let sink = Sink::default();
+            let writer = sink.clone();
+            let telemetry = Telemetry { level: level.to_owned(), format: LogFormat::Text };
+            tracing::subscriber::with_default(subscriber(&telemetry, move || writer.clone()).unwrap(), || {
+                tracing::warn!(target: "openraft::core::heartbeat", "failed to send a heartbeat");
+                tracing::error!(target: "openraft::core", "the log is broken");
+            });
+            let bytes = sink.0.lock().clone();
+            String::from_utf8(bytes).unwrap().lines().count()
+        };
+        assert_eq!((said("info"), said("debug"), said("info,openraft=warn"), said("off")), (1, 1, 2, 0));
     }
 
     #[test]

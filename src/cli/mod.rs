@@ -176,8 +176,13 @@ fn serve(args: &SettingsArgs) -> anyhow::Result<()> {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
     }
     let config: Config = args.load(&env)?.config;
-    telemetry::init(&config.telemetry)?;
-    runtime(config.server.worker_threads)?.block_on(crate::server::run(config))
+    let log = telemetry::Background::init(&config.telemetry)?;
+    let ended = runtime(config.server.worker_threads)?.block_on(crate::server::run(config));
+    let Err(error) = ended else { return Ok(()) };
+    // As `main` says it, but whoever reads it may be stuck.
+    log.last(&format!("quorate: {error:#}"));
+    drop(log);
+    exit(1)
 }
 
 fn runtime(worker_threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {

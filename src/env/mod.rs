@@ -13,6 +13,7 @@ pub mod planted;
 pub mod process;
 #[cfg(any(test, feature = "testing"))]
 pub mod sim;
+pub mod stderr;
 pub mod threads;
 
 use std::future::Future;

@@ -12,6 +12,7 @@
 //! | `backups` | [`Pool::Backups`] | backups, a piece at a time, and hashes | waits in the queue, then is refused |
 //! | `names` | [`Pool::Names`] | the system's resolver, which may take as long as it likes | waits |
 //! | `drops` | [`Pool::Drops`] | lets go of states that nobody reads any more | waits |
+//! | `stderr` | 1 in a server | log lines (`stderr`) | they are lost, and counted |
 //! | tokio's own | few | names that the client of Kubernetes' API server looks up; the event loop, while a task does something long where it is ([`super::Env::in_place`]: watchers of revisions of thousands of events, messages of megabytes) | waits |
 //!
 //! Each pool has its own threads, so none of these waits for another. A pool starts threads when there is work, and they end when there has

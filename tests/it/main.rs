@@ -25,6 +25,7 @@ mod hostile;
 mod import;
 mod lease;
 mod lock;
+mod log_lines;
 mod maintenance;
 mod membership;
 mod memory;
