@@ -199,7 +199,7 @@ async fn calls(attack: &mut Attack, tally: &mut Tally) {
         }
         6 => {
             let renew = (0..1000).map(|_| attack.random.i64(..)).collect();
-            answer(client.leases(LeasesRequest { envelope, renew, look: vec![] })).await.map(drop)
+            answer(client.leases(LeasesRequest { envelope, renew, ..Default::default() })).await.map(drop)
         }
         7 => answer(client.abandon(AbandonRequest { cluster_id: who.cluster_id })).await.and_then(|told| {
             let told = told.into_inner();

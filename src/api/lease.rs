@@ -113,17 +113,39 @@ impl Lease for Api {
         request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
         let node = self.data_node(&request)?;
-        confirm(&node).await?;
+        // As etcd's, it needs no leader; where there is one, it knows the order.
+        let has_leader = node.status().leader.is_some();
+        if has_leader {
+            confirm(&node).await?;
+        }
         let state = node.store().view().kv;
         let header = header(&node, state.revision());
-        let all = |state: &State| state.leases().iter().map(|(id, _)| LeaseStatus { id }).collect();
-        let leases = if state.leases().len() > LISTED_AT_ONCE {
-            node.long(Pool::Reads, move || all(&state)).await?
+        let ids: Vec<i64> = state.leases().iter().map(|(id, _)| id).collect();
+        let left =
+            if has_leader { self.leases()?.remaining_millis(&ids).await.unwrap_or_default() } else { Vec::new() };
+        let leases = if ids.len() > LISTED_AT_ONCE {
+            node.long(Pool::Reads, move || by_expiry(&state, &left)).await?
         } else {
-            all(&state)
+            by_expiry(&state, &left)
         };
         Ok(Response::new(LeaseLeasesResponse { header, leases }))
     }
+}
+
+/// All leases in the order in which they end, which `left` says in milliseconds, in the order of their ids; where nobody knows, as if none
+/// had been kept alive. Of two that end together the one granted first is first.
+fn by_expiry(state: &State, left: &[i64]) -> Vec<LeaseStatus> {
+    let mut left = left.iter().copied();
+    let mut leases: Vec<_> = state
+        .leases()
+        .iter()
+        .map(|(id, lease)| {
+            let known = left.next().filter(|millis| *millis >= 0);
+            (known.unwrap_or_else(|| lease.start_seconds().saturating_mul(1000)), lease.grant, id)
+        })
+        .collect();
+    leases.sort_unstable();
+    leases.into_iter().map(|(.., id)| LeaseStatus { id }).collect()
 }
 
 /// The keys that go with a lease.

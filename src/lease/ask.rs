@@ -75,6 +75,38 @@ impl Leases {
         self.ask(id, Question::Look).await
     }
 
+    /// How many milliseconds each of these has to live, as the leader has it; -1 for those that it does not know.
+    pub async fn remaining_millis(&self, ids: &[i64]) -> Result<Vec<i64>, Error> {
+        let mut all = Vec::with_capacity(ids.len());
+        for look in ids.chunks(CALL_MAX) {
+            let request = LeasesRequest { look: look.to_vec(), in_millis: true, ..LeasesRequest::default() };
+            let answer = self.call(request).await?;
+            match answer.remaining_millis.len() {
+                // Of an older leader.
+                0 => all.extend(answer.remaining.iter().map(|seconds| seconds.saturating_mul(1000))),
+                _ => all.extend(answer.remaining_millis),
+            }
+        }
+        Ok(all)
+    }
+
+    /// One call to the leader, wherever it is.
+    async fn call(&self, request: LeasesRequest) -> Result<LeasesResponse, Error> {
+        let node = &self.inner.node;
+        let Some((leader, address)) = node.other_leader() else {
+            return self.answer(&request).await;
+        };
+        let this = node.member();
+        let envelope = Some(Envelope { cluster_id: this.cluster_id, from: this.member_id, to: leader });
+        let counts = (request.renew.len(), request.look.len());
+        let answer = node.peers().leases(&address, LeasesRequest { envelope, ..request }).await;
+        match answer {
+            Ok(answer) if answer.error != 0 => Err(Error::from_number(answer.error, answer.detail)),
+            Ok(answer) if (answer.renewed.len(), answer.remaining.len()) == counts => Ok(answer),
+            Ok(_) | Err(_) => Err(Error::TimeoutConnectionLost),
+        }
+    }
+
     async fn ask<T>(&self, id: i64, of: fn(oneshot::Sender<Result<T, Error>>) -> Question) -> Result<T, Error> {
         let (tx, rx) = oneshot::channel();
         let deadline = Instant::now() + self.inner.node.options().request_timeout;
@@ -86,7 +118,8 @@ impl Leases {
     }
 
     /// Answers as the leader; fails if this member is not, or could not make sure.
-    pub async fn answer(&self, renew: &[i64], look: &[i64]) -> Result<LeasesResponse, Error> {
+    pub async fn answer(&self, request: &LeasesRequest) -> Result<LeasesResponse, Error> {
+        let LeasesRequest { renew, look, in_millis, .. } = request;
         let node = &self.inner.node;
         let asked = Instant::now();
         let confirmed = node.confirm_leadership().await?;
@@ -94,7 +127,7 @@ impl Leases {
             return Err(Error::Timeout);
         }
         let mut take_back = Vec::new();
-        let (mut renewed, remaining) = {
+        let (mut renewed, remaining, remaining_millis) = {
             let mut ticking = self.inner.ticking.lock();
             // Without a clock of that term the keeper has not come to it yet.
             let ticking = ticking.as_mut().filter(|t| t.term == confirmed.term).ok_or(Error::NotLeader)?;
@@ -109,7 +142,9 @@ impl Leases {
                 renewals.push(renewed.map_or(GONE, |Renewed { ttl_seconds, .. }| ttl_seconds));
             }
             let looks = look.iter().map(|id| ticking.clock.remaining_seconds(now, *id).unwrap_or(UNKNOWN));
-            (renewals, looks.collect())
+            let of = look.iter().filter(|_| *in_millis);
+            let millis = of.map(|id| ticking.clock.remaining_millis(now, *id).unwrap_or(UNKNOWN));
+            (renewals, looks.collect(), millis.collect())
         };
         if !take_back.is_empty() {
             let checkpoints = take_back.iter().map(|(_, id, checkpoint)| (*id, *checkpoint)).collect();
@@ -122,7 +157,7 @@ impl Leases {
         if asked.elapsed() > self.inner.settings.extension {
             return Err(Error::Timeout);
         }
-        Ok(LeasesResponse { renewed, remaining, index: confirmed.index, ..LeasesResponse::default() })
+        Ok(LeasesResponse { renewed, remaining, remaining_millis, index: confirmed.index, ..LeasesResponse::default() })
     }
 
     /// Has these leases start with all their time if another leader takes over.
@@ -139,7 +174,7 @@ impl Leases {
 
     /// For another member. Failures are part of the answer.
     pub async fn answer_peer(&self, request: &LeasesRequest) -> LeasesResponse {
-        match self.answer(&request.renew, &request.look).await {
+        match self.answer(request).await {
             Ok(answer) => answer,
             Err(error) => {
                 LeasesResponse { error: error.number(), detail: error.to_string(), ..LeasesResponse::default() }
@@ -186,7 +221,12 @@ impl Asker {
             }
             let now = Instant::now();
             let (open, late): (Vec<Ask>, Vec<Ask>) = waiting.drain(..).partition(|ask| now < ask.deadline);
-            late.into_iter().for_each(|ask| ask.fail(Error::Timeout));
+            if !late.is_empty() {
+                // As etcd: who has waited for a leader in vain is told so.
+                let leader = self.leases.inner.node.status().leader;
+                let error = if leader.is_some() { Error::Timeout } else { Error::NoLeader };
+                late.into_iter().for_each(|ask| ask.fail(error.clone()));
+            }
             // Clients that have given up need no answer.
             waiting.extend(open.into_iter().filter(|ask| !ask.is_closed()));
             if waiting.is_empty() {
@@ -204,28 +244,15 @@ impl Asker {
         }
     }
 
-    /// One call to the leader, wherever it is.
     async fn call(&self, asks: &[Ask]) -> Result<LeasesResponse, Error> {
-        let (mut renew, mut look) = (Vec::new(), Vec::new());
+        let mut request = LeasesRequest::default();
         for ask in asks {
             match ask.question {
-                Question::Renew(_) => renew.push(ask.id),
-                Question::Look(_) => look.push(ask.id),
+                Question::Renew(_) => request.renew.push(ask.id),
+                Question::Look(_) => request.look.push(ask.id),
             }
         }
-        let node = &self.leases.inner.node;
-        let Some((leader, address)) = node.other_leader() else {
-            return self.leases.answer(&renew, &look).await;
-        };
-        let this = node.member();
-        let envelope = Some(Envelope { cluster_id: this.cluster_id, from: this.member_id, to: leader });
-        let counts = (renew.len(), look.len());
-        let answer = node.peers().leases(&address, LeasesRequest { envelope, renew, look }).await;
-        match answer {
-            Ok(answer) if answer.error != 0 => Err(Error::from_number(answer.error, answer.detail)),
-            Ok(answer) if (answer.renewed.len(), answer.remaining.len()) == counts => Ok(answer),
-            Ok(_) | Err(_) => Err(Error::TimeoutConnectionLost),
-        }
+        self.leases.call(request).await
     }
 }
 

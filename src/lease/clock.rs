@@ -125,6 +125,12 @@ impl Clock {
         Some((left / SECOND) as i64)
     }
 
+    /// As [`Self::remaining_seconds`], in milliseconds: for the order in which leases end.
+    pub fn remaining_millis(&self, now: Instant, id: i64) -> Option<i64> {
+        let left = self.leases.get(&id)?.deadline.saturating_sub(self.at(now));
+        Some((left / 1000) as i64)
+    }
+
     /// Looks at all whose turn has come. Returns checkpoints that are due, at most `max`: id, and seconds that are left. The others are due again a second later.
     pub fn settle(&mut self, now: Instant, max: usize) -> Vec<(i64, i64)> {
         let now = self.at(now);

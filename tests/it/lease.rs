@@ -315,6 +315,43 @@ async fn without_a_quorum_nothing_expires() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn leases_are_listed_in_the_order_in_which_they_end_and_without_a_leader_too() {
+    let mut cluster = Cluster::new(3);
+    cluster.set("server.request_timeout", "1s");
+    let leader = cluster.start_all().await;
+    let ids = [300, 900, 600].map(|ttl| (ttl, 1_000_000 - ttl));
+    for (ttl, id) in ids {
+        grant(&cluster, 0, 60).await;
+        try_grant(&cluster, 0, id, ttl).await.unwrap();
+    }
+    let expected = [300, 600, 900].map(|ttl| 1_000_000 - ttl);
+    for slot in 0..3 {
+        let listed = list(&cluster, slot).await;
+        assert_eq!((listed.len(), &listed[3..]), (6, &expected[..]), "kv-{slot}");
+    }
+    // The shortest come first, in the order of their grants, until one is kept alive.
+    let before = list(&cluster, 1).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    renew(&cluster, 2, before[0]).await.unwrap();
+    for slot in 0..3 {
+        assert_eq!(list(&cluster, slot).await[..3], [before[1], before[2], before[0]], "kv-{slot}");
+    }
+    let [one, last] = [(leader + 1) % 3, (leader + 2) % 3];
+    cluster.kill(leader);
+    cluster.kill(one);
+    // As etcd: who waits for a leader in vain is told so, and what needs none is answered.
+    wait_for("keep-alives to be refused for want of a leader", async || match renew(&cluster, last, before[0]).await {
+        Err(status) if status.message() == "etcdserver: no leader" => {
+            assert_eq!(status.code(), Code::Unavailable);
+            Ok(())
+        }
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    assert_eq!(list(&cluster, last).await.len(), 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn leases_survive_a_restart_of_all_and_reach_a_new_member() {
     let mut cluster = Cluster::new(3);
     // A short log, so that the new member gets a snapshot.

@@ -151,8 +151,12 @@ impl Stranger {
                 answers.message().await.map(drop)
             }
             10 => {
-                let request =
-                    LeasesRequest { envelope: self.stranger_envelope(to), renew: vec![1; 100], look: vec![-1] };
+                let request = LeasesRequest {
+                    envelope: self.stranger_envelope(to),
+                    renew: vec![1; 100],
+                    look: vec![-1],
+                    in_millis: true,
+                };
                 client.leases(request).await.map(drop)
             }
             11 => {
