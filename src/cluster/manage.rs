@@ -131,6 +131,7 @@ impl Manager {
                 Operation::Remove { id }
             }
             Asked::Add(add) => {
+                self.check_free(None, &add.peer_address)?;
                 let added = self.dial(&add.peer_address, add.held).await?;
                 if let Operation::Add { id, .. } = &added {
                     answer.member_id = *id;
@@ -138,6 +139,7 @@ impl Manager {
                 added
             }
             Asked::Update(update) => {
+                self.check_free(Some(update.id), &update.peer_address)?;
                 let is_there = self.check_moved(update.id, &update.peer_address).await?;
                 Operation::Update { id: update.id, peer_address: update.peer_address, is_there }
             }
@@ -147,6 +149,16 @@ impl Manager {
         };
         self.reconciler.operate(operation, deadline).await?;
         Ok(answer)
+    }
+
+    /// Whether the address is no other member's than `of`, who is one. As etcd, before anything else is looked at.
+    fn check_free(&self, of: Option<u64>, address: &str) -> Result<(), Error> {
+        let membership = self.node.status().membership;
+        if of.is_some_and(|id| membership.get_node(&id).is_none()) {
+            return Err(Error::MemberNotFound);
+        }
+        let taken = membership.nodes().any(|(id, node)| Some(*id) != of && node.peer_address == address);
+        if taken { Err(Error::PeerUrlExists) } else { Ok(()) }
     }
 
     /// Rule 24: the node that is added says itself who it is.

@@ -117,6 +117,17 @@ fn update(observed: &Observed, id: u64, peer_address: &str, is_there: bool) -> R
     if observed.membership.nodes.values().any(|member| member.peer_address == peer_address) {
         return Err(Verdict::Refuse(Error::PeerUrlExists));
     }
+    // What a member says of itself holds: another address would be taken back as soon as it is heard.
+    let announced = observed.health.get(&id).and_then(|health| health.announces.as_ref());
+    if node.kind() == Kind::Slot || announced.is_some_and(|own| own.peer_address != peer_address) {
+        let own = announced.map_or(&node.peer_address, |own| &own.peer_address);
+        let why = format!(
+            "{} ({id:016x}) tells its address itself, and it is {own}: start it with --advertise-peer {peer_address}, and the \
+             membership follows; nothing was changed",
+            node.name
+        );
+        return Err(Verdict::Refuse(Error::Membership(why)));
+    }
     let voters = observed.membership.voters();
     let others = voters.iter().filter(|voter| **voter != id && observed.is_fit(**voter)).count();
     let needs = voters.len() / 2 + 1;

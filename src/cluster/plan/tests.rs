@@ -454,7 +454,12 @@ fn manual_operations_pass_the_same_gate() {
         peer_address: peer_address.to_owned(),
         is_there,
     };
-    let moved = Change::UpdateNode { id: first(1), node: Node { peer_address: "far:1".into(), ..node(1) } };
+    let by_hand = |mut observed: Observed| {
+        observed.membership.nodes.values_mut().for_each(|node| node.set_kind(Kind::Manual));
+        observed
+    };
+    let moved = Node { peer_address: "far:1".into(), kind: Kind::Manual.into(), ..node(1) };
+    let moved = Change::UpdateNode { id: first(1), node: moved };
     let refuse = |error| Verdict::Refuse(error);
     let three = || cluster(0..3, 0..0);
     let held = |held| {
@@ -483,14 +488,21 @@ fn manual_operations_pass_the_same_gate() {
         (three(), promote(8), false, refuse(Error::MemberNotFound)),
         (three(), update(&node(1).peer_address, true), false, Verdict::Done),
         (three(), update(&node(2).peer_address, false), false, refuse(Error::PeerUrlExists)),
-        (three(), update("far:1", false), false, Verdict::Do(moved.clone())),
-        (cluster(0..2, 0..0), update("far:1", true), false, Verdict::Do(moved)),
+        (by_hand(three()), update("far:1", false), false, Verdict::Do(moved.clone())),
+        (by_hand(cluster(0..2, 0..0)), update("far:1", true), false, Verdict::Do(moved)),
     ] {
         assert_eq!(judge(&observed, &operation, begun), expected, "{operation:?}, begun: {begun}");
     }
     let fourth = judge(&cluster(0..3, 3..4), &promote(3), false);
     assert!(matches!(fourth, Verdict::Refuse(Error::Membership(_))), "four voters survive no more: {fourth:?}");
-    for voters in [cluster(0..2, 0..0), three().kill(first(2))] {
+    let mut says_otherwise = by_hand(three());
+    says_otherwise.health.get_mut(&first(1)).unwrap().announces = Some(node(1));
+    for voters in [three(), says_otherwise] {
+        let undone = judge(&voters, &update("far:1", true), false);
+        let why = "tells its address itself, and it is kv-1.kv:2380";
+        assert!(matches!(&undone, Verdict::Refuse(Error::Membership(text)) if text.contains(why)), "{undone:?}");
+    }
+    for voters in [cluster(0..2, 0..0), three().kill(first(2))].map(by_hand) {
         let sent_away = judge(&voters, &update("far:1", false), false);
         assert!(matches!(sent_away, Verdict::Refuse(Error::Membership(_))), "the quorum would end: {sent_away:?}");
     }
