@@ -16,6 +16,7 @@ use crate::cluster::decide::Wait;
 use crate::cluster::{
     Audit, Fence, Manager, Outcome, RaftFacts, Reconciler, Wanted, formation, leaderless, recall, reconcile,
 };
+use crate::config::MemberKind;
 use crate::env::{Env, Instant, Pool, fail_point, interval, timeout};
 use crate::lease::{self, Leases};
 use crate::node::housekeeping::{Housekeeping, Settings};
@@ -77,12 +78,20 @@ impl Server {
             }
         };
         let ended = self.watch(&life, formation.as_ref()).await;
+        let ends_process = life.manager.stays_out() && self.config.cluster.kind == MemberKind::Manual;
         self.end(life, matches!(ended, Ok(Ended::Shutdown))).await;
         let ended = ended?;
         match ended {
             Ended::Shutdown => {}
             Ended::Again => {
                 self.bootstrap.leave_dead_formation().await?;
+            }
+            Ended::Removed if ends_process => {
+                tracing::warn!(
+                    "this member was removed by hand, so its process ends; started again, it archives its former self and waits to be \
+                     added anew"
+                );
+                return Ok(Ended::Shutdown);
             }
             Ended::Removed => {
                 let member = self.bootstrap.mint_anew().await?;
@@ -457,7 +466,8 @@ impl Server {
     }
 
     /// Without a leader for longer than an election takes: says what this member waits for. One that was removed, as a leader has
-    /// said twice, ends this life (membership rule 25); removed by hand it waits for its process to be restarted.
+    /// said twice, ends this life (membership rule 25). Removed by hand it waits for its process to be restarted; if it was added by hand,
+    /// too, its process ends, as etcd's does.
     async fn watch_leader(self: Arc<Self>, env: Env, node: Node, manager: Arc<Manager>, removed: CancellationToken) {
         let patience = 3 * self.config.raft.election_timeout_max;
         let mut tick = interval(Duration::from_millis(500));
@@ -478,7 +488,8 @@ impl Server {
                 let wanted = self.wanted_slots(&node);
                 let wait = leaderless::explain(&env, &self.peers, this, &members, wanted, self.places.patience).await;
                 told_removed = if matches!(wait, Some(Wait::Removed { .. })) { told_removed + 1 } else { 0 };
-                if told_removed > 0 && !manager.stays_out() {
+                let waits = manager.stays_out() && self.config.cluster.kind != MemberKind::Manual;
+                if told_removed > 0 && !waits {
                     if told_removed >= 2 {
                         removed.cancel();
                         break;
