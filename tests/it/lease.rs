@@ -331,7 +331,6 @@ async fn leases_are_listed_in_the_order_in_which_they_end_and_without_a_leader_t
     }
     // The shortest come first, in the order of their grants, until one is kept alive.
     let before = list(&cluster, 1).await;
-    tokio::time::sleep(Duration::from_millis(20)).await;
     renew(&cluster, 2, before[0]).await.unwrap();
     for slot in 0..3 {
         assert_eq!(list(&cluster, slot).await[..3], [before[1], before[2], before[0]], "kv-{slot}");
