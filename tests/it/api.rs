@@ -1,6 +1,6 @@
 //! The KV service over gRPC on a real cluster of three, asked through the leader and through a follower.
 //!
-//! Each fact stands in the API's documentation. Absent: what a random sequence finds beyond them (`parity`), other services
+//! Each fact stands in the API's documentation. Absent: what a random sequence finds beyond them (`differ`), other services
 //! (`services`).
 
 use bytes::Bytes;

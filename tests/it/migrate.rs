@@ -12,8 +12,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::parity::Etcd;
 use crate::support::cluster::{Cluster, binary, wait_for};
+use crate::support::etcd::Etcd;
 use crate::support::tools::{self, ETCD};
 
 fn migrate(etcd: &Etcd, cluster: &Cluster, args: &[&str]) -> Command {

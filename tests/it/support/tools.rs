@@ -15,6 +15,9 @@ pub struct Tool {
 
 pub const ETCD: Tool = Tool { name: "etcd", install: "`apt-get install etcd-server`" };
 pub const ETCDCTL: Tool = Tool { name: "etcdctl", install: "`apt-get install etcd-client`" };
+/// No registry has it as a program: `.ci/run` builds it.
+pub const ETCD_37: Tool =
+    Tool { name: "etcd-3.7", install: "`cd .ci/etcd && go build -o DIR/etcd-3.7 go.etcd.io/etcd/server/v3`" };
 pub const CURL: Tool = Tool { name: "curl", install: "`apt-get install curl`" };
 /// `QUORATE_PYTHON` names another.
 pub const PYTHON: Tool = Tool { name: "python3", install: "`pip install -r examples/clients/requirements.txt`" };
@@ -24,7 +27,7 @@ pub const DEBOOTSTRAP: Tool = Tool { name: "debootstrap", install: "`apt-get ins
 /// The program on PATH; where it is missing, `None` with a line that says so, or a failed test (see the head of this file).
 #[track_caller]
 pub fn require(tool: &Tool) -> Option<PathBuf> {
-    let found = find(tool.name);
+    let found = find(tool);
     if found.is_none() {
         skip(
             &format!("{} is not on PATH; install it with {}", tool.name, tool.install),
@@ -37,7 +40,7 @@ pub fn require(tool: &Tool) -> Option<PathBuf> {
 /// A Python that has `module`: the one that `QUORATE_PYTHON` names, else the one on PATH.
 #[track_caller]
 pub fn require_python(tool: &Tool, module: &str) -> Option<PathBuf> {
-    let python = std::env::var_os("QUORATE_PYTHON").map(PathBuf::from).or_else(|| find(tool.name));
+    let python = std::env::var_os("QUORATE_PYTHON").map(PathBuf::from).or_else(|| find(tool));
     let has = |python: &PathBuf| {
         let probe = Command::new(python).args(["-c", &format!("import {module}")]).output();
         probe.is_ok_and(|output| output.status.success())
@@ -109,7 +112,12 @@ pub fn run(command: &mut Command) -> String {
     stdout.into_owned()
 }
 
-fn find(name: &str) -> Option<PathBuf> {
+/// The program on PATH.
+pub fn find(tool: &Tool) -> Option<PathBuf> {
+    on_path(tool.name)
+}
+
+fn on_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| is_program(file))
 }
@@ -121,7 +129,7 @@ fn is_program(file: &Path) -> bool {
 
 #[test]
 fn missing_tool_fails_where_it_is_required() {
-    assert!(find("sh").is_some());
-    assert_eq!(find("no-such-program-anywhere"), None);
+    assert!(on_path("sh").is_some());
+    assert_eq!(on_path("no-such-program-anywhere"), None);
     assert!(std::panic::catch_unwind(|| skip("not there", true)).is_err());
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use quorate::pb::etcd::kv_client::KvClient;
 
 use super::*;
-use crate::parity::Etcd;
+use crate::support::etcd::Etcd;
 use crate::support::tools::{self, ETCD};
 
 const STEPS: usize = 120;

@@ -1,0 +1,400 @@
+//! Where Quorate answers otherwise than etcd on purpose: one list, with reasons.
+//!
+//! Each entry names the RPC, the field and the condition, and a run counts its uses: one that is never used is no longer true. The
+//! table of `docs/from-etcd.md` is made of it, which a test checks.
+
+use serde_json::{Value, json};
+
+use super::call::Call;
+use super::compare::Difference;
+
+/// A difference that is wanted.
+pub struct Wanted {
+    /// `Service/Method`, its service with `/*`, or `*`.
+    pub rpc: &'static str,
+    /// How the paths of the fields end; none: every field.
+    pub fields: &'static [&'static str],
+    pub when: &'static str,
+    pub etcd: &'static str,
+    pub ours: &'static str,
+    pub why: &'static str,
+    pub holds: fn(&Call, &Difference) -> bool,
+}
+
+/// A request that is not sent, because what it does differs and everything after it would.
+pub struct Unsent {
+    pub rpc: &'static str,
+    pub when: &'static str,
+    pub etcd: &'static str,
+    pub ours: &'static str,
+    pub why: &'static str,
+    pub holds: fn(&Call) -> bool,
+}
+
+type Pair = fn(&Value, &Value) -> bool;
+
+/// Fields that are each server's own: RPC, field, and what must hold between the two.
+pub const OWN: &[(&str, &str, Pair)] = &[
+    ("*", "header.cluster_id", both),
+    ("*", "header.member_id", both),
+    ("*", "header.raft_term", both),
+    // That of nothing is 0.
+    ("Maintenance/HashKV", "hash", |_, _| true),
+    ("Maintenance/Hash", "hash", |_, _| true),
+    ("Maintenance/Status", "dbSize", both),
+    ("Maintenance/Status", "dbSizeInUse", both),
+    ("Maintenance/Status", "dbSizeQuota", both),
+    ("Maintenance/Status", "leader", both),
+    ("Maintenance/Status", "raftIndex", both),
+    ("Maintenance/Status", "raftAppliedIndex", both),
+    ("Maintenance/Status", "raftTerm", both),
+    ("Maintenance/Snapshot", "messages", both),
+    // There are three of ours, and one etcd.
+    ("Cluster/MemberList", "members", both),
+    ("Maintenance/MoveLeader", "error.text", |ours, _| ours == "etcdserver: not leader"),
+    ("Maintenance/MoveLeader", "body.message", |ours, _| ours == "etcdserver: not leader"),
+    ("Lease/LeaseTimeToLive", "TTL", near),
+];
+
+fn both(ours: &Value, theirs: &Value) -> bool {
+    !ours.is_null() && !theirs.is_null()
+}
+
+/// Seconds pass between two requests, and a lease whose leader has gone gets up to a minute and an election.
+fn near(ours: &Value, theirs: &Value) -> bool {
+    number(ours) > 0 && number(theirs) > 0 && number(ours).abs_diff(number(theirs)) < 120
+}
+
+pub const WANTED: &[Wanted] = &[
+    Wanted {
+        rpc: "*",
+        fields: &["body.error"],
+        when: "a refusal in JSON",
+        etcd: "code, message",
+        ours: "code, message, and the text as `error` too",
+        why: "etcd up to 3.4 has it as `error`, and programs look there",
+        holds: |_, d| d.theirs.is_null(),
+    },
+    Wanted {
+        rpc: "KV/Txn",
+        fields: &["response_txn.header", "response_txn.header.revision"],
+        when: "the answer of a nested transaction",
+        etcd: "an empty header",
+        ours: "the revision, as in every answer",
+        why: "documented is that each answer has one",
+        holds: |_, d| d.theirs.is_null(),
+    },
+    Wanted {
+        rpc: "Watch/Watch",
+        fields: &["cancel_reason"],
+        when: "a watcher that a compaction ends",
+        etcd: "none",
+        ours: "the text of etcd's table",
+        why: "a person who looks at the stream sees why",
+        holds: |_, d| d.theirs.is_null() && d.ours == "etcdserver: mvcc: required revision has been compacted",
+    },
+    Wanted {
+        rpc: "Cluster/*",
+        fields: &["header.revision"],
+        when: "always",
+        etcd: "none",
+        ours: "the revision, as in every answer",
+        why: "documented is that each answer has one",
+        holds: |_, d| d.theirs.is_null(),
+    },
+    Wanted {
+        rpc: "Maintenance/Downgrade",
+        fields: &[],
+        when: "CANCEL while no downgrade is under way",
+        etcd: "OK, and a line in its log",
+        ours: "`no inflight downgrade job`, etcd's text for it",
+        why: "there is never one under way: a downgrade needs no preparation",
+        holds: |call, _| call.body["action"] == "CANCEL",
+    },
+    Wanted {
+        rpc: "Maintenance/HashKV",
+        fields: &[],
+        when: "a revision not above one at which a compaction ran",
+        etcd: "the hash that it kept of that compaction, with that revision",
+        ours: "that of the revision, or `compacted`",
+        why: "the hash is of what was asked for",
+        holds: |call, _| call.body["revision"] != 0,
+    },
+    Wanted {
+        rpc: "Maintenance/Hash",
+        fields: &["body.compact_revision", "body.hash_revision"],
+        when: "in JSON",
+        etcd: "none",
+        ours: "as HashKV has them",
+        why: "etcd up to 3.5 has HashKV at that path",
+        holds: |_, d| d.theirs.is_null(),
+    },
+    Wanted {
+        rpc: "KV/*",
+        fields: &["kvs.lease"],
+        when: "a range of keys only",
+        etcd: "none; up to 3.6 the lease",
+        ours: "the lease",
+        why: "it is no value, and programs written for 3.6 read it",
+        holds: |_, d| d.theirs.is_null(),
+    },
+    Wanted {
+        rpc: "KV/Txn",
+        fields: &["error.text", "body.message", "error.code", "body.code", "http"],
+        when: "more than one operation cannot be done",
+        etcd: "the first in order",
+        ours: "another of them",
+        why: "either is true, and nothing is changed",
+        holds: |_, d| is_refusal_in_apply(&d.ours) && is_refusal_in_apply(&d.theirs),
+    },
+    Wanted {
+        rpc: "Lease/LeaseGrant",
+        fields: &["error.text", "body.message", "error.code", "body.code", "http"],
+        when: "too long a TTL, while the space is exceeded",
+        etcd: "the space",
+        ours: "the TTL",
+        why: "either is true, and nothing is changed",
+        holds: |call, _| call.body["TTL"].to_string().trim_matches('"').len() > 9,
+    },
+    Wanted {
+        rpc: "Election/Campaign",
+        fields: &["header.revision"],
+        when: "who leads campaigns again with another value",
+        etcd: "the revision before the value was written",
+        ours: "the revision of the write",
+        why: "whoever reads at it sees what was written",
+        holds: |_, d| number(&d.ours) == number(&d.theirs) + 1,
+    },
+    Wanted {
+        rpc: "*",
+        fields: &["body.message"],
+        when: "a body that is no JSON or does not fit the message",
+        etcd: "`proto: ...`",
+        ours: "`request body: ...`",
+        why: "the parser's own words; the code is the same",
+        holds: |_, d| {
+            let own = |text: &Value| text.as_str().is_some_and(|text| text.starts_with("request body: "));
+            own(&d.ours) && d.theirs.as_str().is_some_and(|text| !text.starts_with("etcdserver: "))
+        },
+    },
+    Wanted {
+        rpc: "*",
+        fields: &[],
+        when: "a body in JSON with more after the message",
+        etcd: "the rest is not looked at",
+        ours: "refused, code 3",
+        why: "who sends two requests in one must not believe that both were done",
+        holds: |call, _| matches!(call.body.as_str(), Some("{}{}" | "{}x")),
+    },
+    Wanted {
+        rpc: "*",
+        fields: &[],
+        when: "a field that is twice in a body in JSON",
+        etcd: "refused, code 3",
+        ours: "the last counts",
+        why: "so most parsers of JSON do; no client writes it",
+        holds: |call, _| call.body.as_str().is_some_and(|body| body.matches("\"key\"").count() > 1),
+    },
+    Wanted {
+        rpc: "Maintenance/Downgrade",
+        fields: &[],
+        when: "VALIDATE of a version with a `v` before it",
+        etcd: "wrong format",
+        ours: "taken",
+        why: "the meaning is clear",
+        holds: |call, _| call.body["version"].as_str().is_some_and(|version| version.starts_with('v')),
+    },
+    Wanted {
+        rpc: "Cluster/MemberUpdate",
+        fields: &[],
+        when: "an unknown member and a URL that is none",
+        etcd: "member not found",
+        ours: "the URLs are invalid",
+        why: "either is true, and nothing is changed",
+        holds: |_, _| true,
+    },
+    Wanted {
+        rpc: "KV/*",
+        fields: &["kvs", "kvs.key", "kvs.create_revision", "kvs.mod_revision", "kvs.version", "kvs.value", "kvs.lease"],
+        when: "a limit, a target to sort by, and no order",
+        etcd: "cuts first, then sorts",
+        ours: "sorts first, then cuts",
+        why: "documented is that the limit comes last",
+        holds: |call, _| sorts_without_order(&call.body),
+    },
+    Wanted {
+        rpc: "KV/RangeStream",
+        fields: &[],
+        when: "with an order or bounds of revisions",
+        etcd: "Unimplemented",
+        ours: "served",
+        why: "what a Range can be asked a stream can be asked",
+        holds: |_, d| {
+            let refused =
+                |text: &Value| text.as_str().is_some_and(|text| text.starts_with("RangeStream does not support"));
+            let nothing = d.theirs.as_array().is_some_and(Vec::is_empty);
+            refused(&d.theirs) || refused(&d.theirs["text"]) || nothing || d.theirs == "Unimplemented"
+        },
+    },
+    Wanted {
+        rpc: "Lock/*",
+        fields: &["error.code", "http", "body.code"],
+        when: "a refusal",
+        etcd: "Unknown, 500",
+        ours: "the code that etcd's table has for the text",
+        why: "clients decide by the code whether to try again",
+        holds: |_, d| d.theirs == "Unknown" || d.theirs == 500 || d.theirs == 2,
+    },
+    Wanted {
+        rpc: "Election/*",
+        fields: &["error.code", "http", "body.code"],
+        when: "a refusal",
+        etcd: "Unknown, 500",
+        ours: "the code that etcd's table has for the text",
+        why: "clients decide by the code whether to try again",
+        holds: |_, d| d.theirs == "Unknown" || d.theirs == 500 || d.theirs == 2,
+    },
+];
+
+pub const UNSENT: &[Unsent] = &[
+    Unsent {
+        rpc: "KV/Txn",
+        when: "a put that keeps value or lease, beside a deletion up to the end of all keys",
+        etcd: "ends with a panic if the key was deleted",
+        ours: "refused: the key is not there",
+        why: "no request ends a member",
+        holds: |call| {
+            let text = call.body.to_string();
+            text.contains("\"ignore_")
+                && text.contains("request_delete_range")
+                && text.contains("\"range_end\":\"AA==\"")
+        },
+    },
+    Unsent {
+        rpc: "KV/Txn",
+        when: "a Range of it has a negative revision",
+        etcd: "compacted; -1 is the present before the first compaction",
+        ours: "the present",
+        why: "in a transaction as outside of one",
+        holds: |call| has_negative_revision(&call.body),
+    },
+    Unsent {
+        rpc: "Watch/Watch",
+        when: "a progress request on a stream of which a watcher starts after the newest revision",
+        etcd: "no notice until then",
+        ours: "a notice",
+        why: "nobody has missed anything, and nobody waits for another's write",
+        holds: |call| {
+            matches!(call.body["request"]["create_request"]["start_revision"].as_str(), Some("$now+1" | "$now+2"))
+        },
+    },
+];
+
+/// What only apply can find out.
+const IN_APPLY: &[&str] = &[
+    "etcdserver: requested lease not found",
+    "etcdserver: key not found",
+    "etcdserver: mvcc: required revision has been compacted",
+    "etcdserver: mvcc: required revision is a future revision",
+];
+
+/// A text of these, or a code of one.
+fn is_refusal_in_apply(value: &Value) -> bool {
+    let codes = [json!("NotFound"), json!("InvalidArgument"), json!("OutOfRange"), json!(5), json!(3), json!(11)];
+    let http = [json!(400), json!(404)];
+    value.as_str().is_some_and(|text| IN_APPLY.contains(&text)) || codes.contains(value) || http.contains(value)
+}
+
+fn number(value: &Value) -> i64 {
+    value.as_str().and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+fn sorts_without_order(body: &Value) -> bool {
+    let set =
+        |field: &str| body.get(field).is_some_and(|value| !matches!(value.to_string().trim_matches('"'), "0" | "-1"));
+    let here = set("limit") && set("sort_target") && !set("sort_order");
+    here || match body {
+        Value::Object(fields) => fields.values().any(sorts_without_order),
+        Value::Array(items) => items.iter().any(sorts_without_order),
+        _ => false,
+    }
+}
+
+fn has_negative_revision(body: &Value) -> bool {
+    match body {
+        Value::Object(fields) => fields.iter().any(|(name, value)| {
+            let negative = name == "revision" && value.to_string().trim_matches('"').starts_with('-');
+            negative || has_negative_revision(value)
+        }),
+        Value::Array(items) => items.iter().any(has_negative_revision),
+        _ => false,
+    }
+}
+
+/// Counts how often each entry was needed.
+#[derive(Default)]
+pub struct Uses {
+    pub wanted: Vec<u64>,
+    pub unsent: Vec<u64>,
+}
+
+impl Uses {
+    pub fn new() -> Self {
+        Self { wanted: vec![0; WANTED.len()], unsent: vec![0; UNSENT.len()] }
+    }
+
+    /// Whether `call` must not be sent.
+    pub fn is_unsent(&mut self, call: &Call) -> bool {
+        let found = UNSENT.iter().position(|entry| concerns(entry.rpc, call) && (entry.holds)(call));
+        found.map(|index| self.unsent[index] += 1).is_some()
+    }
+
+    /// Whether `difference` is as it should be.
+    pub fn explains(&mut self, call: &Call, difference: &Difference) -> bool {
+        let (path, ours, theirs) = (&difference.path, &difference.ours, &difference.theirs);
+        let own = |(rpc, field, holds): &(&str, &str, Pair)| {
+            concerns(rpc, call) && is_field(field, path) && holds(ours, theirs)
+        };
+        if OWN.iter().any(own) {
+            return true;
+        }
+        let found = WANTED.iter().position(|entry| {
+            let named = entry.fields.is_empty() || entry.fields.iter().any(|field| is_field(field, path));
+            named && concerns(entry.rpc, call) && (entry.holds)(call, difference)
+        });
+        found.map(|index| self.wanted[index] += 1).is_some()
+    }
+
+    /// Entries that nothing has needed.
+    pub fn unused(&self) -> Vec<String> {
+        let wanted = WANTED.iter().zip(&self.wanted).filter(|(_, uses)| **uses == 0);
+        let unsent = UNSENT.iter().zip(&self.unsent).filter(|(_, uses)| **uses == 0);
+        let wanted = wanted.map(|(entry, _)| format!("{} {:?} ({})", entry.rpc, entry.fields, entry.when));
+        wanted.chain(unsent.map(|(entry, _)| format!("{} ({})", entry.rpc, entry.when))).collect()
+    }
+}
+
+/// The table of the documentation.
+pub fn table() -> String {
+    let mut table = String::from("| RPC | field | when | etcd 3.7 | Quorate | why |\n|---|---|---|---|---|---|\n");
+    for w in WANTED {
+        let fields: Vec<String> = w.fields.iter().map(|field| format!("`{field}`")).collect();
+        let fields = if fields.is_empty() { "the whole answer".to_owned() } else { fields.join(", ") };
+        table += &format!("| {} | {fields} | {} | {} | {} | {} |\n", w.rpc, w.when, w.etcd, w.ours, w.why);
+    }
+    for u in UNSENT {
+        table += &format!("| {} | what is done | {} | {} | {} | {} |\n", u.rpc, u.when, u.etcd, u.ours, u.why);
+    }
+    table
+}
+
+fn concerns(rpc: &str, call: &Call) -> bool {
+    match rpc.strip_suffix('*') {
+        Some(start) => call.method.starts_with(start),
+        None => call.method == rpc,
+    }
+}
+
+fn is_field(field: &str, path: &str) -> bool {
+    path.strip_suffix(field).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+}

@@ -1,0 +1,248 @@
+//! Three members of ours and an etcd, to which the same requests go.
+//!
+//! Invariant: one request is under way at a time and a restart ends when all members serve, so that every answer is determined by the
+//! requests before it. Ids that a server chooses are replaced in answers by a name that is the same on both sides.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use serde_json::{Value, json};
+
+use crate::ask::{Methods, Server};
+use crate::call::{Call, Door, Memory, RESTART};
+use crate::support::cluster::{Cluster, wait_for};
+use crate::support::etcd::Etcd;
+use crate::watch::Session;
+
+pub const MEMBERS: u64 = 3;
+const SETTLING: Duration = Duration::from_secs(20);
+
+/// What the two answered.
+#[derive(Clone, Debug)]
+pub struct Answers {
+    pub ours: Value,
+    pub theirs: Value,
+}
+
+/// One of the two, as requests see it.
+struct Side {
+    memory: Memory,
+    /// Ids that the server has chosen, with their names.
+    names: BTreeMap<String, String>,
+    leases: usize,
+}
+
+pub struct World {
+    methods: Methods,
+    cluster: Cluster,
+    _etcd: Etcd,
+    servers: Vec<Server>,
+    their_server: Server,
+    ours: Side,
+    theirs: Side,
+    /// The newest revision that etcd has named.
+    now: i64,
+    /// By slot, with the member of ours that is watched.
+    watches: BTreeMap<u64, (u64, [Session; 2])>,
+    /// The member that was asked last: it has applied all that was answered.
+    last: u64,
+}
+
+impl World {
+    /// New servers on empty disks.
+    pub async fn start(etcd: &Path) -> Self {
+        let mut cluster = Cluster::new(MEMBERS);
+        // Started here, waited for below.
+        (0..MEMBERS).for_each(|slot| cluster.start_pod(slot));
+        let etcd = Etcd::start(etcd, &cluster).await;
+        cluster.wait_formed().await;
+        let servers: Vec<Server> = (0..MEMBERS).map(|slot| Server::new(cluster.endpoint(slot))).collect();
+        let their_server = Server::new(etcd.endpoint().to_owned());
+        let mut ids = Vec::new();
+        for slot in 0..MEMBERS {
+            ids.push(cluster.member_id(slot).await);
+        }
+        let (ours, theirs) = (Side::new(&ids), Side::new(&[etcd.member_id().await]));
+        let (methods, watches) = (Methods::new(), BTreeMap::new());
+        let mut world =
+            Self { methods, cluster, _etcd: etcd, servers, their_server, ours, theirs, now: 1, watches, last: 0 };
+        world.wait_serving().await;
+        world
+    }
+
+    /// Sends `call` to both. `None` for a step that has no answers.
+    pub async fn play(&mut self, call: &Call) -> anyhow::Result<Option<Answers>> {
+        if call.method == RESTART {
+            self.restart(call.member, call.body["kill"] == true).await;
+            return Ok(None);
+        }
+        let (our_body, their_body) =
+            (self.ours.memory.resolve(&call.body, self.now), self.theirs.memory.resolve(&call.body, self.now));
+        if call.is_local() && call.member != self.last {
+            self.catch_up(call.member).await;
+        }
+        self.last = call.member;
+        let (ours, theirs) = if call.method == "Watch/Watch" {
+            self.watch(call, &our_body, &their_body).await?
+        } else {
+            let server = &self.servers[call.member as usize];
+            tokio::join!(
+                server.ask(&self.methods, call, &our_body),
+                self.their_server.ask(&self.methods, call, &their_body)
+            )
+        };
+        self.ours.learn(call, &ours);
+        self.theirs.learn(call, &theirs);
+        self.now = self.now.max(revision(&theirs).unwrap_or(0));
+        if call.method == "Maintenance/Alarm" && call.body["action"] != "GET" {
+            // What one member has taken the others know a moment later.
+            self.wait_serving().await;
+        }
+        if ours.get("waits").is_some() || ours.pointer("/error/waits").is_some() {
+            self.settle().await?;
+        }
+        let sides = [(&self.ours, ours), (&self.theirs, theirs)];
+        let [ours, theirs] = sides.map(|(side, answer)| sorted(call, side.named(answer)));
+        Ok(Some(Answers { ours, theirs }))
+    }
+
+    async fn watch(&mut self, call: &Call, ours: &Value, theirs: &Value) -> anyhow::Result<(Value, Value)> {
+        let slot = call.body["slot"].as_u64().context("a watch names its stream")?;
+        if !self.watches.contains_key(&slot) {
+            let server = &self.servers[call.member as usize];
+            let ours = Session::open(server, &self.methods).await?;
+            let both = [ours, Session::open(&self.their_server, &self.methods).await?];
+            self.watches.insert(slot, (call.member, both));
+        }
+        // "From now on" means from what the member has applied.
+        self.catch_up(self.watches[&slot].0).await;
+        let (_, [our, their]) = self.watches.get_mut(&slot).expect("opened above");
+        let (our, their) = tokio::join!(
+            our.turn(&self.methods, &ours["request"], self.now),
+            their.turn(&self.methods, &theirs["request"], self.now)
+        );
+        Ok((our.context("ours")?, their.context("etcd's")?))
+    }
+
+    /// Ends a member, by force or not, and starts it again. Streams of watches end with it, also those at others: what is open
+    /// at etcd goes with them.
+    async fn restart(&mut self, slot: u64, kill: bool) {
+        self.watches.clear();
+        if kill {
+            self.cluster.kill(slot);
+        } else {
+            self.cluster.terminate(slot).await;
+        }
+        self.cluster.start_pod(slot);
+        self.cluster.wait_formed().await;
+        self.servers[slot as usize] = Server::new(self.cluster.endpoint(slot));
+        self.wait_serving().await;
+    }
+
+    async fn wait_serving(&mut self) {
+        for member in 0..MEMBERS {
+            self.catch_up(member).await;
+        }
+    }
+
+    /// Waits until a member serves and has applied what any of them has answered.
+    async fn catch_up(&self, member: u64) {
+        wait_for("a member to serve", async || self.revision(&self.servers[member as usize]).await).await;
+    }
+
+    /// Who waited and was given up withdraws in its own time: waits until both hold the same again.
+    async fn settle(&mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + SETTLING;
+        let mut before = None;
+        loop {
+            let both = (self.revision(&self.servers[0]).await, self.revision(&self.their_server).await);
+            if let (Ok(ours), Ok(theirs)) = &both
+                && ours == theirs
+                && before == Some(*ours)
+            {
+                self.now = self.now.max(*ours);
+                self.last = 0;
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("a waiter was given up, and {SETTLING:?} later the revisions are {both:?}");
+            }
+            before = both.0.ok();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// The revision of a linearizable read.
+    async fn revision(&self, server: &Server) -> Result<i64, String> {
+        let body = json!({ "key": "YQ==", "count_only": true });
+        let read = Call { member: 0, door: Door::Grpc, method: "KV/Range".to_owned(), body };
+        let answer = server.ask(&self.methods, &read, &read.body).await;
+        revision(&answer).ok_or_else(|| answer.to_string())
+    }
+}
+
+impl Side {
+    fn new(members: &[u64]) -> Self {
+        let mut memory = Memory::default();
+        for id in members.iter().rev() {
+            memory.note("member", Value::String(id.to_string()));
+        }
+        let names = members.iter().map(|id| (id.to_string(), "member".to_owned())).collect();
+        Self { memory, names, leases: 0 }
+    }
+
+    /// Keeps what later requests need.
+    fn learn(&mut self, call: &Call, answer: &Value) {
+        let message = first(answer);
+        match call.method.as_str() {
+            // The request names a lease, or the server does.
+            "Lease/LeaseGrant" if is_zero(&call.body["ID"]) && message["ID"].is_string() => {
+                self.leases += 1;
+                let id = message["ID"].as_str().unwrap_or_default().to_owned();
+                self.names.insert(id.clone(), format!("lease {}", self.leases));
+                self.memory.note("lease", Value::String(id));
+            }
+            "Lock/Lock" if message["key"].is_string() => self.memory.note("lock", message["key"].clone()),
+            "Election/Campaign" if message["leader"].is_object() => {
+                self.memory.note("leader", message["leader"].clone())
+            }
+            _ => {}
+        }
+    }
+
+    fn named(&self, answer: Value) -> Value {
+        match answer {
+            Value::String(text) => Value::String(self.names.get(&text).cloned().unwrap_or(text)),
+            Value::Array(items) => items.into_iter().map(|item| self.named(item)).collect(),
+            Value::Object(fields) => fields.into_iter().map(|(name, value)| (name, self.named(value))).collect(),
+            other => other,
+        }
+    }
+}
+
+fn revision(answer: &Value) -> Option<i64> {
+    first(answer)["header"]["revision"].as_str()?.parse().ok()
+}
+
+fn is_zero(id: &Value) -> bool {
+    matches!(id.to_string().trim_matches('"'), "0" | "null")
+}
+
+/// Some lists are in no order: etcd gives a lease's keys in that of a map.
+fn sorted(call: &Call, mut answer: Value) -> Value {
+    if call.method == "Lease/LeaseTimeToLive" {
+        for list in ["/messages/0/keys", "/body/0/keys"] {
+            if let Some(keys) = answer.pointer_mut(list).and_then(Value::as_array_mut) {
+                keys.sort_by_key(Value::to_string);
+            }
+        }
+    }
+    answer
+}
+
+/// The first message of an answer.
+pub fn first(answer: &Value) -> &Value {
+    answer.get("messages").or(answer.get("body")).and_then(|all| all.get(0)).unwrap_or(&Value::Null)
+}
