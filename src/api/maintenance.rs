@@ -194,6 +194,11 @@ fn alarm_text(alarm: &AlarmMember) -> String {
     if alarm.member_id == 0 { kind } else { format!("memberID:{} {kind}", alarm.member_id) }
 }
 
+/// Without a quota -1, as etcd shows one that is off: tools and alerts divide by it.
+pub(super) fn shown_quota(quota_bytes: u64) -> i64 {
+    if quota_bytes == 0 { -1 } else { quota_bytes as i64 }
+}
+
 fn node_status(node: &Node, quota_bytes: u64, mut errors: Vec<String>) -> StatusResponse {
     let raft = node.status();
     let bytes = node.store().read(|s| s.kv.bytes()) as i64;
@@ -213,7 +218,7 @@ fn node_status(node: &Node, quota_bytes: u64, mut errors: Vec<String>) -> Status
         db_size_in_use: bytes,
         is_learner: raft.is_learner,
         storage_version: ETCD_CLUSTER_VERSION.into(),
-        db_size_quota: quota_bytes as i64,
+        db_size_quota: shown_quota(quota_bytes),
         downgrade_info: Some(DowngradeInfo::default()),
     }
 }

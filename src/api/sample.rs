@@ -12,7 +12,8 @@ pub struct Sample {
     pub has_leader: bool,
     pub is_leader: bool,
     pub is_learner: bool,
-    pub quota_bytes: u64,
+    /// -1 without one.
+    pub quota_bytes: i64,
     pub data_bytes: u64,
     pub data_in_use_bytes: u64,
     pub committed_index: u64,
@@ -39,7 +40,7 @@ impl Api {
         let facts = self.facts();
         let base = Sample {
             member_id: facts.member_id,
-            quota_bytes: self.shared.quota_bytes,
+            quota_bytes: maintenance::shown_quota(self.shared.quota_bytes),
             disk_free_bytes: facts.disk_free_bytes,
             ..Sample::default()
         };

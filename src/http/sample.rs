@@ -42,7 +42,7 @@ pub(super) fn text(api: &Api) -> String {
     t.info("etcd_server_id", "This member's id.", "server_id", &format!("{:x}", now.member_id));
     t.info("etcd_server_version", "The level of the etcd API.", "server_version", ETCD_VERSION);
     t.info("etcd_cluster_version", "The level of the etcd API, of the cluster.", "cluster_version", ETCD_CLUSTER_MINOR);
-    t.gauge("etcd_server_quota_backend_bytes", "Most bytes of data; 0 without a quota.", now.quota_bytes);
+    t.gauge("etcd_server_quota_backend_bytes", "Most bytes of data; -1 without a quota.", now.quota_bytes);
     t.gauge("etcd_server_proposals_committed_total", "The newest committed log index.", now.committed_index);
     t.gauge("etcd_server_proposals_applied_total", "The newest applied log index.", now.applied_index);
     t.gauge("etcd_mvcc_db_total_size_in_bytes", "Bytes of data, old revisions included.", now.data_bytes);

@@ -126,7 +126,7 @@ async fn status_tells_alarms_and_sizes_as_etcd_does() {
 #[tokio::test(flavor = "multi_thread")]
 async fn defragmentation_and_physical_compaction_begin_at_once() {
     let mut cluster = Cluster::new(1);
-    cluster.set("state.checkpoint_interval", "1h");
+    cluster.set("state.checkpoint_interval", "1h").set("storage.quota_bytes", "0");
     cluster.start_all().await;
     let mut kv = cluster.kv(0);
     let begin = std::time::Instant::now();
@@ -137,6 +137,7 @@ async fn defragmentation_and_physical_compaction_begin_at_once() {
     let took = begin.elapsed();
     assert!(took < std::time::Duration::from_secs(9), "20 compactions of nothing took {took:?}");
     cluster.maintenance(0).defragment(DefragmentRequest {}).await.unwrap();
+    assert_eq!(cluster.status(0).await.unwrap().db_size_quota, -1, "no quota, as etcd shows it");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use quorate::pb::etcd::{CompactionRequest, DeleteRangeRequest, PutRequest};
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use rustix::io::Errno;
 
 use crate::support::cluster::{Cluster, wait_for};
 use crate::support::tools;
@@ -223,10 +224,17 @@ async fn quota_refuses_puts_until_space_is_freed() {
 /// Fills the pod's disk until `free` bytes are left.
 pub fn fill(cluster: &Cluster, slot: u64, free: u64) {
     let disk = cluster.disk_of(slot);
-    let stat = statvfs(&disk).unwrap();
-    let bytes = (stat.f_bavail * stat.f_frsize).checked_sub(free).expect("there is more than that");
-    let file = std::fs::File::create(disk.join("filler")).unwrap();
-    fallocate(&file, FallocateFlags::empty(), 0, bytes).unwrap();
+    // The pod takes space meanwhile, perhaps.
+    for _ in 0..20 {
+        let file = std::fs::File::create(disk.join("filler")).unwrap();
+        let stat = statvfs(&disk).unwrap();
+        let bytes = (stat.f_bavail * stat.f_frsize).checked_sub(free).expect("there is more than that");
+        match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
+            Err(Errno::NOSPC) => {}
+            filled => return filled.unwrap(),
+        }
+    }
+    panic!("the disk of kv-{slot} cannot be filled but for {free} bytes");
 }
 
 /// Case 35: a full disk on a quorum refuses puts before they are proposed; deletes are still taken; once there is space puts
