@@ -1,13 +1,17 @@
 //! Who a node is: its name, its slot, the addresses of all slots, and member ids.
 //!
 //! Owns the rules by which text becomes an identity; it reads no configuration, environment or disk but the host name.
-//! Invariants: a slot is at most [`SLOT_MAX`]; a [`PeerPattern`] expands to `host:port` for every slot it was checked with.
+//! Invariants: a slot is at most [`SLOT_MAX`]; a [`PeerPattern`] expands to `host:port` for every slot it was checked with, and every
+//! entry of a [`PeerList`] is one.
 //! Absent: what is stored about a member (`storage`), and who belongs to the cluster (`cluster`).
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::Path;
 use std::str::FromStr;
+
+use sha2::{Digest as _, Sha256};
 
 use crate::env::{Disk, OpenMode};
 use crate::pb::log::Node;
@@ -46,6 +50,16 @@ pub enum Error {
          the address to begin with the name; correct cluster.peers (--peers), or set --slot if they are meant to differ"
     )]
     OtherName { pattern: String, slot: u16, address: String, name: String },
+    #[error(
+        "got {entry:?} in the list of members: {fault}; expected name=host:port, each name and each address once, as in \
+         a=10.0.0.1:2380; correct cluster.members (--initial-cluster)"
+    )]
+    Member { entry: String, fault: String },
+    #[error(
+        "this node's name {name:?} is not in the list of members ({names}): expected one of them; correct cluster.members \
+         (--initial-cluster), or the name (--name)"
+    )]
+    NotListed { name: String, names: String },
 }
 
 /// A node's name and where it was read.
@@ -219,6 +233,97 @@ impl PeerPattern {
     }
 }
 
+/// The first members of a cluster by name, which may be any. Their order is that of the names, so that all who were given the same list
+/// count alike: a member's place in it is its slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerList(BTreeMap<String, String>);
+
+impl PeerList {
+    /// Reads entries `name=host:port`.
+    pub fn new(entries: &[String]) -> Result<Self, Error> {
+        let mut list = BTreeMap::new();
+        for entry in entries {
+            let fault = |fault: &str| Error::Member { entry: entry.clone(), fault: fault.to_owned() };
+            let (name, address) = entry.split_once('=').ok_or_else(|| fault("it has no ="))?;
+            if name.is_empty() || name.len() > TEXT_BYTES_MAX || name.contains(is_hostile) {
+                return Err(fault("its name is empty, too long, or has control characters"));
+            }
+            if host_port(address).is_none() {
+                return Err(fault("it has no host or no valid port"));
+            }
+            if list.values().any(|other| other == address) {
+                return Err(fault("another member has its address"));
+            }
+            if list.insert(name.to_owned(), address.to_owned()).is_some() {
+                return Err(fault("another member has its name"));
+            }
+            if list.len() > LISTED_MAX {
+                return Err(fault("the list is longer than any cluster"));
+            }
+        }
+        Ok(Self(list))
+    }
+
+    /// The slot of the member of that name.
+    pub fn slot(&self, name: &str) -> Result<u16, Error> {
+        let place = self.0.keys().position(|listed| listed == name);
+        place.and_then(|place| u16::try_from(place).ok()).ok_or_else(|| Error::NotListed {
+            name: name.to_owned(),
+            names: self.0.keys().cloned().collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    fn address(&self, slot: u16) -> Option<&String> {
+        self.0.values().nth(slot.into())
+    }
+
+    /// How many members it has.
+    pub fn size(&self) -> u16 {
+        self.0.len() as u16
+    }
+
+    /// Stands for the list and a token; never 0. Who was given others forms no cluster with who was given these.
+    pub fn fingerprint(&self, token: &str) -> u64 {
+        let mut hash = Sha256::new();
+        for text in self.0.iter().flat_map(|(name, address)| [name.as_str(), address]).chain([token]) {
+            hash.update((text.len() as u64).to_le_bytes());
+            hash.update(text);
+        }
+        let head: [u8; 8] = hash.finalize()[..8].try_into().expect("a digest has 32 bytes");
+        u64::from_le_bytes(head).max(1)
+    }
+}
+
+/// More members than a list may name.
+const LISTED_MAX: usize = 1000;
+
+/// Where the slots of a cluster are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerAddresses {
+    /// Of any number of slots.
+    Pattern(PeerPattern),
+    /// Of the first members, and of no others.
+    List(PeerList),
+}
+
+impl PeerAddresses {
+    /// The address of `slot`, if it has one.
+    pub fn expand(&self, slot: u16) -> Option<String> {
+        match self {
+            Self::Pattern(pattern) => Some(pattern.expand(slot)),
+            Self::List(list) => list.address(slot).cloned(),
+        }
+    }
+
+    /// As [`PeerPattern::headless`]; a list has none.
+    pub fn headless(&self) -> Option<&str> {
+        match self {
+            Self::Pattern(pattern) => pattern.headless(),
+            Self::List(_) => None,
+        }
+    }
+}
+
 /// Makes a member id from 48 bits of `random`; never 0, which Raft keeps for nobody.
 pub fn mint(random: u64, slot: u16) -> u64 {
     // A shift drops the upper bits; the lowest random bit stands in if all that are left are zero.
@@ -331,6 +436,48 @@ mod tests {
         ];
         for (text, own, fits) in cases {
             assert_eq!(text.parse::<PeerPattern>().unwrap().check_own(2, own).is_ok(), fits, "{text} {own}");
+        }
+    }
+
+    fn list(text: &str) -> Result<PeerList, Error> {
+        PeerList::new(&text.split(',').map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn all_who_are_given_one_list_count_alike() {
+        let (one, other) =
+            (list("b=h2:1,a=[::1]:2,infra0=h3:3").unwrap(), list("infra0=h3:3,a=[::1]:2,b=h2:1").unwrap());
+        assert_eq!(one, other);
+        assert_eq!(["a", "b", "infra0"].map(|name| one.slot(name).unwrap()), [0, 1, 2]);
+        let places = PeerAddresses::List(one.clone());
+        assert_eq!((places.expand(0).as_deref(), places.expand(3), one.size()), (Some("[::1]:2"), None, 3));
+        let message = one.slot("c").unwrap_err().to_string();
+        assert!(message.contains("\"c\"") && message.contains("a, b, infra0") && message.contains("--initial-cluster"));
+    }
+
+    #[test]
+    fn another_list_or_token_has_another_fingerprint() {
+        let texts = ["a=h:1", "a=h:2", "b=h:1", "a=h:1,b=h:2", "a=h:1,bb=h:2"];
+        let mut prints: Vec<u64> = texts.iter().map(|text| list(text).unwrap().fingerprint("t")).collect();
+        prints.push(list("a=h:1").unwrap().fingerprint("u"));
+        prints.sort_unstable();
+        prints.dedup();
+        assert_eq!(prints.len(), texts.len() + 1);
+        assert_eq!(list("a=h:1,b=h:2").unwrap().fingerprint("t"), list("b=h:2,a=h:1").unwrap().fingerprint("t"));
+    }
+
+    #[test]
+    fn bad_entry_of_a_list_says_why() {
+        for (text, why) in [
+            ("a", "no ="),
+            ("=h:1", "name is empty"),
+            ("a=h", "no host or no valid port"),
+            ("a=http://h:1", "no host or no valid port"),
+            ("a=h:1,a=h:2", "has its name"),
+            ("a=h:1,b=h:1", "has its address"),
+        ] {
+            let message = list(text).unwrap_err().to_string();
+            assert!(message.contains(why) && message.contains("cluster.members"), "{text}: {message}");
         }
     }
 

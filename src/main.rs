@@ -14,7 +14,14 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 static ALLOCATOR: &stats_alloc::StatsAlloc<std::alloc::System> = &stats_alloc::INSTRUMENTED_SYSTEM;
 
 fn main() -> ExitCode {
-    match cli::run(Cli::parse()) {
+    let mut args = std::env::args_os();
+    let done = match args.next() {
+        program if cli::etcd::is_called(program.as_ref()) => {
+            cli::run(Cli { command: cli::Command::Etcd { args: args.collect() } })
+        }
+        _ => cli::run(Cli::parse()),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("quorate: {error:#}");

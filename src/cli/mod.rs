@@ -5,6 +5,7 @@
 
 mod client;
 pub mod dev;
+pub mod etcd;
 mod kv;
 mod lease;
 mod lock;
@@ -42,6 +43,12 @@ pub struct Cli {
 pub enum Command {
     /// Run a member
     Serve(SettingsArgs),
+    /// Run a member with etcd's own flags, ETCD_* variables or file: `quorate etcd --help` lists them
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    Etcd {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "FLAGS")]
+        args: Vec<std::ffi::OsString>,
+    },
     /// Run a whole cluster on this machine, for trying things out
     Dev(dev::Args),
     /// Show every member: role, term, lag, sizes, and what it waits for
@@ -119,11 +126,14 @@ pub struct ConfigArgs {
 /// Runs the command on a runtime that suits it.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
     // Not for every command: `lock` hands its umask on to the program that it starts.
-    if let Command::Serve(_) | Command::Dev(_) | Command::Recover(_) | Command::Snapshot(_) = cli.command {
+    if let Command::Serve(_) | Command::Etcd { .. } | Command::Dev(_) | Command::Recover(_) | Command::Snapshot(_) =
+        cli.command
+    {
         crate::env::process::keep_files_private();
     }
     match cli.command {
-        Command::Serve(args) => serve(&args),
+        Command::Serve(args) => start(args.load(&Env::real())?.config, &[]),
+        Command::Etcd { args } => etcd::run(&args),
         Command::Dev(args) => runtime(0)?.block_on(dev::run(args)),
         Command::Config(args) => {
             let text = if args.manual { MANUAL.to_owned() } else { args.settings.load(&Env::real())?.describe() };
@@ -167,16 +177,18 @@ fn member(command: MemberCommand) -> anyhow::Result<()> {
 /// Set by `dev` in the environment of its pods: they end when it does, however it ends.
 const DIE_WITH_PARENT: &str = "QUORATE_DIE_WITH_PARENT";
 
-fn serve(args: &SettingsArgs) -> anyhow::Result<()> {
-    let env = Env::real();
-    if cgroup_memory_limit(&*env.disk).is_some() {
+/// Runs a member; `notes` are lines for its log.
+fn start(config: Config, notes: &[String]) -> anyhow::Result<()> {
+    if cgroup_memory_limit(&*Env::real().disk).is_some() {
         crate::env::process::give_memory_back_soon();
     }
     if std::env::var_os(DIE_WITH_PARENT).is_some() {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
     }
-    let config: Config = args.load(&env)?.config;
     let log = telemetry::Background::init(&config.telemetry)?;
+    for note in notes {
+        tracing::warn!("{note}");
+    }
     let ended = runtime(config.server.worker_threads)?.block_on(crate::server::run(config));
     let Err(error) = ended else { return Ok(()) };
     // As `main` says it, but whoever reads it may be stuck.
@@ -248,6 +260,8 @@ mod tests {
             "member scale --unset",
             "member why -o json",
             "serve --reader --join a:1,b:2",
+            "etcd",
+            "etcd --name a --version --help -data-dir=/d x",
             "serve --by-hand --peers kv-%d:2380",
             "get k --prefix --limit 1 --rev 2 --serializable --keys-only -o json",
             "get a z --count-only",

@@ -3,9 +3,10 @@
 //! Each stands for one `section.key`; `--set` reaches all others. Invariant: a flag only feeds [`config::load`], which
 //! checks it as it checks every other source.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use crate::config::{self, Error, Flag, Loaded, Sources};
+use crate::config::{self, Error, File, Flag, Loaded, Sources};
 use crate::env::Env;
 
 /// Settings on the command line, over those of the environment and the file.
@@ -38,13 +39,13 @@ pub struct SettingsArgs {
     /// Peer addresses of members to join, with commas, beside those of --peers
     #[arg(long, value_name = "HOST:PORT")]
     pub join: Option<String>,
-    /// Where clients connect
+    /// Where clients connect: one place or more, with commas; unix:PATH for a socket in the file system
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen_client: Option<String>,
-    /// Where members connect
+    /// Where members connect: one place or more, with commas
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen_peer: Option<String>,
-    /// Where probes, metrics and `status` ask; without it, beside the clients' port, two above
+    /// Where probes, metrics and `status` ask, or `off`; without it, beside the clients' port, two above
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen_status: Option<String>,
     /// URLs that clients are told, with commas
@@ -64,12 +65,17 @@ pub struct SettingsArgs {
     pub set: Vec<String>,
 }
 
+/// This process's variables; those that are no text stand for nothing here.
+pub(super) fn environment() -> BTreeMap<String, String> {
+    let text = |word: std::ffi::OsString| word.into_string().ok();
+    std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)?))).collect()
+}
+
 impl SettingsArgs {
     /// Reads all sources: the file through `env`, and this process's environment.
     pub fn load(&self, env: &Env) -> Result<Loaded, Error> {
-        let text = |word: std::ffi::OsString| word.into_string().ok();
-        let variables = std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)?)));
-        let sources = Sources { file: self.config.clone(), env: variables.collect(), flags: self.flags()? };
+        let file = self.config.clone().map_or(File::Default, File::Named);
+        let sources = Sources { file, env: environment(), flags: self.flags()? };
         config::load(env.disk.as_ref(), &sources)
     }
 
@@ -144,8 +150,12 @@ mod tests {
         let config = &loaded.config;
         assert_eq!((config.identity.name.as_str(), config.identity.slot), ("kv-4", Some(1)));
         assert_eq!((config.cluster.peers.as_str(), config.cluster.size), ("kv-%d:2380", 3));
-        assert_eq!((config.server.listen_client.port(), config.server.listen_peer.port()), (1, 2));
-        assert_eq!(config.server.status_address().port(), 9);
+        let server = &config.server;
+        let listen = [server.listen_client.places(), server.listen_peer.places(), &server.status_places()].concat();
+        assert_eq!(
+            listen.iter().map(|p| p.to_string()).collect::<Vec<_>>(),
+            ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:9"]
+        );
         assert_eq!(
             (config.server.advertise_client[0].as_str(), config.server.advertise_peer.as_str()),
             ("http://a:1", "a:2")

@@ -70,6 +70,7 @@ impl From<Error> for Stop {
 pub struct Bootstrap {
     env: Env,
     node: Node,
+    founding: u64,
     process_nonce: u64,
     mint: Mint,
     /// Held during writes: taken away from the event loop only, except for a look at paths.
@@ -80,13 +81,14 @@ pub struct Bootstrap {
 }
 
 impl Bootstrap {
-    /// `node` is what this node announces: name, addresses, apply version.
-    pub fn new(env: Env, dir: MemberDir, node: Node, mint: Mint) -> Arc<Self> {
+    /// `node` is what this node announces: name, addresses, apply version; `founding` stands for its list of first members, if it has one.
+    pub fn new(env: Env, dir: MemberDir, node: Node, founding: u64, mint: Mint) -> Arc<Self> {
         let known = Known { identity: dir.identity().clone(), abandoned: dir.abandoned() };
         Arc::new(Self {
             process_nonce: env.random_u64(),
             env,
             node,
+            founding,
             mint,
             held: Mutex::new(Held { dir, beginning: false, failed: false }),
             known: Mutex::new(known),
@@ -147,6 +149,7 @@ impl Bootstrap {
             version: env!("CARGO_PKG_VERSION").into(),
             process_nonce: self.process_nonce,
             abandoned_cluster_ids: known.abandoned,
+            founding: self.founding,
             ..WhoResponse::default()
         };
         let facts = self.raft.lock().clone();
@@ -307,7 +310,8 @@ impl Bootstrap {
             (None, 0) => State::Pristine,
             (None, cluster_id) => State::Joining(cluster_id),
         };
-        Me { member_id: identity.member_id, slot: identity.slot, process_nonce: self.process_nonce, state }
+        let (process_nonce, founding) = (self.process_nonce, self.founding);
+        Me { member_id: identity.member_id, slot: identity.slot, process_nonce, founding, state }
     }
 }
 

@@ -31,6 +31,8 @@ pub struct Me {
     pub slot: u64,
     /// Of the running process: tells an answer of this process from one of another with the same disk.
     pub process_nonce: u64,
+    /// Stands for the list of first members that this node was given; 0: none.
+    pub founding: u64,
     pub state: State,
 }
 
@@ -74,7 +76,8 @@ pub struct View {
     pub expected: Expected,
     /// Every expected slot, the slots of an accepted formation, and further addresses; self among them.
     pub asked: Vec<Asked>,
-    pub max_voters: usize,
+    /// `None`: all vote.
+    pub max_voters: Option<usize>,
 }
 
 /// What to do next.
@@ -271,7 +274,9 @@ fn form(view: &View) -> Step {
         return Step::Wait(Wait::Proposal { slot: slots.start });
     }
     // Who exceeds the number of voters joins the cluster when it exists.
-    let mut voters: Vec<_> = members.into_values().take(voter_target(slots.clone().count(), view.max_voters)).collect();
+    let all = members.len();
+    let target = view.max_voters.map_or(all, |max_voters| voter_target(all, max_voters));
+    let mut voters: Vec<_> = members.into_values().take(target).collect();
     voters.sort_by_key(|member| member.id);
     Step::Propose(voters)
 }
@@ -286,6 +291,9 @@ fn all_pristine(view: &View) -> Result<BTreeMap<u64, membership::Member>, Wait> 
         };
         if !view.expected.slots.contains(&who.slot) {
             continue;
+        }
+        if who.founding != view.me.founding {
+            return Err(not_reached(view, asked, "was given another list of first members, or another token"));
         }
         let member = membership::Member { id: who.member_id, node: Some(node) };
         if let Some(other) = members.insert(who.slot, member).filter(|other| other.id != who.member_id) {

@@ -32,20 +32,20 @@ use crate::storage::member_dir::Error;
 #[cfg(test)]
 pub(super) mod tests;
 
-/// The address of a slot.
-pub type Expand = Arc<dyn Fn(u64) -> String + Send + Sync>;
+/// The address of a slot; `None` for one that has none.
+pub type Expand = Arc<dyn Fn(u64) -> Option<String> + Send + Sync>;
 
 /// Where the others are.
 #[derive(Clone)]
 pub struct Places {
-    /// The peer pattern. Without it and without `resolve` the node is a cluster of one, that asks nobody.
+    /// The peer pattern, or the list of the first members. Without it and without `resolve` the node is a cluster of one, that asks nobody.
     pub expand: Option<Expand>,
     /// The slots of a new cluster, asked anew each time: it may widen.
     pub expected: Arc<dyn Fn() -> Expected + Send + Sync>,
     /// Addresses that the headless name resolves to now, if there is such a name, and those of `cluster.join`.
     pub resolve: Option<Arc<dyn Fn() -> BoxFuture<Vec<String>> + Send + Sync>>,
-    /// At most so many members of a new cluster vote.
-    pub max_voters: usize,
+    /// At most so many members of a new cluster vote; `None`: all, as who has listed them wants it.
+    pub max_voters: Option<usize>,
     /// How long a peer may take to answer.
     pub patience: Duration,
 }
@@ -194,7 +194,7 @@ pub async fn led_with_slot(
         let slots = (places.expected)().slots;
         let expand = places.expand.as_ref();
         let mut addresses: Vec<String> =
-            slots.filter(|other| *other != slot).filter_map(|other| Some(expand?(other))).collect();
+            slots.filter(|other| *other != slot).filter_map(|other| expand?(other)).collect();
         if let Some(resolve) = &places.resolve {
             addresses.extend(resolve().await.into_iter().take(EXTRA_ADDRESSES_MAX));
         }
@@ -279,7 +279,7 @@ impl Driver<'_> {
         slots.sort_unstable();
         slots.dedup();
         let expand = self.places.expand.as_ref();
-        let of_slots = slots.into_iter().filter_map(|slot| Some((Some(slot), expand?(slot))));
+        let of_slots = slots.into_iter().filter_map(|slot| Some((Some(slot), expand?(slot)?)));
         let mut to_ask: Vec<_> = of_slots.collect();
         if let Some(resolve) = &self.places.resolve {
             let mut addresses = resolve().await;
@@ -339,7 +339,7 @@ impl Driver<'_> {
         let others: Vec<String> = members
             .iter()
             .filter(|member| member.id != self.bootstrap.identity().member_id)
-            .filter_map(|member| self.places.expand.as_ref().map(|expand| expand(slot_of(member.id))))
+            .filter_map(|member| self.places.expand.as_ref().and_then(|expand| expand(slot_of(member.id))))
             .collect();
         let formation = Formation { cluster_id, members };
         if !self.bootstrap.accept(formation.clone()).await?.accepted {

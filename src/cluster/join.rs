@@ -169,7 +169,7 @@ async fn dial_one(
 ) -> Dialled {
     let node = request.node.clone().unwrap_or_default();
     let address = match expand {
-        Some(expand) if node.kind() == Kind::Slot => expand(request.slot),
+        Some(expand) if node.kind() == Kind::Slot => expand(request.slot).unwrap_or(node.peer_address),
         _ => node.peer_address,
     };
     match peers::who(env, peers, &address, patience).await {
@@ -227,7 +227,7 @@ mod tests {
         let town = Town::new(2);
         let node = town.start(1);
         let peers: Arc<dyn Peers> = Arc::new(town.clone());
-        let expand: Expand = Arc::new(|slot| format!("kv-{slot}"));
+        let expand: Expand = Arc::new(|slot| Some(format!("kv-{slot}")));
         let (member, nonce) = (node.identity().member_id, node.process_nonce());
         for (request, expected) in [
             (request(member, nonce), Dialled::Joiner),
@@ -247,7 +247,7 @@ mod tests {
         let town = Town::new(2);
         let node = town.start(1);
         let peers: Arc<dyn Peers> = Arc::new(town.clone());
-        let expand: Expand = Arc::new(|slot| format!("kv-{slot}"));
+        let expand: Expand = Arc::new(|slot| Some(format!("kv-{slot}")));
         let (member, nonce) = (node.identity().member_id, node.process_nonce());
         let desk = Desk::default();
         let ask = |request| desk.answer(request, &standing(&Members::default(), true));

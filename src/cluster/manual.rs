@@ -160,7 +160,8 @@ fn promote(observed: &Observed, id: u64, begun: bool) -> Result<Change, Verdict>
         return Ok(Change::UpdateNode { id, node: Node { held: false, ..node.clone() } });
     }
     let after = voters.len() + 1;
-    if voter_target(after, observed.limits.max_voters) < after {
+    // Whom a person has added votes when a person says so.
+    if node.kind() == Kind::Slot && voter_target(after, observed.limits.max_voters) < after {
         let why = format!(
             "{after} voters would survive no more failures than {}, or are more than cluster.max_voters ({}); the learner stands by, \
              and is promoted when a voter is lost or another learner joins it",

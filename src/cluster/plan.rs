@@ -407,13 +407,15 @@ fn may_take_over(observed: &Observed, holder: u64, claimer: u64) -> Result<(), R
     Err(Reason::HolderSilent { slot, holder, claimer, silent_for: health.silent_for, needs })
 }
 
-/// Rules 10 and 11: as many stable learners as may vote, in one change.
+/// Rules 10 and 11: as many stable learners as may vote, in one change. Whom a person has added votes, however many do then: odd numbers
+/// and a maximum are for those who come by themselves.
 fn promote(observed: &Observed) -> Wish {
-    let staying = observed.staying_voters();
-    let mut standby = observed.standby();
-    let target = voter_target(staying.len() + standby.len(), observed.limits.max_voters);
-    standby.truncate(target.saturating_sub(staying.len()));
-    (!standby.is_empty()).then(|| Ok(Change::Promote { ids: standby.into_iter().collect() }))
+    let (mut slots, mut ids): (Vec<u64>, Vec<u64>) =
+        observed.standby().into_iter().partition(|id| observed.is_slot_member(*id));
+    let staying = observed.staying_slots().len();
+    slots.truncate(voter_target(staying + slots.len(), observed.limits.max_voters).saturating_sub(staying));
+    ids.extend(slots);
+    (!ids.is_empty()).then(|| Ok(Change::Promote { ids: ids.into_iter().collect() }))
 }
 
 /// Rules 10, 13, 14: who asks to join becomes a learner, if it is who it says.
@@ -514,7 +516,7 @@ fn stand_in_for_dead_voter(observed: &Observed) -> Wish {
 
 /// Rule 11: voters beyond the maximum, and the odd one out; the dead first, then the highest slot, never the leader.
 fn demote(observed: &Observed) -> Wish {
-    let staying = observed.staying_voters();
+    let staying = observed.staying_slots();
     let surplus = staying.len() - voter_target(staying.len(), observed.limits.max_voters);
     let mut candidates: Vec<u64> = staying.into_iter().filter(|id| *id != observed.leader).collect();
     candidates.sort_by_key(|id| (observed.is_fit(*id), std::cmp::Reverse(slot_of(*id))));
@@ -594,6 +596,11 @@ impl Observed {
 
     fn staying_voters(&self) -> Ids {
         self.membership.voters().into_iter().filter(|id| !self.is_condemned(*id)).collect()
+    }
+
+    /// Those of them that came by themselves.
+    fn staying_slots(&self) -> Ids {
+        self.staying_voters().into_iter().filter(|id| self.is_slot_member(*id)).collect()
     }
 
     /// Learners that may vote at once, by slot: stable, wanted, no readers, and of a slot that has no vote yet.

@@ -307,7 +307,7 @@ impl Reconciler {
         let slots: BTreeSet<u64> =
             membership.nodes.keys().chain(joiners.iter().map(|j| &j.member_id)).map(|id| slot_of(*id)).collect();
         if let Some(expand) = &self.settings.expand {
-            addresses.extend(slots.iter().map(|slot| (expand(*slot), ())));
+            addresses.extend(slots.iter().filter_map(|slot| Some((expand(*slot)?, ()))));
         }
         let asks = addresses.into_keys().map(|address| async move {
             let answer = peers::who(env, &self.peers, &address, WHO_PATIENCE).await;
@@ -317,7 +317,7 @@ impl Reconciler {
         self.note_space(&membership, &answers);
         let health = self.health(status, &membership, &answers, seen);
         let at =
-            |slot: u64| -> Option<&WhoResponse> { answers.get(&self.settings.expand.as_ref()?(slot))?.as_ref().ok() };
+            |slot: u64| -> Option<&WhoResponse> { answers.get(&self.settings.expand.as_ref()?(slot)?)?.as_ref().ok() };
         Observed {
             leader: self.node.member().member_id,
             committed_in_term: status.committed_term == status.term,

@@ -72,10 +72,14 @@ pub fn wish(source: Option<(String, Reading)>, by_hand: Option<WantedSize>) -> W
 /// Rule 11 and others: what is allowed, and still should be known.
 pub fn remarks(members: &Members) -> Vec<Remark> {
     let voters = members.voters().len();
-    let two = (voters == 2).then(|| {
-        remark("not-highly-available", "2 voters survive the loss of none: add a third member, or go back to one")
+    let even = (voters > 0 && voters.is_multiple_of(2)).then(|| match voters {
+        2 => remark("not-highly-available", "2 voters survive the loss of none: add a third member, or go back to one"),
+        _ => remark(
+            "even-voters",
+            format!("{voters} voters survive no more failures than {}: add one, or remove one", voters - 1),
+        ),
     });
-    two.into_iter().collect()
+    even.into_iter().collect()
 }
 
 fn member(id: u64, node: &Node, role: &str) -> admin::Member {

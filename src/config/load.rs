@@ -29,11 +29,22 @@ pub struct Flag {
     pub flag: String,
 }
 
+/// The file that settings are read from.
+#[derive(Clone, Debug, Default)]
+pub enum File {
+    /// [`DEFAULT_FILE`], if it exists.
+    #[default]
+    Default,
+    /// `--config`; it must exist.
+    Named(PathBuf),
+    /// None, whatever exists.
+    None,
+}
+
 /// What a configuration is read from, beside the defaults.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
-    /// `--config`; it must exist. None: [`DEFAULT_FILE`], if it exists.
-    pub file: Option<PathBuf>,
+    pub file: File,
     /// The environment. Variables that are empty count as not set: manifests often pass an optional value so.
     pub env: BTreeMap<String, String>,
     /// A later one wins.
@@ -51,7 +62,11 @@ pub struct Loaded {
 /// Reads the sources and checks the result.
 pub fn load(disk: &dyn Disk, sources: &Sources) -> Result<Loaded, Error> {
     let mut builder = config::Config::builder().add_source(Layer(defaults()));
-    let file = file_layer(disk, sources.file.as_deref())?;
+    let file = match &sources.file {
+        File::Default => file_layer(disk, None)?,
+        File::Named(path) => file_layer(disk, Some(path))?,
+        File::None => None,
+    };
     for layer in file.into_iter().chain([env_layer(&sources.env), flag_layer(&sources.flags)]) {
         check_keys(&layer)?;
         builder = builder.add_source(layer);

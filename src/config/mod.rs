@@ -13,12 +13,12 @@ mod validate;
 
 use serde::{Deserialize, Serialize};
 
-pub use load::{DEFAULT_FILE, Flag, Loaded, Sources, load};
+pub use load::{DEFAULT_FILE, File, Flag, Loaded, Sources, load};
 pub use memory::cgroup_memory_limit;
 pub use node::Node;
 pub use sections::{
-    Cluster, Compaction, CompactionMode, Http, Identity, Kubernetes, Lease, Limits, Log, LogFormat, MemberKind, Raft,
-    STATUS_PORT_OFFSET, Server, State, Storage, Telemetry, Watch,
+    Cluster, Compaction, CompactionMode, Http, Identity, Kubernetes, Lease, Limits, Listen, Log, LogFormat, MemberKind,
+    Raft, STATUS_PORT_OFFSET, Server, State, StatusListen, Storage, Telemetry, Watch,
 };
 pub use units::Bytes;
 pub use validate::MESSAGE_BYTES_MAX;

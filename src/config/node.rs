@@ -4,7 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::{Config, Error, MemberKind};
 use crate::env::Disk;
-use crate::identity::{self, NodeName, PeerPattern, READER_SLOT};
+use crate::env::net::Place;
+use crate::identity::{self, NodeName, PeerAddresses, PeerList, READER_SLOT};
 
 /// Who this node is and how others reach it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,7 +14,9 @@ pub struct Node {
     /// [`READER_SLOT`] for a node that owns none.
     pub slot: u16,
     /// None: a cluster of one.
-    pub pattern: Option<PeerPattern>,
+    pub peers: Option<PeerAddresses>,
+    /// Stands for the list of first members that this node was given, and its token; 0: it was given none.
+    pub founding: u64,
     /// `host:port`.
     pub advertise_peer: String,
     /// URLs.
@@ -28,7 +31,7 @@ impl Config {
             (self.cluster.kind, &self.server.advertise_peer[..], std::env::var("POD_IP"))
             && let Ok(ip) = ip.parse::<IpAddr>()
         {
-            node.advertise_peer = SocketAddr::new(ip, self.server.listen_peer.port()).to_string();
+            node.advertise_peer = SocketAddr::new(ip, self.listen_peer().port()).to_string();
             if self.server.advertise_client.is_empty() {
                 node.advertise_client = vec![self.derived_client_url(&node.advertise_peer, true)];
             }
@@ -39,52 +42,78 @@ impl Config {
     /// Decides the node's identity (membership rules 1-3).
     ///
     /// Without a peer pattern the name need hold no slot: a cluster of one runs anywhere. A slot that was read from the name
-    /// must give the name back through the pattern; with an explicit slot the two may differ. A node of another kind than `slot`
-    /// has none, and tells its own address. Listen ports of 0 are advertised as they are: put the bound addresses into
+    /// must give the name back through the pattern; with an explicit slot the two may differ. A node that is in a list of first members
+    /// has its place there for a slot. Any other of another kind than `slot` has none, and tells its own address. Listen ports of 0 are advertised as they are: put the bound addresses into
     /// `server.listen_*` first.
     pub fn node(&self, pod_name: Option<&str>, host_name: &str) -> Result<Node, Error> {
         let name = NodeName::choose(&self.identity.name, pod_name, host_name)?;
-        let pattern = match self.cluster.peers.as_str() {
-            "" => None,
-            text => Some(text.parse::<PeerPattern>()?),
+        let peers = match (self.cluster.peers.as_str(), self.cluster.members.as_slice()) {
+            ("", []) => None,
+            ("", list) => Some(PeerAddresses::List(PeerList::new(list)?)),
+            (text, _) => Some(PeerAddresses::Pattern(text.parse()?)),
         };
         let owns_slot = self.cluster.kind == MemberKind::Slot;
-        let slot = match (self.identity.slot, &pattern) {
+        let slot = match (self.identity.slot, &peers) {
+            (_, Some(PeerAddresses::List(list))) => list.slot(&name.text)?,
             _ if !owns_slot => READER_SLOT,
             (Some(slot), _) => slot,
             (None, None) => self.cluster.first_slot,
-            (None, Some(pattern)) => {
+            (None, Some(PeerAddresses::Pattern(pattern))) => {
                 let slot = name.ordinal()?;
                 pattern.check_own(slot, &name.text)?;
                 slot
             }
         };
-        let own_entry = pattern.as_ref().filter(|_| owns_slot);
-        if let Some(pattern) = own_entry {
-            pattern.check(slot)?;
-        }
+        let own_entry = match &peers {
+            Some(PeerAddresses::Pattern(pattern)) if owns_slot => {
+                pattern.check(slot)?;
+                Some(pattern.expand(slot))
+            }
+            Some(list @ PeerAddresses::List(_)) => list.expand(slot),
+            _ => None,
+        };
+        let founding = match &peers {
+            Some(PeerAddresses::List(list)) => list.fingerprint(&self.cluster.token),
+            _ => 0,
+        };
         let has_entry = own_entry.is_some();
         let advertise_peer = match (self.server.advertise_peer.as_str(), own_entry) {
-            ("", Some(pattern)) => pattern.expand(slot),
-            ("", None) => reachable(self.server.listen_peer).to_string(),
+            ("", Some(address)) => address,
+            ("", None) => reachable(self.listen_peer()).to_string(),
             (address, _) => address.to_owned(),
         };
         let advertise_client = match self.server.advertise_client.as_slice() {
             [] => vec![self.derived_client_url(&advertise_peer, has_entry)],
             urls => urls.to_vec(),
         };
-        Ok(Node { name: name.text, slot, pattern, advertise_peer, advertise_client })
+        Ok(Node { name: name.text, slot, peers, founding, advertise_peer, advertise_client })
     }
 
     /// The client URL that follows from the peer address, or, where that follows from nothing, from the listen address.
-    fn derived_client_url(&self, advertise_peer: &str, has_pattern: bool) -> String {
-        let listen = self.server.listen_client;
+    fn derived_client_url(&self, advertise_peer: &str, has_entry: bool) -> String {
+        let listen = match self.server.listen_client.first_address() {
+            Some(listen) => listen,
+            None => return self.server.listen_client.places().first().map(url).unwrap_or_default(),
+        };
         match identity::host_port(advertise_peer) {
-            Some((host, _)) if has_pattern || !self.server.advertise_peer.is_empty() => {
+            Some((host, _)) if has_entry || !self.server.advertise_peer.is_empty() => {
                 format!("http://{host}:{}", listen.port())
             }
-            _ => format!("http://{}", reachable(listen)),
+            _ => url(&Place::Tcp(reachable(listen))),
         }
+    }
+
+    /// Where members connect; a configuration without such an address is not valid.
+    fn listen_peer(&self) -> SocketAddr {
+        self.server.listen_peer.first_address().expect("checked in `validate`")
+    }
+}
+
+/// A place as clients are told of it.
+fn url(place: &Place) -> String {
+    match place {
+        Place::Tcp(address) => format!("http://{address}"),
+        Place::Unix(path) => format!("unix://{}", path.display()),
     }
 }
 

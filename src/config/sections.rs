@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::units::{self, Bytes};
+use crate::env::net::Place;
 
 /// From the client port to the status port, where none is named.
 pub const STATUS_PORT_OFFSET: u16 = 2;
@@ -21,15 +22,12 @@ pub struct Server {
     /// Where all state lives. The mount point of the chart's volume.
     pub data_dir: PathBuf,
     /// Where clients connect: all interfaces, for a pod's address is not known beforehand.
-    #[serde(with = "listen")]
-    pub listen_client: SocketAddr,
+    pub listen_client: Listen,
     /// Where members connect.
-    #[serde(with = "listen")]
-    pub listen_peer: SocketAddr,
-    /// Where probes, metrics and `status` ask, from the first moment of the process; none: the address of `listen_client`, with the port
-    /// two above ([`Server::status_address`]). It follows, so that several servers on one machine need not each be told.
-    #[serde(with = "listen_or_none")]
-    pub listen_status: Option<SocketAddr>,
+    pub listen_peer: Listen,
+    /// Where probes, metrics and `status` ask, from the first moment of the process.
+    #[serde(with = "units::text")]
+    pub listen_status: StatusListen,
     /// URLs that clients are told; empty: the host of the own peer address and the port of `listen_client`.
     #[serde(with = "units::list")]
     pub advertise_client: Vec<String>,
@@ -56,9 +54,9 @@ impl Default for Server {
     fn default() -> Self {
         Self {
             data_dir: "/var/lib/quorate".into(),
-            listen_client: SocketAddr::from(([0, 0, 0, 0], 2379)),
-            listen_peer: SocketAddr::from(([0, 0, 0, 0], 2380)),
-            listen_status: None,
+            listen_client: SocketAddr::from(([0, 0, 0, 0], 2379)).into(),
+            listen_peer: SocketAddr::from(([0, 0, 0, 0], 2380)).into(),
+            listen_status: StatusListen::Beside,
             advertise_client: Vec::new(),
             advertise_peer: String::new(),
             grace_period: Duration::from_secs(115),
@@ -71,45 +69,100 @@ impl Default for Server {
 }
 
 impl Server {
-    /// Where the status listener is.
-    pub fn status_address(&self) -> SocketAddr {
+    /// Where the status listeners are.
+    pub fn status_places(&self) -> Vec<Place> {
         let beside = |client: SocketAddr| match client.port() {
             // Any port that is free.
             0 => client,
             port => SocketAddr::new(client.ip(), port.saturating_add(STATUS_PORT_OFFSET)),
         };
-        self.listen_status.unwrap_or_else(|| beside(self.listen_client))
+        match &self.listen_status {
+            StatusListen::Beside => {
+                self.listen_client.first_address().map(|client| Place::Tcp(beside(client))).into_iter().collect()
+            }
+            StatusListen::Off => Vec::new(),
+            StatusListen::At(listen) => listen.places().to_vec(),
+        }
     }
 }
 
-/// A socket address, or the empty text.
-mod listen_or_none {
-    use super::*;
+/// Where connections are taken: one place or more, written with commas or as a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen(Vec<Place>);
 
-    pub fn serialize<S: serde::Serializer>(value: &Option<SocketAddr>, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&value.map(|address| address.to_string()).unwrap_or_default())
+impl Listen {
+    pub fn places(&self) -> &[Place] {
+        &self.0
     }
 
-    pub fn deserialize<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        if text.is_empty() { Ok(None) } else { listen::read(&text).map(Some) }
+    /// The first that others can reach over the network.
+    pub fn first_address(&self) -> Option<SocketAddr> {
+        self.0.iter().find_map(|place| if let Place::Tcp(address) = place { Some(*address) } else { None })
     }
 }
 
-/// A socket address, with a message that shows the form.
-mod listen {
-    use super::*;
-
-    pub fn serialize<S: serde::Serializer>(value: &SocketAddr, serializer: S) -> Result<S::Ok, S::Error> {
-        units::text::serialize(value, serializer)
+impl From<SocketAddr> for Listen {
+    fn from(address: SocketAddr) -> Self {
+        Self(vec![Place::Tcp(address)])
     }
+}
 
-    pub fn deserialize<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
-        read(&String::deserialize(deserializer)?)
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.split(',').map(|part| part.trim().parse()).collect::<Result<_, _>>().map(Self)
     }
+}
 
-    pub(super) fn read<E: serde::de::Error>(text: &str) -> Result<SocketAddr, E> {
-        text.parse().map_err(|_| E::custom(format!("got {text:?}, expected address:port, such as \"0.0.0.0:2379\"")))
+impl std::fmt::Display for Listen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let places: Vec<String> = self.0.iter().map(Place::to_string).collect();
+        f.write_str(&places.join(","))
+    }
+}
+
+impl Serialize for Listen {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Listen {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        units::list::deserialize(deserializer)?.join(",").parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Where the status listeners are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StatusListen {
+    /// At the first address of `listen_client`, with the port two above: so several servers on one machine need not each be told.
+    Beside,
+    /// Nowhere; the clients' port answers the same once it is open.
+    Off,
+    At(Listen),
+}
+
+impl FromStr for StatusListen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "" => Ok(Self::Beside),
+            "off" => Ok(Self::Off),
+            text => text.parse().map(Self::At),
+        }
+    }
+}
+
+impl std::fmt::Display for StatusListen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Beside => Ok(()),
+            Self::Off => f.write_str("off"),
+            Self::At(listen) => listen.fmt(f),
+        }
     }
 }
 
@@ -134,6 +187,11 @@ pub struct Cluster {
     /// Whether this node owns a slot, was added by hand, or only reads.
     #[serde(with = "units::text")]
     pub kind: MemberKind,
+    /// The first members of a new cluster, `name=host:port`, with any names; for nodes of the kind `manual`, and in place of `peers`.
+    #[serde(with = "units::list")]
+    pub members: Vec<String>,
+    /// A word that all who are given the same list of members share: lists of two clusters on the same addresses differ by it.
+    pub token: String,
     /// `host:port` of members that are asked for a cluster to join, beside the peer pattern's.
     #[serde(with = "units::list")]
     pub join: Vec<String>,
@@ -164,6 +222,8 @@ impl Default for Cluster {
             peers: String::new(),
             size: 1,
             kind: MemberKind::Slot,
+            members: Vec::new(),
+            token: String::new(),
             join: Vec::new(),
             first_slot: 0,
             max_voters: 5,

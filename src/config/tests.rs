@@ -84,7 +84,7 @@ fn read(file: Option<&str>, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Res
     let disk = Files::new(file.map(|text| (DEFAULT_FILE, text)).as_slice());
     let own = |text: &str| text.to_owned();
     let sources = Sources {
-        file: None,
+        file: super::File::Default,
         env: env.iter().map(|(name, text)| (own(name), own(text))).collect(),
         flags: flags.iter().map(|(key, value)| Flag { key: own(key), value: own(value), flag: own("--set") }).collect(),
     };
@@ -221,7 +221,7 @@ fn bad_value_is_named_with_key_source_and_form() {
 fn bad_file_is_named_with_its_line() {
     let message = refusal(Some("[raft]\n\nlease_reads = = 1\n"), &[], &[]);
     assert!(message.starts_with(&format!("{DEFAULT_FILE} is not valid TOML: line 3: ")), "{message}");
-    let sources = Sources { file: Some("/nowhere.toml".into()), ..Sources::default() };
+    let sources = Sources { file: super::File::Named("/nowhere.toml".into()), ..Sources::default() };
     let message = load(&Files::default(), &sources).unwrap_err().to_string();
     assert!(message.starts_with("cannot read /nowhere.toml: "), "{message}");
     let large = format!("#{}", "x".repeat(64 << 10));
@@ -231,7 +231,7 @@ fn bad_file_is_named_with_its_line() {
 #[test]
 fn named_file_replaces_the_default_one() {
     let disk = Files::new(&[(DEFAULT_FILE, "[limits]\ntxn_ops_max = 1"), ("/own.toml", "[cluster]\nmax_voters = 3")]);
-    let sources = Sources { file: Some("/own.toml".into()), ..Sources::default() };
+    let sources = Sources { file: super::File::Named("/own.toml".into()), ..Sources::default() };
     let config = load(&disk, &sources).unwrap().config;
     assert_eq!((config.limits.txn_ops_max, config.cluster.max_voters), (128, 3));
 }
@@ -245,7 +245,8 @@ fn relations_are_checked_on_load() {
 #[test]
 fn manual_is_the_default_and_mentions_every_key() {
     let disk = Files::new(&[("/manual.toml", MANUAL)]);
-    let loaded = load(&disk, &Sources { file: Some("/manual.toml".into()), ..Sources::default() }).unwrap();
+    let loaded =
+        load(&disk, &Sources { file: super::File::Named("/manual.toml".into()), ..Sources::default() }).unwrap();
     assert_eq!(loaded.config, Config::default());
     let commented: toml::Table = toml::from_str(&MANUAL.replace("# slot = ", "slot = ")).unwrap();
     let keys = |table: &toml::Table| -> BTreeSet<String> {
@@ -314,7 +315,7 @@ fn advertised_addresses_can_be_set() {
 #[test]
 fn cluster_of_one_needs_no_slot() {
     let node = node(&[("cluster.first_slot", "3")], None, "laptop").unwrap();
-    assert_eq!((node.name.as_str(), node.slot, node.pattern), ("laptop", 3, None));
+    assert_eq!((node.name.as_str(), node.slot, node.peers, node.founding), ("laptop", 3, None, 0));
     assert_eq!(node.advertise_peer, "127.0.0.1:2380");
     assert_eq!(node.advertise_client, ["http://127.0.0.1:2379"]);
 }

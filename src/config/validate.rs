@@ -7,7 +7,8 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use super::{Bytes, CompactionMode, Config, Error, MemberKind};
-use crate::identity::{self, PeerPattern, SLOT_MAX};
+use crate::env::net::Place;
+use crate::identity::{self, PeerList, PeerPattern, SLOT_MAX};
 use crate::pb;
 
 /// The largest append and request; gRPC's message limits are set above it ([`Config::peer_message_bytes_max`]).
@@ -77,22 +78,11 @@ impl Config {
 
     fn check_server(&self, faults: &mut Faults) {
         let server = &self.server;
-        let shared = server.listen_client == server.listen_peer && server.listen_client.port() != 0;
-        faults.check(
-            !shared,
-            "server.listen_peer",
-            server.listen_peer,
-            "another address than server.listen_client",
-            "give it a port of its own",
-        );
-        let status = server.status_address();
-        let taken = status.port() != 0 && (status == server.listen_client || status == server.listen_peer);
-        let expected = "an address that is neither server.listen_client nor server.listen_peer";
-        let action = "give it a port of its own; left out, it is two above the clients' port";
-        faults.check(!taken, "server.listen_status", status, expected, action);
+        self.check_listeners(faults);
         for url in &server.advertise_client {
             let address = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
-            let valid = address.and_then(|address| identity::host_port(address.trim_end_matches('/'))).is_some();
+            let valid = address.and_then(|address| identity::host_port(address.trim_end_matches('/'))).is_some()
+                || url.strip_prefix("unix://").is_some_and(|path| !path.is_empty());
             faults.check(valid, "server.advertise_client", format!("{url:?}"), "http://host:port", "correct it");
         }
         let peer = &server.advertise_peer;
@@ -143,6 +133,34 @@ impl Config {
         self.check_patience(faults);
     }
 
+    /// Every place is listened at once; members dial over the network only.
+    fn check_listeners(&self, faults: &mut Faults) {
+        let server = &self.server;
+        let mut taken: Vec<Place> = Vec::new();
+        let status = server.status_places();
+        let all = [
+            ("server.listen_client", server.listen_client.places()),
+            ("server.listen_peer", server.listen_peer.places()),
+            ("server.listen_status", &status),
+        ];
+        for (key, places) in all {
+            for place in places {
+                let shared = !matches!(place, Place::Tcp(address) if address.port() == 0) && taken.contains(place);
+                let action = "give it a port of its own; listen_status, left out, is two above the clients' port";
+                faults.check(!shared, key, place, "another place than those of server.listen_*", action);
+                taken.push(place.clone());
+                let path = key != "server.listen_client" && matches!(place, Place::Unix(_));
+                faults.check(
+                    !path,
+                    key,
+                    place,
+                    "address:port (only clients may come by a socket's path)",
+                    "correct it",
+                );
+            }
+        }
+    }
+
     /// What clients may take before they are cut off.
     fn check_patience(&self, faults: &mut Faults) {
         let limits = &self.limits;
@@ -185,13 +203,14 @@ impl Config {
         }
         if cluster.kind != MemberKind::Slot {
             let kind = cluster.kind;
-            let found = !cluster.peers.is_empty() || !cluster.join.is_empty();
-            let action = "set cluster.peers (--peers) or cluster.join (--join)";
+            let found = !cluster.peers.is_empty() || !cluster.join.is_empty() || !cluster.members.is_empty();
+            let action =
+                "set cluster.peers (--peers) or cluster.join (--join), or list the first members (cluster.members)";
             faults.check(
                 found,
                 "cluster.kind",
                 kind,
-                "a place to find the cluster, for such a node forms none",
+                "a place to find the cluster, for such a node forms none alone",
                 action,
             );
             let slotless = self.identity.slot.is_none();
@@ -202,6 +221,13 @@ impl Config {
                 format!("none, for a {kind} node owns no slot"),
                 "leave it out",
             );
+        }
+        if !cluster.members.is_empty() {
+            let (kind, action) =
+                (cluster.kind, "list them for nodes that are added by hand (--by-hand), or set cluster.peers alone");
+            let alone = kind == MemberKind::Manual && cluster.peers.is_empty();
+            faults.check(alone, "cluster.members", format!("{kind} with it"), "manual, and no cluster.peers", action);
+            faults.0.extend(PeerList::new(&cluster.members).err().map(|fault| fault.to_string()));
         }
         if cluster.peers.is_empty() {
             let action = "set cluster.peers (--peers) to the address of every slot, such as kv-%d.kv-headless:2380";
@@ -332,6 +358,7 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Listen, StatusListen};
     use super::*;
 
     fn fault(change: impl FnOnce(&mut Config)) -> String {
@@ -343,6 +370,10 @@ mod tests {
     #[test]
     fn default_is_valid() {
         assert_eq!(fault(|_| ()), "valid");
+    }
+
+    fn listen(text: &str) -> Listen {
+        text.parse().unwrap()
     }
 
     type Change = fn(&mut Config);
@@ -372,10 +403,14 @@ mod tests {
     #[test]
     fn every_relation_is_checked_and_named() {
         let cases: &[(&str, Change)] = &[
-            ("server.listen_peer", |c| c.server.listen_peer = c.server.listen_client),
-            ("server.listen_status", |c| c.server.listen_status = Some(c.server.listen_client)),
-            ("server.listen_status", |c| c.server.listen_client.set_port(u16::MAX)),
-            ("server.listen_status", |c| c.server.listen_client.set_port(c.server.listen_peer.port() - 2)),
+            ("server.listen_peer", |c| c.server.listen_peer = c.server.listen_client.clone()),
+            ("server.listen_peer", |c| c.server.listen_peer = listen("0.0.0.0:1,0.0.0.0:1")),
+            ("server.listen_peer", |c| c.server.listen_peer = listen("0.0.0.0:1,unix:/run/q")),
+            ("server.listen_status", |c| c.server.listen_status = StatusListen::At(c.server.listen_client.clone())),
+            ("server.listen_status", |c| c.server.listen_client = listen("0.0.0.0:65535")),
+            ("server.listen_status", |c| c.server.listen_client = listen("0.0.0.0:2378")),
+            ("cluster.members", |c| c.cluster.members = vec!["a=h:1".into()]),
+            ("cluster.members", |c| (c.cluster.kind, c.cluster.members) = (MemberKind::Manual, vec!["a".into()])),
             ("server.advertise_client", |c| c.server.advertise_client = vec!["kv-0:2379".into()]),
             ("server.advertise_peer", |c| c.server.advertise_peer = "http://kv-0:2380".into()),
             ("server.data_dir", |c| c.server.data_dir = "".into()),

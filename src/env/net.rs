@@ -1,15 +1,18 @@
 //! Connections between members and listeners for them.
 
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream, UnixListener};
 use tokio::sync::oneshot;
 
 use super::threads::{Pool, Pools};
@@ -30,23 +33,50 @@ pub struct Accepted {
 /// Streams that peers opened to us.
 pub type Incoming = Pin<Box<dyn futures_util::Stream<Item = io::Result<Accepted>> + Send>>;
 
+/// Where connections are taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    Tcp(SocketAddr),
+    /// A socket in the file system.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("unix:") {
+            Some("") => Err(format!("got {text:?}, expected the path of a socket after unix:")),
+            Some(path) => Ok(Self::Unix(path.into())),
+            None => match text.parse() {
+                Ok(address) => Ok(Self::Tcp(address)),
+                Err(_) => Err(format!("got {text:?}, expected address:port, such as \"0.0.0.0:2379\"")),
+            },
+        }
+    }
+}
+
 /// An address that is this node's, and at which connections are still refused.
 pub trait Bound: Send {
     /// With the number of its port, also if it was bound with port 0.
-    fn address(&self) -> SocketAddr;
+    fn address(&self) -> Place;
     /// From now on connections are taken; they are refused again when what this returns is dropped.
     fn listen(self: Box<Self>) -> io::Result<Incoming>;
 }
 
 /// Dials peers and listens for them. A name is resolved at every call: headless DNS moves when a pod does.
 pub trait Net: Send + Sync + 'static {
-    /// Takes `address` for this node; fails if somebody listens there.
-    fn bind(&self, address: SocketAddr) -> io::Result<Box<dyn Bound>>;
-    /// Listens at `address`; returns the address that was bound, and who connects.
-    fn listen(&self, address: SocketAddr) -> io::Result<(SocketAddr, Incoming)> {
-        let bound = self.bind(address)?;
-        Ok((bound.address(), bound.listen()?))
-    }
+    /// Takes a place for this node; fails if somebody listens there.
+    fn bind(&self, place: &Place) -> io::Result<Box<dyn Bound>>;
     /// The addresses that a `host:port` resolves to; an unknown name is none.
     fn resolve(&self, address: String) -> BoxFuture<io::Result<Vec<SocketAddr>>>;
     /// Connects to `address`, a `host:port`.
@@ -58,7 +88,7 @@ const BACKLOG: u32 = 1024;
 /// After a failed accept.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
-/// TCP with `TCP_NODELAY`.
+/// TCP with `TCP_NODELAY`, and sockets in the file system.
 pub struct Tcp {
     names: Names,
 }
@@ -76,8 +106,8 @@ struct BoundTcp {
 }
 
 impl Bound for BoundTcp {
-    fn address(&self) -> SocketAddr {
-        self.address
+    fn address(&self) -> Place {
+        Place::Tcp(self.address)
     }
 
     fn listen(self: Box<Self>) -> io::Result<Incoming> {
@@ -98,8 +128,58 @@ impl Bound for BoundTcp {
     }
 }
 
+/// The path of a socket, made when it is listened at: there is no bound socket that refuses.
+struct BoundUnix(PathBuf);
+
+impl BoundUnix {
+    /// A socket that nobody listens at is what a process has left behind.
+    fn new(path: &Path) -> io::Result<Self> {
+        match std::os::unix::net::UnixStream::connect(path) {
+            Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        Ok(Self(path.to_owned()))
+    }
+}
+
+impl Bound for BoundUnix {
+    fn address(&self) -> Place {
+        Place::Unix(self.0.clone())
+    }
+
+    fn listen(self: Box<Self>) -> io::Result<Incoming> {
+        let listener = Removed(UnixListener::bind(&self.0)?, self.0);
+        let incoming = stream::unfold(listener, |listener| async move {
+            let accepted = listener.0.accept().await;
+            if accepted.is_err() {
+                super::sleep(ACCEPT_RETRY).await;
+            }
+            // Who reaches the socket is on this machine.
+            let from = IpAddr::from([127, 0, 0, 1]);
+            let accepted = accepted.map(|(stream, _)| Accepted { stream: Box::new(stream), from });
+            Some((accepted, listener))
+        });
+        Ok(Box::pin(incoming))
+    }
+}
+
+/// A listener, whose socket goes from the file system with it.
+struct Removed(UnixListener, PathBuf);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.1);
+    }
+}
+
 impl Net for Tcp {
-    fn bind(&self, address: SocketAddr) -> io::Result<Box<dyn Bound>> {
+    fn bind(&self, place: &Place) -> io::Result<Box<dyn Bound>> {
+        let address = match place {
+            Place::Tcp(address) => *address,
+            Place::Unix(path) => return Ok(Box::new(BoundUnix::new(path)?)),
+        };
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         // Connections of the process before, which the kernel still remembers, must not keep this one out.
         socket.set_reuseaddr(true)?;

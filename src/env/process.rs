@@ -55,6 +55,33 @@ pub fn raise_open_files_max() -> Option<u64> {
     }
 }
 
+/// Tells whoever supervises this process, as systemd's `sd_notify` does; nobody is told where `NOTIFY_SOCKET` names no socket.
+pub fn tell_supervisor(state: &str) {
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else { return };
+    let address = match name.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&name),
+    };
+    let told = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
+    if let Err(error) = told {
+        tracing::warn!(%error, socket = ?name, "the supervisor of this process cannot be told its state");
+    }
+}
+
+/// From now on what this process writes to its standard error goes to its standard output.
+pub fn join_error_to_output() -> std::io::Result<()> {
+    Ok(rustix::stdio::dup2_stderr(rustix::stdio::stdout())?)
+}
+
+/// From now on what this process writes to its standard error goes to the end of a file.
+pub fn join_error_to_file(path: &std::path::Path) -> std::io::Result<()> {
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+    Ok(rustix::stdio::dup2_stderr(file)?)
+}
+
 /// Ticks a second in `/proc/self/stat`: always so on Linux.
 const TICKS_A_SECOND: f64 = 100.0;
 

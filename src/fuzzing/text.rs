@@ -15,7 +15,7 @@ pub(super) fn config(data: &[u8]) {
         let path = PathBuf::from("/etc/quorate.toml");
         disk.create_dir_all(Path::new("/etc")).expect("a simulated disk takes a directory");
         disk.write_atomic(&path, bytes).expect("a simulated disk takes a file");
-        config::load(&disk, &Sources { file: Some(path), ..Sources::default() })
+        config::load(&disk, &Sources { file: config::File::Named(path), ..Sources::default() })
     };
     match read(data) {
         Ok(loaded) => {

@@ -34,8 +34,8 @@ const VOUCHED_MAX: usize = 64;
 /// Refusals that are logged: each once, and no more of them.
 const LOGGED_MAX: usize = 1000;
 
-/// The address of a slot, where a pattern says it.
-pub type Expand = Arc<dyn Fn(u64) -> String + Send + Sync>;
+/// The address of a slot, where a pattern or a list says it.
+pub type Expand = Arc<dyn Fn(u64) -> Option<String> + Send + Sync>;
 
 /// A call whose sender, or term, this member does not know.
 #[derive(Clone, Copy, Debug)]
@@ -186,7 +186,7 @@ impl Guard {
             let nodes = m.membership_config.nodes().filter(|(id, _)| **id != self.this.member_id);
             (nodes.map(|(_, node)| node.peer_address.clone()).collect::<BTreeSet<String>>(), others)
         };
-        addresses.extend(self.expand.iter().map(|expand| expand(u64::from(slot_of(doubt.from)))));
+        addresses.extend(self.expand.as_ref().and_then(|expand| expand(u64::from(slot_of(doubt.from)))));
         let answers: Vec<WhoResponse> =
             join_all(addresses.iter().map(|address| self.who(address))).await.into_iter().flatten().collect();
         let names_it = |who: &WhoResponse| {

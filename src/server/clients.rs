@@ -6,11 +6,9 @@
 //! open while leaders come and go; it closes when the process ends, or goes on under another identity.
 //! Absent: what says all this meanwhile (`status`).
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -22,11 +20,11 @@ use tower::Layer as _;
 use super::Server;
 use super::budget::Budget;
 use super::connection::{Kind, bounded};
-use super::listen::HEADER_BYTES_MAX;
+use super::listen::{HEADER_BYTES_MAX, Places, shown};
 use super::meter::Meter;
 use super::shortcut::Shortcut;
 use crate::api::Api;
-use crate::env::net::{Bound, Incoming};
+use crate::env::net::{Incoming, Place};
 use crate::env::{Env, Instant, process, sleep, timeout};
 use crate::http;
 use crate::node::{Node, Trust};
@@ -54,13 +52,13 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// The port, open or not.
 pub(super) struct Port {
-    address: SocketAddr,
+    places: Vec<Place>,
     state: Mutex<State>,
 }
 
 enum State {
     /// Bound, if it was never open: an address that somebody else has is found at the start.
-    Closed(Option<Box<dyn Bound>>),
+    Closed(Option<Places>),
     Open(Open),
 }
 
@@ -72,12 +70,12 @@ struct Open {
 }
 
 impl Port {
-    pub(super) fn new(bound: Box<dyn Bound>) -> Self {
-        Self { address: bound.address(), state: Mutex::new(State::Closed(Some(bound))) }
+    pub(super) fn new(bound: Places) -> Self {
+        Self { places: bound.places(), state: Mutex::new(State::Closed(Some(bound))) }
     }
 
-    pub(super) fn address(&self) -> SocketAddr {
-        self.address
+    pub(super) fn places(&self) -> &[Place] {
+        &self.places
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -127,14 +125,15 @@ impl Server {
         if over.is_cancelled() {
             return Ok(());
         }
-        let address = self.clients.address;
-        let bound = bound.take().map_or_else(|| self.env.net.bind(address), Ok);
-        let incoming =
-            bound.and_then(|bound| bound.listen()).with_context(|| taken("server.listen_client", address))?;
+        let places = &self.clients.places;
+        let bound = bound.take().map_or_else(|| Places::bind(&self.env, "server.listen_client", places), Ok)?;
+        let incoming = bound.listen()?;
         let open = Open { drain: self.env.shutdown.child_token(), drained: CancellationToken::new() };
         self.serve_clients(incoming, &open)?;
-        tracing::info!(client = %address, "the clients' port is open");
+        // The words that those who start an etcd wait for.
+        tracing::info!(client = shown(places), "ready to serve client requests");
         *state = State::Open(open);
+        process::tell_supervisor("READY=1");
         Ok(())
     }
 
@@ -150,7 +149,7 @@ impl Server {
         if timeout(patience, open.drained.cancelled()).await.is_err() {
             tracing::warn!("clients did not end their requests in time");
         }
-        tracing::info!(client = %self.clients.address, "the clients' port is closed");
+        tracing::info!(client = shown(&self.clients.places), "the clients' port is closed");
     }
 
     fn serve_clients(&self, incoming: Incoming, open: &Open) -> anyhow::Result<()> {
@@ -257,6 +256,6 @@ async fn caught_up(node: &Node) {
 }
 
 /// Why an address could not be had.
-pub(super) fn taken(key: &str, address: SocketAddr) -> String {
-    format!("{key} = {address}: cannot listen; is another process on that port?")
+pub(super) fn taken(key: &str, place: &Place) -> String {
+    format!("{key} = {place}: cannot listen; is another process on that port?")
 }

@@ -1,10 +1,11 @@
-//! The three listeners: status, peers, and clients, whose port is bound at the start and opened later (`clients`).
+//! The three listeners: status, peers, and clients, whose port is bound at the start and opened later (`clients`). Each may be at several
+//! places, and is one server all the same.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures_util::stream::select_all;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server as Grpc;
 
@@ -13,7 +14,7 @@ use super::clients::{RESET_STREAMS_MAX, taken};
 use super::peer_connection::bounded_peers;
 use crate::config;
 use crate::env::Env;
-use crate::env::net::Bound;
+use crate::env::net::{Bound, Incoming, Place};
 use crate::http;
 use crate::pb::peer::peer_server::PeerServer;
 use crate::raft;
@@ -29,31 +30,70 @@ const WINDOW_BYTES: u32 = 4 << 20;
 /// Bytes of a request's headers; more is refused (431). gRPC's own are a few hundred.
 pub(super) const HEADER_BYTES_MAX: u32 = 16 << 10;
 
+/// Places of one kind, taken and not open yet.
+pub(super) struct Places {
+    key: &'static str,
+    bound: Vec<Box<dyn Bound>>,
+}
+
+impl Places {
+    /// Takes all of them, or says which one is not free.
+    pub(super) fn bind(env: &Env, key: &'static str, places: &[Place]) -> anyhow::Result<Self> {
+        let bind = |place: &Place| env.net.bind(place).with_context(|| taken(key, place));
+        Ok(Self { key, bound: places.iter().map(bind).collect::<Result<_, _>>()? })
+    }
+
+    /// With the numbers of ports that were left open.
+    pub(super) fn places(&self) -> Vec<Place> {
+        self.bound.iter().map(|bound| bound.address()).collect()
+    }
+
+    /// Opens them: whoever connects, wherever.
+    pub(super) fn listen(self) -> anyhow::Result<Incoming> {
+        let key = self.key;
+        let listen = |bound: Box<dyn Bound>| {
+            let place = bound.address();
+            bound.listen().with_context(|| taken(key, &place))
+        };
+        let mut incoming = self.bound.into_iter().map(listen).collect::<Result<Vec<_>, _>>()?;
+        Ok(match incoming.len() {
+            1 => incoming.remove(0),
+            _ => Box::pin(select_all(incoming)),
+        })
+    }
+}
+
 /// The addresses of a process.
 pub(super) struct Addresses {
-    pub(super) client: Box<dyn Bound>,
-    pub(super) peer: Box<dyn Bound>,
-    pub(super) status: Box<dyn Bound>,
+    pub(super) client: Places,
+    pub(super) peer: Places,
+    pub(super) status: Places,
 }
 
 impl Addresses {
     /// Takes all of them, or says which one is not free.
     pub(super) fn bind(env: &Env, settings: &config::Server) -> anyhow::Result<Self> {
-        let bind = |key: &str, address: SocketAddr| env.net.bind(address).with_context(|| taken(key, address));
         Ok(Self {
-            client: bind("server.listen_client", settings.listen_client)?,
-            peer: bind("server.listen_peer", settings.listen_peer)?,
-            status: bind("server.listen_status", settings.status_address())?,
+            client: Places::bind(env, "server.listen_client", settings.listen_client.places())?,
+            peer: Places::bind(env, "server.listen_peer", settings.listen_peer.places())?,
+            status: Places::bind(env, "server.listen_status", &settings.status_places())?,
         })
     }
 }
 
+/// For a log line.
+pub(super) fn shown(places: &[Place]) -> String {
+    places.iter().map(Place::to_string).collect::<Vec<_>>().join(",")
+}
+
 impl Server {
     /// Opens the ports of peers and of those who ask for the status; they end with the process.
-    pub(super) fn listen(self: &Arc<Self>, status: Box<dyn Bound>, peer: Box<dyn Bound>) -> anyhow::Result<()> {
-        let (bound_peer, bound_status) = (peer.address(), status.address());
-        self.serve_status(status.listen().with_context(|| taken("server.listen_status", bound_status))?);
-        let peers = peer.listen().with_context(|| taken("server.listen_peer", bound_peer))?;
+    pub(super) fn listen(self: &Arc<Self>, status: Places, peer: Places) -> anyhow::Result<()> {
+        let (bound_peer, bound_status) = (peer.places(), status.places());
+        if !bound_status.is_empty() {
+            self.serve_status(status.listen()?);
+        }
+        let peers = peer.listen()?;
         let message_bytes_max = self.config.peer_message_bytes_max();
         let peer_service = PeerServer::new(self.peer_api.clone())
             .max_decoding_message_size(message_bytes_max)
@@ -75,9 +115,9 @@ impl Server {
             );
         self.guard("peer", peer_server, self.env.shutdown.clone(), CancellationToken::new());
         tracing::info!(
-            status = %bound_status,
-            peer = %bound_peer,
-            client = %self.clients.address(),
+            status = shown(&bound_status),
+            peer = shown(&bound_peer),
+            client = shown(self.clients.places()),
             advertise = %self.this.advertise_peer,
             "listening; the clients' port opens when this member can serve"
         );
@@ -108,7 +148,7 @@ impl Server {
         let this = &self.this;
         let urls = this.advertise_client.iter().map(String::as_str);
         let known =
-            urls.chain([&this.advertise_peer[..], &this.name]).chain(this.pattern.iter().filter_map(|p| p.headless()));
+            urls.chain([&this.advertise_peer[..], &this.name]).chain(this.peers.iter().filter_map(|p| p.headless()));
         http::Rules::new(known, &self.config.http.hosts, &self.config.http.cors)
     }
 }

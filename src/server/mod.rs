@@ -36,7 +36,7 @@ use crate::cluster::wanted::{Reading, Watch};
 use crate::cluster::{Bootstrap, Outcome, Places, Wanted, WantedSource, formation};
 use crate::config::{self, Config, MemberKind};
 use crate::env::Env;
-use crate::identity;
+use crate::identity::{self, PeerAddresses};
 use crate::kv;
 use crate::kv::validate::Limits;
 use crate::node::account::Account;
@@ -131,7 +131,7 @@ pub async fn serve(
     state_engine: state::Engine,
     source: Option<Arc<dyn WantedSource>>,
 ) -> anyhow::Result<()> {
-    let this = config.node_here(&*env.disk)?;
+    let this = this_node(&env, &config)?;
     let memory_limit = config::cgroup_memory_limit(&*env.disk);
     let config = config.within_memory(memory_limit)?;
     let quota_bytes = Some(config.storage.quota_bytes.0).filter(|quota| *quota > 0);
@@ -142,7 +142,8 @@ pub async fn serve(
     let places = places(&env, &config, &this, wanted.as_ref());
     let opened = open_dir(&env, &config, &this, &peers, &places, &*mint).await?;
     let addresses = Addresses::bind(&env, &config.server)?;
-    let bootstrap = Bootstrap::new(env.clone(), opened.dir, node_record(&this, config.cluster.kind), mint);
+    let bootstrap =
+        Bootstrap::new(env.clone(), opened.dir, node_record(&this, config.cluster.kind), this.founding, mint);
     if opened.lost_log {
         tracing::error!("this member's log is gone: a lost disk; it goes on as a new member");
         bootstrap.mint_anew().await?;
@@ -197,6 +198,18 @@ pub async fn serve(
     };
     env.stop(Duration::from_secs(5)).await;
     ended
+}
+
+/// Who this node is. A list of first members says so only while there is no cluster: later it may be another one, and the disk says it.
+fn this_node(env: &Env, config: &Config) -> anyhow::Result<config::Node> {
+    let mut this = config.node_here(&*env.disk)?;
+    if config.cluster.kind == MemberKind::Manual
+        && let Ok(Some(known)) = MemberDir::peek(env.disk.clone(), &config.server.data_dir)
+        && let Ok(slot) = u16::try_from(known.slot)
+    {
+        this.slot = slot;
+    }
+    Ok(this)
 }
 
 /// Opens the data directory. If who this node was cannot be read any more, and a quorum of others goes on without it, it becomes a new
@@ -254,16 +267,20 @@ fn node_record(this: &config::Node, kind: MemberKind) -> Node {
 }
 
 fn places(env: &Env, config: &Config, this: &config::Node, wanted: Option<&Watch>) -> Places {
-    let (first, size) = (u64::from(config.cluster.first_slot), u64::from(config.cluster.size));
-    let expand = this.pattern.clone().map(|pattern| {
-        Arc::new(move |slot: u64| pattern.expand(u16::try_from(slot).unwrap_or(u16::MAX)))
-            as crate::cluster::formation::Expand
+    let expand = this.peers.clone().map(|peers| {
+        Arc::new(move |slot: u64| peers.expand(u16::try_from(slot).ok()?)) as crate::cluster::formation::Expand
     });
-    let slots = first..first + size;
+    let (slots, max_voters) = match &this.peers {
+        Some(PeerAddresses::List(list)) => (0..u64::from(list.size()), None),
+        _ => {
+            let (first, size) = (u64::from(config.cluster.first_slot), u64::from(config.cluster.size));
+            (first..first + size, Some(usize::from(config.cluster.max_voters)))
+        }
+    };
     // Who owns no slot forms nothing, so the size is nothing to it.
     let wanted = wanted.filter(|_| config.cluster.kind == MemberKind::Slot).cloned();
     let join = config.cluster.join.clone();
-    let headless = this.pattern.as_ref().and_then(|p| p.headless()).map(str::to_owned);
+    let headless = this.peers.as_ref().and_then(|p| p.headless()).map(str::to_owned);
     Places {
         expand,
         expected: Arc::new(move || expected(slots.clone(), wanted.as_ref().map(Watch::reading))),
@@ -281,7 +298,7 @@ fn places(env: &Env, config: &Config, this: &config::Node, wanted: Option<&Watch
                 }) as crate::env::net::BoxFuture<Vec<String>>
             }) as Arc<dyn Fn() -> crate::env::net::BoxFuture<Vec<String>> + Send + Sync>
         }),
-        max_voters: usize::from(config.cluster.max_voters),
+        max_voters,
         patience: WHO_PATIENCE,
     }
 }

@@ -46,6 +46,12 @@ const CURRENT_HEAD_OF: &str = "quorate data directory, format ";
 pub enum Error {
     #[error("{path}: {source}", path = path.display())]
     Io { path: PathBuf, source: io::Error },
+    #[error(
+        "{path} is the data directory of an etcd: it holds {found}; it is left as it is; name another one (--data-dir), and copy the data \
+         from the running etcd with `quorate migrate`",
+        path = path.display()
+    )]
+    Etcds { path: PathBuf, found: &'static str },
     #[error("{path}: another process uses this data directory", path = path.display())]
     InUse { path: PathBuf },
     #[error("{path}: not an identity file of quorate", path = path.display())]
@@ -69,7 +75,7 @@ impl Error {
         match self {
             Self::Foreign { .. } | Self::Damaged { .. } | Self::NoCurrent { .. } => true,
             Self::Io { path, source } => source.kind() == io::ErrorKind::NotFound && path.ends_with("identity"),
-            Self::InUse { .. } | Self::Format { .. } | Self::WrongSlot { .. } => false,
+            Self::Etcds { .. } | Self::InUse { .. } | Self::Format { .. } | Self::WrongSlot { .. } => false,
         }
     }
 }
@@ -164,6 +170,10 @@ impl MemberDir {
     }
 
     fn lock(disk: Arc<dyn Disk>, root: &Path, slot: u64, name: &str) -> Result<Self> {
+        // Before anything is made there.
+        if let Some(found) = ["member/wal", "member/snap"].into_iter().find(|part| disk.exists(&root.join(part))) {
+            return Err(Error::Etcds { path: root.to_owned(), found });
+        }
         at(root, disk.create_dir_all(root))?;
         if let Some(parent) = root.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             at(parent, disk.sync_dir(parent))?;

@@ -16,6 +16,7 @@ mod dev;
 mod differ;
 mod disks;
 mod docker;
+mod etcd_line;
 mod etcdctl;
 mod faults;
 mod formation;

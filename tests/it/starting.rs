@@ -246,13 +246,13 @@ async fn port_closes_when_the_process_goes_on_as_another_member() {
     assert_ne!(cluster.member_id(2).await, former);
     let events = wait_for("the port to be open again", async || {
         let text = cluster.log_text(2)[logged..].to_owned();
-        let what = ["port is open", "port is closed", "former self is archived"];
+        let what = ["ready to serve", "port is closed", "former self is archived"];
         let events: Vec<&str> =
             text.lines().filter_map(|line| what.into_iter().find(|what| line.contains(what))).collect();
-        if events.last() == Some(&"port is open") { Ok(events.join(", ")) } else { Err(events.join(", ")) }
+        if events.last() == Some(&"ready to serve") { Ok(events.join(", ")) } else { Err(events.join(", ")) }
     })
     .await;
-    assert_eq!(events, "port is open, port is closed, former self is archived, port is open");
+    assert_eq!(events, "ready to serve, port is closed, former self is archived, ready to serve");
 }
 
 /// Whoever holds connections to the status listener, silent, half said or greedy, keeps no probe out.

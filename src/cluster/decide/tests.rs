@@ -38,10 +38,10 @@ fn view(slot: u64, size: u64) -> View {
         answer: Ok(who(id(slot), PeerState::Pristine, 0)),
     });
     View {
-        me: Me { member_id: id(slot), slot, process_nonce: 0, state: State::Pristine },
+        me: Me { member_id: id(slot), slot, process_nonce: 0, founding: 0, state: State::Pristine },
         expected: Expected { slots: 0..size, also: 0..0, one_by_one: false, unknown: None },
         asked: asked.collect(),
-        max_voters: 5,
+        max_voters: Some(5),
     }
 }
 
@@ -298,4 +298,29 @@ fn started_formation_is_dead_once_every_quorum_has_an_abandoner() {
     assert!(is_dead(&view.clone().abandoned(7, &[0, 2, 3]), &formation));
     assert!(is_dead(&view.clone().leader(0, 8), &formation));
     assert!(!is_dead(&view.leader(0, 8).leader(2, 7), &formation));
+}
+
+/// Lists of first members that differ, or their tokens, form no cluster together: one of them is not what its person meant.
+#[test]
+fn who_was_given_another_list_of_first_members_forms_no_cluster() {
+    let mut view = view(0, 3);
+    view.me.founding = 7;
+    for asked in &mut view.asked {
+        asked.answer.as_mut().unwrap().founding = 7;
+    }
+    assert!(matches!(decide(&view), Step::Propose(members) if members.len() == 3));
+    view.asked[2].answer.as_mut().unwrap().founding = 8;
+    match decide(&view) {
+        Step::Wait(Wait::Slot { slot: 2, why, .. }) => assert!(why.contains("another list of first members"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A person who lists four members, or seven, wants all to vote.
+#[test]
+fn all_members_of_a_list_vote() {
+    for size in [2, 4, 7] {
+        let view = View { max_voters: None, ..view(0, size) };
+        assert!(matches!(decide(&view), Step::Propose(members) if members.len() == size as usize), "{size}");
+    }
 }

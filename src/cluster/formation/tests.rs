@@ -82,7 +82,7 @@ impl Town {
         let node = Node { name: format!("kv-{slot}"), peer_address: format!("kv-{slot}"), ..Node::default() };
         // Simulated: what waits for a disk waits in this thread, so that the paused clock does not run on meanwhile.
         let env = Env::sim(u64::MAX - self.0.lock().minted, disk, Arc::new(NoNet));
-        let bootstrap = Bootstrap::new(env, opened.dir, node, mint);
+        let bootstrap = Bootstrap::new(env, opened.dir, node, 0, mint);
         self.0.lock().up.insert(slot, bootstrap.clone());
         Ok(bootstrap)
     }
@@ -108,10 +108,10 @@ impl Town {
     fn places(&self) -> Places {
         let size = self.size();
         Places {
-            expand: Some(Arc::new(|slot| format!("kv-{slot}"))),
+            expand: Some(Arc::new(|slot| Some(format!("kv-{slot}")))),
             expected: Arc::new(move || Expected { slots: 0..size, also: 0..0, one_by_one: false, unknown: None }),
             resolve: None,
-            max_voters: 5,
+            max_voters: Some(5),
             patience: Duration::from_secs(1),
         }
     }

@@ -547,3 +547,16 @@ fn every_plan_keeps_a_fit_quorum_before_and_after() {
     }
     assert!(changes > 1000, "{changes}");
 }
+
+/// Whom a person has added votes, and keeps its vote: odd numbers are for slots, which come by themselves.
+#[test]
+fn fourth_member_votes_if_a_person_has_added_it() {
+    let by_hand = |mut observed: Observed, slot: u64| {
+        observed.membership.nodes.get_mut(&first(slot)).unwrap().set_kind(Kind::Manual);
+        observed
+    };
+    assert_eq!(plan(&by_hand(cluster(0..3, 3..4), 3)), Plan::Change(Change::Promote { ids: firsts(3..4) }));
+    assert_eq!(plan(&by_hand(cluster(0..4, 0..0), 3)), Plan::Nothing);
+    let all_by_hand = (0..4).fold(cluster(0..4, 0..0), by_hand);
+    assert_eq!(plan(&all_by_hand.kill(first(3))), Plan::Nothing, "nobody is replaced by itself");
+}

@@ -13,7 +13,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::net::{Bound, BoxFuture, Net, Stream};
+use super::net::{Bound, BoxFuture, Net, Place, Stream};
 use super::{Disk, Env, threads};
 
 impl Env {
@@ -27,7 +27,7 @@ impl Env {
 pub struct NoNet;
 
 impl Net for NoNet {
-    fn bind(&self, _: SocketAddr) -> io::Result<Box<dyn Bound>> {
+    fn bind(&self, _: &Place) -> io::Result<Box<dyn Bound>> {
         Err(io::ErrorKind::AddrNotAvailable.into())
     }
 

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::trace;
-use crate::env::net::{Accepted, Bound, BoxFuture, Incoming, Net, Stream};
+use crate::env::net::{Accepted, Bound, BoxFuture, Incoming, Net, Place, Stream};
 
 const PIPE_BYTES: usize = 256 << 10;
 const PIECE_BYTES: usize = 64 << 10;
@@ -196,8 +196,8 @@ struct BoundHost {
 }
 
 impl Bound for BoundHost {
-    fn address(&self) -> SocketAddr {
-        self.address
+    fn address(&self) -> Place {
+        Place::Tcp(self.address)
     }
 
     fn listen(self: Box<Self>) -> io::Result<Incoming> {
@@ -211,7 +211,8 @@ impl Bound for BoundHost {
 }
 
 impl Net for Host {
-    fn bind(&self, address: SocketAddr) -> io::Result<Box<dyn Bound>> {
+    fn bind(&self, place: &Place) -> io::Result<Box<dyn Bound>> {
+        let Place::Tcp(address) = *place else { return Err(io::ErrorKind::Unsupported.into()) };
         Ok(Box::new(BoundHost { net: self.net.clone(), life: self.life.clone(), address }))
     }
 

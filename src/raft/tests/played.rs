@@ -13,6 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::env::Net as _;
+use crate::env::net::Place;
 use crate::env::sim::SimNet;
 use crate::pb::peer::peer_server::{Peer, PeerServer};
 use crate::pb::peer::*;
@@ -42,7 +43,7 @@ struct Played {
 pub(crate) async fn play(net: &SimNet, address: &str) -> Sent {
     let address: SocketAddr = address.parse().unwrap();
     let ((forwards, sent_forwards), (appends, sent_appends)) = (mpsc::channel(1000), mpsc::channel(1000));
-    let (_, incoming) = net.host(address.ip()).listen(address).unwrap();
+    let incoming = net.host(address.ip()).bind(&Place::Tcp(address)).and_then(|bound| bound.listen()).unwrap();
     let bytes_max = crate::config::Config::default().peer_message_bytes_max();
     let service = PeerServer::new(Played { forwards, appends }).max_decoding_message_size(bytes_max);
     let serving = tonic::transport::Server::builder()

@@ -93,8 +93,8 @@ fn config(member: usize, drift: u64) -> Config {
     config.cluster.failure_timeout = Duration::from_secs(5);
     config.cluster.promote_after = Duration::from_secs(1);
     config.server.data_dir = "/data".into();
-    config.server.listen_peer = SocketAddr::new(ip(member), 2380);
-    config.server.listen_client = SocketAddr::new(ip(member), 2379);
+    config.server.listen_peer = SocketAddr::new(ip(member), 2380).into();
+    config.server.listen_client = SocketAddr::new(ip(member), 2379).into();
     // Small enough that segments rotate, and that the log is purged behind snapshots which laggards then need.
     config.log.segment_bytes = Bytes::kib(64);
     config.log.cache_bytes = Bytes::kib(16);

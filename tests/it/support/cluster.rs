@@ -179,6 +179,15 @@ impl Cluster {
         self.pods.insert(slot, command.spawn().unwrap());
     }
 
+    /// Starts another command line as the pod; it is to serve at the pod's addresses.
+    #[allow(dead_code, reason = "examples do not")]
+    pub fn start_command(&mut self, slot: u64, mut command: Command) {
+        assert!(!self.is_running(slot), "kv-{slot} runs already");
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path(slot)).unwrap();
+        command.env("QUORATE_DIE_WITH_PARENT", "1").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.pods.insert(slot, command.spawn().unwrap());
+    }
+
     /// Pods that are started from now on live in this group.
     pub fn set_memory_group(&mut self, group: &MemoryGroup) {
         self.memory_entry = Some(group.entry());

@@ -1,0 +1,406 @@
+//! From etcd's flags to settings.
+//!
+//! Owns no rule: what it gives goes through `config`, which checks it as any other source. Invariants: every flag of the fate `Taken` is
+//! read here, with etcd's default where it was not given and the default is visible; what is given and changes nothing gives a note.
+//! Absent: reading flags, variables and files (`flags`, `environment`, `file`).
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+
+use super::flags::{FLAGS, Fate, Flag, Pairs, truth};
+use crate::config;
+
+/// Flags with their values; of those given twice the last one holds.
+#[derive(Debug, Default)]
+pub struct Given(Pairs);
+
+/// Where log lines go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Output {
+    #[default]
+    Error,
+    Standard,
+    File(String),
+}
+
+/// What a command line comes to.
+#[derive(Debug, Default)]
+pub struct Translation {
+    pub settings: Vec<config::Flag>,
+    pub output: Output,
+    /// One line each, for the log.
+    pub notes: Vec<String>,
+}
+
+/// A URL's `host:port`, or the path of a socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Url {
+    Http(String),
+    Unix(String),
+}
+
+const GATES: [&str; 11] = [
+    "AllAlpha",
+    "AllBeta",
+    "CompactHashCheck",
+    "FastLeaseKeepAlive",
+    "InitialCorruptCheck",
+    "LeaseCheckpoint",
+    "LeaseCheckpointPersist",
+    "PriorityRequest",
+    "SetMemberLocalAddr",
+    "StopGRPCServiceOnDefrag",
+    "TxnModeWriteWithSharedBuffer",
+];
+
+impl Given {
+    pub fn new(flags: Pairs) -> Self {
+        Self(flags)
+    }
+
+    /// What was said, if anything was.
+    pub fn said(&self, name: &str) -> Option<&str> {
+        self.0.iter().rev().find(|(given, _)| *given == name).map(|(_, value)| value.as_str())
+    }
+
+    /// What was said, or etcd's default.
+    fn value(&self, name: &'static str) -> &str {
+        let flag = Flag::find(name).expect("a flag of the table");
+        self.said(name).unwrap_or(flag.default)
+    }
+
+    /// As [`Self::said`], of a number that is not the default.
+    fn number(&self, name: &'static str) -> anyhow::Result<Option<i64>> {
+        let read =
+            |text: &str| text.parse().with_context(|| format!("--{name}: got {text:?}, expected a whole number"));
+        self.said(name).filter(|text| !text.is_empty()).map(read).transpose()
+    }
+
+    fn duration(&self, name: &'static str) -> anyhow::Result<Option<Duration>> {
+        let read = |text: &str| {
+            let fault = || format!("--{name}: got {text:?}, expected a duration such as 300ms, 5s or 1h30m");
+            go_duration(text).with_context(fault)
+        };
+        self.said(name).map(read).transpose()
+    }
+
+    fn urls(&self, name: &'static str) -> anyhow::Result<Vec<Url>> {
+        urls(name, self.value(name))
+    }
+}
+
+/// Makes settings of flags; refuses what cannot be done here, by name.
+pub fn translate(given: &Given) -> anyhow::Result<Translation> {
+    let mut to = Translation::default();
+    judge(given, &mut to)?;
+    let name = given.value("name");
+    to.set("identity.name", "--name", name);
+    let data_dir = given.said("data-dir").filter(|dir| !dir.is_empty());
+    to.set("server.data_dir", "--data-dir", data_dir.map_or_else(|| format!("{name}.etcd"), str::to_owned));
+    listeners(given, &mut to)?;
+    members(given, name, &mut to)?;
+    timing(given, &mut to)?;
+    limits(given, &mut to)?;
+    compaction(given, &mut to);
+    origins(given, &mut to);
+    log(given, &mut to)?;
+    Ok(to)
+}
+
+impl Translation {
+    fn set(&mut self, key: &str, flag: &str, value: impl Into<String>) {
+        self.settings.push(config::Flag { key: key.into(), value: value.into(), flag: flag.into() });
+    }
+
+    fn set_duration(&mut self, key: &str, flag: &str, value: Duration) {
+        self.set(key, flag, humantime::format_duration(value).to_string());
+    }
+}
+
+/// What is refused, and what changes nothing.
+fn judge(given: &Given, to: &mut Translation) -> anyhow::Result<()> {
+    for flag in FLAGS {
+        let Some(value) = given.said(flag.name).filter(|value| !flag.is_default(value)) else { continue };
+        match flag.fate {
+            Fate::Refused(why) => bail!("--{} {value:?} is refused: {why}", flag.name),
+            Fate::Idle(why) => to.notes.push(format!("--{} {value:?} changes nothing: {why}", flag.name)),
+            Fate::Taken => {}
+        }
+    }
+    for gate in given.value("feature-gates").split(',').map(str::trim).filter(|gate| !gate.is_empty()) {
+        let known = gate.split_once('=').is_some_and(|(name, value)| GATES.contains(&name) && truth(value).is_some());
+        ensure!(known, "--feature-gates: got {gate:?}, expected NAME=true or NAME=false, of {}", GATES.join(", "));
+        to.notes.push(format!(
+            "--feature-gates {gate:?} changes nothing: what it gates is here, or has nothing to do here"
+        ));
+    }
+    Ok(())
+}
+
+fn listeners(given: &Given, to: &mut Translation) -> anyhow::Result<()> {
+    let mut clients = given.urls("listen-client-urls")?;
+    let http = given.urls("listen-client-http-urls")?;
+    if !http.is_empty() {
+        to.notes.push("--listen-client-http-urls: every clients' port serves gRPC and HTTP".into());
+        clients.extend(http);
+    }
+    to.set("server.listen_client", "--listen-client-urls", places("listen-client-urls", &clients)?);
+    let peers = given.urls("listen-peer-urls")?;
+    to.set("server.listen_peer", "--listen-peer-urls", places("listen-peer-urls", &peers)?);
+    let metrics = given.urls("listen-metrics-urls")?;
+    let status = if metrics.is_empty() { "off".to_owned() } else { places("listen-metrics-urls", &metrics)? };
+    to.set("server.listen_status", "--listen-metrics-urls", status);
+    // Where only the listeners are given, etcd asks for these too; here they follow from the listeners.
+    if given.said("advertise-client-urls").is_some() || given.said("listen-client-urls").is_none() {
+        let told = given.urls("advertise-client-urls")?;
+        let told: Vec<String> = told.iter().map(Url::to_string).collect();
+        to.set("server.advertise_client", "--advertise-client-urls", told.join(","));
+    }
+    Ok(())
+}
+
+fn members(given: &Given, name: &str, to: &mut Translation) -> anyhow::Result<()> {
+    let own = http_only("initial-advertise-peer-urls", given.urls("initial-advertise-peer-urls")?)?;
+    let own_said = given.said("initial-advertise-peer-urls").is_some();
+    let default = format!("{name}={}", given.value("initial-advertise-peer-urls"));
+    let text = given.said("initial-cluster").filter(|text| !text.is_empty()).unwrap_or(&default);
+    let mut listed: Vec<(String, String)> = Vec::new();
+    // `a=http://x,http://y` has further URLs of `a`; so has `a=http://x,a=http://y`.
+    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        let (member, url) = match (part.split_once('='), listed.last()) {
+            (Some((member, url)), _) => (member.to_owned(), url),
+            (None, Some((member, _))) => (member.clone(), part),
+            (None, None) => bail!("--initial-cluster: got {part:?}, expected name=http://host:port"),
+        };
+        for address in http_only("initial-cluster", urls("initial-cluster", url)?)? {
+            listed.push((member.clone(), address));
+        }
+    }
+    let mut first: Vec<(String, String)> = Vec::new();
+    for (member, address) in &listed {
+        match first.iter().find(|(known, _)| known == member) {
+            None => first.push((member.clone(), address.clone())),
+            Some((_, kept)) => to.notes.push(format!(
+                "--initial-cluster: a member has one peer address here: of {member:?} it is {kept}, and {address} is left out"
+            )),
+        }
+    }
+    let entry = first.iter().find(|(member, _)| member == name).map(|(_, address)| address.clone());
+    if let Some(entry) = entry.as_ref().filter(|entry| own_said && !own.contains(entry)) {
+        to.notes.push(format!(
+            "--initial-advertise-peer-urls {} differs from this member's entry in --initial-cluster: others are told {entry}",
+            own.join(",")
+        ));
+    }
+    to.set("cluster.kind", "etcd's command line", "manual");
+    match given.value("initial-cluster-state") {
+        "new" => {
+            let list: Vec<String> = first.iter().map(|(member, address)| format!("{member}={address}")).collect();
+            to.set("cluster.members", "--initial-cluster", list.join(","));
+            to.set("cluster.token", "--initial-cluster-token", given.value("initial-cluster-token"));
+        }
+        "existing" => {
+            let others = first.iter().filter(|(member, _)| member != name);
+            let others: Vec<String> = others.map(|(_, address)| address.clone()).collect();
+            to.set("cluster.join", "--initial-cluster", others.join(","));
+            let told = entry.or_else(|| own.first().cloned()).unwrap_or_default();
+            to.set("server.advertise_peer", "--initial-advertise-peer-urls", told);
+        }
+        other => bail!("--initial-cluster-state: got {other:?}, expected new or existing"),
+    }
+    Ok(())
+}
+
+/// etcd's own defaults hold also where ours are shorter: who gave no value expects them.
+fn timing(given: &Given, to: &mut Translation) -> anyhow::Result<()> {
+    const FLAG: &str = "--election-timeout";
+    let millis = |name: &'static str| -> anyhow::Result<Duration> {
+        let text = given.value(name);
+        let read = text.parse().with_context(|| format!("--{name}: got {text:?}, expected milliseconds"))?;
+        Ok(Duration::from_millis(read))
+    };
+    let election = millis("election-timeout")?;
+    // Above it everything else is an error of `config`; below it nothing overflows.
+    ensure!(election <= Duration::from_secs(50), "--election-timeout: got {election:?}, expected at most 50000");
+    to.set_duration("raft.heartbeat_interval", "--heartbeat-interval", millis("heartbeat-interval")?);
+    to.set_duration("raft.election_timeout_min", FLAG, election);
+    // A third for the spread, so that the shortest lease is etcd's: one and a half elections.
+    let longest = election + election / 3;
+    to.set_duration("raft.election_timeout_max", FLAG, longest);
+    to.set_duration("server.request_timeout", FLAG, Duration::from_secs(5) + 2 * election);
+    let defaults = config::Config::default();
+    to.set_duration("cluster.failure_timeout", FLAG, defaults.cluster.failure_timeout.max(2 * longest));
+    to.set_duration("cluster.reader_ttl", FLAG, defaults.cluster.reader_ttl.max(2 * longest));
+    // As etcd, which goes when it is told to.
+    to.set("server.quorum_wait", "etcd's command line", "0s");
+    if let Some(interval) = given.duration("watch-progress-notify-interval")? {
+        to.set_duration("watch.progress_interval", "--watch-progress-notify-interval", interval);
+    }
+    if let Some(interval) = given.duration("corrupt-check-time")?.filter(|interval| !interval.is_zero()) {
+        to.set_duration("raft.self_check_interval", "--corrupt-check-time", interval);
+    }
+    Ok(())
+}
+
+fn limits(given: &Given, to: &mut Translation) -> anyhow::Result<()> {
+    /// A connection that is never asked whether it lives.
+    const NEVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+    let quota = match given.number("quota-backend-bytes")?.unwrap_or(0) {
+        0 => "2GiB".to_owned(),
+        // None, as with etcd.
+        quota if quota < 0 => "0B".to_owned(),
+        quota => format!("{quota}B"),
+    };
+    to.set("storage.quota_bytes", "--quota-backend-bytes", quota);
+    for (name, key, unit) in [
+        ("max-txn-ops", "limits.txn_ops_max", ""),
+        ("max-request-bytes", "limits.request_bytes_max", "B"),
+        ("snapshot-catchup-entries", "log.entries_kept", ""),
+        ("max-concurrent-streams", "limits.concurrent_streams_max", ""),
+    ] {
+        if let Some(number) = given.number(name)? {
+            to.set(key, &format!("--{name}"), format!("{number}{unit}"));
+        }
+    }
+    for (name, key) in [
+        ("grpc-keepalive-interval", "limits.keepalive_interval"),
+        ("grpc-keepalive-timeout", "limits.keepalive_timeout"),
+    ] {
+        if let Some(duration) = given.duration(name)? {
+            let duration = if duration.is_zero() { NEVER } else { duration };
+            to.set_duration(key, &format!("--{name}"), duration);
+        }
+    }
+    Ok(())
+}
+
+fn compaction(given: &Given, to: &mut Translation) {
+    let (mode, retention) = (given.value("auto-compaction-mode"), given.value("auto-compaction-retention").trim());
+    let is_off = go_duration(retention).is_some_and(|length| length.is_zero()) || retention.is_empty();
+    let hours = mode == "periodic" && retention.bytes().all(|byte| byte.is_ascii_digit());
+    let retention = match go_duration(retention).filter(|_| mode == "periodic") {
+        _ if hours => format!("{retention}h"),
+        Some(length) => humantime::format_duration(length).to_string(),
+        None => retention.to_owned(),
+    };
+    to.set("storage.compaction_mode", "--auto-compaction-mode", if is_off { "off" } else { mode });
+    to.set("storage.compaction_retention", "--auto-compaction-retention", if is_off { "" } else { &retention });
+}
+
+fn origins(given: &Given, to: &mut Translation) {
+    for (name, key) in [("cors", "http.cors"), ("host-whitelist", "http.hosts")] {
+        // For etcd, empty is all.
+        let value = Some(given.value(name)).filter(|value| !value.is_empty()).unwrap_or("*");
+        to.set(key, &format!("--{name}"), value);
+    }
+}
+
+fn log(given: &Given, to: &mut Translation) -> anyhow::Result<()> {
+    let level = match given.value("log-level") {
+        "panic" | "fatal" | "dpanic" => "error",
+        level @ ("debug" | "info" | "warn" | "error") => level,
+        other => bail!("--log-level: got {other:?}, expected debug, info, warn, error, panic or fatal"),
+    };
+    to.set("telemetry.level", "--log-level", level);
+    let format = match given.value("log-format") {
+        "json" => "json",
+        "console" => "text",
+        other => bail!("--log-format: got {other:?}, expected json or console"),
+    };
+    to.set("telemetry.format", "--log-format", format);
+    to.output = match given.value("log-outputs") {
+        "default" | "stderr" | "" => Output::Error,
+        "stdout" => Output::Standard,
+        "systemd/journal" => {
+            to.notes.push("--log-outputs \"systemd/journal\": lines go to standard error, which systemd keeps".into());
+            Output::Error
+        }
+        several if several.contains(',') => {
+            bail!("--log-outputs: got {several:?}, expected one of stderr, stdout and a file")
+        }
+        file => Output::File(file.to_owned()),
+    };
+    Ok(())
+}
+
+impl std::fmt::Display for Url {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Http(address) => write!(f, "http://{address}"),
+            Self::Unix(path) => write!(f, "unix://{path}"),
+        }
+    }
+}
+
+fn urls(flag: &str, text: &str) -> anyhow::Result<Vec<Url>> {
+    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    parts.map(|part| url(flag, part)).collect()
+}
+
+fn url(flag: &str, text: &str) -> anyhow::Result<Url> {
+    let expected = "expected http://host:port, or unix://path for clients";
+    Ok(match text.split_once("://") {
+        Some(("http", address)) => Url::Http(address.trim_end_matches('/').to_owned()),
+        Some(("unix", path)) if !path.is_empty() => Url::Unix(path.to_owned()),
+        Some((scheme @ ("https" | "unixs"), _)) => bail!(
+            "--{flag}: {text:?} asks for TLS, which is not there yet, and nothing is served without it in its place; \
+             give {} only in a network that you trust",
+            if scheme == "https" { "an http:// URL" } else { "a unix:// one" }
+        ),
+        _ => bail!("--{flag}: got {text:?}, {expected}"),
+    })
+}
+
+fn http_only(flag: &str, urls: Vec<Url>) -> anyhow::Result<Vec<String>> {
+    urls.into_iter()
+        .map(|url| match url {
+            Url::Http(address) => Ok(address),
+            Url::Unix(_) => {
+                bail!("--{flag}: got {:?}, expected http://host:port: members dial over the network", url.to_string())
+            }
+        })
+        .collect()
+}
+
+/// As `config` writes places. `localhost` is what etcd's defaults say; other names are no place to listen at, for etcd neither.
+fn places(flag: &str, urls: &[Url]) -> anyhow::Result<String> {
+    let place = |url: &Url| match url {
+        Url::Unix(path) => Ok(format!("unix:{path}")),
+        Url::Http(address) => {
+            let place = address.strip_prefix("localhost:").map_or(address.clone(), |port| format!("127.0.0.1:{port}"));
+            let is_place = place.parse::<std::net::SocketAddr>().is_ok();
+            ensure!(is_place, "--{flag}: got {:?}, expected an IP address and a port to listen at", url.to_string());
+            Ok(place)
+        }
+    };
+    ensure!(!urls.is_empty(), "--{flag}: got nothing, expected http://host:port");
+    Ok(urls.iter().map(place).collect::<Result<Vec<_>, _>>()?.join(","))
+}
+
+/// A duration as Go writes it: numbers, perhaps with a fraction, each with its unit; `0` alone.
+pub fn go_duration(text: &str) -> Option<Duration> {
+    const UNITS: [(&str, f64); 7] =
+        [("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let (mut rest, mut seconds) = (text, 0.0);
+    if rest.is_empty() {
+        return None;
+    }
+    while !rest.is_empty() {
+        let unit_at = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..unit_at].parse().ok()?;
+        rest = &rest[unit_at..];
+        let end = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        let (_, unit) = UNITS.iter().find(|(name, _)| *name == &rest[..end])?;
+        seconds += number * unit;
+        rest = &rest[end..];
+    }
+    // To the nanosecond: binary fractions are a hair off.
+    Duration::try_from_secs_f64(seconds).ok().map(|d| Duration::from_nanos((d.as_secs_f64() * 1e9).round() as u64))
+}
+
+#[cfg(test)]
+mod tests;
