@@ -30,3 +30,22 @@ async fn a_log_that_nobody_reads_costs_lines_and_nothing_else() {
     cluster.terminate(0).await;
     drop(unread);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_does_not_answer_is_told_of_when_it_begins_and_when_it_ends() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.wait_formed().await;
+    let dead = (leader + 1) % 3;
+    cluster.kill(dead);
+    cluster.wait_logged(leader, &["a member does not answer"]).await;
+    for n in 0..50 {
+        cluster.put(leader, &format!("k{n}"), "v").await;
+    }
+    cluster.start_pod(dead);
+    cluster.wait_logged(leader, &["the member answers again"]).await;
+    let text = cluster.log_text(leader);
+    let told = text.lines().filter(|line| line.contains("a member does not answer")).count();
+    // One a term: on a busy machine another may have led meanwhile.
+    assert!((1..4).contains(&told), "{told} times\n{text}");
+    assert!(!text.contains("failed to send a heartbeat"), "not with each of them\n{text}");
+}
