@@ -2,7 +2,8 @@
 //!
 //! Owns the form that is generated, shrunk, written to a file and played again: one JSON object a line. What is known only when it is
 //! played stands in it as a symbol, so that a shorter sequence still means something: `$now-3` is a revision, `$lease:0` the newest
-//! lease id that the server has chosen, `$lock:0` and `$leader:0` what the newest Lock and Campaign gave, `$member:1` a member's id.
+//! lease id that the server has chosen, `$lock:0` and `$leader:0` what the newest Lock and Campaign gave, `$member:1` a member's id, `$url:0` the URL of
+//! one for its peers.
 //! Absent: meanings; what a server answers.
 
 use std::collections::BTreeMap;
@@ -58,6 +59,15 @@ pub const PATHS: &[(&str, &str)] = &[
     ("maintenance/hashkv", "Maintenance/HashKV"),
     ("maintenance/transfer-leadership", "Maintenance/MoveLeader"),
     ("maintenance/downgrade", "Maintenance/Downgrade"),
+    ("auth/status", "Auth/AuthStatus"),
+    ("auth/enable", "Auth/AuthEnable"),
+    ("auth/disable", "Auth/AuthDisable"),
+    ("auth/authenticate", "Auth/Authenticate"),
+    ("auth/user/get", "Auth/UserGet"),
+    ("auth/user/list", "Auth/UserList"),
+    ("auth/user/delete", "Auth/UserDelete"),
+    ("auth/role/get", "Auth/RoleGet"),
+    ("auth/role/list", "Auth/RoleList"),
     ("election/campaign", "Election/Campaign"),
     ("election/proclaim", "Election/Proclaim"),
     ("election/leader", "Election/Leader"),
@@ -89,7 +99,7 @@ impl Call {
 /// What one server has told that later requests need.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
-    /// By kind (`lease`, `lock`, `leader`, `member`), the newest first.
+    /// By kind (`lease`, `lock`, `leader`, `member`, `url`), the newest first.
     kinds: BTreeMap<&'static str, Vec<Value>>,
 }
 

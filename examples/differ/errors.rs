@@ -16,10 +16,15 @@ pub const OCCUR: &[&str] = &[
     "lease already exists",
     "too large lease TTL",
     "given member URLs are invalid",
+    "Peer URLs already exists",
     "member not found",
     "can only promote a learner member",
     "request is too large",
     "bad leader transferee",
+    "authentication is not enabled",
+    "root user does not exist",
+    "user name not found",
+    "role name not found",
     "wrong downgrade target version format",
     "invalid downgrade target version",
 ];
@@ -29,7 +34,6 @@ pub const ELSEWHERE: &[(&str, &str)] = &[
     ("invalid client api version", "only proxies of version 2 gave it"),
     ("watch canceled", "clients give it to themselves"),
     ("member ID already exist", "ids are random"),
-    ("Peer URLs already exists", "the addresses of the two differ; tests of the membership have it"),
     ("re-configuration failed due to not enough started members", "members that are added do not start here"),
     ("can only promote a learner member which is in sync with leader", "no learner is added here"),
     ("too many learner members in cluster", "no learner is added here"),
@@ -54,11 +58,16 @@ pub const ELSEWHERE: &[(&str, &str)] = &[
     ("context deadline exceeded", "nobody gives up but those who wait for another"),
 ];
 
-/// RPCs of which a success would change the two in different ways, or is a matter of how many members there are.
+/// RPCs of which a success would change the two in different ways, or depends on how many members there are, or needs users.
 pub const REFUSED_ONLY: &[&str] = &[
     "Cluster/MemberAdd",
     "Cluster/MemberRemove",
     "Cluster/MemberUpdate",
     "Cluster/MemberPromote",
     "Maintenance/MoveLeader",
+    "Auth/AuthEnable",
+    "Auth/Authenticate",
+    "Auth/UserGet",
+    "Auth/UserDelete",
+    "Auth/RoleGet",
 ];

@@ -61,7 +61,8 @@ impl Generator {
             0..680 => self.kv(),
             680..840 => self.lease(),
             840..900 => ("Watch/Watch", self.watch()),
-            900..960 => self.concurrency(),
+            900..955 => self.concurrency(),
+            955..960 => self.auth(),
             _ => self.cluster(),
         };
         // Without a path in the gateway there is but one door.

@@ -56,6 +56,7 @@ impl Session {
     /// Sends `request`, if there is one, and takes what all watchers have been told since the last time, up to revision `now`.
     pub async fn turn(&mut self, methods: &Methods, request: &Value, now: i64) -> anyhow::Result<Value> {
         let deadline = Instant::now() + PATIENCE;
+        self.cancel_ended(methods).await?;
         if !request.is_null() {
             self.send(methods, request).await?;
         }
@@ -70,10 +71,7 @@ impl Session {
             bail!("no watcher was cancelled in {PATIENCE:?}");
         }
         loop {
-            // etcd gives no notice while it keeps a watcher that a compaction has ended, until that is cancelled.
-            for id in std::mem::take(&mut self.ended) {
-                self.send(methods, &json!({ "cancel_request": { "watch_id": id } })).await?;
-            }
+            self.cancel_ended(methods).await?;
             self.send(methods, &json!({ "progress_request": {} })).await?;
             loop {
                 match tokio::time::timeout(AGAIN, self.answers.message()).await {
@@ -94,6 +92,14 @@ impl Session {
                 bail!("no progress notice for revision {now} in {PATIENCE:?}; told until then: {:?}", self.told);
             }
         }
+    }
+
+    /// etcd keeps a watcher that a compaction has ended, and its id, and gives no notice until it is cancelled.
+    async fn cancel_ended(&mut self, methods: &Methods) -> anyhow::Result<()> {
+        for id in std::mem::take(&mut self.ended) {
+            self.send(methods, &json!({ "cancel_request": { "watch_id": id } })).await?;
+        }
+        Ok(())
     }
 
     async fn send(&self, methods: &Methods, request: &Value) -> anyhow::Result<()> {

@@ -1,4 +1,4 @@
-//! Maintenance and Cluster.
+//! Maintenance, Cluster, and Auth while it is off.
 
 use serde_json::{Value, json};
 
@@ -40,6 +40,23 @@ impl Generator {
         }
     }
 
+    /// What makes users is not sent (`wanted`): there are none, and authentication stays off.
+    pub(super) fn auth(&mut self) -> (&'static str, Value) {
+        let (user, role) = (json!({ "name": "somebody" }), json!({ "role": "some" }));
+        match self.rng.u32(..11) {
+            0..2 => ("Auth/AuthStatus", json!({})),
+            2 => ("Auth/AuthEnable", json!({})),
+            3 => ("Auth/AuthDisable", json!({})),
+            4 => ("Auth/Authenticate", json!({ "name": "somebody", "password": "secret" })),
+            5 => ("Auth/UserGet", user),
+            6 => ("Auth/UserList", json!({})),
+            7 => ("Auth/RoleGet", role),
+            8 => ("Auth/RoleList", json!({})),
+            9 => ("Auth/UserAdd", user),
+            _ => ("Auth/UserDelete", user),
+        }
+    }
+
     fn downgrade(&mut self) -> Value {
         let version = self.pick(&["", "x", "3.6", "3.6.0", "3.5.0", "2.0.0", "3.99.0", "v3.6.0"]);
         json!({ "action": self.pick(&["VALIDATE", "CANCEL"]), "version": version })
@@ -62,6 +79,7 @@ impl Generator {
             json!(["ftp://127.9.9.9:2380"]),
             json!(["http://127.9.9.9:2380/path"]),
             json!(["http://127.9.9.9:2380", "x"]),
+            json!(["$url:0"]),
         ];
         all[self.rng.usize(..all.len())].clone()
     }

@@ -13,6 +13,7 @@ use super::cluster::{Cluster, wait_for};
 pub struct Etcd {
     child: Child,
     endpoint: String,
+    peer: String,
     _dir: tempfile::TempDir,
 }
 
@@ -34,7 +35,7 @@ impl Etcd {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let etcd = Self { child, endpoint, _dir: dir };
+        let etcd = Self { child, endpoint, peer, _dir: dir };
         etcd.member_id().await;
         etcd
     }
@@ -52,6 +53,12 @@ impl Etcd {
 
     pub fn endpoint(&self) -> &str {
         &self.endpoint
+    }
+
+    /// Where its peers would find it.
+    #[allow(dead_code, reason = "only the example `differ` asks for it")]
+    pub fn peer(&self) -> &str {
+        &self.peer
     }
 
     pub fn channel(&self) -> Channel {
