@@ -126,12 +126,25 @@ pub enum Error {
     /// An answer for which there is no room at any time. The text is whole, and says what to do.
     #[error("quorate: {0}")]
     AnswerTooLarge(String),
+    /// A message that is longer than one may be. The text is whole; grpc-go's where it has one.
+    #[error("{0}")]
+    MessageTooLarge(String),
     /// Something that etcd has no text for; the text is whole, and says what to do.
     #[error("quorate: {0}")]
     Unsupported(String),
 }
 
 impl Error {
+    /// A message of a client that is longer than it may be, in grpc-go's words.
+    pub fn message_too_large(bytes: usize, max: usize) -> Self {
+        Self::MessageTooLarge(format!("grpc: received message larger than max ({bytes} vs. {max})"))
+    }
+
+    /// As what a request's body fails with.
+    pub fn into_boxed(self) -> Box<dyn std::error::Error + Send + Sync> {
+        Box::new(Status::from(self))
+    }
+
     /// The gRPC code that the etcd API gives this failure.
     pub fn code(&self) -> Code {
         use Error::*;
@@ -154,7 +167,7 @@ impl Error {
             | InvalidAuthManagement
             | InvalidRequest(_) => Code::InvalidArgument,
             Compacted | FutureRevision | LeaseTtlTooLarge => Code::OutOfRange,
-            NoSpace | TooManyRequests | AnswerTooLarge(_) => Code::ResourceExhausted,
+            NoSpace | TooManyRequests | AnswerTooLarge(_) | MessageTooLarge(_) => Code::ResourceExhausted,
             LeaseNotFound | MemberNotFound => Code::NotFound,
             NoLeader | LeaderChanged | Timeout | TimeoutLeaderFailure | TimeoutConnectionLost | Stopped => {
                 Code::Unavailable
@@ -237,6 +250,7 @@ impl Error {
             RoleNotFound => 86,
             PermissionNotGiven => 87,
             InvalidAuthManagement => 88,
+            MessageTooLarge(_) => 91,
         }
     }
 
@@ -248,6 +262,7 @@ impl Error {
             | Error::Membership(text)
             | Error::TooCostly(text)
             | Error::AnswerTooLarge(text)
+            | Error::MessageTooLarge(text)
             | Error::InvalidRequest(text) => text.clone(),
             plain => plain.to_string(),
         }
@@ -262,6 +277,7 @@ impl Error {
             61 => return AnswerTooLarge(detail),
             66 => return TooCostly(detail),
             71 => return InvalidRequest(detail),
+            91 => return MessageTooLarge(detail),
             _ => {}
         }
         PLAIN.iter().find(|e| e.number() == number).cloned().unwrap_or(Unsupported(detail))
@@ -336,7 +352,9 @@ mod tests {
 
     #[test]
     fn every_number_stands_for_one_failure() {
-        for number in (1..=24).chain(26..=31).chain(41..=43).chain(51..=59).chain([61, 66, 71, 72]).chain(81..=88) {
+        for number in
+            (1..=24).chain(26..=31).chain(41..=43).chain(51..=59).chain([61, 66, 71, 72]).chain(81..=88).chain([91])
+        {
             assert_eq!(Error::from_number(number, String::new()).number(), number);
         }
         assert_eq!(Error::from_number(99, "x".into()), Error::Unsupported("x".into()));

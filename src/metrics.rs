@@ -120,10 +120,12 @@ pub struct Method {
     handling: Histogram,
 }
 
-/// The counters of the way to, or from, one member.
+const MESSAGE_HEAD_BYTES: usize = 5;
+
+/// The counters of the way to, and from, one member.
 pub struct Peer {
-    pub sent_bytes: IntCounter,
-    pub received_bytes: IntCounter,
+    sent_bytes: IntCounter,
+    received_bytes: IntCounter,
     pub sent_failures: IntCounter,
     pub round_trip: Histogram,
 }
@@ -278,6 +280,17 @@ impl Metrics {
     }
 }
 
+impl Peer {
+    /// A message of so many bytes, and what gRPC puts before it.
+    pub fn count_sent(&self, bytes: usize) {
+        self.sent_bytes.inc_by((MESSAGE_HEAD_BYTES + bytes) as u64);
+    }
+
+    pub fn count_received(&self, bytes: usize) {
+        self.received_bytes.inc_by((MESSAGE_HEAD_BYTES + bytes) as u64);
+    }
+}
+
 impl Method {
     pub fn begin(&self) {
         self.started.inc();
@@ -301,7 +314,7 @@ mod tests {
         method.begin();
         method.end(0, Duration::from_millis(3));
         method.end(99, Duration::from_millis(3));
-        metrics.peer(0xab).sent_bytes.inc_by(7);
+        metrics.peer(0xab).count_sent(7);
         metrics.log_fsync.observe(0.0003);
         for kind in RequestKind::ALL {
             metrics.request(kind, kind != RequestKind::Put, Duration::from_millis(3));
@@ -313,7 +326,7 @@ mod tests {
             r#"grpc_server_handled_total{grpc_code="Unknown",grpc_method="Range",grpc_service="etcdserverpb.KV",grpc_type="unary"} 1"#,
             r#"etcd_server_request_duration_seconds_count{success="false",type="Put"} 1"#,
             r#"etcd_server_request_duration_seconds_count{success="true",type="ClusterVersionSet"} 1"#,
-            r#"etcd_network_peer_sent_bytes_total{To="ab"} 7"#,
+            r#"etcd_network_peer_sent_bytes_total{To="ab"} 12"#,
             r#"etcd_disk_wal_fsync_duration_seconds_bucket{le="0.0004"} 1"#,
             "# TYPE etcd_server_leader_changes_seen_total counter",
         ] {

@@ -121,15 +121,6 @@ pub const WANTED: &[Wanted] = &[
         holds: |call, _| call.body["revision"] != 0,
     },
     Wanted {
-        rpc: "Maintenance/Hash",
-        fields: &["body.compact_revision", "body.hash_revision"],
-        when: "in JSON",
-        etcd: "none",
-        ours: "as HashKV has them",
-        why: "etcd up to 3.5 has HashKV at that path",
-        holds: |_, d| d.theirs.is_null(),
-    },
-    Wanted {
         rpc: "KV/*",
         fields: &["kvs.lease"],
         when: "a range of keys only",

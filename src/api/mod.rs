@@ -75,6 +75,8 @@ struct Shared {
     range_streams: Slots,
     /// Clients are served.
     ready: AtomicBool,
+    /// The hub was taken away.
+    stopping: AtomicBool,
     facts: RwLock<Facts>,
 }
 
@@ -134,6 +136,7 @@ impl Api {
             backups: Slots::new(streams.backups_max),
             range_streams: Slots::new(streams.range_streams_max),
             ready: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
             facts: RwLock::default(),
         };
         Self { shared: Arc::new(shared) }
@@ -151,7 +154,12 @@ impl Api {
 
     /// From now on watchers are served by `hub`; `None` while there is none. The one before is closed: its streams end.
     pub fn set_watch(&self, hub: Option<Hub>) {
-        if let Some(old) = std::mem::replace(&mut *self.shared.watch.write(), hub) {
+        let mut current = self.shared.watch.write();
+        // Whoever's watch ends asks again at once, and is told why there is none.
+        self.shared.stopping.store(hub.is_none(), Ordering::Release);
+        let old = std::mem::replace(&mut *current, hub);
+        drop(current);
+        if let Some(old) = old {
             old.close();
         }
     }
@@ -161,8 +169,14 @@ impl Api {
         *self.shared.manager.write() = manager;
     }
 
+    /// Why what is asked for is not there. While this member stops its clients go on elsewhere, where `no leader` would end the watches of
+    /// Go's and Java's.
+    fn absent(&self) -> Error {
+        if self.shared.stopping.load(Ordering::Acquire) { Error::Stopped } else { Error::NoLeader }
+    }
+
     fn manager(&self) -> Result<Arc<Manager>, Error> {
-        self.shared.manager.read().clone().ok_or(Error::NoLeader)
+        self.shared.manager.read().clone().ok_or_else(|| self.absent())
     }
 
     /// Whether clients are served, as probes are told.
@@ -175,11 +189,11 @@ impl Api {
     }
 
     fn hub(&self) -> Result<Hub, Error> {
-        self.shared.watch.read().clone().ok_or(Error::NoLeader)
+        self.shared.watch.read().clone().ok_or_else(|| self.absent())
     }
 
     fn leases(&self) -> Result<Leases, Error> {
-        self.shared.leases.read().clone().ok_or(Error::NoLeader)
+        self.shared.leases.read().clone().ok_or_else(|| self.absent())
     }
 
     fn facts(&self) -> Facts {
@@ -188,7 +202,7 @@ impl Api {
 
     /// The running node, whatever its state.
     fn any_node(&self) -> Result<Node, Error> {
-        self.shared.node.read().clone().ok_or(Error::NoLeader)
+        self.shared.node.read().clone().ok_or_else(|| self.absent())
     }
 
     /// The node, if it may serve this request.
@@ -276,6 +290,20 @@ impl Api {
             true => "is stopping".into(),
             false => format!("applies what was committed when it started: {applied} of {committed} log entries"),
         })
+    }
+
+    /// Why this member's own data cannot be read; `None` if it can.
+    pub fn no_data(&self) -> Option<String> {
+        match self.any_node() {
+            Ok(node) => sound(&node).err().map(|error| error.to_string()),
+            Err(_) => Some(self.facts().begins()),
+        }
+    }
+
+    /// Why this member does not vote; `None` if it does.
+    pub fn learner(&self) -> Option<String> {
+        let is_voter = self.any_node().is_ok_and(|node| !node.status().is_learner);
+        (!is_voter).then(|| "not supported for learner".into())
     }
 
     /// As etcd's `/health`: unhealthy with an alarm on, without a leader, or if a read fails.

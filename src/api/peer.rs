@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::{Stream, StreamExt as _, stream};
 use parking_lot::RwLock;
+use prost::Message as _;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::cluster::{Audit, Bootstrap, Manager, Reconciler};
@@ -16,6 +17,7 @@ use crate::error::Error;
 use crate::identity::check_node;
 use crate::kv;
 use crate::lease::Leases;
+use crate::metrics::metrics;
 use crate::node::Node;
 use crate::pb::peer::peer_server::Peer;
 use crate::pb::peer::{
@@ -117,7 +119,12 @@ impl PeerApi {
 
     async fn append_one(&self, request: AppendRequest) -> Result<AppendResponse, Status> {
         let running = self.running()?;
+        let (from, bytes) = (request.envelope.map_or(0, |envelope| envelope.from), request.encoded_len());
         let response = running.rpc.append(request).await?;
+        // Whoever passed the check is a member.
+        let counters = metrics().peer(from);
+        counters.count_received(bytes);
+        counters.count_sent(response.encoded_len());
         if response.outcome() != append_response::Outcome::HigherVote {
             running.node.hear_leader();
         }

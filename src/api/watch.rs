@@ -24,7 +24,7 @@ use crate::pb::etcd::watch_server::Watch;
 use crate::pb::etcd::{WatchCreateRequest, WatchRequest, WatchResponse};
 use crate::watch::{Batch, Hub, Output, Session, Shape};
 
-/// The number that stands for no watcher, or for all of the stream.
+/// The number that stands for no watcher, or for all of the stream; who asks for it gets a free one, as who asks for 0.
 const NO_WATCHER: i64 = -1;
 
 /// Settings of the service; see `config/quorate.toml`.
@@ -55,7 +55,7 @@ impl Api {
         requests: impl Stream<Item = Result<WatchRequest, Status>> + Send + Unpin + 'static,
         needs_leader: bool,
     ) -> Result<Responses, Error> {
-        let hub = self.shared.watch.read().clone().ok_or(Error::NoLeader)?;
+        let hub = self.hub()?;
         let client = Client {
             session: hub.session_of(node.asker()),
             hub,
@@ -122,7 +122,7 @@ struct Client<R> {
 
 /// Outputs that a stream takes in a row before it looks for requests and the rest.
 const STREAK_MAX: usize = 64;
-/// Events of one revision that are put into a response at once; more, of a large deletion, would hold up others on the thread.
+/// Events that are put into a response at once; more, of a large deletion, would hold up others on the thread.
 const EVENTS_AT_ONCE: usize = 4096;
 
 /// Why the stream goes on.
@@ -215,11 +215,13 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
         let (number, created) = if start < 0 {
             refused(Error::Compacted.to_string())
         } else {
-            let number = self.number(create.watch_id);
+            let is_chosen = create.watch_id != 0 && create.watch_id != NO_WATCHER;
+            let number = if is_chosen { create.watch_id } else { self.free_number() };
             match self.session.watch(number, &shape(&create), start) {
                 Ok(created) => {
-                    // A number that was given is not given again, a refused one is.
-                    self.next_number += i64::from(number == self.next_number && create.watch_id != number);
+                    // A number that was given is never given again, whatever becomes of its watcher: a cancellation that comes late
+                    // would meet another. A refused one is.
+                    self.next_number += i64::from(!is_chosen);
                     self.revision = self.revision.max(created.revision);
                     (number, WatchResponse::default())
                 }
@@ -237,11 +239,8 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
         self.replies.push_back(WatchResponse { header: now.header, watch_id: number, created: true, ..created });
     }
 
-    /// The number that the client chose, or a free one.
-    fn number(&mut self, chosen: i64) -> i64 {
-        if chosen != 0 && chosen != NO_WATCHER {
-            return chosen;
-        }
+    /// The next number that no watcher has.
+    fn free_number(&mut self) -> i64 {
         while self.session.contains(self.next_number) {
             self.next_number += 1;
         }
@@ -258,11 +257,17 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
 
     async fn put(&mut self, output: Output) {
         match output {
-            Output::Events { watcher, batch } if batch.events.len() > EVENTS_AT_ONCE => {
-                let env = self.node.env().clone();
-                env.in_place(|| self.put_events(watcher, &batch)).await;
+            Output::Events { watcher, batch } => {
+                let room = self.fragment_bytes.saturating_sub(batch.bytes());
+                let rest = self.session.rest_of(watcher, room);
+                let events = batch.events.len() + rest.iter().map(|batch| batch.events.len()).sum::<usize>();
+                if events > EVENTS_AT_ONCE {
+                    let env = self.node.env().clone();
+                    env.in_place(|| self.put_events(watcher, &batch, &rest)).await;
+                } else {
+                    self.put_events(watcher, &batch, &rest);
+                }
             }
-            Output::Events { watcher, batch } => self.put_events(watcher, &batch),
             Output::Compacted { watcher, compacted } => {
                 self.forget(watcher);
                 let canceled = WatchResponse {
@@ -277,14 +282,17 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
         }
     }
 
-    fn put_events(&mut self, watcher: i64, batch: &Arc<Batch>) {
-        self.revision = self.revision.max(batch.revision);
+    /// A revision, and what follows it for a watcher that catches up, are one response.
+    fn put_events(&mut self, watcher: i64, batch: &Batch, rest: &[Arc<Batch>]) {
+        self.revision = self.revision.max(rest.last().map_or(batch.revision, |last| last.revision));
         let Some(asked) = self.asked.get_mut(&watcher) else { return };
         asked.quiet = false;
+        let mut events = batch.events.clone();
+        events.extend(rest.iter().flat_map(|batch| &batch.events).cloned());
         let whole = WatchResponse {
             header: header(&self.node, self.revision),
             watch_id: watcher,
-            events: batch.events.clone(),
+            events,
             ..Default::default()
         };
         if asked.fragment && whole.encoded_len() > self.fragment_bytes {

@@ -222,14 +222,20 @@ impl Watcher {
                 Ok(true)
             };
         }
-        if !print(&format_events(self.args.output, response))? {
-            return Ok(false);
-        }
-        for event in &response.events {
-            if !self.args.command.is_empty() {
-                run(&self.args.command, event).await?;
+        let revision = |event: &Event| event.kv.as_ref().map_or(0, |kv| kv.mod_revision());
+        // A history comes as many revisions at once.
+        for events in response.events.chunk_by(|one, next| revision(one) == revision(next)) {
+            let (header, events) = (response.header, events.to_vec());
+            let one = WatchResponse { header, watch_id: response.watch_id, events, ..Default::default() };
+            if !print(&format_events(self.args.output, &one))? {
+                return Ok(false);
             }
-            self.next = self.next.max(event.kv.as_ref().map_or(0, |kv| kv.mod_revision()) + 1);
+            for event in &one.events {
+                if !self.args.command.is_empty() {
+                    run(&self.args.command, event).await?;
+                }
+                self.next = self.next.max(revision(event) + 1);
+            }
         }
         Ok(true)
     }

@@ -66,6 +66,14 @@ impl Rules {
             || self.hosts.iter().any(|known| known == ANY || *known == name)
     }
 
+    /// Whether a WebSocket may be opened: to any host, browsers let every page do it, and only say which page that was.
+    pub(super) fn check_socket(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), (StatusCode, String)> {
+        self.judge(&Method::GET, uri, headers).map(drop).map_err(|refusal| {
+            let (status, _, text) = refusal.parts();
+            (status, text)
+        })
+    }
+
     /// `Ok`: the origin that is to be told that it may read the answer, if one is.
     fn judge(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Option<HeaderValue>, Refusal> {
         let text = |name: &HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or("not text"));
@@ -120,8 +128,9 @@ enum Refusal {
 }
 
 impl Refusal {
-    fn into_response(self) -> Response {
-        let (status, code, text) = match self {
+    /// Its status, its gRPC code, and its text.
+    fn parts(self) -> (StatusCode, u16, String) {
+        match self {
             Self::Host(host) => (
                 StatusCode::MISDIRECTED_REQUEST,
                 FORBIDDEN,
@@ -137,7 +146,11 @@ impl Refusal {
                 INVALID,
                 format!("content-type is {kind:?}, expected application/json: any web page may send others"),
             ),
-        };
+        }
+    }
+
+    fn into_response(self) -> Response {
+        let (status, code, text) = self.parts();
         gateway::refusal(status, code, &text)
     }
 }
@@ -254,6 +267,22 @@ mod tests {
         let ui = ("origin", "https://UI.example.com");
         assert_eq!(judge(Method::POST, &[ui, JSON, OWN, ("sec-fetch-site", "cross-site")]), Ok(true));
         assert_eq!(judge(Method::OPTIONS, &[ui, OWN]), Ok(true));
+    }
+
+    #[test]
+    fn page_of_another_origin_opens_no_socket() {
+        let open = |headers: &[(&str, &str)]| {
+            let parsed = headers
+                .iter()
+                .map(|(name, value)| (HeaderName::try_from(*name).unwrap(), HeaderValue::try_from(*value).unwrap()));
+            let checked = rules().check_socket(&Uri::from_static("/v3/watch"), &parsed.collect());
+            checked.map_err(|(status, _)| status.as_u16())
+        };
+        assert_eq!(open(&[OWN]), Ok(()), "a program");
+        assert_eq!(open(&[OWN, ("origin", "http://127.0.0.1:2379")]), Ok(()));
+        assert_eq!(open(&[OWN, ("origin", "https://ui.example.com"), ("sec-fetch-site", "cross-site")]), Ok(()));
+        assert_eq!(open(&[OWN, ("origin", "http://evil.example")]), Err(403));
+        assert_eq!(open(&[("host", "evil.example"), ("origin", "http://evil.example")]), Err(421));
     }
 
     #[test]

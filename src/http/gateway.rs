@@ -3,9 +3,9 @@
 //! Owns one table, from path to gRPC method, and the transcoding, which goes by the compiled descriptors: a service is reachable
 //! as soon as it is in both. A request becomes a gRPC request to the very services that the port serves, in this process; so
 //! there is one meaning, one place that counts, and one that checks.
-//! Invariants: what is read of a request is bounded, and what becomes of it in memory is charged to its client before it is decoded
-//! (`node::account`); a large answer is written in pieces (`json`); a stream is passed on message by message, and ends when its client goes.
-//! Absent: every meaning of a request; what a browser may ask (`browser`); WebSocket.
+//! Invariants: what is read of a request is bounded and charged to its client (`requests`); a large answer is written in pieces (`json`);
+//! a stream is passed on message by message, in both directions, and ends when its client goes.
+//! Absent: every meaning of a request; what a browser may ask (`browser`); WebSocket (`socket`).
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -19,11 +19,11 @@ use axum::response::{IntoResponse, Response};
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use futures_util::{StreamExt as _, stream};
 use http_body_util::BodyExt as _;
-use prost::Message as _;
-use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MethodDescriptor, SerializeOptions};
+use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, SerializeOptions};
 use serde_json::json;
 use tower::Service as _;
 
+use super::requests::{FRAME_HEAD_BYTES, Limits, Reader};
 use crate::api::Large;
 use crate::env::{Env, Instant, Pool, Refused};
 use crate::error::Error;
@@ -55,8 +55,7 @@ const PATHS: &[(&str, &str)] = &[
     ("maintenance/alarm", "etcdserverpb.Maintenance.Alarm"),
     ("maintenance/status", "etcdserverpb.Maintenance.Status"),
     ("maintenance/defragment", "etcdserverpb.Maintenance.Defragment"),
-    // HashKV until etcd 3.6 and Hash since; the answer of the former has everything that the latter's has.
-    ("maintenance/hash", "etcdserverpb.Maintenance.HashKV"),
+    ("maintenance/hash", "etcdserverpb.Maintenance.Hash"),
     ("maintenance/hashkv", "etcdserverpb.Maintenance.HashKV"),
     ("maintenance/snapshot", "etcdserverpb.Maintenance.Snapshot"),
     ("maintenance/transfer-leadership", "etcdserverpb.Maintenance.MoveLeader"),
@@ -89,8 +88,6 @@ const PATHS: &[(&str, &str)] = &[
 /// Its requests go on while the client listens; every other stream of requests ends with the body.
 const WATCH: &str = "etcdserverpb.Watch.Watch";
 
-/// Bytes before a message: not compressed, and its length.
-const FRAME_HEAD_BYTES: usize = 5;
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const METADATA_PREFIX: &str = "grpc-metadata-";
@@ -100,15 +97,9 @@ const SHORT_BYTES: usize = 32 << 10;
 /// How long a large body waits for its turn.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-const INVALID_ARGUMENT: u16 = 3;
-const RESOURCE_EXHAUSTED: u16 = 8;
+const NOT_FOUND: u16 = 5;
 const UNIMPLEMENTED: u16 = 12;
 const INTERNAL: u16 = 13;
-
-/// What the decoding of JSON takes: of a byte, of a value in a list, and of an object.
-const JSON_BYTE: u64 = 2;
-const JSON_VALUE_BYTES: u64 = 128;
-const JSON_OBJECT_BYTES: u64 = 1536;
 
 pub(super) const OPTIONS: SerializeOptions = SerializeOptions::new()
     .stringify_64_bit_integers(true)
@@ -128,7 +119,7 @@ struct Inner {
     env: Env,
     /// By path; `None` for a method that this build lacks.
     methods: BTreeMap<&'static str, Option<MethodDescriptor>>,
-    body_bytes_max: usize,
+    limits: Limits,
     account: Account,
 }
 
@@ -140,12 +131,12 @@ struct Failure {
 }
 
 impl Gateway {
-    /// `descriptors` describe the services; a request's body has at most `body_bytes_max` bytes.
+    /// `descriptors` describe the services; a request has at most `message_bytes_max` bytes as they take it.
     pub fn new(
         env: Env,
         services: Router,
         descriptors: &[u8],
-        body_bytes_max: usize,
+        message_bytes_max: usize,
         account: Account,
     ) -> Result<Self, prost_reflect::DescriptorError> {
         let pool = DescriptorPool::decode(descriptors)?;
@@ -153,7 +144,19 @@ impl Gateway {
             pool.services().flat_map(|s| s.methods().collect::<Vec<_>>()).find(|m| m.full_name() == full_name)
         };
         let methods = PATHS.iter().map(|(path, name)| (*path, find(name))).collect();
-        Ok(Self { inner: Arc::new(Inner { env, methods, body_bytes_max, account }), services })
+        // In JSON, bytes take a third more.
+        let limits = Limits { body_bytes_max: 2 * message_bytes_max, message_bytes_max };
+        Ok(Self { inner: Arc::new(Inner { env, methods, limits, account }), services })
+    }
+
+    /// Most bytes of a message in JSON.
+    pub fn body_bytes_max(&self) -> usize {
+        self.inner.limits.body_bytes_max
+    }
+
+    /// Whether the call of this path takes more than one message.
+    pub(super) fn takes_many(&self, path: &str) -> bool {
+        self.inner.methods.get(path).is_some_and(|method| method.as_ref().is_some_and(|m| m.is_client_streaming()))
     }
 
     /// Answers a request whose path is `path` below the version.
@@ -169,31 +172,26 @@ impl Gateway {
         let method = match self.inner.methods.get(path) {
             Some(Some(method)) => method.clone(),
             Some(None) => return Err(Failure { code: UNIMPLEMENTED, message: format!("{path} is not served") }),
-            None => return Ok(refusal(StatusCode::NOT_FOUND, 5, "Not Found")),
+            None => return Err(Failure { code: NOT_FOUND, message: "Not Found".into() }),
         };
         if request.method() != Method::POST {
-            return Ok(refusal(StatusCode::METHOD_NOT_ALLOWED, UNIMPLEMENTED, "Method Not Allowed"));
+            return Err(Failure { code: UNIMPLEMENTED, message: "Method Not Allowed".into() });
         }
         let (head, body) = request.into_parts();
-        let body = match http_body_util::Limited::new(body, self.inner.body_bytes_max).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-                let text = format!("request body is larger than {} bytes", self.inner.body_bytes_max);
-                return Ok(refusal(StatusCode::PAYLOAD_TOO_LARGE, RESOURCE_EXHAUSTED, &text));
-            }
-            Err(error) => return Err(Failure { code: INVALID_ARGUMENT, message: format!("request body: {error}") }),
-        };
         let client = head.extensions.get::<Client>().cloned().unwrap_or_default();
-        let decoding = self
-            .inner
-            .account
-            .received
-            .take(&client, decoded_bytes(&body))
-            .map_err(|error| Failure { code: RESOURCE_EXHAUSTED, message: error.to_string() })?;
         let transcoder = Transcoder { env: self.inner.env.clone(), asker: client.number() };
-        let asked = method.clone();
-        let messages = transcoder.run(body.len(), move || requests(&asked, &body)).await?;
-        drop(decoding);
+        let reader = Reader {
+            transcoder: transcoder.clone(),
+            account: self.inner.account.clone(),
+            client: client.clone(),
+            input: method.input(),
+            limits: self.inner.limits,
+        };
+        let messages = match method.full_name() {
+            WATCH => Body::from_stream(reader.many(body).chain(stream::pending())),
+            _ if method.is_client_streaming() => Body::from_stream(reader.many(body)),
+            _ => Body::from(reader.one(body).await?),
+        };
         let mut answer = grpc_request(&method, &head.headers, messages);
         answer.extensions_mut().insert(client);
         let answer = self.services.clone().call(answer).await.unwrap_or_else(|never: Infallible| match never {});
@@ -207,79 +205,33 @@ impl Gateway {
 
 /// Does what takes long with large bodies where it holds up nobody else.
 #[derive(Clone)]
-struct Transcoder {
-    env: Env,
+pub(super) struct Transcoder {
+    pub(super) env: Env,
     /// The client's number.
-    asker: u64,
+    pub(super) asker: u64,
 }
 
 impl Transcoder {
-    async fn run<T: Send + 'static>(
+    pub(super) async fn run<T: Send + 'static, E: From<Error> + Send + 'static>(
         &self,
         bytes: usize,
-        work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-    ) -> Result<T, Failure> {
+        work: impl FnOnce() -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E> {
         if bytes <= SHORT_BYTES {
             return work();
         }
-        let refused = |refused| {
-            let error = match refused {
-                Refused::Full => Error::TooManyRequests,
-                Refused::Late => Error::Timeout,
-            };
-            Failure { code: error.code() as u16, message: error.to_string() }
+        let refused = |refused| match refused {
+            Refused::Full => Error::TooManyRequests,
+            Refused::Late => Error::Timeout,
         };
         let deadline = Instant::now() + PATIENCE;
         self.env.long_for(Pool::Reads, self.asker, deadline, work).await.map_err(refused)?
     }
 }
 
-/// What a body takes at most while it is decoded.
-fn decoded_bytes(body: &[u8]) -> u64 {
-    let of = |byte: &u8| match byte {
-        b'{' => JSON_OBJECT_BYTES,
-        b'[' | b',' => JSON_VALUE_BYTES,
-        _ => 0,
-    };
-    body.len() as u64 * JSON_BYTE + body.iter().map(of).sum::<u64>()
-}
-
-/// The messages in a body: one, or for a method that takes many, any number one after the other. An empty body is an empty message.
-fn requests(method: &MethodDescriptor, body: &[u8]) -> Result<Bytes, Failure> {
-    let mut json = serde_json::Deserializer::from_slice(body);
-    let mut framed = BytesMut::new();
-    let mut count = 0;
-    let malformed =
-        |error: serde_json::Error| Failure { code: INVALID_ARGUMENT, message: format!("request body: {error}") };
-    while json.end().is_err() || (count == 0 && !method.is_client_streaming()) {
-        let message = match count {
-            0 if body.trim_ascii().is_empty() => DynamicMessage::new(method.input()),
-            _ => DynamicMessage::deserialize_with_options(
-                method.input(),
-                &mut json,
-                &DeserializeOptions::new().deny_unknown_fields(false),
-            )
-            .map_err(malformed)?,
-        };
-        count += 1;
-        framed.put_u8(0);
-        framed.put_u32(message.encoded_len() as u32);
-        message.encode(&mut framed).expect("a buffer grows");
-        if !method.is_client_streaming() {
-            json.end().map_err(malformed)?;
-        }
-    }
-    Ok(framed.freeze())
-}
-
-fn grpc_request(method: &MethodDescriptor, headers: &HeaderMap, messages: Bytes) -> Request<Body> {
+fn grpc_request(method: &MethodDescriptor, headers: &HeaderMap, messages: Body) -> Request<Body> {
     let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
-    let first = stream::once(async { Ok::<_, Infallible>(messages) });
-    let body = match method.full_name() {
-        WATCH => Body::from_stream(first.chain(stream::pending())),
-        _ => Body::from_stream(first),
-    };
-    let mut request = Request::new(body);
+    let mut request = Request::new(messages);
     *request.method_mut() = Method::POST;
     *request.version_mut() = axum::http::Version::HTTP_2;
     *request.uri_mut() = axum::http::Uri::try_from(path).expect("names in descriptors make a path");
@@ -399,11 +351,12 @@ async fn stream_answer(
 ) -> Result<Response, Failure> {
     let mut answers = Answers::new(response);
     let first = answers.next().await;
-    if first.is_none()
-        && let Some(failure) = answers.failure()
-    {
-        let code = http_status(failure.code);
-        return Ok(json_response(code, Body::from(failure.in_stream())));
+    if first.is_none() {
+        return Ok(match answers.failure() {
+            Some(failure) => json_response(http_status(failure.code), Body::from(failure.in_stream())),
+            // It has ended well and said nothing, as a keep-alive of nothing does.
+            None => json_response(StatusCode::OK, Body::empty()),
+        });
     }
     let lines = stream::unfold(Some((answers, first)), move |state| {
         let (transcoder, method) = (transcoder.clone(), method.clone());
@@ -440,6 +393,12 @@ fn write_json(method: &MethodDescriptor, message: Bytes, out: &mut Vec<u8>) -> R
     let mut json = serde_json::Serializer::new(out);
     message.serialize_with_options(&mut json, &OPTIONS).map_err(|error| internal(error.to_string()))?;
     Ok(())
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self { code: error.code() as u16, message: error.to_string() }
+    }
 }
 
 impl Failure {
@@ -500,65 +459,13 @@ mod tests {
         Gateway::new(Env::real(), Router::new(), crate::pb::PUBLIC_DESCRIPTORS, 1000, account).unwrap()
     }
 
-    fn method(name: &str) -> MethodDescriptor {
-        let gateway = gateway();
-        let path = PATHS.iter().find(|(_, n)| *n == name).unwrap().0;
-        gateway.inner.methods[path].clone().unwrap()
-    }
-
-    fn put(json: &str) -> Result<crate::pb::etcd::PutRequest, String> {
-        let framed = requests(&method("etcdserverpb.KV.Put"), json.as_bytes()).map_err(|f| f.message)?;
-        Ok(crate::pb::etcd::PutRequest::decode(&framed[FRAME_HEAD_BYTES..]).unwrap())
-    }
-
-    #[test]
-    fn json_is_taken_in_every_form_that_it_may_have() {
-        let expected = put(r#"{"key":"Zm9v","value":"YmFy","lease":"7","prev_kv":true}"#).unwrap();
-        assert_eq!(
-            (&expected.key[..], &expected.value[..], expected.lease, expected.prev_kv),
-            (&b"foo"[..], &b"bar"[..], 7, true)
-        );
-        for same in [
-            r#" {"key":"Zm9v","value":"YmFy","lease":7,"prevKv":true} "#,
-            r#"{"key":"Zm9v","value":"YmFy","lease":7,"prev_kv":true,"unknown":[{}],"ignore_value":null}"#,
-        ] {
-            assert_eq!(put(same).as_ref(), Ok(&expected), "{same}");
-        }
-        assert_eq!(put(""), Ok(Default::default()));
-    }
-
-    #[test]
-    fn what_json_becomes_is_known_before_it_is_decoded() {
-        assert_eq!(decoded_bytes(b"{}"), 2 * JSON_BYTE + JSON_OBJECT_BYTES);
-        let many = [&b"{\"success\":["[..], &b"{},".repeat(1000), b"{}]}"].concat();
-        assert!(decoded_bytes(&many) > 1000 * JSON_OBJECT_BYTES);
-    }
-
-    #[test]
-    fn malformed_json_is_refused_with_the_place() {
-        for broken in ["{", "[]", r#"{"key":1}"#, r#"{"key":"!"}"#, r#"{"lease":"x"}"#, "{} {}", "nonsense"] {
-            let text = put(broken).expect_err(broken);
-            assert!(text.starts_with("request body: ") && text.contains("line 1"), "{broken}: {text}");
-        }
-    }
-
-    #[test]
-    fn enums_are_taken_by_name_and_number() {
-        let range = method("etcdserverpb.KV.Range");
-        let [by_name, by_number] = [r#"{"sort_order":"DESCEND"}"#, r#"{"sortOrder":2}"#]
-            .map(|json| requests(&range, json.as_bytes()).unwrap());
-        assert_eq!(by_name, by_number);
-        let unknown = requests(&range, br#"{"sort_order":"UPWARDS"}"#).unwrap();
-        assert_eq!(unknown.len(), FRAME_HEAD_BYTES, "an unknown name is as an unknown field: not there");
-    }
-
     #[test]
     fn paths_are_unique_and_those_of_served_services_are_found() {
         let gateway = gateway();
         assert_eq!(gateway.inner.methods.len(), PATHS.len());
         let pool = DescriptorPool::decode(crate::pb::PUBLIC_DESCRIPTORS).unwrap();
         // Not in JSON, as in etcd.
-        let absent = ["etcdserverpb.KV.RangeStream", "etcdserverpb.Maintenance.Hash"];
+        let absent = ["etcdserverpb.KV.RangeStream"];
         for method in pool.services().flat_map(|s| s.methods().collect::<Vec<_>>()) {
             let name = method.full_name();
             // Our own services are no part of etcd's gateway.

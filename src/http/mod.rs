@@ -3,9 +3,12 @@
 //! Owns the paths and the forms of the answers. Absent: what they say (`api`, `metrics`).
 
 mod browser;
+mod checks;
 mod gateway;
 mod json;
+mod requests;
 mod sample;
+mod socket;
 
 use std::sync::Arc;
 
@@ -23,6 +26,7 @@ use crate::pb::admin::{Member, MembershipView, Remark};
 
 pub use browser::{Rules, is_grpc, only_grpc};
 pub use gateway::Gateway;
+pub use socket::Sockets;
 
 /// The status listener's routes. `rules`: for calls of browsers.
 pub fn status_router(api: Api, rules: Arc<Rules>) -> Router {
@@ -45,8 +49,11 @@ fn pages() -> Router<Api> {
         .route("/", get(page))
         .route("/metrics", get(metrics))
         .route("/health", get(health))
-        .route("/livez", get(livez))
-        .route("/readyz", get(readyz))
+        .route("/livez", get(checks::livez))
+        .route("/livez/{check}", get(checks::live_check))
+        .route("/readyz", get(checks::readyz))
+        .route("/readyz/{check}", get(checks::ready_check))
+        .route("/debug/vars", get(variables))
         .route("/version", get(version))
         .route("/cluster", get(cluster))
         .fallback(unknown)
@@ -65,15 +72,22 @@ async fn metrics(State(api): State<Api>) -> impl IntoResponse {
 /// A gRPC call of a service that is not served gets gRPC's own answer: not every client makes one of a bare 404.
 async fn unknown(headers: HeaderMap, uri: Uri) -> Response {
     if is_grpc(&headers) {
-        let service = uri.path().split('/').nth(1).unwrap_or_default();
+        let message = match uri.path().rsplit_once('/') {
+            Some((service, _)) if !service.is_empty() => format!("unknown service {}", service.trim_start_matches('/')),
+            _ => format!("malformed method name: {:?}", uri.path()),
+        };
         let head = [
             (header::CONTENT_TYPE, "application/grpc".to_owned()),
             (HeaderName::from_static("grpc-status"), "12".to_owned()),
-            (HeaderName::from_static("grpc-message"), format!("unknown service {service}")),
+            (HeaderName::from_static("grpc-message"), message.replace('%', "%25")),
         ];
         return head.into_response();
     }
-    (StatusCode::NOT_FOUND, "not found\n").into_response()
+    not_found()
+}
+
+fn not_found() -> Response {
+    (StatusCode::NOT_FOUND, "404 page not found\n").into_response()
 }
 
 /// Values of `name` in a query; a name alone has the value "".
@@ -98,41 +112,29 @@ async fn health(State(api): State<Api>, uri: Uri) -> impl IntoResponse {
     (code, [(header::CONTENT_TYPE, "application/json")], body.to_string())
 }
 
-/// The checks by name, as etcd's `?verbose` prints them.
-fn verbose(checks: &[(&str, Option<String>)]) -> Response {
-    let mut text = String::new();
-    for (name, failure) in checks {
-        match failure {
-            None => text += &format!("[+]{name} ok\n"),
-            Some(reason) => text += &format!("[-]{name} failed: {reason}\n"),
-        }
-    }
-    let ok = checks.iter().all(|(_, failure)| failure.is_none());
-    let code = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, text + if ok { "ok\n" } else { "not ready\n" }).into_response()
-}
-
-/// Alive is who answers: whatever this member waits for, a restart would not help (membership rule 28).
-async fn livez(uri: Uri) -> Response {
-    if is_asked(&uri, "verbose") { verbose(&[("event_loop", None)]) } else { "ok".into_response() }
-}
-
-async fn readyz(State(api): State<Api>, uri: Uri) -> Response {
-    let not_ready = api.not_ready();
-    if is_asked(&uri, "verbose") {
-        return verbose(&[("data_corruption", api.corrupt()), ("linearizable_read", not_ready)]);
-    }
-    let answer = match not_ready {
-        None => (StatusCode::OK, "ok\n".to_owned()),
-        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
-    };
-    answer.into_response()
-}
-
 async fn version() -> impl IntoResponse {
     let (server, cluster) = (ETCD_VERSION, ETCD_CLUSTER_VERSION);
     let body = json!({ "etcdserver": server, "etcdcluster": cluster, "storage": cluster });
     ([(header::CONTENT_TYPE, "application/json")], body.to_string())
+}
+
+/// What etcd publishes for whoever debugs it, of what this member has.
+async fn variables(State(api): State<Api>) -> impl IntoResponse {
+    let (now, process) = (api.sample(), crate::env::process::this_process());
+    let state = match (now.is_leader, now.is_learner) {
+        (true, _) => "StateLeader",
+        (_, true) => "StateLearner",
+        _ => "StateFollower",
+    };
+    let body = json!({
+        "cmdline": std::env::args().collect::<Vec<_>>(),
+        "memstats": { "Sys": process.virtual_bytes, "HeapInuse": process.resident_bytes },
+        "raft.status": {
+            "id": format!("{:x}", now.member_id), "term": now.term, "commit": now.committed_index, "applied": now.applied_index,
+            "raftState": state,
+        },
+    });
+    ([(header::CONTENT_TYPE, "application/json; charset=utf-8")], body.to_string() + "\n")
 }
 
 /// The membership, for tools: who belongs to it, in which role and how far behind, what is wanted, and what blocks.

@@ -477,7 +477,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
             leader_durable: self.network.past.log.durable().last,
         };
         let mut client = self.client()?;
-        self.counters.sent_bytes.inc_by(request.encoded_len() as u64);
+        self.counters.count_sent(request.encoded_len());
         // A peer that went away meanwhile has closed it.
         let open = self.appends.take().filter(|appends| !appends.requests.is_closed());
         let asking = async move {
@@ -493,6 +493,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
             self.silence.note(self.envelope.to, answer.as_ref().err());
         }
         let (appends, answer) = answer?;
+        self.counters.count_received(answer.encoded_len());
         self.appends = Some(appends);
         use peer::append_response::Outcome;
         let answer = match answer.outcome() {
@@ -592,7 +593,7 @@ async fn send_snapshot(
             let reading = move || source.read_raw(offset, piece as usize).map(|data| (crc32c::crc32c(&data), data));
             let (crc, data) = env.long(Pool::Snapshots, reading).await.map_err(unreadable)?;
             let bytes = data.len() as u64;
-            counters.sent_bytes.inc_by(bytes);
+            counters.count_sent(data.len());
             let chunk = peer::SnapshotChunk { head: head.take(), offset, crc, data: data.into() };
             match timeout(SNAPSHOT_CHUNK_TIMEOUT, chunks.send(chunk)).await {
                 Ok(Ok(())) => {}

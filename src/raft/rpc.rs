@@ -285,8 +285,10 @@ impl Rpc {
         }
         let _one = self.place().await?;
         let mut incoming = self.incoming(&head)?;
+        let counters = crate::metrics::metrics().peer(head.envelope.map_or(0, |envelope| envelope.from));
         loop {
             let (offset, crc, data) = (chunk.offset, chunk.crc, chunk.data);
+            counters.count_received(data.len());
             let written = self
                 .env
                 .long(Pool::Snapshots, move || incoming.write(offset, &data, crc).map(|()| incoming))

@@ -4,7 +4,7 @@
 //! `#initially=[...]` (etcd #13192). Go servers take that; the HTTP/2 library here refuses the request as malformed, and has
 //! no switch. Nothing here needs the authority, so what is not a valid one is made one on its way in.
 //!
-//! Owns a filter over the bytes of one connection: it finds the HEADERS frames of HTTP/2 (RFC 9113) and in them the literal
+//! Owns a filter over the bytes of one connection: it counts the streams that the client resets at once, finds the HEADERS frames of HTTP/2 (RFC 9113) and in them the literal
 //! of `:authority` (HPACK, RFC 7541). Invariant: the new text has as many characters as the old one, so that both ends'
 //! dynamic tables stay alike, and no frame grows. Everything else passes as it is: HTTP/1, other frames, what is malformed,
 //! a header block whose authority lies in a CONTINUATION frame.
@@ -16,6 +16,7 @@ use axum::http::uri::Authority;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FRAME_HEAD_BYTES: usize = 9;
 const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
 const PADDED: u8 = 0x08;
 const PRIORITY: u8 = 0x20;
 /// A longer frame is refused by the library, whatever it holds. As little as that is held of a frame that comes slowly.
@@ -54,6 +55,10 @@ pub(crate) struct Filter {
     stage: Stage,
     /// The beginning of something of which the end has not come yet.
     held: Vec<u8>,
+    /// The newest stream, and the newest of those whose requests the server has taken.
+    newest: u32,
+    taken: u32,
+    resets: usize,
 }
 
 impl Filter {
@@ -64,6 +69,16 @@ impl Filter {
             Stage::Frames { .. } => Some(true),
             Stage::Off => Some(false),
         }
+    }
+
+    /// The server has taken every request that has passed.
+    pub(crate) fn all_taken(&mut self) {
+        self.taken = self.newest;
+    }
+
+    /// Streams that were reset before the server has taken their requests, since this was asked last.
+    pub(crate) fn take_resets(&mut self) -> usize {
+        std::mem::take(&mut self.resets)
     }
 
     /// Takes what has arrived, and gives what may go on; borrowed if that is the same.
@@ -126,11 +141,16 @@ impl Filter {
             Stage::Frames { skip } => {
                 let head = rest.first_chunk::<FRAME_HEAD_BYTES>()?;
                 let frame_bytes = FRAME_HEAD_BYTES + u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+                let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]) & 0x7fff_ffff;
+                if head[3] == HEADERS {
+                    self.newest = self.newest.max(stream);
+                }
                 if head[3] == HEADERS && frame_bytes <= FRAME_BYTES_MAX {
                     return (rest.len() >= frame_bytes).then_some((frame_bytes, true));
                 }
                 let step = rest.len().min(frame_bytes);
                 *skip = frame_bytes - step;
+                self.resets += usize::from(head[3] == RST_STREAM && stream > self.taken);
                 Some((step, false))
             }
         }

@@ -1,6 +1,6 @@
 //! What clients' requests and answers take in memory while they are on their way, charged to the account (`node::account`).
 //!
-//! A request is charged from its head on: what a stream takes, its headers, and its body as it arrives. That is given back when its
+//! A request is charged from its head on: what a stream takes, its headers, and its body as it arrives, and what a gzip'd message grows to. That is given back when its
 //! answer has left, of a stream of requests when the next one begins. What does not fit fails with `too many requests`, and a message
 //! that is not whole in time with `request timed out`, so that those who send a part and no more cannot keep the others out.
 //! An answer is charged piece by piece, and a piece is given back when the socket has taken it: the charge travels with the bytes,
@@ -22,6 +22,7 @@ use http_body::{Body, Frame, SizeHint};
 use tonic::Status;
 use tower::{Layer, Service};
 
+use super::inflate::Inflate;
 use crate::api::Large;
 use crate::env::Sleep;
 use crate::error::Error;
@@ -30,7 +31,7 @@ use crate::node::account::{Account, Taken};
 use crate::pb::pieces::LargeAnswer;
 
 /// Bytes of a gRPC message before its content: a flag and the length.
-const PREFIX_BYTES: usize = 5;
+pub(super) const PREFIX_BYTES: usize = 5;
 /// What a request takes beside its headers and its body, until its answer has left.
 const STREAM_BYTES: u64 = 3 << 10;
 /// What a header takes beside its name and value.
@@ -46,12 +47,19 @@ pub(super) struct Budget {
     account: Account,
     receive_patience: Duration,
     answer_patience: Duration,
+    message_bytes_max: usize,
 }
 
 impl Budget {
-    /// A message may take `receive_patience` to arrive, and a piece of an answer wait for room for `answer_patience`.
-    pub(super) fn new(account: Account, receive_patience: Duration, answer_patience: Duration) -> Self {
-        Self { account, receive_patience, answer_patience }
+    /// A gRPC message has at most `message_bytes_max` bytes, and may take `receive_patience` to arrive; a piece of an answer may wait for
+    /// room for `answer_patience`.
+    pub(super) fn new(
+        account: Account,
+        receive_patience: Duration,
+        answer_patience: Duration,
+        message_bytes_max: usize,
+    ) -> Self {
+        Self { account, receive_patience, answer_patience, message_bytes_max }
     }
 
     fn begin(&self, client: &Client, headers: &HeaderMap) -> Result<Arc<Taken>, Error> {
@@ -90,14 +98,16 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let kind = request.headers().get(header::CONTENT_TYPE);
         let is_grpc = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
         let client = request.extensions().get::<Client>().cloned().unwrap_or_default();
         match self.budget.begin(&client, request.headers()) {
             Ok(taken) => {
                 let (budget, held) = (self.budget.clone(), taken.clone());
-                let answer = self.inner.call(request.map(|body| Receiving::new(body, budget, held, is_grpc)));
+                let inflate = is_grpc.then(|| Inflate::of(request.headers_mut(), budget.message_bytes_max)).flatten();
+                let receive = |body| Receiving { inflate, ..Receiving::new(body, budget, held, is_grpc) };
+                let answer = self.inner.call(request.map(receive));
                 Answering::Served { answer, budget: self.budget.clone(), taken }
             }
             Err(error) => Answering::Refused { error, is_grpc, budget: self.budget.clone() },
@@ -143,8 +153,10 @@ where
 }
 
 /// How much of a gRPC body's present message is there.
-#[derive(Default)]
 struct Messages {
+    bytes_max: usize,
+    /// The length of a message that is longer.
+    too_large: Option<usize>,
     prefix: [u8; PREFIX_BYTES],
     prefix_filled: usize,
     /// Bytes of the content that are missing.
@@ -152,6 +164,10 @@ struct Messages {
 }
 
 impl Messages {
+    fn new(bytes_max: usize) -> Self {
+        Self { bytes_max, too_large: None, prefix: [0; PREFIX_BYTES], prefix_filled: 0, missing: 0 }
+    }
+
     /// Takes what has arrived; returns how many bytes of it belong to a message that is not whole yet, and whether one has
     /// ended before them.
     fn take(&mut self, mut data: &[u8]) -> (usize, bool) {
@@ -168,6 +184,9 @@ impl Messages {
                 }
                 let [_, length @ ..] = self.prefix;
                 self.missing = u32::from_be_bytes(length) as usize;
+                if self.missing > self.bytes_max {
+                    self.too_large = Some(self.missing);
+                }
             }
             let step = data.len().min(self.missing);
             self.missing -= step;
@@ -189,6 +208,8 @@ pub(super) struct Receiving<B> {
     taken: Arc<Taken>,
     /// `None`: the whole body is one message.
     messages: Option<Messages>,
+    /// Its messages may be gzip'd.
+    inflate: Option<Inflate>,
     /// Taken for the message that is arriving, and for the one before it.
     arriving: u64,
     whole: u64,
@@ -197,8 +218,8 @@ pub(super) struct Receiving<B> {
 
 impl<B> Receiving<B> {
     fn new(body: B, budget: Budget, taken: Arc<Taken>, is_grpc: bool) -> Self {
-        let messages = is_grpc.then(Messages::default);
-        Self { body, budget, taken, messages, arriving: 0, whole: 0, deadline: None }
+        let messages = is_grpc.then(|| Messages::new(budget.message_bytes_max));
+        Self { body, budget, taken, messages, inflate: None, arriving: 0, whole: 0, deadline: None }
     }
 
     fn count(&mut self, data: &[u8]) -> Result<(), Error> {
@@ -206,6 +227,9 @@ impl<B> Receiving<B> {
             Some(messages) => messages.take(data),
             None => (data.len(), false),
         };
+        if let Some(Messages { too_large: Some(bytes), bytes_max, .. }) = self.messages {
+            return Err(Error::message_too_large(bytes, bytes_max));
+        }
         if self.arriving == 0 || ended {
             // Who takes a stream's next message is done with the one before.
             self.taken.shrink(std::mem::take(&mut self.whole));
@@ -217,6 +241,15 @@ impl<B> Receiving<B> {
         }
         self.arriving += unfinished as u64;
         Ok(())
+    }
+
+    /// What of the body may go on; nothing while a gzip'd message is not whole.
+    fn take(&mut self, data: Bytes) -> Result<Bytes, Error> {
+        self.count(&data)?;
+        let Some(inflate) = &mut self.inflate else { return Ok(data) };
+        let (messages, more) = inflate.pass(&data, &self.taken)?;
+        self.whole += more;
+        Ok(messages)
     }
 }
 
@@ -230,24 +263,27 @@ where
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
-        match Pin::new(&mut this.body).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                let counted = frame.data_ref().map_or(Ok(()), |data| this.count(data));
-                Poll::Ready(Some(counted.map(|()| frame).map_err(|error| Status::from(error).into())))
-            }
-            Poll::Ready(end) => {
-                this.deadline = None;
-                Poll::Ready(end.map(|failed| failed.map_err(Into::into)))
-            }
-            Poll::Pending if this.arriving == 0 => Poll::Pending,
-            Poll::Pending => {
-                let patience = this.budget.receive_patience;
-                let deadline = this.deadline.get_or_insert_with(|| Box::pin(crate::env::sleep(patience)));
-                match deadline.as_mut().poll(cx) {
-                    Poll::Ready(()) => Poll::Ready(Some(Err(Status::from(Error::Timeout).into()))),
-                    Poll::Pending => Poll::Pending,
+        loop {
+            return match Pin::new(&mut this.body).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data().map(|data| this.take(data)) {
+                    Ok(Ok(data)) if data.is_empty() && this.inflate.is_some() => continue,
+                    Ok(data) => Poll::Ready(Some(data.map(Frame::data).map_err(|error| Status::from(error).into()))),
+                    Err(trailers) => Poll::Ready(Some(Ok(trailers))),
+                },
+                Poll::Ready(end) => {
+                    this.deadline = None;
+                    Poll::Ready(end.map(|failed| failed.map_err(Into::into)))
                 }
-            }
+                Poll::Pending if this.arriving == 0 => Poll::Pending,
+                Poll::Pending => {
+                    let patience = this.budget.receive_patience;
+                    let deadline = this.deadline.get_or_insert_with(|| Box::pin(crate::env::sleep(patience)));
+                    match deadline.as_mut().poll(cx) {
+                        Poll::Ready(()) => Poll::Ready(Some(Err(Status::from(Error::Timeout).into()))),
+                        Poll::Pending => Poll::Pending,
+                    }
+                }
+            };
         }
     }
 
@@ -407,7 +443,7 @@ mod tests {
     fn whole_messages_count_for_nothing_however_they_are_cut() {
         let sent = [message(0), message(300), message(1), message(70_000)].concat();
         for size in [1, 3, 5, 6, 300, 4096, sent.len()] {
-            let (mut messages, mut counted) = (Messages::default(), 0);
+            let (mut messages, mut counted) = (Messages::new(70_000), 0);
             for piece in sent.chunks(size) {
                 let (unfinished, ended) = messages.take(piece);
                 counted = if ended { 0 } else { counted } + unfinished;
@@ -432,7 +468,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn budget(received: u64, answers: u64) -> Budget {
-        Budget::new(Account::new(received, answers, 1), 10 * SECOND, SECOND)
+        Budget::new(Account::new(received, answers, 1), 10 * SECOND, SECOND, 80_000)
     }
 
     fn receiving(budget: &Budget, client: &Client, body: Body, is_grpc: bool) -> Receiving<Body> {
@@ -456,6 +492,15 @@ mod tests {
         assert_eq!(text(body.frame().await.unwrap().unwrap_err()), "etcdserver: request timed out");
         drop(body);
         assert_eq!(received(), 0);
+    }
+
+    #[tokio::test]
+    async fn message_that_is_too_large_is_refused_by_its_head() {
+        let budget = budget(200, 0);
+        let body = stuck(vec![message(80_001)[..5].to_vec()]);
+        let mut body = receiving(&budget, &Client::new(None), body, true);
+        let refused = text(body.frame().await.unwrap().unwrap_err());
+        assert_eq!(refused, "grpc: received message larger than max (80001 vs. 80000)");
     }
 
     #[tokio::test(start_paused = true)]

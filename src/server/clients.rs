@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server as Grpc;
@@ -19,8 +20,9 @@ use tower::Layer as _;
 
 use super::Server;
 use super::budget::Budget;
-use super::connection::{Kind, bounded};
-use super::listen::{HEADER_BYTES_MAX, Places, shown};
+use super::connection::{Connection, Kind, bounded};
+use super::health::Health;
+use super::listen::{Places, shown};
 use super::meter::Meter;
 use super::shortcut::Shortcut;
 use crate::api::Api;
@@ -43,8 +45,12 @@ use crate::pb::lock::lock_server::LockServer;
 /// nobody takes from leaves room for others.
 const STREAM_WINDOW_BYTES: u32 = 64 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 256 << 10;
-/// Streams that a client has opened and reset at once, before its connection is taken for an attack and closed.
-pub(super) const RESET_STREAMS_MAX: usize = 64;
+/// Streams that a client has reset before they were taken, in memory; the connection keeps them far below (`connection`).
+const RESET_STREAMS_MAX: usize = 1024;
+/// Bytes of a request's headers; more is refused (431). Programs send 16 KiB of metadata, above all tokens.
+const HEADER_BYTES_MAX: u32 = 32 << 10;
+/// Connections that wait to become WebSockets.
+const SOCKETS_WAITING_MAX: usize = 64;
 /// Files that connections of clients must leave: the log's, the state store's, and the other members' connections.
 const RESERVED_FILES: u64 = 1500;
 /// Between two looks at what keeps the port closed.
@@ -154,9 +160,14 @@ impl Server {
 
     fn serve_clients(&self, incoming: Incoming, open: &Open) -> anyhow::Result<()> {
         let limits = &self.config.limits;
-        let budget = Budget::new(self.account.clone(), limits.receive_timeout, self.config.server.request_timeout);
-        let kind = Kind::Client { patience: limits.receive_timeout, account: self.account.clone() };
+        let message_bytes_max = self.config.client_message_bytes_max();
+        let answer_patience = self.config.server.request_timeout;
+        let budget = Budget::new(self.account.clone(), limits.receive_timeout, answer_patience, message_bytes_max);
+        let (sockets, handed_on) = mpsc::channel(SOCKETS_WAITING_MAX);
+        let kind = Kind::Client { patience: limits.receive_timeout, account: self.account.clone(), sockets };
         let meter = Meter::new(&[pb::PUBLIC_DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET])?;
+        let (routes, gateway) = self.client_routes(budget.clone(), meter.clone())?;
+        self.serve_sockets(handed_on, gateway, open.drain.clone());
         let server = Grpc::builder()
             .layer(Shortcut(budget.layer(meter.layer(self.kv_service()))))
             .accept_http1(true)
@@ -169,13 +180,33 @@ impl Server {
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .trace_fn(|request| tracing::debug_span!("rpc", path = request.uri().path()))
-            .add_routes(self.client_routes(budget, meter)?)
+            .add_routes(routes)
             .serve_with_incoming_shutdown(
                 bounded(incoming, self.connections_max(), kind),
                 open.drain.clone().cancelled_owned(),
             );
         self.guard("client", server, open.drain.clone(), open.drained.clone());
         Ok(())
+    }
+
+    /// Serves the connections that are to be WebSockets; each has its place among all connections.
+    fn serve_sockets(&self, mut handed_on: mpsc::Receiver<Connection>, gateway: http::Gateway, end: CancellationToken) {
+        let limits = &self.config.limits;
+        let sockets = http::Sockets {
+            gateway,
+            rules: self.browser_rules(),
+            account: self.account.clone(),
+            ping_interval: limits.keepalive_interval.max(limits.keepalive_timeout),
+            answer_patience: self.config.server.request_timeout,
+            end,
+        };
+        let env = self.env.clone();
+        self.env.spawn(async move {
+            while let Some(connection) = handed_on.recv().await {
+                let client = connection.client().clone();
+                env.spawn(sockets.clone().serve(connection, client));
+            }
+        });
     }
 
     /// Connections of clients that are taken: as many as the setting says, and no more than there are files for.
@@ -196,8 +227,8 @@ impl Server {
     }
 
     /// gRPC's health service, with what this process says of itself.
-    pub(super) fn health_service(&self) -> HealthServer<HealthService> {
-        HealthServer::new(HealthService::from_health_reporter(self.health.clone()))
+    pub(super) fn health_service(&self) -> HealthServer<Health> {
+        HealthServer::new(Health(HealthService::from_health_reporter(self.health.clone())))
     }
 
     fn kv_service(&self) -> KvServer<Api> {
@@ -206,7 +237,8 @@ impl Server {
             .max_encoding_message_size(usize::MAX)
     }
 
-    fn client_routes(&self, budget: Budget, meter: Meter) -> anyhow::Result<Routes> {
+    /// Everything on the port, and the gateway in it.
+    fn client_routes(&self, budget: Budget, meter: Meter) -> anyhow::Result<(Routes, http::Gateway)> {
         let bytes_max = self.config.client_message_bytes_max();
         let api = self.api.clone();
         let reflection = || {
@@ -224,21 +256,20 @@ impl Server {
                     .max_decoding_message_size(bytes_max)
                     .max_encoding_message_size(usize::MAX),
             )
-            .add_service(ClusterServer::new(api.clone()))
-            .add_service(AuthServer::new(api.clone()))
-            .add_service(AdminServer::new(api.clone()))
-            .add_service(MaintenanceServer::new(api.clone()))
-            .add_service(self.health_service())
+            .add_service(ClusterServer::new(api.clone()).max_decoding_message_size(bytes_max))
+            .add_service(AuthServer::new(api.clone()).max_decoding_message_size(bytes_max))
+            .add_service(AdminServer::new(api.clone()).max_decoding_message_size(bytes_max))
+            .add_service(MaintenanceServer::new(api.clone()).max_decoding_message_size(bytes_max))
+            .add_service(self.health_service().max_decoding_message_size(bytes_max))
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?)
             .into_axum_router()
             .layer(meter)
             .layer(axum::middleware::from_fn(http::only_grpc));
-        // In JSON, bytes take a third more.
-        let json_bytes_max = 2 * bytes_max;
         let (env, account) = (self.env.clone(), self.account.clone());
-        let gateway = http::Gateway::new(env, services.clone(), pb::PUBLIC_DESCRIPTORS, json_bytes_max, account)?;
-        Ok(Routes::from(services.merge(http::router(api, gateway, self.browser_rules())).layer(budget)))
+        let gateway = http::Gateway::new(env, services.clone(), pb::PUBLIC_DESCRIPTORS, bytes_max, account)?;
+        let pages = http::router(api, gateway.clone(), self.browser_rules());
+        Ok((Routes::from(services.merge(pages).layer(budget)), gateway))
     }
 }
 

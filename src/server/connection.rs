@@ -4,7 +4,9 @@
 //! Invariants: a connection that has not sent HTTP/2's preface, or the whole head of an HTTP/1 request, in time is closed:
 //! those who dribble hold no place. At most `GATHERED_BYTES_MAX` wait here to be written. Who does not take what is written is read no
 //! further than `READ_AHEAD_BYTES`: else it could go on asking, and what it is answered would wait here. A host has a fair share of the
-//! places (`node::account`). Absent: what comes after that (HTTP/2's keep-alive, the time of a request in `budget`).
+//! places (`node::account`). A client may cancel as many calls at once as it likes, and not go on with that (`Resets`). A connection whose
+//! first request asks for WebSocket is handed on, from its first byte: the HTTP library's server cannot let go of one.
+//! Absent: what comes after that (HTTP/2's keep-alive, the time of a request in `budget`).
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -17,11 +19,13 @@ use std::time::Duration;
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::mpsc;
+use tokio::task::coop;
 use tonic::transport::server::Connected;
 
 use super::authority::Filter;
 use crate::env::net::{Accepted, Incoming, Stream};
-use crate::env::{Sleep, sleep};
+use crate::env::{Instant, Sleep, sleep};
 use crate::metrics::metrics;
 use crate::node::Client;
 use crate::node::account::{self, Account, Host, Pool, Taken};
@@ -31,6 +35,8 @@ const SMALL_BYTES: usize = 4 << 10;
 const GATHERED_BYTES_MAX: usize = 16 << 10;
 /// What is read while the socket takes nothing. A client reads whatever it sends; one that answers pings must be heard.
 const READ_AHEAD_BYTES: usize = 64 << 10;
+/// The head of a first request in HTTP/1 is looked at if it has at most so many bytes.
+const HEAD_BYTES_MAX: usize = 16 << 10;
 /// What a connection takes by itself, in this process.
 const CONNECTION_BYTES: u64 = 24 << 10;
 
@@ -41,6 +47,8 @@ pub(super) enum Kind {
     Client {
         patience: Duration,
         account: Account,
+        /// Takes connections that are to be WebSockets.
+        sockets: mpsc::Sender<Connection>,
     },
     Peer {
         patience: Duration,
@@ -91,10 +99,72 @@ impl Greeting {
     }
 }
 
+/// Streams that a client resets before the server has taken their requests.
+///
+/// The library keeps each in memory until the server has taken its request, and gives up on a connection with too many of those. It takes
+/// requests only when nothing more is to be read, so reading rests after some: then no client comes near that bound, whatever it
+/// cancels. Who resets more than anybody cancels is cut off.
+struct Resets {
+    /// How many more may come now.
+    left: usize,
+    /// When that was.
+    at: Instant,
+    since_rest: usize,
+}
+
+impl Resets {
+    /// At once, and in each second after.
+    const AT_ONCE_MAX: usize = 4_000;
+    const A_SECOND_MAX: usize = 200;
+    /// Then the requests before are taken first.
+    const UNTIL_REST: usize = 100;
+
+    fn new() -> Self {
+        Self { left: Self::AT_ONCE_MAX, at: Instant::now(), since_rest: 0 }
+    }
+
+    /// Fails if these are too many.
+    fn count(&mut self, resets: usize) -> io::Result<()> {
+        if resets == 0 {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let back = (now - self.at).as_millis().min(60_000) as usize * Self::A_SECOND_MAX / 1000;
+        if back > 0 {
+            (self.left, self.at) = ((self.left + back).min(Self::AT_ONCE_MAX), now);
+        }
+        self.since_rest += resets;
+        self.left =
+            self.left.checked_sub(resets).ok_or_else(|| io::Error::other("the client resets too many streams"))?;
+        Ok(())
+    }
+
+    /// True once after each so many: nothing more is to be read in this turn of the task.
+    fn rest(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.since_rest < Self::UNTIL_REST {
+            return false;
+        }
+        self.since_rest = 0;
+        // Sockets say that nothing is there when a task's budget is used up, which it is after fewer steps than these.
+        for _ in 0..=u8::MAX {
+            match coop::poll_proceed(cx) {
+                Poll::Ready(proceed) => proceed.made_progress(),
+                Poll::Pending => break,
+            }
+        }
+        cx.waker().wake_by_ref();
+        true
+    }
+}
+
 /// An accepted connection and its place among the allowed ones.
 pub(super) struct Connection {
     io: Box<dyn Stream>,
     greeting: Greeting,
+    /// Of a first request in HTTP/1: its head, as far as it is there, and who takes it if it asks for a WebSocket.
+    head: Vec<u8>,
+    sockets: Option<mpsc::Sender<Connection>>,
+    resets: Resets,
     /// Its bytes are counted as clients'.
     counted: bool,
     filter: Filter,
@@ -115,9 +185,16 @@ pub(super) struct Connection {
 impl Connection {
     /// `place`: what was taken for it, where that is counted.
     pub(super) fn new(io: Box<dyn Stream>, kind: &Kind, client: Client, place: Vec<Taken>) -> Self {
+        let sockets = match kind {
+            Kind::Client { sockets, .. } => Some(sockets.clone()),
+            Kind::Peer { .. } => None,
+        };
         Self {
             io,
             greeting: Greeting::begin(kind),
+            head: Vec::new(),
+            sockets,
+            resets: Resets::new(),
             counted: matches!(kind, Kind::Client { .. }),
             filter: Filter::default(),
             ready: Bytes::new(),
@@ -127,6 +204,46 @@ impl Connection {
             read_ahead: 0,
             client,
             _place: place,
+        }
+    }
+
+    /// Whose it is.
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Looks for who asks for a WebSocket. `None`: the head is not all there; else what goes on to the HTTP library, which is nothing when
+    /// the connection was handed on.
+    fn look_at_head(&mut self, arrived: &[u8]) -> Option<Bytes> {
+        self.head.extend_from_slice(arrived);
+        let is_whole = matches!(self.greeting, Greeting::Done);
+        if !is_whole && self.head.len() <= HEAD_BYTES_MAX {
+            return None;
+        }
+        let head = Bytes::from(std::mem::take(&mut self.head));
+        match self.sockets.take() {
+            Some(sockets) if is_whole && asks_for_socket(&head) => {
+                let handed_on = Self {
+                    io: std::mem::replace(&mut self.io, Box::new(tokio::io::empty())),
+                    greeting: Greeting::Done,
+                    head: Vec::new(),
+                    sockets: None,
+                    resets: Resets::new(),
+                    counted: self.counted,
+                    filter: std::mem::take(&mut self.filter),
+                    ready: head,
+                    gathered: BytesMut::new(),
+                    lingered: false,
+                    is_blocked: false,
+                    read_ahead: 0,
+                    client: self.client.clone(),
+                    _place: std::mem::take(&mut self._place),
+                };
+                // Where too many wait it is closed.
+                let _ = sockets.try_send(handed_on);
+                Some(Bytes::new())
+            }
+            _ => Some(head),
         }
     }
 
@@ -206,8 +323,13 @@ impl AsyncRead for Connection {
                 this.greeting.poll(cx)?;
                 return Poll::Pending;
             }
+            if this.resets.rest(cx) {
+                this.filter.all_taken();
+                return Poll::Pending;
+            }
             let begin = into.filled().len();
             let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, into) else {
+                this.filter.all_taken();
                 this.greeting.poll(cx)?;
                 return Poll::Pending;
             };
@@ -216,12 +338,26 @@ impl AsyncRead for Connection {
             if this.counted {
                 metrics().client_received_bytes.inc_by(arrived.len() as u64);
             }
-            if arrived.is_empty() {
+            if arrived.is_empty() && this.head.is_empty() {
                 return Poll::Ready(Ok(()));
+            }
+            if arrived.is_empty() {
+                // It ended inside of a head; the library says what it thinks of that.
+                (this.sockets, this.ready) = (None, Bytes::from(std::mem::take(&mut this.head)));
+                continue;
             }
             this.read_ahead += arrived.len();
             let passed = this.filter.pass(arrived);
             this.greeting.take(arrived, this.filter.is_http2());
+            this.resets.count(this.filter.take_resets())?;
+            if this.sockets.is_some() && this.filter.is_http2() != Some(true) {
+                let passed = passed.into_owned();
+                into.set_filled(begin);
+                if let Some(ready) = this.look_at_head(&passed) {
+                    this.ready = ready;
+                }
+                continue;
+            }
             match passed {
                 Cow::Borrowed(same) if same.len() == arrived.len() => return Poll::Ready(Ok(())),
                 other => this.ready = Bytes::from(other.into_owned()),
@@ -229,6 +365,15 @@ impl AsyncRead for Connection {
             into.set_filled(begin);
         }
     }
+}
+
+/// Whether the head of a request asks for a WebSocket.
+fn asks_for_socket(head: &[u8]) -> bool {
+    head.split(|byte| *byte == b'\n').any(|line| {
+        let line = line.to_ascii_lowercase();
+        let value = line.strip_prefix(b"upgrade:").map(<[u8]>::trim_ascii);
+        value == Some(b"websocket")
+    })
 }
 
 /// Not vectored: for the HTTP/2 library that means to put frames of small values side by side instead of handing on each.
@@ -316,10 +461,118 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(10);
 
     fn pair() -> (DuplexStream, Connection) {
+        let (client, server, _) = pair_and_sockets();
+        (client, server)
+    }
+
+    fn pair_and_sockets() -> (DuplexStream, Connection, mpsc::Receiver<Connection>) {
         let (client, io) = tokio::io::duplex(4096);
         let account = Account::new(1 << 20, 1 << 20, 1);
-        let kind = Kind::Client { patience: PATIENCE, account };
-        (client, Connection::new(Box::new(io), &kind, Client::new(None), Vec::new()))
+        let (sockets, handed_on) = mpsc::channel(1);
+        let kind = Kind::Client { patience: PATIENCE, account, sockets };
+        (client, Connection::new(Box::new(io), &kind, Client::new(None), Vec::new()), handed_on)
+    }
+
+    #[tokio::test]
+    async fn who_asks_for_a_socket_is_handed_on_from_the_first_byte_and_others_stay() {
+        let head = b"GET /v3/watch HTTP/1.1\r\nHost: x\r\nUPGRADE:  WebSocket\r\n\r\nmore";
+        let other = b"POST /v3/watch HTTP/1.1\r\nX-Upgrade: websocket\r\nHost: x\r\n\r\n";
+        for size in [1, 7, 200] {
+            let (mut client, mut server, mut sockets) = pair_and_sockets();
+            let sending = async {
+                for piece in head.chunks(size) {
+                    client.write_all(piece).await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+            };
+            let mut rest = Vec::new();
+            let (_, ended) = tokio::join!(sending, server.read_to_end(&mut rest));
+            assert_eq!((ended.unwrap(), rest), (0, vec![]), "the library has seen nothing, and the end");
+            let mut handed_on = sockets.try_recv().unwrap();
+            let mut seen = vec![0; head.len()];
+            handed_on.read_exact(&mut seen).await.unwrap();
+            assert_eq!(seen, head);
+            handed_on.write_all(b"answer").await.unwrap();
+            handed_on.flush().await.unwrap();
+            let mut answer = [0; 6];
+            client.read_exact(&mut answer).await.unwrap();
+            assert_eq!(&answer, b"answer");
+
+            let (mut client, mut server, mut sockets) = pair_and_sockets();
+            for piece in other.chunks(size) {
+                client.write_all(piece).await.unwrap();
+            }
+            let mut seen = vec![0; other.len()];
+            server.read_exact(&mut seen).await.unwrap();
+            assert_eq!(seen, other);
+            assert!(sockets.try_recv().is_err());
+        }
+    }
+
+    #[tokio::test]
+    async fn head_that_does_not_end_is_passed_on() {
+        for end in [HEAD_BYTES_MAX + 1, 50] {
+            let (mut client, mut server) = pair();
+            let sending = async {
+                client.write_all(&vec![b'x'; end]).await.unwrap();
+                client.shutdown().await.unwrap();
+            };
+            let mut seen = Vec::new();
+            let (_, read) = tokio::join!(sending, server.read_to_end(&mut seen));
+            assert_eq!((read.unwrap(), seen), (end, vec![b'x'; end]));
+        }
+    }
+
+    /// An HTTP/2 client that resets so many streams at once.
+    fn resets(count: usize) -> Vec<u8> {
+        let reset = |n: u32| [&[0, 0, 4, 3, 0][..], &(2 * n + 1).to_be_bytes(), &8_u32.to_be_bytes()].concat();
+        [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &(0..count as u32).flat_map(reset).collect::<Vec<_>>()].concat()
+    }
+
+    #[tokio::test]
+    async fn reading_rests_after_some_resets_and_goes_on() {
+        let (mut client, io) = tokio::io::duplex(1 << 20);
+        let (_, mut server) = pair();
+        server.io = Box::new(io);
+        let sent = resets(3000);
+        client.write_all(&sent).await.unwrap();
+        let (mut seen, mut turns, mut piece) = (0, 0, [0; 4096]);
+        while seen < sent.len() {
+            let read = std::future::poll_fn(|cx| {
+                let mut now = 0;
+                // As the library does: whatever is there, in one turn.
+                loop {
+                    let mut into = ReadBuf::new(&mut piece);
+                    match Pin::new(&mut server).poll_read(cx, &mut into) {
+                        Poll::Ready(read) => {
+                            read.unwrap();
+                            now += into.filled().len();
+                        }
+                        Poll::Pending => return Poll::Ready(now),
+                    }
+                }
+            });
+            seen += read.await;
+            turns += 1;
+            tokio::task::yield_now().await;
+        }
+        let most = Resets::UNTIL_REST * 13 + piece.len();
+        assert!(turns > sent.len() / most, "{turns} turns");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_resets_more_than_anybody_cancels_is_cut_off() {
+        let mut counted = Resets::new();
+        for _ in 0..10 {
+            counted.count(Resets::AT_ONCE_MAX / 10).unwrap();
+        }
+        assert!(counted.count(1).is_err());
+        sleep(Duration::from_secs(1)).await;
+        counted.count(Resets::A_SECOND_MAX).unwrap();
+        assert!(counted.count(1).is_err());
+        sleep(Duration::from_secs(3600)).await;
+        counted.count(Resets::AT_ONCE_MAX).unwrap();
+        assert!(counted.count(1).is_err(), "what was not used does not add up");
     }
 
     /// Sends a byte a second; how long the server has read for, and whether it gave up.

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server as Grpc;
 
 use super::Server;
-use super::clients::{RESET_STREAMS_MAX, taken};
+use super::clients::taken;
 use super::peer_connection::bounded_peers;
 use crate::config;
 use crate::env::Env;
@@ -27,6 +27,8 @@ const PEER_PATIENCE: Duration = Duration::from_secs(5);
 const PEER_STREAMS_MAX: u32 = 1000;
 const PEER_KEEPALIVE: Duration = Duration::from_secs(5);
 const WINDOW_BYTES: u32 = 4 << 20;
+/// Streams that a peer has reset before they were taken; its connection is closed with the next.
+const RESET_STREAMS_MAX: usize = 64;
 /// Bytes of a request's headers; more is refused (431). gRPC's own are a few hundred.
 pub(super) const HEADER_BYTES_MAX: u32 = 16 << 10;
 

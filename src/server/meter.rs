@@ -1,14 +1,14 @@
 //! Counts gRPC calls: begun, ended by code, and how long they took.
 //!
 //! A method's counters are found by a binary search among constant paths; no label is looked up. A call has ended when its trailers
-//! were made; one whose client has gone before ends as Canceled.
+//! were made; one whose client has gone before ends as Canceled. A method that its service does not have is refused by name, as in grpc-go.
 
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use axum::http::{HeaderMap, Request, Response};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use prost::Message as _;
@@ -20,6 +20,8 @@ use crate::metrics::{self, metrics};
 const OK: usize = 0;
 const CANCELED: usize = 1;
 const UNKNOWN: usize = 2;
+const UNIMPLEMENTED: usize = 12;
+const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// The layer around all gRPC services. Cloning shares the counters.
 #[derive(Clone)]
@@ -88,8 +90,10 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let call = self.meter.find(request.uri().path()).map(Call::begin);
-        Answering { answer: self.inner.call(request), call }
+        let path = request.uri().path();
+        let call = self.meter.find(path).map(Call::begin);
+        let unknown = if call.is_none() { unknown(path) } else { None };
+        Answering { answer: self.inner.call(request), call, unknown }
     }
 }
 
@@ -97,6 +101,15 @@ where
 pub(super) struct Answering<F> {
     answer: F,
     call: Option<Call>,
+    /// What is to be said if its service has no such method.
+    unknown: Option<HeaderValue>,
+}
+
+/// The refusal of a method that is not counted.
+fn unknown(path: &str) -> Option<HeaderValue> {
+    let (service, method) = path.strip_prefix('/')?.rsplit_once('/')?;
+    let text = format!("unknown method {method} for service {service}");
+    HeaderValue::try_from(text.replace('%', "%25")).ok()
 }
 
 impl<F, R> Future for Answering<F>
@@ -106,7 +119,12 @@ where
     type Output = Result<Response<MeteredBody<R>>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let response = ready!(Pin::new(&mut self.answer).poll(cx))?;
+        let mut response = ready!(Pin::new(&mut self.answer).poll(cx))?;
+        if let Some(text) = self.unknown.take()
+            && code(response.headers()) == Some(UNIMPLEMENTED)
+        {
+            response.headers_mut().entry(MESSAGE).or_insert(text);
+        }
         let mut call = self.call.take();
         // Trailers alone: the call has failed before its first message.
         if let (Some(call), Some(code)) = (&mut call, code(response.headers())) {

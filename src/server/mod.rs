@@ -9,6 +9,8 @@ pub(crate) mod authority;
 mod budget;
 mod clients;
 mod connection;
+mod health;
+mod inflate;
 mod leave;
 mod listen;
 mod member;

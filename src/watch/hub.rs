@@ -30,8 +30,8 @@ pub struct Options {
     pub stream_watchers_max: usize,
 }
 
-/// Revisions read at once; apply waits for as long as that takes, some tens of microseconds.
-pub(super) const SLICE_REVISIONS_MAX: usize = 256;
+/// Revisions given out at once; apply waits for as long as it takes to read them, some tens of microseconds.
+const SLICE_REVISIONS_MAX: usize = 256;
 /// Events of a slice that are given out at once. More are a large deletion's.
 const SHORT_EVENTS: usize = 4096;
 /// Deliveries between two breaths of the hub: other tasks run on its thread too.
@@ -87,8 +87,8 @@ impl Slice {
 }
 
 impl Inner {
-    /// Reads from revision `from` on, at most about `bytes_max` of payload.
-    pub(super) fn slice(&self, from: i64, bytes_max: usize, wants_view: bool) -> Slice {
+    /// Reads from revision `from` on, at most so many revisions and about `bytes_max` of payload.
+    pub(super) fn slice(&self, from: i64, revisions_max: usize, bytes_max: usize, wants_view: bool) -> Slice {
         self.store.read(|s| {
             let mut bytes = 0;
             let within = |revision: &kv::Revision| {
@@ -102,7 +102,7 @@ impl Inner {
                 before <= bytes_max
             };
             Slice {
-                revisions: s.kv.revisions_from(from).take(SLICE_REVISIONS_MAX).take_while(within).collect(),
+                revisions: s.kv.revisions_from(from).take(revisions_max).take_while(within).collect(),
                 head: s.kv.revision(),
                 compacted: s.kv.compacted(),
                 whole: s.kv.holds_from(from),
@@ -240,7 +240,7 @@ async fn advance(inner: &Inner) -> bool {
         }
         (state.position, state.index.wants_prev())
     };
-    let slice = inner.slice(from, inner.options.stream_bytes_max, wants_prev);
+    let slice = inner.slice(from, SLICE_REVISIONS_MAX, inner.options.stream_bytes_max, wants_prev);
     if slice.head < from {
         return false;
     }

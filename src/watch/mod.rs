@@ -34,6 +34,11 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// What it counts for where bytes are bounded.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Takes those of `revision` at `places`. `view` is what previous versions are looked up in, where they are wanted.
     fn new(revision: &kv::Revision, places: &[u32], view: Option<&kv::State>) -> Arc<Self> {
         let mut bytes = 0;

@@ -19,6 +19,8 @@ use crate::error::Error;
 use crate::node::Client;
 use crate::node::account::Taken;
 
+/// Revisions read from the history at once: as many as etcd puts into a response.
+const CATCH_UP_REVISIONS_MAX: usize = 1000;
 /// Items taken from the queue in a row while some watcher catches up: neither starves the other.
 const QUEUED_IN_A_ROW_MAX: usize = 64;
 
@@ -305,6 +307,22 @@ impl Session {
         None
     }
 
+    /// What was read from the history for this watcher and follows what was taken, as much of it as fits into `bytes`. Of what came by
+    /// the hub there is none: that leaves revision by revision.
+    pub fn rest_of(&mut self, watcher: i64, bytes: usize) -> Vec<Arc<Batch>> {
+        let mut rest = Vec::new();
+        let mut room = bytes;
+        while let Some(Output::Events { watcher: of, batch }) = self.read.front()
+            && *of == watcher
+            && batch.bytes <= room
+        {
+            room -= batch.bytes;
+            rest.push(batch.clone());
+            self.read.pop_front();
+        }
+        rest
+    }
+
     fn is_catching_up(&self) -> bool {
         !self.behind.is_empty() || !self.outbox.waiting.lock().behind.is_empty()
     }
@@ -322,7 +340,8 @@ impl Session {
     /// One slice of the history for those behind, and the revision that it was to begin at.
     fn read_history(&self) -> Option<(i64, Slice)> {
         let from = self.behind.values().map(|b| b.next).min()?;
-        Some((from, self.hub.slice(from, self.slice_bytes(), self.behind_index.wants_prev())))
+        let wants_prev = self.behind_index.wants_prev();
+        Some((from, self.hub.slice(from, CATCH_UP_REVISIONS_MAX, self.slice_bytes(), wants_prev)))
     }
 
     fn slice_bytes(&self) -> usize {
@@ -334,6 +353,8 @@ impl Session {
         let budget = self.slice_bytes();
         self.drop_compacted(slice);
         let mut bytes = 0;
+        // A watcher's revisions stand together, so that they can leave together.
+        let mut found_by_watcher: BTreeMap<i64, Vec<Arc<Batch>>> = BTreeMap::new();
         let mut next = slice.revisions.first().map_or(slice.head + 1, |r| r.number().max(from));
         for revision in &slice.revisions {
             if planted!("watch-skips-hand-over") && revision.number() == slice.head && slice.revisions.len() > 1 {
@@ -350,13 +371,16 @@ impl Session {
                 let batch = batches.get(&found.events, found.group.shape.prev_kv);
                 for (watcher, ()) in interested {
                     bytes += batch.bytes;
-                    self.read.push_back(Output::Events { watcher, batch: batch.clone() });
+                    found_by_watcher.entry(watcher).or_default().push(batch.clone());
                 }
             }
             next = revision.number() + 1;
             if bytes >= budget {
                 break;
             }
+        }
+        for (watcher, batches) in found_by_watcher {
+            self.read.extend(batches.into_iter().map(|batch| Output::Events { watcher, batch }));
         }
         for behind in self.behind.values_mut() {
             behind.next = behind.next.max(next);

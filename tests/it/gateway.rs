@@ -26,7 +26,9 @@ async fn post(cluster: &Cluster, path: &str, body: Value) -> Value {
 async fn refused(cluster: &Cluster, path: &str, body: &str) -> (u16, i64, String) {
     let (status, text) = http_post(&cluster.endpoint(0), path, body).await.unwrap();
     let answer = parsed(&text);
-    assert_eq!(answer["error"], answer["message"], "clients look at either: {text}");
+    // A stream's failure is an object.
+    let answer = if answer["error"].is_object() { answer["error"].clone() } else { answer };
+    assert!(answer.get("error").is_none_or(|error| *error == answer["message"]), "clients look at either: {text}");
     (status, answer["code"].as_i64().unwrap(), answer["message"].as_str().unwrap().to_owned())
 }
 
@@ -96,8 +98,9 @@ async fn refusals_say_what_is_wrong() {
     cluster.set("limits.request_bytes_max", "64KiB");
     cluster.start_all().await;
     let cases = [
-        ("/v3/kv/put", "{", 400, 3, "request body: "),
-        ("/v3/kv/put", r#"{"key":"no base64!"}"#, 400, 3, "request body: "),
+        ("/v3/kv/put", "{", 400, 3, "quorate: request body: "),
+        ("/v3/kv/put", r#"{"key":"no base64!"}"#, 400, 3, "quorate: request body: "),
+        ("/v3/lease/keepalive", "nonsense", 400, 3, "quorate: request body: "),
         ("/v3/kv/put", "{}", 400, 3, "etcdserver: key is not provided"),
         ("/v3/kv/nothing", "{}", 404, 5, "Not Found"),
         ("/v3/auth/enable", "{}", 400, 9, "etcdserver: root user does not exist"),
@@ -109,13 +112,66 @@ async fn refusals_say_what_is_wrong() {
         let found = refused(&cluster, path, body).await;
         assert!(found.0 == status && found.1 == code && found.2.starts_with(text), "{path} {body}: {found:?}");
     }
-    let large = json!({ "key": encoded("k"), "value": "A".repeat(2 << 20) }).to_string();
-    let (status, code, text) = refused(&cluster, "/v3/kv/put", &large).await;
-    assert!((status, code) == (413, 8) && text.contains("larger than"), "{text}");
+    for (letters, why) in [(2 << 20, "larger than 1179648 bytes"), (800 << 10, "(614407 vs. 589824)")] {
+        let large = json!({ "key": encoded("k"), "value": "A".repeat(letters) }).to_string();
+        let (status, code, text) = refused(&cluster, "/v3/kv/put", &large).await;
+        assert!((status, code) == (429, 8) && text.contains(why), "{text}");
+    }
     let over = json!({ "key": encoded("k"), "value": "A".repeat(100 << 10) }).to_string();
     assert_eq!(refused(&cluster, "/v3/kv/put", &over).await.2, "etcdserver: request is too large");
-    let (status, text) = http_get(&cluster.endpoint(0), "/v3/kv/range").await.unwrap();
-    assert_eq!((status, parsed(&text)["code"].as_i64()), (405, Some(12)));
+    for (method, path, status, code) in [
+        ("GET", "/v3/kv/range", 501, 12),
+        ("PUT", "/v3beta/kv/range", 501, 12),
+        ("GET", "/v3/kv/nothing", 404, 5),
+        ("POST", "/v3/kv/rangestream", 404, 5),
+    ] {
+        let (found, text) = http_request(&cluster.endpoint(0), method, path, &[], "").await.unwrap();
+        assert_eq!((found, parsed(&text)["code"].as_i64()), (status, Some(code)), "{method} {path}: {text}");
+    }
+    for path in ["/nothing", "/v4/kv/range", "/readyz/nothing", "/livez/nothing"] {
+        let found = http_get(&cluster.endpoint(0), path).await.unwrap();
+        assert_eq!(found, (404, "404 page not found\n".into()), "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_programs_send_that_etcd_takes_is_taken() {
+    let cluster = Cluster::start(1).await;
+    // `base64` breaks its lines, and so do Python's and Java's encoders.
+    let long = "k".repeat(100);
+    let whole = encoded(&long);
+    let broken: Vec<_> = whole.as_bytes().chunks(76).map(String::from_utf8_lossy).collect();
+    post(&cluster, "/v3/kv/put", json!({ "key": broken.join("\n") + "\n", "value": broken.join("\r\n") })).await;
+    assert_eq!(cluster.get(0, &long).await.as_ref(), Some(&long));
+
+    // A keep-alive of nothing says nothing.
+    let endpoint = cluster.endpoint(0);
+    assert_eq!(http_post(&endpoint, "/v3/lease/keepalive", "").await.unwrap(), (200, String::new()));
+    let lease = post(&cluster, "/v3/lease/grant", json!({ "TTL": 60 })).await["ID"].clone();
+    let two = format!("{}\n{}", json!({ "ID": lease }), json!({ "ID": "7" }));
+    let (code, text) = http_post(&endpoint, "/v3/lease/keepalive", &two).await.unwrap();
+    let lines: Vec<Value> = text.lines().map(parsed).collect();
+    assert_eq!((code, lines.len()), (200, 2), "{text}");
+    assert_eq!((&lines[0]["result"]["TTL"], lines[1]["result"].get("TTL")), (&json!("60"), None));
+
+    let hash = post(&cluster, "/v3/maintenance/hash", json!({})).await;
+    assert!(hash["hash"].is_u64() && hash.get("compact_revision").is_none(), "of all data, not of revisions: {hash}");
+
+    // Many at once that ask before they send, as curl does with a large body; what follows the body is the next request.
+    let value = "v".repeat(20 << 10);
+    let bursts = (0..50).map(|i| {
+        let body = json!({ "key": encoded(&format!("burst{i}")), "value": encoded(&value) }).to_string();
+        let endpoint = endpoint.clone();
+        async move {
+            let headers = [("Expect", "100-continue"), ("Content-Type", "application/json")];
+            let text = http_request(&endpoint, "POST", "/v3/kv/put", &headers, &body).await.unwrap().1;
+            // What came first said only that it may go on.
+            assert!(text.contains("\"revision\""), "{text}");
+        }
+    });
+    futures_util::future::join_all(bursts).await;
+    let all = json!({ "key": encoded("burst"), "range_end": encoded("bursu"), "count_only": true });
+    assert_eq!(post(&cluster, "/v3/kv/range", all).await["count"], "50");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -167,10 +223,28 @@ async fn health_can_be_asked_of_one_member_and_without_an_alarm() {
             &cluster.endpoint(0),
             "/readyz?verbose",
             200,
-            &["[+]data_corruption ok\n", "[+]linearizable_read ok\n", "ok\n"],
+            &["[+]data_corruption ok\n", "[+]serializable_read ok\n", "[+]linearizable_read ok\n", "ok\n"],
         )
         .await;
     cluster.wait_http_at(&cluster.endpoint(0), "/livez?verbose", 200, &["[+]", "ok\n"]).await;
+    for check in ["data_corruption", "serializable_read", "linearizable_read", "non_learner"] {
+        let path = format!("/readyz/{check}");
+        assert_eq!(http_get(&cluster.endpoint(0), &path).await.unwrap(), (200, "ok\n".into()), "{path}");
+        let (_, text) = http_get(&cluster.endpoint(0), &(path + "?verbose")).await.unwrap();
+        assert_eq!(text, format!("[+]{check} ok\nok\n"));
+    }
+    assert_eq!(http_get(&cluster.endpoint(0), "/livez/serializable_read").await.unwrap().0, 200);
+    let (_, text) =
+        http_get(&cluster.endpoint(0), "/readyz?verbose&exclude=linearizable_read&exclude=x").await.unwrap();
+    assert_eq!(text, "[+]data_corruption ok\n[+]serializable_read ok\nok\n");
+    let (_, version) = http_get(&cluster.endpoint(0), "/version").await.unwrap();
+    assert!(
+        ["etcdserver", "etcdcluster", "storage"].iter().all(|name| parsed(&version)[name].is_string()),
+        "{version}"
+    );
+    let (_, variables) = http_get(&cluster.endpoint(0), "/debug/vars").await.unwrap();
+    let status = &parsed(&variables)["raft.status"];
+    assert!(status["applied"].as_u64() > Some(0) && parsed(&variables)["cmdline"].is_array(), "{variables}");
     wait_for("an alarm to be taken", async || {
         let body =
             json!({ "action": "ACTIVATE", "alarm": "NOSPACE", "memberID": cluster.member_id(1).await.to_string() });
@@ -184,7 +258,20 @@ async fn health_can_be_asked_of_one_member_and_without_an_alarm() {
     cluster.kill(2);
     cluster.wait_http_at(&cluster.endpoint(0), "/health?exclude=NOSPACE", 503, &["RAFT NO LEADER"]).await;
     cluster.wait_http_at(&cluster.endpoint(0), "/health?exclude=NOSPACE&serializable=true", 200, &["true"]).await;
-    cluster.wait_http_at(&cluster.endpoint(0), "/readyz?verbose", 503, &["[-]linearizable_read failed: "]).await;
+    cluster
+        .wait_http_at(
+            &cluster.endpoint(0),
+            "/readyz",
+            503,
+            &["[+]serializable_read ok", "[-]linearizable_read failed: "],
+        )
+        .await;
+    cluster
+        .wait_http_at(&cluster.endpoint(0), "/readyz/linearizable_read", 503, &["[-]linearizable_read failed: "])
+        .await;
+    for path in ["/readyz?exclude=linearizable_read", "/readyz/serializable_read", "/livez"] {
+        assert_eq!(http_get(&cluster.endpoint(0), path).await.unwrap().0, 200, "{path}");
+    }
 }
 
 /// What a browser sends for a page, by hand: the code of the answer, its head, and its body.

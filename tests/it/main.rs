@@ -51,3 +51,4 @@ mod support;
 mod threads;
 mod tidy;
 mod watch;
+mod wire;

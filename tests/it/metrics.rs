@@ -88,8 +88,12 @@ async fn names_and_types_are_those_of_etcd() {
     // The leader has sent heartbeats by now, a follower has taken some.
     let (of_leader, of_follower) = wait_for("peers to be counted", async || {
         let (ours, theirs) = (Scrape::take(&cluster, leader).await, Scrape::take(&cluster, (leader + 1) % 3).await);
-        let counted = ours.types.contains_key("etcd_network_peer_sent_bytes_total")
-            && theirs.types.contains_key("etcd_network_peer_received_bytes_total");
+        // Both count both: appends, and what they are answered.
+        let counted = [&ours, &theirs].into_iter().all(|scrape| {
+            ["etcd_network_peer_sent_bytes_total", "etcd_network_peer_received_bytes_total"]
+                .iter()
+                .all(|name| scrape.types.contains_key(*name) && scrape.sum(name) > 0.0)
+        });
         if counted { Ok((ours, theirs)) } else { Err("none") }
     })
     .await;

@@ -6,6 +6,7 @@ mod outage;
 mod parity;
 mod slow;
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use quorate::pb::etcd::watch_client::WatchClient;
@@ -30,6 +31,8 @@ struct Stream {
     responses: Streaming<WatchResponse>,
     /// The greatest revision that a header or an event told: no header goes below it.
     told: i64,
+    /// Of a response of many revisions: what was not taken yet, a revision each.
+    rest: VecDeque<WatchResponse>,
 }
 
 impl Stream {
@@ -52,7 +55,7 @@ impl Stream {
             request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
         }
         let mut client = WatchClient::new(channel).max_decoding_message_size(usize::MAX);
-        Ok(Self { requests, responses: client.watch(request).await?.into_inner(), told: 0 })
+        Ok(Self { requests, responses: client.watch(request).await?.into_inner(), told: 0, rest: VecDeque::new() })
     }
 
     async fn open(cluster: &Cluster, slot: u64) -> Self {
@@ -75,7 +78,21 @@ impl Stream {
         self.try_next().await.unwrap()
     }
 
+    /// The next revision; a history comes in responses of many.
     async fn try_next(&mut self) -> Result<WatchResponse, Status> {
+        if self.rest.is_empty() {
+            let response = self.try_next_response().await?;
+            let revision = |event: &Event| event.kv.as_ref().unwrap().mod_revision();
+            let revisions = response.events.chunk_by(|one, next| revision(one) == revision(next));
+            self.rest = revisions.map(|events| WatchResponse { events: events.to_vec(), ..response.clone() }).collect();
+            if self.rest.is_empty() {
+                return Ok(response);
+            }
+        }
+        Ok(self.rest.pop_front().expect("there is one"))
+    }
+
+    async fn try_next_response(&mut self) -> Result<WatchResponse, Status> {
         let next = tokio::time::timeout(PATIENCE, self.responses.message()).await.expect("an answer in time");
         let next = next?.expect("the server goes on");
         let revision = next.header.unwrap().revision;
@@ -191,6 +208,93 @@ async fn watchers_of_one_stream_get_what_each_asked_for() {
     let mut seen = [stream.shown().await, stream.shown().await];
     seen.sort();
     assert_eq!(seen, ["0 @8 a=8", "70 @8 a=8"], "a future revision was waited for");
+}
+
+/// As etcd gives numbers: one that was given is never given again, so a cancellation that comes late, or a compaction's, meets nobody
+/// else. One that the client chose is its own business.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_number_is_never_given_twice_on_a_stream() {
+    let cluster = Cluster::start(1).await;
+    let mut stream = Stream::open(&cluster, 0).await;
+    let cancel = async |stream: &mut Stream, watch_id: i64| {
+        stream.send(RequestUnion::CancelRequest(WatchCancelRequest { watch_id })).await;
+        let canceled = stream.next().await;
+        assert_eq!((canceled.watch_id, canceled.canceled), (watch_id, true));
+    };
+    for given in 0..3 {
+        assert_eq!(stream.create(create("k", "")).await.watch_id, given);
+        cancel(&mut stream, given).await;
+    }
+    assert_eq!(stream.create(WatchCreateRequest { watch_id: 4, ..create("k", "") }).await.watch_id, 4);
+    assert_eq!(stream.create(create("k", "")).await.watch_id, 3);
+    assert_eq!(stream.create(create("k", "")).await.watch_id, 5, "4 is somebody's");
+    cancel(&mut stream, 4).await;
+    assert_eq!(stream.create(WatchCreateRequest { watch_id: 4, ..create("k", "") }).await.watch_id, 4);
+    assert_eq!(stream.create(create("k", "")).await.watch_id, 6);
+    // Its watcher is gone by a compaction, and the cancellation of it comes late.
+    for i in 0..3 {
+        cluster.put(0, "k", &i.to_string()).await;
+    }
+    let mut late = Stream::open(&cluster, 0).await;
+    compact(&cluster, 4).await;
+    assert_eq!(late.create(from(2, create("k", ""))).await.watch_id, 0);
+    assert_eq!(late.next().await.compact_revision, 4);
+    assert_eq!(late.create(create("k", "")).await.watch_id, 1);
+    late.send(RequestUnion::CancelRequest(WatchCancelRequest { watch_id: 0 })).await;
+    let revision = cluster.put(0, "k", "last").await;
+    assert_eq!(late.shown().await, format!("1 @{revision} k=last"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn history_of_who_lags_comes_in_few_responses_and_each_is_bounded() {
+    const REVISIONS: i64 = 2500;
+    let mut cluster = Cluster::new(1);
+    cluster.set("limits.request_bytes_max", "64KiB").set("watch.stream_bytes_max", "2MiB");
+    cluster.start_all().await;
+    let kv = cluster.kv(0);
+    for first in (0..REVISIONS).step_by(50) {
+        let puts = (first..first + 50).map(|i| {
+            let mut kv = kv.clone();
+            async move { kv.put(put_of(&format!("k{}", i % 2), "v")).await.unwrap() }
+        });
+        futures_util::future::join_all(puts).await;
+    }
+    let last = REVISIONS + 1;
+    for i in 0..20 {
+        cluster.kv(0).put(put_of(&format!("large{i}"), vec![b'x'; 20 << 10])).await.unwrap();
+    }
+    // Two that want half of it each go side by side, neither waits for the other.
+    let mut stream = Stream::open(&cluster, 0).await;
+    for key in ["k0", "k1"] {
+        stream.send(RequestUnion::CreateRequest(from(2, create(key, "")))).await;
+    }
+    let (mut next, mut responses, mut events) = ([2, 2], [0, 0], 0);
+    while events < REVISIONS as usize {
+        let response = stream.try_next_response().await.unwrap();
+        let watcher = response.watch_id as usize;
+        responses[watcher] += usize::from(!response.events.is_empty());
+        for event in &response.events {
+            let kv = event.kv.as_ref().unwrap();
+            assert_eq!(kv.key(), format!("k{watcher}").as_bytes());
+            assert!(kv.mod_revision() >= next[watcher], "in order, and none twice");
+            next[watcher] = kv.mod_revision() + 1;
+        }
+        events += response.events.len();
+        assert!(responses.iter().all(|count| *count >= responses[watcher].saturating_sub(1)), "{responses:?}");
+    }
+    assert!(next.iter().max() == Some(&(last + 1)) && responses.iter().max() <= Some(&4), "{responses:?}");
+
+    let mut whole = Stream::open(&cluster, 0).await;
+    whole.create(WatchCreateRequest { fragment: true, ..from(last + 1, create("large", "largf")) }).await;
+    let mut seen = Vec::new();
+    while seen.len() < 20 {
+        let response = whole.try_next_response().await.unwrap();
+        assert!(prost::Message::encoded_len(&response) <= 65 << 10 && !response.fragment);
+        seen.extend(response.events.iter().map(|event| event.kv.as_ref().unwrap().mod_revision()));
+    }
+    assert!(seen.into_iter().eq(last + 1..=last + 20));
+    let revision = cluster.put(0, "large", "now").await;
+    assert_eq!(whole.shown().await, format!("0 @{revision} large=now"), "and it goes on");
 }
 
 #[tokio::test(flavor = "multi_thread")]

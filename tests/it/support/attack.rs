@@ -94,6 +94,36 @@ impl Raw {
         Ok(())
     }
 
+    /// So many calls, each cancelled as soon as it was made, in one write.
+    pub async fn cancel_at_once(&mut self, count: usize) -> io::Result<()> {
+        let mut out = Vec::new();
+        for _ in 0..count {
+            let id = self.id();
+            out.extend(frame(HEADERS, END_HEADERS, id, &block("/etcdserverpb.KV/Range")));
+            out.extend(frame(DATA, END_STREAM, id, &message(b"\x0a\x01k")));
+            out.extend(frame(RST_STREAM, 0, id, &8_u32.to_be_bytes()));
+        }
+        self.stream.write_all(&out).await
+    }
+
+    /// Reads until the server has ended the stream that was opened last, or the connection.
+    pub async fn is_answered(&mut self) -> io::Result<bool> {
+        let newest = self.next - 2;
+        loop {
+            let mut head = [0; 9];
+            if self.stream.read_exact(&mut head).await.is_err() {
+                return Ok(false);
+            }
+            let [_, a, b, c] = u32::from_be_bytes([0, head[0], head[1], head[2]]).to_be_bytes();
+            let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+            self.stream.read_exact(&mut payload).await?;
+            let stream = u32::from_be_bytes([head[5] & 0x7f, head[6], head[7], head[8]]);
+            if stream == newest && head[3] == HEADERS && head[4] & END_STREAM != 0 {
+                return Ok(true);
+            }
+        }
+    }
+
     /// Control frames that each want an answer, which nobody reads.
     pub async fn flood_control(&mut self, count: usize) -> io::Result<()> {
         let piece = [frame(PING, 0, 0, &[7; 8]), frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 9])].concat().repeat(64);
