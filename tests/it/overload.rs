@@ -82,7 +82,8 @@ impl Good {
         assert!(times.len() > ROUNDS_MIN, "{what}: only {} rounds", times.len());
         let at = |percent: usize| times[(times.len() - 1) * percent / 100];
         println!("{what}: {} rounds of a good client, median {:?}, p99 {:?}", times.len(), at(50), at(99));
-        assert!(at(50) < Duration::from_secs(1), "{what}: the good client was held up");
+        // Below the time after which a request fails, however busy the machine is.
+        assert!(at(50) < Duration::from_secs(3), "{what}: the good client was held up");
     }
 }
 
