@@ -86,7 +86,7 @@ impl Call {
 
     /// Whether the member answers by what it has applied itself.
     pub fn is_local(&self) -> bool {
-        let own = ["Maintenance/", "Cluster/MemberList", "Lease/LeaseL", "Lease/LeaseT", "Lease/LeaseK"];
+        let own = ["Maintenance/", "Auth/", "Cluster/MemberList", "Lease/LeaseL", "Lease/LeaseT", "Lease/LeaseK"];
         own.iter().any(|start| self.method.starts_with(start))
             || self.body.to_string().contains("\"serializable\":true")
     }

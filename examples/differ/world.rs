@@ -48,6 +48,8 @@ pub struct World {
     watches: BTreeMap<u64, (u64, [Session; 2])>,
     /// The member that was asked last: it has applied all that was answered.
     last: u64,
+    /// Leases whose leader has gone have their time anew, so that they end in another order.
+    restarted: bool,
 }
 
 impl World {
@@ -68,8 +70,19 @@ impl World {
         ours.memory.note("url", Value::String(format!("http://{}", cluster.peer_address(0))));
         theirs.memory.note("url", Value::String(format!("http://{}", etcd.peer())));
         let (methods, watches) = (Methods::new(), BTreeMap::new());
-        let mut world =
-            Self { methods, cluster, _etcd: etcd, servers, their_server, ours, theirs, now: 1, watches, last: 0 };
+        let mut world = Self {
+            methods,
+            cluster,
+            _etcd: etcd,
+            servers,
+            their_server,
+            ours,
+            theirs,
+            now: 1,
+            watches,
+            last: 0,
+            restarted: false,
+        };
         world.wait_serving().await;
         world
     }
@@ -108,7 +121,7 @@ impl World {
             self.settle(self.now + 2).await?;
         }
         let sides = [(&self.ours, ours), (&self.theirs, theirs)];
-        let [ours, theirs] = sides.map(|(side, answer)| sorted(call, side.named(answer)));
+        let [ours, theirs] = sides.map(|(side, answer)| sorted(call, self.restarted, side.named(answer)));
         Ok(Some(Answers { ours, theirs }))
     }
 
@@ -134,6 +147,7 @@ impl World {
     /// at etcd goes with them.
     async fn restart(&mut self, slot: u64, kill: bool) {
         self.watches.clear();
+        self.restarted = true;
         if kill {
             self.cluster.kill(slot);
         } else {
@@ -229,12 +243,15 @@ fn is_zero(id: &Value) -> bool {
 }
 
 /// Some lists are in no order: etcd gives a lease's keys in that of a map.
-fn sorted(call: &Call, mut answer: Value) -> Value {
-    if call.method == "Lease/LeaseTimeToLive" {
-        for list in ["/messages/0/keys", "/body/0/keys"] {
-            if let Some(keys) = answer.pointer_mut(list).and_then(Value::as_array_mut) {
-                keys.sort_by_key(Value::to_string);
-            }
+fn sorted(call: &Call, restarted: bool, mut answer: Value) -> Value {
+    let list = match call.method.as_str() {
+        "Lease/LeaseTimeToLive" => "keys",
+        "Lease/LeaseLeases" if restarted => "leases",
+        _ => return answer,
+    };
+    for messages in ["messages", "body"] {
+        if let Some(items) = answer.pointer_mut(&format!("/{messages}/0/{list}")).and_then(Value::as_array_mut) {
+            items.sort_by_key(Value::to_string);
         }
     }
     answer
