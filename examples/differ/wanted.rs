@@ -161,10 +161,10 @@ pub const WANTED: &[Wanted] = &[
         fields: &["body.message"],
         when: "a body that is no JSON or does not fit the message",
         etcd: "`proto: ...`",
-        ours: "`request body: ...`",
+        ours: "`quorate: request body: ...`",
         why: "the parser's own words; the code is the same",
         holds: |_, d| {
-            let own = |text: &Value| text.as_str().is_some_and(|text| text.starts_with("request body: "));
+            let own = |text: &Value| text.as_str().is_some_and(|text| text.starts_with("quorate: request body: "));
             own(&d.ours) && d.theirs.as_str().is_some_and(|text| !text.starts_with("etcdserver: "))
         },
     },
