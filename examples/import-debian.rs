@@ -35,7 +35,7 @@ struct Args {
     limit: usize,
     #[arg(long, default_value_t = 64)]
     clients: usize,
-    /// Kill a random pod with SIGKILL this often
+    /// Kill a random pod with SIGKILL this often, as long as something is acknowledged between two kills
     #[arg(long, default_value = "2s", value_parser = units::duration::parse)]
     kill_every: Duration,
     /// Decides which pod is killed when
@@ -115,7 +115,7 @@ async fn import(args: &Args, cluster: &mut Cluster, stanzas: &Stanzas) -> anyhow
         })
         .collect();
     let mut state = args.seed | 1;
-    let mut kills = 0;
+    let (mut kills, mut killed_ms) = (0, 0);
     let mut next_kill = tokio::time::Instant::now() + args.kill_every;
     while writers.iter().any(|writer| !writer.is_finished()) {
         let done = async {
@@ -126,6 +126,11 @@ async fn import(args: &Args, cluster: &mut Cluster, stanzas: &Stanzas) -> anyhow
         if tokio::time::timeout_at(next_kill, done).await.is_ok() {
             break;
         }
+        next_kill = tokio::time::Instant::now() + args.kill_every;
+        // On a machine where a start takes longer than that, nothing would ever be acknowledged.
+        if kills > 0 && progress.last_ms.load(Ordering::Relaxed) <= killed_ms {
+            continue;
+        }
         // xorshift64: enough to choose one of three.
         state ^= state << 13;
         state ^= state >> 7;
@@ -134,7 +139,7 @@ async fn import(args: &Args, cluster: &mut Cluster, stanzas: &Stanzas) -> anyhow
         cluster.kill(victim);
         cluster.start_pod(victim);
         kills += 1;
-        next_kill += args.kill_every;
+        killed_ms = start.elapsed().as_millis() as u64;
     }
     let mut acknowledged = Vec::with_capacity(stanzas.len());
     for writer in writers {
