@@ -30,7 +30,7 @@ mod world;
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use call::Call;
 use clap::Parser as _;
 use compare::{Difference, differences};
@@ -39,6 +39,9 @@ use report::Report;
 use support::tools::{ETCD_37, find};
 use wanted::Uses;
 use world::{Answers, MEMBERS, World};
+
+/// As often the same requests are played if the leader is lost meanwhile.
+const ATTEMPTS: u32 = 3;
 
 #[derive(clap::Parser)]
 struct Args {
@@ -159,8 +162,26 @@ async fn run(args: &Args, etcd: &std::path::Path, report: &mut Report) -> anyhow
     Ok(None)
 }
 
-/// Plays `calls` on new servers until a request is answered differently.
+/// Plays `calls` on new servers until a request is answered differently; anew if the leader was lost, which an overloaded machine does.
 async fn play(etcd: &std::path::Path, calls: &[Call], report: &mut Report) -> anyhow::Result<Option<Found>> {
+    for _ in 0..ATTEMPTS {
+        match play_once(etcd, calls, report).await? {
+            Played::ToTheEnd => return Ok(None),
+            Played::Found(found) => return Ok(Some(found)),
+            Played::LeaderLost => println!("the leader was lost at request {}; the same again", report.last_index),
+        }
+    }
+    bail!("the leader was lost {ATTEMPTS} times: the machine has too much to do for a comparison")
+}
+
+enum Played {
+    ToTheEnd,
+    Found(Found),
+    /// What was under way may have been done or not, so that nothing can be compared from there on.
+    LeaderLost,
+}
+
+async fn play_once(etcd: &std::path::Path, calls: &[Call], report: &mut Report) -> anyhow::Result<Played> {
     let mut world = World::start(etcd).await;
     for (index, call) in calls.iter().enumerate() {
         report.last_index = index;
@@ -171,17 +192,25 @@ async fn play(etcd: &std::path::Path, calls: &[Call], report: &mut Report) -> an
                 let broken =
                     Difference { path: format!("{error:#}"), ours: Default::default(), theirs: Default::default() };
                 report.note_broken(call, &broken);
-                return Ok(Some(Found { call: call.clone(), answers: None, differences: vec![broken] }));
+                return Ok(Played::Found(Found { call: call.clone(), answers: None, differences: vec![broken] }));
             }
         };
+        if has_lost_its_leader(&answers.ours) {
+            return Ok(Played::LeaderLost);
+        }
         let found = unexplained(call, &answers, &mut report.uses);
         report.note(call, &answers, &found);
         let goes_on = found.is_empty() || (report.goes_on && changes_nothing(call));
         if !goes_on {
-            return Ok(Some(Found { call: call.clone(), answers: Some(answers), differences: found }));
+            return Ok(Played::Found(Found { call: call.clone(), answers: Some(answers), differences: found }));
         }
     }
-    Ok(None)
+    Ok(Played::ToTheEnd)
+}
+
+/// An answer that a member gives only while leadership changes.
+fn has_lost_its_leader(answer: &serde_json::Value) -> bool {
+    answer.pointer("/error/code").is_some_and(|code| code == "Unavailable") || answer["http"] == 503
 }
 
 /// After a difference in one of these the servers still hold the same.
