@@ -41,7 +41,7 @@ use wanted::Uses;
 use world::{Answers, MEMBERS, World};
 
 /// As often the same requests are played if the leader is lost meanwhile.
-const ATTEMPTS: u32 = 3;
+const ATTEMPTS: u32 = 5;
 
 #[derive(clap::Parser)]
 struct Args {

@@ -56,6 +56,8 @@ impl World {
     /// New servers on empty disks.
     pub async fn start(etcd: &Path) -> Self {
         let mut cluster = Cluster::new(MEMBERS);
+        // Nobody is to be elected only because the machine is busy.
+        cluster.set("raft.election_timeout_min", "1s").set("raft.election_timeout_max", "1500ms");
         // Started here, waited for below.
         (0..MEMBERS).for_each(|slot| cluster.start_pod(slot));
         let etcd = Etcd::start(etcd, &cluster).await;
