@@ -79,7 +79,7 @@ async fn member_that_loads_its_state_says_how_far_it_is_and_refuses_clients() {
         let text = cluster.wait_unready(0, &["loads its state: ", " MiB"]).await;
         told.insert(text);
         assert!(!is_open(&cluster, 0).await, "nothing is loaded");
-        assert_eq!(ask(&cluster, 0, "/livez").await, (200, "ok".to_owned()));
+        assert_eq!(ask(&cluster, 0, "/livez").await, (200, "ok\n".to_owned()));
         let (code, text) = ask(&cluster, 0, "/readyz?verbose").await;
         assert!(code == 503 && text.contains("[-]linearizable_read failed: loads its state: "), "{code} {text}");
         assert_eq!(ask(&cluster, 0, "/health").await.0, 503);
@@ -274,7 +274,7 @@ async fn probes_are_answered_beside_those_who_hold_connections() {
         let _ = stream.write_all(said).await;
         held.push(stream);
         if number % 20 == 0 {
-            assert_eq!(ask(&cluster, 0, "/livez").await, (200, "ok".to_owned()));
+            assert_eq!(ask(&cluster, 0, "/livez").await, (200, "ok\n".to_owned()));
             assert_eq!(ask(&cluster, 0, "/readyz").await.0, 503);
         }
     }
