@@ -70,7 +70,8 @@ async fn gzipped_requests_are_taken_and_a_bomb_is_refused() {
         ("grpc-encoding: snappy\r\n", framed(1, b"x"), 12, "snappy"),
         (
             "",
-            framed(0, &put("large", vec![0; 3_000_000])),
+            // Its begin: who is refused by the head of a message is cut off while it still writes.
+            framed(0, &put("large", vec![0; 3_000_000]))[..1000].to_vec(),
             8,
             "grpc: received message larger than max (3000012 vs. 2097152)",
         ),
