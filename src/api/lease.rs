@@ -120,10 +120,17 @@ impl Lease for Api {
         }
         let state = node.store().view().kv;
         let header = header(&node, state.revision());
-        let ids: Vec<i64> = state.leases().iter().map(|(id, _)| id).collect();
+        let ids = |state: &State| state.leases().iter().map(|(id, _)| id).collect::<Vec<i64>>();
+        let is_long = state.leases().len() > LISTED_AT_ONCE;
+        let ids = if is_long {
+            let state = state.clone();
+            node.long(Pool::Reads, move || ids(&state)).await?
+        } else {
+            ids(&state)
+        };
         let left =
             if has_leader { self.leases()?.remaining_millis(&ids).await.unwrap_or_default() } else { Vec::new() };
-        let leases = if ids.len() > LISTED_AT_ONCE {
+        let leases = if is_long {
             node.long(Pool::Reads, move || by_expiry(&state, &left)).await?
         } else {
             by_expiry(&state, &left)

@@ -132,8 +132,13 @@ impl Bound for BoundTcp {
 struct BoundUnix(PathBuf);
 
 impl BoundUnix {
-    /// A socket that nobody listens at is what a process has left behind.
+    /// A socket that nobody listens at is what a process has left behind. Whatever else is there is not ours to remove: a file refuses
+    /// connections, too.
     fn new(path: &Path) -> io::Result<Self> {
+        use std::os::unix::fs::FileTypeExt as _;
+        if std::fs::symlink_metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "something is there that is no socket"));
+        }
         match std::os::unix::net::UnixStream::connect(path) {
             Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
@@ -247,4 +252,32 @@ fn look_up(address: &str) -> io::Result<Vec<SocketAddr>> {
         return Err(io::Error::new(io::ErrorKind::NotFound, format!("{host}: name not known (test hosts)")));
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_that_was_left_behind_is_replaced_and_nothing_else_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let refusal = |path: &Path| BoundUnix::new(path).map(|_| ()).unwrap_err().kind();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "precious").unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        for path in [&file, &link, &dir.path().to_owned()] {
+            assert_eq!(refusal(path), io::ErrorKind::AlreadyExists, "{}", path.display());
+        }
+        assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+        let socket = dir.path().join("socket");
+        // Dropped without being removed, as by a process that was killed.
+        let alive = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        assert_eq!(refusal(&socket), io::ErrorKind::AddrInUse);
+        drop(alive);
+        let listening = Box::new(BoundUnix::new(&socket).unwrap()).listen().unwrap();
+        assert!(std::os::unix::net::UnixStream::connect(&socket).is_ok());
+        drop(listening);
+        assert!(!socket.exists(), "it goes with its listener");
+    }
 }
