@@ -140,7 +140,7 @@ impl Api {
                 (large(make().await?), kept)
             }
         };
-        Ok(self.placed(node, answer, freed, kept))
+        Ok(self.placed(node, (answer, bytes), freed, kept))
     }
 
     /// The answer of a write, which cannot be made again; `large` says which kind it is.
@@ -159,7 +159,7 @@ impl Api {
         let kept_bytes = self.kept_bytes(bytes, answer.versions(), false)?;
         let patience = node.options().request_timeout;
         let kept = self.shared.account.answers.take_in_time(node.asker(), kept_bytes, patience).await?;
-        Ok(self.placed(node, answer, freed, kept))
+        Ok(self.placed(node, (answer, bytes), freed, kept))
     }
 
     /// What an answer is charged with, or a refusal of what can never be sent.
@@ -181,9 +181,15 @@ impl Api {
         )))
     }
 
-    /// The answer beside an empty message. `freed`: what had been freed of the state when it was made.
-    fn placed<M: Default>(&self, node: &Node, answer: LargeAnswer, freed: u64, kept: Taken) -> Response<M> {
-        let is_charged = answer.encoded_len() as u64 <= kept.amount();
+    /// The answer of so many bytes beside an empty message. `freed`: what had been freed of the state when it was made.
+    fn placed<M: Default>(
+        &self,
+        node: &Node,
+        (answer, bytes): (LargeAnswer, usize),
+        freed: u64,
+        kept: Taken,
+    ) -> Response<M> {
+        let is_charged = bytes as u64 <= kept.amount();
         let large = Large::new(answer, kept);
         if !is_charged {
             let max = kept_max(&self.shared.account.answers);

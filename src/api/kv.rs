@@ -37,7 +37,7 @@ impl Api {
             } else {
                 // A view, so that no write waits for a long scan.
                 let state = reader.store().view().kv;
-                if state.range_cost(asked).is_long_to_read() {
+                if state.is_long_range(asked) {
                     let asked = asked.clone();
                     reader.long(Pool::Reads, move || state.range(&asked)).await??
                 } else {

@@ -9,7 +9,7 @@
 use std::ops::AddAssign;
 
 use super::State;
-use super::range::{Interval, is_filtered, is_key_order, limit};
+use super::range::{Interval, is_in_key_order, limit};
 use super::tree::{Place, Sums};
 use crate::error::Error;
 use crate::pb::etcd::range_request::SortOrder;
@@ -102,8 +102,8 @@ impl State {
         }
         let ranks = interval.ranks(&self.live);
         let taken = limit(r).unwrap_or(ranks.len()).min(ranks.len());
-        let is_past = r.revision > 0 && r.revision != self.revision;
-        let (keys, bytes) = if is_past || is_filtered(r) || !is_key_order(r) {
+        let is_past = self.is_past(r);
+        let (keys, bytes) = if is_past || !is_in_key_order(r) {
             let mut visited = Sums { items: ranks.len(), bytes: self.live.bytes_between(ranks) };
             if is_past {
                 visited += interval.sums(&self.old);
@@ -121,6 +121,22 @@ impl State {
             (false, false) => bytes,
         };
         Cost { keys: keys.max(1) as u64, bytes }
+    }
+
+    /// Whether reading a range takes longer than a request may hold up others on its thread. Of the present and in key order only
+    /// references are taken, so that bytes do not matter.
+    pub fn is_long_range(&self, r: &RangeRequest) -> bool {
+        if self.is_past(r) || !is_in_key_order(r) {
+            return self.range_cost(r).is_long_to_read();
+        }
+        let is_long = |keys: usize| keys as u64 > READ_AT_ONCE;
+        !r.count_only
+            && limit(r).is_none_or(is_long)
+            && is_long(Interval::new(&r.key, &r.range_end).ranks(&self.live).len())
+    }
+
+    fn is_past(&self, r: &RangeRequest) -> bool {
+        r.revision > 0 && r.revision != self.revision
     }
 
     /// Of a transaction: of the branches that cost most, since one of each two is done.

@@ -108,13 +108,17 @@ impl State {
     fn range_present(&self, r: &RangeRequest, interval: Interval<'_>) -> RangeResponse {
         let ranks = interval.ranks(&self.live);
         let count = ranks.len();
-        let last_keys_only = is_key_order(r) && r.sort_order == SortOrder::Descend as i32 && !is_filtered(r);
-        if !last_keys_only || r.count_only {
+        if r.count_only || !is_in_key_order(r) {
             return select(r, self.live.iter_at(ranks.start).take(count), Some(count));
         }
         let taken = limit(r).map_or(count, |limit| limit.min(count));
-        let mut kvs: Vec<KeyValue> = self.live.iter_at(ranks.end - taken).take(taken).cloned().collect();
-        kvs.reverse();
+        let is_last = r.sort_order == SortOrder::Descend as i32;
+        let first = if is_last { ranks.end - taken } else { ranks.start };
+        let mut kvs = Vec::with_capacity(taken);
+        kvs.extend(self.live.iter_at(first).take(taken).cloned());
+        if is_last {
+            kvs.reverse();
+        }
         RangeResponse { kvs, more: taken < count, count: count as i64, ..RangeResponse::default() }
     }
 
@@ -128,11 +132,12 @@ pub(super) fn limit(r: &RangeRequest) -> Option<usize> {
     usize::try_from(r.limit).ok().filter(|&limit| limit > 0)
 }
 
-pub(super) fn is_key_order(r: &RangeRequest) -> bool {
-    r.sort_target == SortTarget::Key as i32
+/// True if the answer is the first or the last keys of the interval, whatever their versions.
+pub(super) fn is_in_key_order(r: &RangeRequest) -> bool {
+    r.sort_target == SortTarget::Key as i32 && !is_filtered(r)
 }
 
-pub(super) fn is_filtered(r: &RangeRequest) -> bool {
+fn is_filtered(r: &RangeRequest) -> bool {
     [r.min_mod_revision, r.max_mod_revision, r.min_create_revision, r.max_create_revision] != [0; 4]
 }
 

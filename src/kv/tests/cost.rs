@@ -239,3 +239,19 @@ fn a_limit_bounds_what_is_visited_in_key_order_only() {
     assert_eq!(state.range_cost(&RangeRequest { min_mod_revision: 2, ..limited.clone() }).keys, 2000);
     assert_eq!(state.range_cost(&RangeRequest { count_only: true, ..everything() }), Cost { keys: 1, bytes: 0 });
 }
+
+#[test]
+fn a_range_is_long_if_it_takes_many_keys_or_must_look_at_many() {
+    let state = with_keys(5000);
+    let is_long = |r: RangeRequest| state.is_long_range(&r);
+    let limited = RangeRequest { limit: 10, ..everything() };
+    assert!(is_long(everything()));
+    assert!(is_long(RangeRequest { limit: 4999, ..everything() }));
+    assert!(is_long(RangeRequest { sort_target: 4, ..limited.clone() }));
+    assert!(is_long(RangeRequest { min_mod_revision: 2, ..limited.clone() }));
+    assert!(is_long(RangeRequest { revision: 2, ..everything() }));
+    assert!(!is_long(limited.clone()));
+    assert!(!is_long(RangeRequest { sort_order: 2, ..limited }));
+    assert!(!is_long(RangeRequest { count_only: true, ..everything() }));
+    assert!(!is_long(RangeRequest { range_end: name(4000), ..everything() }));
+}
