@@ -106,6 +106,26 @@ pub enum Error {
     PermissionNotGiven,
     #[error("etcdserver: invalid auth management")]
     InvalidAuthManagement,
+    #[error("etcdserver: root user does not have root role")]
+    RootRoleNotExist,
+    #[error("etcdserver: user name already exists")]
+    UserExists,
+    #[error("etcdserver: role name already exists")]
+    RoleExists,
+    #[error("etcdserver: authentication failed, invalid user ID or password")]
+    AuthFailed,
+    #[error("etcdserver: permission denied")]
+    PermissionDenied,
+    #[error("etcdserver: role is not granted to the user")]
+    RoleNotGranted,
+    #[error("etcdserver: permission is not granted to the role")]
+    PermissionNotGranted,
+    #[error("etcdserver: invalid auth token")]
+    InvalidAuthToken,
+    #[error("auth: authentication failed, password was given for no password user")]
+    NoPasswordUser,
+    #[error("bcrypt: password length exceeds 72 bytes")]
+    PasswordTooLong,
     /// Its operations together would take too long, or answer too much. The text is whole, but for etcd's sentence before it.
     #[error("etcdserver: request is too large: {0}")]
     TooCostly(String),
@@ -165,7 +185,10 @@ impl Error {
             | RoleEmpty
             | PermissionNotGiven
             | InvalidAuthManagement
+            | AuthFailed
             | InvalidRequest(_) => Code::InvalidArgument,
+            InvalidAuthToken => Code::Unauthenticated,
+            PermissionDenied => Code::PermissionDenied,
             Compacted | FutureRevision | LeaseTtlTooLarge => Code::OutOfRange,
             NoSpace | TooManyRequests | AnswerTooLarge(_) | MessageTooLarge(_) => Code::ResourceExhausted,
             LeaseNotFound | MemberNotFound => Code::NotFound,
@@ -177,10 +200,12 @@ impl Error {
             }
             MemberExists | PeerUrlExists | NotEnoughStarted | NotLearner | LearnerNotReady | FenceOfMajority
             | Membership(_) => Code::FailedPrecondition,
-            AuthNotEnabled | RootUserNotExist | UserNotFound | RoleNotFound => Code::FailedPrecondition,
+            AuthNotEnabled | RootUserNotExist | UserNotFound | RoleNotFound | RootRoleNotExist | UserExists
+            | RoleExists | RoleNotGranted | PermissionNotGranted => Code::FailedPrecondition,
             Unhealthy | MemberUnreachable(_) => Code::Unavailable,
             // etcd gives these no code of their own.
-            SessionExpired | ElectionNotLeader | ElectionNoLeader | MissingLeaderKey => Code::Unknown,
+            SessionExpired | ElectionNotLeader | ElectionNoLeader | MissingLeaderKey | NoPasswordUser
+            | PasswordTooLong => Code::Unknown,
             Corrupt => Code::DataLoss,
             Unsupported(_) => Code::Unimplemented,
         }
@@ -251,6 +276,16 @@ impl Error {
             PermissionNotGiven => 87,
             InvalidAuthManagement => 88,
             MessageTooLarge(_) => 91,
+            RootRoleNotExist => 110,
+            UserExists => 111,
+            RoleExists => 112,
+            AuthFailed => 113,
+            PermissionDenied => 114,
+            RoleNotGranted => 115,
+            PermissionNotGranted => 116,
+            InvalidAuthToken => 117,
+            NoPasswordUser => 118,
+            PasswordTooLong => 119,
         }
     }
 
@@ -337,6 +372,16 @@ const PLAIN: &[Error] = {
         RoleNotFound,
         PermissionNotGiven,
         InvalidAuthManagement,
+        RootRoleNotExist,
+        UserExists,
+        RoleExists,
+        AuthFailed,
+        PermissionDenied,
+        RoleNotGranted,
+        PermissionNotGranted,
+        InvalidAuthToken,
+        NoPasswordUser,
+        PasswordTooLong,
     ]
 };
 
@@ -352,8 +397,14 @@ mod tests {
 
     #[test]
     fn every_number_stands_for_one_failure() {
-        for number in
-            (1..=24).chain(26..=31).chain(41..=43).chain(51..=59).chain([61, 66, 71, 72]).chain(81..=88).chain([91])
+        for number in (1..=24)
+            .chain(26..=31)
+            .chain(41..=43)
+            .chain(51..=59)
+            .chain([61, 66, 71, 72])
+            .chain(81..=88)
+            .chain([91])
+            .chain(110..=119)
         {
             assert_eq!(Error::from_number(number, String::new()).number(), number);
         }

@@ -7,10 +7,12 @@ pub mod error;
 pub mod metrics;
 pub mod pb;
 
+pub mod caller;
 pub mod config;
 pub mod identity;
 pub mod telemetry;
 
+pub mod secure;
 pub mod storage;
 
 pub mod kv;

@@ -14,7 +14,7 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
 
-use crate::call::{Call, Door};
+use super::call::{Call, Door};
 use crate::support::cluster::http_request;
 
 /// No answer takes longer on either side, but for one that waits for another client.
@@ -29,12 +29,20 @@ const OBSERVED: usize = 1;
 pub struct Server {
     pub endpoint: String,
     channel: Channel,
+    /// Shown with each request over gRPC.
+    token: Option<String>,
 }
 
 impl Server {
     pub fn new(endpoint: String) -> Self {
         let channel = Endpoint::from_shared(format!("http://{endpoint}")).expect("an address").connect_lazy();
-        Self { endpoint, channel }
+        Self { endpoint, channel, token: None }
+    }
+
+    /// The same, for who shows a token.
+    #[allow(dead_code, reason = "only the test of permissions does")]
+    pub fn with_token(&self, token: &str) -> Self {
+        Self { token: Some(token.to_owned()), ..self.clone() }
     }
 
     pub async fn ask(&self, methods: &Methods, call: &Call, body: &Value) -> Value {
@@ -100,7 +108,11 @@ impl Server {
         client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
         let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
         let path = path.parse().expect("names in descriptors make a path");
-        Ok(client.streaming(Request::new(requests), path, Dynamic(method.output())).await?.into_inner())
+        let mut request = Request::new(requests);
+        if let Some(token) = &self.token {
+            request.metadata_mut().insert("token", token.parse().expect("a token is ASCII"));
+        }
+        Ok(client.streaming(request, path, Dynamic(method.output())).await?.into_inner())
     }
 }
 

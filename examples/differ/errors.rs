@@ -1,4 +1,4 @@
-//! The errors of etcd 3.7's table (`rpctypes`) that can occur without users and without TLS, and why some of them do not occur here.
+//! The errors of etcd 3.7's table (`rpctypes`) that can occur while authentication is off and without TLS, and why some of them do not occur here.
 
 /// Texts, without `etcdserver: `. A long run must have been given each.
 pub const OCCUR: &[&str] = &[
@@ -25,12 +25,25 @@ pub const OCCUR: &[&str] = &[
     "root user does not exist",
     "user name not found",
     "role name not found",
+    "user name is empty",
+    "user name already exists",
+    "role name is empty",
+    "role name already exists",
+    "permission not given",
+    "role is not granted to the user",
+    "permission is not granted to the role",
+    "invalid auth management",
     "wrong downgrade target version format",
     "invalid downgrade target version",
 ];
 
 /// Those that do not occur, with the reason.
 pub const ELSEWHERE: &[(&str, &str)] = &[
+    ("root user does not have root role", "nobody is made root: authentication stays off"),
+    ("authentication failed, invalid user ID or password", "authentication stays off"),
+    ("permission denied", "authentication stays off"),
+    ("invalid auth token", "authentication stays off"),
+    ("revision of auth store is old", "authentication stays off"),
     ("invalid client api version", "only proxies of version 2 gave it"),
     ("watch canceled", "clients give it to themselves"),
     ("member ID already exist", "ids are random"),
@@ -58,7 +71,7 @@ pub const ELSEWHERE: &[(&str, &str)] = &[
     ("context deadline exceeded", "nobody gives up but those who wait for another"),
 ];
 
-/// RPCs of which a success would change the two in different ways, or depends on how many members there are, or needs users.
+/// RPCs of which a success would change the two in different ways, or depends on how many members there are, or makes authentication count.
 pub const REFUSED_ONLY: &[&str] = &[
     "Cluster/MemberAdd",
     "Cluster/MemberRemove",
@@ -67,7 +80,4 @@ pub const REFUSED_ONLY: &[&str] = &[
     "Maintenance/MoveLeader",
     "Auth/AuthEnable",
     "Auth/Authenticate",
-    "Auth/UserGet",
-    "Auth/UserDelete",
-    "Auth/RoleGet",
 ];

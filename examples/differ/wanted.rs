@@ -249,14 +249,6 @@ pub const WANTED: &[Wanted] = &[
 
 pub const UNSENT: &[Unsent] = &[
     Unsent {
-        rpc: "Auth/UserAdd",
-        when: "always, and with all that makes users and roles",
-        etcd: "done",
-        ours: "refused, Unimplemented",
-        why: "authentication is not there yet",
-        holds: |_| true,
-    },
-    Unsent {
         rpc: "KV/Txn",
         when: "a put that keeps value or lease, beside a deletion up to the end of all keys",
         etcd: "ends with a panic if the key was deleted",

@@ -28,18 +28,20 @@ impl Api {
 impl Admin for Api {
     async fn scale(&self, request: Request<ScaleRequest>) -> Result<Response<ScaleResponse>, Status> {
         let node = self.node(&request)?;
+        let caller = self.root(&node, &request).await?;
         let ScaleRequest { replicas, start } = request.into_inner();
         let manager = self.manager()?;
         // What the leader may propose must be known here as the leader knows it.
         node.read_index().await?;
         let start = if replicas == 0 { 0 } else { start.map_or(self.shared.first_slot, u64::from) };
-        let size = manager.scale(start, u64::from(replicas)).await?;
+        let size = manager.scale(&caller, start, u64::from(replicas)).await?;
         let origin = if size.replicas == 0 { "none" } else { "command" };
         let wanted = Wanted { origin: origin.into(), start: size.start, replicas: size.replicas, ..Wanted::default() };
         Ok(Response::new(ScaleResponse { wanted: Some(wanted) }))
     }
 
-    async fn membership(&self, _: Request<MembershipRequest>) -> Result<Response<MembershipView>, Status> {
+    async fn membership(&self, request: Request<MembershipRequest>) -> Result<Response<MembershipView>, Status> {
+        self.any_user(&request).await?;
         Ok(Response::new(Api::membership(self).await))
     }
 }

@@ -40,7 +40,7 @@ pub(super) fn kept_max(pool: &Pool) -> u64 {
 
 /// Resolves when a view that was made when `freed` bytes had been freed may keep more than `max`.
 pub(super) async fn outdated(node: &Node, freed: u64, max: u64) {
-    while node.store().read(|s| s.kv.freed_bytes()).saturating_sub(freed) <= max {
+    while node.freed_bytes().saturating_sub(freed) <= max {
         sleep(LOOK).await;
     }
     tracing::warn!(max, "a client did not take its answer before much of it was overwritten; given up");
@@ -123,7 +123,7 @@ impl Api {
         make: impl Fn() -> F,
         large: fn(M) -> LargeAnswer,
     ) -> Result<Response<M>, Error> {
-        let freed = node.store().read(|s| s.kv.freed_bytes());
+        let freed = node.freed_bytes();
         let answer = make().await?;
         let bytes = answer.encoded_len();
         if bytes < LARGE_BYTES {
@@ -154,7 +154,7 @@ impl Api {
         if bytes < LARGE_BYTES {
             return Ok(Response::new(answer));
         }
-        let freed = node.store().read(|s| s.kv.freed_bytes());
+        let freed = node.freed_bytes();
         let answer = large(answer);
         let kept_bytes = self.kept_bytes(bytes, answer.versions(), false)?;
         let patience = node.options().request_timeout;

@@ -5,6 +5,7 @@ use tonic::{Request, Response, Status};
 use super::{Api, header_now};
 use crate::error::Error;
 use crate::identity;
+use crate::kv::Wants;
 use crate::node::Node;
 use crate::pb::etcd::cluster_server::Cluster;
 use crate::pb::etcd::{
@@ -30,7 +31,7 @@ fn members(membership: &StoredMembership) -> Vec<Member> {
 }
 
 fn members_now(node: &Node) -> Vec<Member> {
-    node.store().read(|s| members(&s.membership))
+    members(&node.membership())
 }
 
 /// The address in the one URL that a member has here.
@@ -54,16 +55,20 @@ impl Api {
 impl Cluster for Api {
     async fn member_list(&self, request: Request<MemberListRequest>) -> Result<Response<MemberListResponse>, Status> {
         let node = self.node(&request)?;
+        let caller = self.caller(&node, &request).await?;
         if request.into_inner().linearizable {
             node.read_index().await?;
         }
+        node.permit(&caller, Wants::AnyUser)?;
         Ok(Response::new(MemberListResponse { header: header_now(&node), members: members_now(&node) }))
     }
 
     async fn member_add(&self, request: Request<MemberAddRequest>) -> Result<Response<MemberAddResponse>, Status> {
         let node = self.node(&request)?;
+        let caller = self.root(&node, &request);
         let MemberAddRequest { peer_ur_ls, is_learner } = request.into_inner();
         let peer_address = peer_address(&peer_ur_ls)?;
+        caller.await?;
         let id = self.manage(&node, Operation::Add(Add { peer_address, held: is_learner })).await?;
         let members = members_now(&node);
         let member = members.iter().find(|member| member.id == id).cloned();
@@ -77,6 +82,7 @@ impl Cluster for Api {
         request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
         let node = self.node(&request)?;
+        self.root(&node, &request).await?;
         self.manage(&node, Operation::Remove(request.into_inner().id)).await?;
         Ok(Response::new(MemberRemoveResponse { header: header_now(&node), members: members_now(&node) }))
     }
@@ -86,6 +92,7 @@ impl Cluster for Api {
         request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
         let node = self.node(&request)?;
+        self.root(&node, &request).await?;
         let MemberUpdateRequest { id, peer_ur_ls } = request.into_inner();
         let peer_address = peer_address(&peer_ur_ls)?;
         self.manage(&node, Operation::Update(Update { id, peer_address })).await?;
@@ -97,6 +104,7 @@ impl Cluster for Api {
         request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
         let node = self.node(&request)?;
+        self.root(&node, &request).await?;
         self.manage(&node, Operation::Promote(request.into_inner().id)).await?;
         Ok(Response::new(MemberPromoteResponse { header: header_now(&node), members: members_now(&node) }))
     }

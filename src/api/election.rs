@@ -6,8 +6,9 @@ use futures_util::{Stream, stream};
 use tonic::{Request, Response, Status};
 
 use super::lease::{ended, until};
-use super::queue::{delete, first, if_created_at, prefix};
+use super::queue::{delete, first, if_created_at, line, prefix};
 use super::{Api, confirm, header, unsound};
+use crate::caller::Caller;
 use crate::error::Error;
 use crate::kv::State;
 use crate::node::Node;
@@ -24,25 +25,29 @@ impl Election for Api {
     /// Answers when elected.
     async fn campaign(&self, request: Request<CampaignRequest>) -> Result<Response<CampaignResponse>, Status> {
         let node = self.data_node(&request)?;
+        let caller = self.caller(&node, &request).await?;
         let CampaignRequest { name, lease, value } = request.into_inner();
-        let (place, header) = self.queue(&node, &name, lease, value).await?;
+        let (place, header) = self.queue(&node, &caller, &name, lease, value).await?;
         let leader = LeaderKey { name, key: place.key, rev: place.create_revision, lease: place.lease };
         Ok(Response::new(CampaignResponse { header: Some(header), leader: Some(leader) }))
     }
 
     async fn proclaim(&self, request: Request<ProclaimRequest>) -> Result<Response<ProclaimResponse>, Status> {
         let node = self.data_node(&request)?;
+        let caller = self.caller(&node, &request).await?;
         let ProclaimRequest { leader, value } = request.into_inner();
         let leader = leader.ok_or(Error::MissingLeaderKey)?;
-        let made = self.set_value(&node, &leader.key, leader.rev, leader.lease, value).await?;
+        let made = self.set_value(&node, &caller, &leader.key, leader.rev, leader.lease, value).await?;
         Ok(Response::new(ProclaimResponse { header: header(&node, made.revision) }))
     }
 
     async fn leader(&self, request: Request<LeaderRequest>) -> Result<Response<LeaderResponse>, Status> {
         let node = self.data_node(&request)?;
+        let caller = self.caller(&node, &request).await?;
         confirm(&node).await?;
-        let state = node.store().view().kv;
-        let kv = first(&state, &request.into_inner().name, 0)?.ok_or(Error::ElectionNoLeader)?;
+        let name = request.into_inner().name;
+        let state = line(&node, &caller, &name)?;
+        let kv = first(&state, &name, 0)?.ok_or(Error::ElectionNoLeader)?;
         Ok(Response::new(LeaderResponse { header: header(&node, state.revision()), kv: Some(kv) }))
     }
 
@@ -52,12 +57,13 @@ impl Election for Api {
     async fn observe(&self, request: Request<LeaderRequest>) -> Result<Response<Self::ObserveStream>, Status> {
         let node = self.data_node(&request)?;
         let needs_leader = super::needs_leader(&request);
+        let caller = self.caller(&node, &request).await?;
         confirm(&node).await?;
         let told = Told { name: request.into_inner().name.to_vec(), leader: None };
         let hub = self.hub()?;
         let corrupt = node.clone();
         let ended = ended(node.clone(), hub.clone(), needs_leader, async move { unsound(&corrupt).await });
-        let observer = Observer { node: node.clone(), hub, session: None, told };
+        let observer = Observer { node: node.clone(), caller, hub, session: None, told };
         let answers = stream::try_unfold((node, observer), |(node, mut observer)| async move {
             let (revision, kv) = observer.next().await?;
             let answer = LeaderResponse { header: header(&node, revision), kv: Some(kv) };
@@ -69,9 +75,10 @@ impl Election for Api {
     /// Who does not lead any more has nothing to give back, and that is no error.
     async fn resign(&self, request: Request<ResignRequest>) -> Result<Response<ResignResponse>, Status> {
         let node = self.data_node(&request)?;
+        let caller = self.caller(&node, &request).await?;
         let leader = request.into_inner().leader.ok_or(Error::MissingLeaderKey)?;
         let txn = if_created_at(&leader.key, leader.rev, delete(&leader.key), None);
-        let made = self.write_txn(&node, txn).await?.header.unwrap_or_default();
+        let made = self.write_txn(&node, &caller, txn).await?.header.unwrap_or_default();
         Ok(Response::new(ResignResponse { header: header(&node, made.revision) }))
     }
 }
@@ -79,6 +86,7 @@ impl Election for Api {
 /// Follows one election.
 struct Observer {
     node: Node,
+    caller: Caller,
     hub: Hub,
     /// Of everybody in the line; `None` before the beginning, and behind a compaction.
     session: Option<Session>,
@@ -98,7 +106,7 @@ impl Observer {
             match session.next().await.map_err(|_| Error::Stopped)? {
                 Output::Events { batch, .. } => {
                     let keys = batch.events.iter().filter_map(|event| event.kv.as_ref());
-                    match self.told.hear(batch.revision, keys, &self.node.store().view().kv) {
+                    match self.told.hear(batch.revision, keys, &line(&self.node, &self.caller, &self.told.name)?) {
                         Ok(Some(news)) => return Ok(news),
                         Ok(None) => {}
                         // Compacted meanwhile: the present has to do.
@@ -106,6 +114,7 @@ impl Observer {
                     }
                 }
                 Output::Compacted { .. } => self.session = None,
+                Output::Denied { error, .. } => return Err(error),
                 Output::CaughtUp => {}
             }
         }
@@ -113,11 +122,11 @@ impl Observer {
 
     /// Begins with the present.
     fn begin(&mut self) -> Result<Option<(i64, KeyValue)>, Error> {
-        let state = self.node.store().view().kv;
+        let state = line(&self.node, &self.caller, &self.told.name)?;
         let (key, range_end) = prefix(&self.told.name);
-        let mut session = self.hub.session_of(self.node.asker());
+        let mut session = self.hub.session(self.node.asker(), self.caller.clone());
         let shape = Shape::new(key, range_end);
-        session.watch(0, &shape, state.revision() + 1).map_err(|_| Error::TooManyRequests)?;
+        session.watch(0, &shape, state.revision() + 1)?;
         self.session = Some(session);
         Ok(self.told.tell(state.revision(), first(&state, &self.told.name, 0)?))
     }

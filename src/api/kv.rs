@@ -2,10 +2,11 @@
 
 use tonic::{Request, Response, Status};
 
-use super::{Api, complete, confirm, header, mismatched};
-use crate::env::{Instant, Pool, planted, sleep};
+use super::{Api, complete, confirm, header_now, mismatched};
+use crate::caller::Caller;
+use crate::env::{Instant, Pool, planted};
 use crate::error::Error;
-use crate::kv::{self, validate};
+use crate::kv::{self, Wants, validate};
 use crate::metrics::{RequestKind, metrics};
 use crate::node::Node;
 use crate::pb::etcd::kv_server::Kv;
@@ -18,25 +19,32 @@ use crate::pb::pieces::LargeAnswer;
 
 impl Api {
     /// Carries a request through Raft.
-    pub(super) async fn propose(&self, node: &Node, request: command::Request) -> Result<Answer, Error> {
+    pub(super) async fn propose(
+        &self,
+        node: &Node,
+        caller: &Caller,
+        request: command::Request,
+    ) -> Result<Answer, Error> {
         let command = Command::new(kv::CLUSTER_VERSION_MIN, request);
-        node.propose(command).await
+        node.propose(caller, command).await
     }
 
     async fn read_range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
         let node = self.data_node(&request)?;
+        let caller = self.caller(&node, &request);
         let range = request.into_inner();
         validate::range(&range)?;
+        let caller = caller.await?;
         if !range.serializable && !planted!("read-without-read-index") {
             confirm(&node).await?;
         }
-        let (reader, asked) = (&node, &range);
+        let (reader, asked, caller) = (&node, &range, &caller);
         let make = || async move {
             let mut answer = if asked.range_end.is_empty() {
-                reader.store().read(|s| s.kv.range(asked))?
+                reader.look(caller, Wants::range(asked), |state| state.range(asked))??
             } else {
                 // A view, so that no write waits for a long scan.
-                let state = reader.store().view().kv;
+                let state = reader.view(caller, Wants::range(asked))?;
                 if state.is_long_range(asked) {
                     let asked = asked.clone();
                     reader.long(Pool::Reads, move || state.range(&asked)).await??
@@ -51,14 +59,14 @@ impl Api {
     }
 
     /// `txn` writes nothing.
-    async fn read_txn(&self, node: &Node, txn: TxnRequest) -> Result<Response<TxnResponse>, Status> {
+    async fn read_txn(&self, node: &Node, caller: &Caller, txn: TxnRequest) -> Result<Response<TxnResponse>, Status> {
         validate::txn(&txn, &self.shared.limits)?;
         if !is_serializable(&txn) {
             confirm(node).await?;
         }
         let (reader, asked, limits) = (node, &txn, &self.shared.limits);
         let make = || async move {
-            let state = reader.store().view().kv;
+            let state = reader.view(caller, Wants::Txn(asked))?;
             let cost = state.txn_cost(asked);
             state.check_cost(cost, limits.request_cost_max)?;
             let mut answer = if cost.is_long_to_read() {
@@ -91,8 +99,9 @@ impl Kv for Api {
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
         let node = self.data_node(&request)?;
+        let caller = self.caller(&node, &request).await?;
         let put = request.into_inner();
-        match self.propose(&node, command::Request::Put(put)).await?.response {
+        match self.propose(&node, &caller, command::Request::Put(put)).await?.response {
             Some(answer::Response::Put(mut answer)) => {
                 answer.header = complete(&node, &answer.header);
                 Ok(Response::new(answer))
@@ -106,8 +115,9 @@ impl Kv for Api {
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
         let node = self.data_node(&request)?;
+        let caller = self.caller(&node, &request).await?;
         let delete = request.into_inner();
-        match self.propose(&node, command::Request::DeleteRange(delete)).await?.response {
+        match self.propose(&node, &caller, command::Request::DeleteRange(delete)).await?.response {
             Some(answer::Response::DeleteRange(mut answer)) => {
                 answer.header = complete(&node, &answer.header);
                 Ok(self.write_answer(&node, answer, LargeAnswer::DeleteRange).await?)
@@ -118,14 +128,15 @@ impl Kv for Api {
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
         let node = self.data_node(&request)?;
+        let caller = self.caller(&node, &request).await?;
         let txn = request.into_inner();
         if kv::is_read_only(&txn) {
             let begun = Instant::now();
-            let answer = self.read_txn(&node, txn).await;
+            let answer = self.read_txn(&node, &caller, txn).await;
             metrics().request(RequestKind::ReadonlyTxn, is_success(&answer), begun.elapsed());
             return answer;
         }
-        match self.propose(&node, command::Request::Txn(txn)).await?.response {
+        match self.propose(&node, &caller, command::Request::Txn(txn)).await?.response {
             Some(answer::Response::Txn(mut answer)) => {
                 answer.header = complete(&node, &answer.header);
                 Ok(self.write_answer(&node, answer, LargeAnswer::Txn).await?)
@@ -136,32 +147,20 @@ impl Kv for Api {
 
     async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
         let node = self.data_node(&request)?;
+        let caller = self.caller(&node, &request).await?;
+        node.permit(&caller, Wants::Root)?;
         let compact = request.into_inner();
         let (revision, physical) = (compact.revision, compact.physical);
-        match self.propose(&node, command::Request::Compact(compact)).await?.response {
+        match self.propose(&node, &caller, command::Request::Compact(compact)).await?.response {
             Some(answer::Response::Compact(_)) => {
                 if physical {
-                    swept(&node, revision).await?;
+                    node.wait_swept(revision).await?;
                 }
-                let now = node.store().read(|s| s.kv.revision());
-                Ok(Response::new(CompactionResponse { header: header(&node, now) }))
+                Ok(Response::new(CompactionResponse { header: header_now(&node) }))
             }
             _ => Err(mismatched()),
         }
     }
-}
-
-/// Waits until this member has freed what the compaction gave up. That takes as long as there is history, seconds for a million
-/// revisions, and the compaction is in force already: only the client's own deadline ends the wait, as in etcd.
-async fn swept(node: &Node, revision: i64) -> Result<(), Error> {
-    while node.store().read(|s| s.kv.compacted() < revision || s.kv.sweep_pending()) {
-        if node.env().shutdown.is_cancelled() {
-            return Err(Error::Stopped);
-        }
-        node.store().ask_sweep();
-        sleep(std::time::Duration::from_millis(5)).await;
-    }
-    Ok(())
 }
 
 /// As etcd counts a read.

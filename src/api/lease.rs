@@ -10,9 +10,9 @@ use futures_util::{Stream, StreamExt as _, stream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Api, complete, confirm, header, header_now};
-use crate::env::{Instant, Pool};
+use crate::env::Pool;
 use crate::error::Error;
-use crate::kv::State;
+use crate::kv::{State, Wants};
 use crate::node::{Node, Trust};
 use crate::pb::etcd::lease_server::Lease;
 use crate::pb::etcd::{
@@ -31,11 +31,12 @@ const LISTED_AT_ONCE: usize = 4096;
 impl Lease for Api {
     async fn lease_grant(&self, request: Request<LeaseGrantRequest>) -> Result<Response<LeaseGrantResponse>, Status> {
         let node = self.data_node(&request)?;
+        let caller = self.caller(&node, &request).await?;
         let grant = request.into_inner();
         if grant.ttl > crate::kv::TTL_MAX_SECONDS {
             return Err(Error::LeaseTtlTooLarge.into());
         }
-        let mut answer = self.leases()?.grant(&node, grant.id, grant.ttl).await?;
+        let mut answer = self.leases()?.grant(&node, &caller, grant.id, grant.ttl).await?;
         answer.header = complete(&node, &answer.header);
         Ok(Response::new(answer))
     }
@@ -45,7 +46,8 @@ impl Lease for Api {
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
         let node = self.data_node(&request)?;
-        let mut answer = self.leases()?.revoke(&node, request.into_inner().id).await?;
+        let caller = self.caller(&node, &request).await?;
+        let mut answer = self.leases()?.revoke(&node, &caller, request.into_inner().id).await?;
         answer.header = complete(&node, &answer.header);
         Ok(Response::new(answer))
     }
@@ -62,6 +64,7 @@ impl Lease for Api {
             return Err(Error::Corrupt.into());
         }
         let needs_leader = super::needs_leader(&request);
+        let caller = self.caller(&node, &request).await?;
         let leases = self.leases()?;
         let fenced = node.clone();
         let fenced = async move {
@@ -72,10 +75,10 @@ impl Lease for Api {
         let answers = request
             .into_inner()
             .map(move |asked| {
-                let (node, leases) = (node.clone(), leases.clone());
+                let (node, caller, leases) = (node.clone(), caller.clone(), leases.clone());
                 async move {
                     let id = asked?.id;
-                    let ttl = leases.renew(id).await?;
+                    let ttl = leases.renew(&caller, id).await?;
                     Ok(LeaseKeepAliveResponse { header: header_now(&node), id, ttl })
                 }
             })
@@ -88,13 +91,11 @@ impl Lease for Api {
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
         let node = self.data_node(&request)?;
+        let caller = self.caller(&node, &request).await?;
         let ask = request.into_inner();
-        let remaining = self.leases()?.remaining(ask.id).await?;
-        let deadline = Instant::now() + node.options().request_timeout;
-        if !node.store().wait_applied(remaining.index, deadline).await {
-            return Err(Error::Timeout.into());
-        }
-        let state = node.store().view().kv;
+        let remaining = self.leases()?.remaining(&caller, ask.id).await?;
+        node.wait_applied(remaining.index).await?;
+        let state = node.view(&caller, if ask.keys { Wants::LeaseKeys(ask.id) } else { Wants::AnyUser })?;
         let header = header(&node, state.revision());
         // The leader has it, and it may be gone since.
         let answer = match (remaining.seconds, state.leases().get(ask.id)) {
@@ -113,13 +114,18 @@ impl Lease for Api {
         request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
         let node = self.data_node(&request)?;
+        let caller = self.caller(&node, &request).await?;
         // As etcd's, it needs no leader; where there is one, it knows the order.
         let has_leader = node.status().leader.is_some();
         if has_leader {
             confirm(&node).await?;
         }
-        let state = node.store().view().kv;
+        let state = node.view(&caller, Wants::AnyUser)?;
         let header = header(&node, state.revision());
+        if node.is_auth_on() {
+            let (state, caller) = (state.clone(), caller.clone());
+            node.long(Pool::Reads, move || state.permit(&caller, Wants::AllLeases)).await??;
+        }
         let ids = |state: &State| state.leases().iter().map(|(id, _)| id).collect::<Vec<i64>>();
         let is_long = state.leases().len() > LISTED_AT_ONCE;
         let ids = if is_long {
@@ -128,8 +134,11 @@ impl Lease for Api {
         } else {
             ids(&state)
         };
-        let left =
-            if has_leader { self.leases()?.remaining_millis(&ids).await.unwrap_or_default() } else { Vec::new() };
+        let left = if has_leader {
+            self.leases()?.remaining_millis(&caller, &ids).await.unwrap_or_default()
+        } else {
+            Vec::new()
+        };
         let leases = if is_long {
             node.long(Pool::Reads, move || by_expiry(&state, &left)).await?
         } else {

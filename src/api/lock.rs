@@ -13,16 +13,18 @@ impl Lock for Api {
     /// Answers when the lock is held. With a lease that holds it already, at once.
     async fn lock(&self, request: Request<LockRequest>) -> Result<Response<LockResponse>, Status> {
         let node = self.data_node(&request)?;
+        let caller = self.caller(&node, &request).await?;
         let LockRequest { name, lease } = request.into_inner();
-        let (place, header) = self.queue(&node, &name, lease, Default::default()).await?;
+        let (place, header) = self.queue(&node, &caller, &name, lease, Default::default()).await?;
         Ok(Response::new(LockResponse { header: Some(header), key: place.key }))
     }
 
     /// A key that is gone already is no error: the lock is free.
     async fn unlock(&self, request: Request<UnlockRequest>) -> Result<Response<UnlockResponse>, Status> {
         let node = self.data_node(&request)?;
+        let caller = self.caller(&node, &request).await?;
         let delete = DeleteRangeRequest { key: request.into_inner().key, ..DeleteRangeRequest::default() };
-        match self.propose(&node, command::Request::DeleteRange(delete)).await?.response {
+        match self.propose(&node, &caller, command::Request::DeleteRange(delete)).await?.response {
             Some(answer::Response::DeleteRange(_)) => Ok(Response::new(UnlockResponse { header: header_now(&node) })),
             _ => Err(mismatched()),
         }

@@ -9,9 +9,10 @@ use tonic::{Request, Response, Status};
 use super::{
     Api, ETCD_CLUSTER_MINOR, ETCD_CLUSTER_VERSION, ETCD_VERSION, VERSION, client, header, header_now, snapshot,
 };
-use crate::env::{Instant, Pool};
+use crate::caller::Caller;
+use crate::env::Pool;
 use crate::error::Error;
-use crate::kv;
+use crate::kv::{self, Wants};
 use crate::node::Node;
 use crate::pb::etcd::alarm_request::AlarmAction;
 use crate::pb::etcd::downgrade_request::DowngradeAction;
@@ -28,7 +29,7 @@ const DEFRAGMENT_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Every alarm that is on: those in the log, and this member's own when its space is exceeded.
 pub(super) fn alarms(node: &Node) -> Vec<AlarmMember> {
-    let mut alarms = node.store().read(|s| s.kv.alarms());
+    let mut alarms = node.alarms();
     let own = AlarmMember { member_id: node.member().member_id, alarm: AlarmType::Nospace.into() };
     let space = node.space();
     let short = [&space.short, &space.lacks_room].into_iter().any(|short| short.load(Ordering::Relaxed));
@@ -44,10 +45,14 @@ impl Maintenance for Api {
     /// and the answer still has it.
     async fn alarm(&self, request: Request<AlarmRequest>) -> Result<Response<AlarmResponse>, Status> {
         let node = self.node(&request)?;
+        let caller = match request.get_ref().action() {
+            AlarmAction::Get => self.any_user(&request).await?,
+            AlarmAction::Activate | AlarmAction::Deactivate => self.root(&node, &request).await?,
+        };
         let alarm = request.into_inner();
         let mut changed = Vec::new();
         if alarm.action() != AlarmAction::Get && alarm.alarm() != AlarmType::None {
-            changed = change_alarm(&node, alarm).await?;
+            changed = change_alarm(&node, &caller, alarm).await?;
         }
         // Linearizable, as in etcd: what was changed through the leader may not have been applied here yet. A fenced member is no
         // longer served by the leader; it shows what it has, or nobody could see the alarm through it.
@@ -69,7 +74,8 @@ impl Maintenance for Api {
         Ok(Response::new(AlarmResponse { header: header_now(&node), alarms }))
     }
 
-    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        self.any_user(&request).await?;
         let mut facts = self.facts();
         facts.notes.extend(facts.progress.describe());
         let answer = match self.any_node() {
@@ -100,9 +106,10 @@ impl Maintenance for Api {
 
     async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
         let node = self.any_node()?.on_behalf_of(client(&request));
+        let caller = self.root(&node, &request).await?;
         let revision = request.into_inner().revision;
-        let view = node.store().view();
-        let work = move || (view.kv.hash_kv(revision), view.kv.revision());
+        let view = node.view(&caller, Wants::Root)?;
+        let work = move || (view.hash_kv(revision), view.revision());
         let (hash, now) = node.long(Pool::Backups, work).await?;
         let hash = hash?;
         Ok(Response::new(HashKvResponse {
@@ -121,15 +128,16 @@ impl Maintenance for Api {
     }
 
     /// Answers when the state store was written afresh and the old one is gone. Requests go on meanwhile.
-    async fn defragment(&self, _: Request<DefragmentRequest>) -> Result<Response<DefragmentResponse>, Status> {
+    async fn defragment(&self, request: Request<DefragmentRequest>) -> Result<Response<DefragmentResponse>, Status> {
         let node = self.any_node()?;
-        let needs = node.store().read(|s| s.kv.bytes());
+        let caller = self.root(&node, &request).await?;
+        let needs = node.figures().bytes;
         let free = self.facts().disk_free_bytes;
         if free < needs {
             let text = format!("defragmenting needs {needs} bytes of disk for a while, and {free} are free");
             return Err(Error::Unsupported(text).into());
         }
-        node.store().rewrite(Instant::now() + DEFRAGMENT_PATIENCE).await.map_err(Error::Unsupported)?;
+        node.defragment(&caller, DEFRAGMENT_PATIENCE).await?;
         // Without a header, as etcd.
         Ok(Response::new(DefragmentResponse { header: None }))
     }
@@ -143,6 +151,7 @@ impl Maintenance for Api {
     /// Only what can be answered without doing anything: which build may follow which is the cluster version's affair.
     async fn downgrade(&self, request: Request<DowngradeRequest>) -> Result<Response<DowngradeResponse>, Status> {
         let node = self.node(&request)?;
+        self.root(&node, &request).await?;
         let downgrade = request.into_inner();
         match downgrade.action() {
             DowngradeAction::Validate => validate_downgrade(&downgrade.version)?,
@@ -159,16 +168,17 @@ impl Maintenance for Api {
 
     async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
         let node = self.node(&request)?;
+        self.root(&node, &request).await?;
         node.transfer_leader(request.into_inner().target_id).await?;
         Ok(Response::new(MoveLeaderResponse { header: header_now(&node) }))
     }
 }
 
 /// Carries an alarm through the log; answers what it changed.
-async fn change_alarm(node: &Node, alarm: AlarmRequest) -> Result<Vec<AlarmMember>, Error> {
+async fn change_alarm(node: &Node, caller: &Caller, alarm: AlarmRequest) -> Result<Vec<AlarmMember>, Error> {
     node.wait_version(kv::ALARMS_SINCE, "alarms need").await?;
     let command = Command::new(kv::ALARMS_SINCE, command::Request::Alarm(alarm));
-    let answer = node.propose(command).await?;
+    let answer = node.propose(caller, command).await?;
     node.refresh_alarms();
     match answer.response {
         Some(answer::Response::Alarm(answer)) => Ok(answer.alarms),
@@ -201,7 +211,7 @@ pub(super) fn shown_quota(quota_bytes: u64) -> i64 {
 
 fn node_status(node: &Node, quota_bytes: u64, mut errors: Vec<String>) -> StatusResponse {
     let raft = node.status();
-    let bytes = node.store().read(|s| s.kv.bytes()) as i64;
+    let bytes = node.figures().bytes as i64;
     let no_leader = raft.leader.is_none().then(|| Error::NoLeader.to_string());
     // As etcd has them, and before what it has no word for.
     errors.splice(0..0, no_leader.into_iter().chain(alarms(node).iter().map(alarm_text)));

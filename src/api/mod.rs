@@ -6,6 +6,7 @@
 mod admin;
 mod answers;
 mod auth;
+mod caller;
 mod cluster;
 mod election;
 mod kv;
@@ -23,18 +24,22 @@ mod watch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::RwLock;
 use tonic::{Request, Status};
 
 use self::pull::Slots;
 use crate::cluster::Manager;
+use crate::env::Env;
 use crate::error::Error;
 use crate::kv::validate::Limits;
 use crate::lease::Leases;
 use crate::node::account::Account;
-use crate::node::{Client, Node, Trust};
+use crate::node::{Client, Figures, Node, Trust};
 use crate::pb::etcd;
+use crate::secure::password::Passwords;
+use crate::secure::token::Tokens;
 use crate::storage::Progress;
 use crate::watch::Hub;
 
@@ -63,6 +68,8 @@ struct Shared {
     leases: RwLock<Option<Leases>>,
     watch: RwLock<Option<Hub>>,
     watch_options: WatchOptions,
+    tokens: Tokens,
+    passwords: Passwords,
     manager: RwLock<Option<Arc<Manager>>>,
     /// The lowest slot, where a request to scale names none.
     first_slot: u64,
@@ -85,6 +92,27 @@ struct Shared {
 pub struct StreamOptions {
     pub backups_max: usize,
     pub range_streams_max: usize,
+}
+
+/// How users show who they are; see `[auth]` in `config/quorate.toml`.
+#[derive(Clone, Copy, Debug)]
+pub struct AuthOptions {
+    pub token_ttl: Duration,
+    pub bcrypt_cost: u32,
+}
+
+/// Settings of the services.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    pub limits: Limits,
+    pub watch: WatchOptions,
+    pub auth: AuthOptions,
+    pub quota_bytes: u64,
+    /// Most bytes a second of one backup.
+    pub snapshot_rate: u64,
+    pub streams: StreamOptions,
+    /// Where a request to scale names none.
+    pub first_slot: u64,
 }
 
 /// What `status` shows beside Raft's state.
@@ -112,21 +140,15 @@ impl Facts {
 }
 
 impl Api {
-    /// `snapshot_rate`: most bytes a second of one backup. `first_slot`: where a request to scale names none.
-    pub fn new(
-        limits: Limits,
-        account: Account,
-        watch_options: WatchOptions,
-        quota_bytes: u64,
-        snapshot_rate: u64,
-        streams: StreamOptions,
-        first_slot: u64,
-    ) -> Self {
+    pub fn new(env: &Env, account: Account, options: Options) -> Self {
+        let Options { limits, watch, auth, quota_bytes, snapshot_rate, streams, first_slot } = options;
         let shared = Shared {
             node: RwLock::new(None),
             leases: RwLock::new(None),
             watch: RwLock::new(None),
-            watch_options,
+            watch_options: watch,
+            tokens: Tokens::new(auth.token_ttl),
+            passwords: Passwords::new(env.clone(), auth.bcrypt_cost),
             manager: RwLock::new(None),
             first_slot,
             limits,
@@ -275,7 +297,7 @@ impl Api {
         };
         let raft = node.status();
         if raft.leader.is_none() {
-            let joined = node.store().read(|state| state.membership.log_id().is_some());
+            let joined = node.membership().log_id().is_some();
             let lacks = if joined { "knows no leader" } else { "is formed, waits for a leader" };
             return Some(std::iter::once(lacks.into()).chain(facts.notes).collect::<Vec<_>>().join("; "));
         }
@@ -344,8 +366,7 @@ impl Api {
             };
         };
         let raft = node.status();
-        let (revision, compacted, keys, bytes) =
-            node.store().read(|s| (s.kv.revision(), s.kv.compacted(), s.kv.key_count(), s.kv.bytes()));
+        let Figures { revision, compacted, keys, bytes, .. } = node.figures();
         let voters: std::collections::BTreeSet<u64> = raft.membership.voter_ids().collect();
         let matched: std::collections::BTreeMap<_, _> = raft.matched.iter().copied().collect();
         let members = raft
@@ -403,7 +424,7 @@ fn header(node: &Node, revision: i64) -> Option<etcd::ResponseHeader> {
 
 /// As [`header`], at the newest revision.
 fn header_now(node: &Node) -> Option<etcd::ResponseHeader> {
-    header(node, node.store().read(|s| s.kv.revision()))
+    header(node, node.revision())
 }
 
 /// Completes a header of which apply knew only the revision.

@@ -56,7 +56,7 @@ pub(super) fn pieces<S: Source>(node: &Node, plan: Plan, source: S, slot: Slot) 
         state: Mutex::new(Idle { source: Some((source, slot)), since: Instant::now(), patience: STALL_MAX }),
         ended: CancellationToken::new(),
     });
-    let freed = node.store().read(|s| s.kv.freed_bytes());
+    let freed = node.freed_bytes();
     node.env().spawn(give_up(held.clone(), node.clone(), freed));
     let puller = Puller { node: node.clone(), held };
     Box::pin(stream::unfold(Some(puller), |puller| async {

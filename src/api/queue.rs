@@ -12,9 +12,10 @@ use tokio::sync::oneshot;
 
 use super::wait::until_found;
 use super::{Api, mismatched, unsound};
+use crate::caller::Caller;
 use crate::env::{Instant, sleep};
 use crate::error::Error;
-use crate::kv::{self, State};
+use crate::kv::{self, State, Wants};
 use crate::lease::Leases;
 use crate::node::{Client, Node};
 use crate::pb::KeyValue;
@@ -48,6 +49,12 @@ pub(super) fn prefix(name: &[u8]) -> (Bytes, Bytes) {
     // "/" has a next byte, so that is the end of all that begins so.
     let end = [name, b"0"].concat();
     (first.into(), end.into())
+}
+
+/// A view of everybody in the line, for who may read them.
+pub(super) fn line(node: &Node, caller: &Caller, name: &[u8]) -> Result<State, Error> {
+    let (key, range_end) = prefix(name);
+    node.view(caller, Wants::Keys { key: &key, range_end: &range_end })
 }
 
 /// Who is served: the longest in the line, as of `revision` (0: now), which must not be compacted.
@@ -111,8 +118,13 @@ pub(super) fn delete(key: &Bytes) -> Request {
 
 impl Api {
     /// Carries a transaction through Raft.
-    pub(super) async fn write_txn(&self, node: &Node, txn: TxnRequest) -> Result<TxnResponse, tonic::Status> {
-        match self.propose(node, command::Request::Txn(txn)).await?.response {
+    pub(super) async fn write_txn(
+        &self,
+        node: &Node,
+        caller: &Caller,
+        txn: TxnRequest,
+    ) -> Result<TxnResponse, tonic::Status> {
+        match self.propose(node, caller, command::Request::Txn(txn)).await?.response {
             Some(answer::Response::Txn(answer)) => Ok(answer),
             _ => Err(mismatched()),
         }
@@ -120,10 +132,15 @@ impl Api {
 
     /// The same, of one that does nothing more when it is done again: so a lost answer is asked for again, within the time of a
     /// request.
-    async fn write_idempotent(&self, node: &Node, txn: TxnRequest) -> Result<TxnResponse, tonic::Status> {
+    async fn write_idempotent(
+        &self,
+        node: &Node,
+        caller: &Caller,
+        txn: TxnRequest,
+    ) -> Result<TxnResponse, tonic::Status> {
         let deadline = Instant::now() + node.options().request_timeout;
         loop {
-            let lost = match self.propose(node, command::Request::Txn(txn.clone())).await {
+            let lost = match self.propose(node, caller, command::Request::Txn(txn.clone())).await {
                 Ok(Answer { response: Some(answer::Response::Txn(answer)) }) => return Ok(answer),
                 Ok(_) => return Err(mismatched()),
                 Err(error @ (Error::TimeoutLeaderFailure | Error::TimeoutConnectionLost)) => error,
@@ -141,33 +158,37 @@ impl Api {
     pub(super) async fn queue(
         &self,
         node: &Node,
+        caller: &Caller,
         name: &[u8],
         lease: i64,
         value: Bytes,
     ) -> Result<(Place, ResponseHeader), tonic::Status> {
         let leases = self.leases()?;
+        // Before anything is left behind by who may not wait there.
+        line(node, caller, name)?;
         let (lease, own) = match lease {
-            0 => (leases.grant(node, 0, OWN_LEASE_TTL).await?.id, true),
+            0 => (leases.grant(node, caller, 0, OWN_LEASE_TTL).await?.id, true),
             lease => (lease, false),
         };
         let mut leaver = Leaver {
             // Who leaves does so whatever else its client asks for.
             node: node.clone().on_behalf_of(Client::default()),
+            caller: caller.clone(),
             leases: leases.clone(),
             place: None,
             leaves: false,
             own: own.then_some(lease),
         };
-        let place = self.join_certainly(node, name, lease, value.clone()).await?;
+        let place = self.join_certainly(node, caller, name, lease, value.clone()).await?;
         leaver.place = Some((place.key.clone(), place.create_revision));
         leaver.leaves = place.found.is_none();
         if place.found.as_ref().is_some_and(|kv| kv.value() != value) {
-            self.set_value(node, &place.key, place.create_revision, lease, value).await?;
+            self.set_value(node, caller, &place.key, place.create_revision, lease, value).await?;
         }
         let hub = self.hub()?;
         let turn = tokio::select! {
-            turn = turn(node, &hub, name, &place, &mut leaver.leaves) => turn,
-            failed = keep(&leases, lease), if own => Err(failed),
+            turn = turn((node, caller), &hub, name, &place, &mut leaver.leaves) => turn,
+            failed = keep(&leases, caller, lease), if own => Err(failed),
             corrupt = unsound(node) => Err(corrupt),
         };
         match turn {
@@ -186,28 +207,42 @@ impl Api {
     }
 
     /// Joins although the caller goes away meanwhile, to know what there is to leave then.
-    async fn join_certainly(&self, node: &Node, name: &[u8], lease: i64, value: Bytes) -> Result<Place, tonic::Status> {
+    async fn join_certainly(
+        &self,
+        node: &Node,
+        caller: &Caller,
+        name: &[u8],
+        lease: i64,
+        value: Bytes,
+    ) -> Result<Place, tonic::Status> {
         let (tell, told) = oneshot::channel();
-        let (api, at, name) = (self.clone(), node.clone(), name.to_vec());
+        let (api, at, caller, name) = (self.clone(), node.clone(), caller.clone(), name.to_vec());
         node.env().spawn(async move {
-            let joined = api.join(&at, &name, lease, value).await;
+            let joined = api.join(&at, &caller, &name, lease, value).await;
             // Nobody is there to take it. A place that was there before is another call's.
             if let Err(Ok(place)) = tell.send(joined)
                 && place.found.is_none()
             {
                 let txn = if_created_at(&place.key, place.create_revision, delete(&place.key), None);
-                let _ = api.write_txn(&at, txn).await;
+                let _ = api.write_txn(&at, &caller, txn).await;
             }
         });
         told.await.map_err(|_| Error::Stopped)?
     }
 
-    async fn join(&self, node: &Node, name: &[u8], lease: i64, value: Bytes) -> Result<Place, tonic::Status> {
+    async fn join(
+        &self,
+        node: &Node,
+        caller: &Caller,
+        name: &[u8],
+        lease: i64,
+        value: Bytes,
+    ) -> Result<Place, tonic::Status> {
         let key = Bytes::from([name, format!("/{lease:x}").as_bytes()].concat());
         let put = Request::RequestPut(PutRequest { key: key.clone(), value, lease, ..PutRequest::default() });
         let get = Request::RequestRange(RangeRequest { key: key.clone(), ..RangeRequest::default() });
         // Done twice, it finds its own place.
-        let answer = self.write_idempotent(node, if_created_at(&key, 0, put, Some(get))).await?;
+        let answer = self.write_idempotent(node, caller, if_created_at(&key, 0, put, Some(get))).await?;
         let revision = answer.header.map_or(0, |header| header.revision);
         let found = answer.responses.into_iter().find_map(|op| match op.response {
             Some(response_op::Response::ResponseRange(range)) => range.kvs.into_iter().next(),
@@ -221,37 +256,52 @@ impl Api {
     pub(super) async fn set_value(
         &self,
         node: &Node,
+        caller: &Caller,
         key: &Bytes,
         create_revision: i64,
         lease: i64,
         value: Bytes,
     ) -> Result<ResponseHeader, tonic::Status> {
         let put = Request::RequestPut(PutRequest { key: key.clone(), value, lease, ..PutRequest::default() });
-        let answer = self.write_txn(node, if_created_at(key, create_revision, put, None)).await?;
+        let answer = self.write_txn(node, caller, if_created_at(key, create_revision, put, None)).await?;
         if answer.succeeded { Ok(answer.header.unwrap_or_default()) } else { Err(Error::ElectionNotLeader.into()) }
     }
 }
 
 /// Waits until nobody is before `place`; fails if it is lost meanwhile. `leaves` says at each moment whether a caller that goes away
 /// takes the place with it: not if that is first in the line and was found, for another call may have been told so.
-async fn turn(node: &Node, hub: &Hub, name: &[u8], place: &Place, leaves: &mut bool) -> Result<ResponseHeader, Error> {
+async fn turn(
+    (node, caller): (&Node, &Caller),
+    hub: &Hub,
+    name: &[u8],
+    place: &Place,
+    leaves: &mut bool,
+) -> Result<ResponseHeader, Error> {
+    let (first, end) = prefix(name);
+    let all = Wants::Keys { key: &first, range_end: &end };
     // This member may not have seen yet that the place was taken.
-    until_found(node, |state| (state.revision() >= place.create_revision).then_some(())).await?;
+    until_found(node, caller, all, |state| (state.revision() >= place.create_revision).then_some(())).await?;
     loop {
-        let state = node.store().view().kv;
+        let state = node.view(caller, all)?;
         if !is_there(&state, &place.key, place.create_revision) {
             return Err(Error::SessionExpired);
         }
         let ahead = before(&state, name, place.create_revision);
         *leaves = ahead.is_some() || place.found.is_none();
         let Some(ahead) = ahead else { break };
-        let mut session = hub.session_of(node.asker());
+        let mut session = hub.session(node.asker(), caller.clone());
         for (watcher, key) in [(0, place.key.clone()), (1, Bytes::copy_from_slice(ahead.key()))] {
             let deleted = Shape { puts: false, ..Shape::of_key(key) };
-            session.watch(watcher, &deleted, state.revision() + 1).map_err(|_| Error::TooManyRequests)?;
+            session.watch(watcher, &deleted, state.revision() + 1)?;
         }
         // Whichever was deleted, or may have been: the state says what is so now.
-        while let Output::CaughtUp = session.next().await.map_err(|_| Error::Stopped)? {}
+        loop {
+            match session.next().await.map_err(|_| Error::Stopped)? {
+                Output::CaughtUp => {}
+                Output::Denied { error, .. } => return Err(error),
+                Output::Events { .. } | Output::Compacted { .. } => break,
+            }
+        }
     }
     // That nobody is before stays true. That the own place is still there must be as new as this moment.
     while let Err(error) = node.read_index().await {
@@ -262,18 +312,20 @@ async fn turn(node: &Node, hub: &Hub, name: &[u8], place: &Place, leaves: &mut b
         sleep(RETRY_AFTER).await;
     }
     let (there, revision) =
-        node.store().read(|s| (is_there(&s.kv, &place.key, place.create_revision), s.kv.revision()));
+        node.look(caller, all, |state| (is_there(state, &place.key, place.create_revision), state.revision()))?;
     if there { Ok(super::header(node, revision).unwrap_or_default()) } else { Err(Error::SessionExpired) }
 }
 
 /// Keeps the lease of a caller that brought none while it waits.
-async fn keep(leases: &Leases, lease: i64) -> Error {
+async fn keep(leases: &Leases, caller: &Caller, lease: i64) -> Error {
     loop {
         sleep(Duration::from_secs(OWN_LEASE_TTL as u64 / 3)).await;
-        match leases.renew(lease).await {
+        match leases.renew(caller, lease).await {
             Ok(0) => return Error::SessionExpired,
             Ok(_) => {}
-            Err(Error::Stopped) => return Error::Stopped,
+            Err(error @ (Error::Stopped | Error::PermissionDenied | Error::InvalidAuthToken | Error::UserEmpty)) => {
+                return error;
+            }
             Err(error) => tracing::debug!(%error, lease = format!("{lease:x}"), "not renewed; tried again"),
         }
     }
@@ -282,6 +334,7 @@ async fn keep(leases: &Leases, lease: i64) -> Error {
 /// Leaves the line for a caller that goes away.
 struct Leaver {
     node: Node,
+    caller: Caller,
     leases: Leases,
     place: Option<(Bytes, i64)>,
     /// Whether the place goes with the caller.
@@ -302,15 +355,15 @@ impl Drop for Leaver {
         if place.is_none() && own.is_none() {
             return;
         }
-        let (node, leases) = (self.node.clone(), self.leases.clone());
+        let (node, caller, leases) = (self.node.clone(), self.caller.clone(), self.leases.clone());
         // Should this fail, the lease's end does it.
         let leave = async move {
             if let Some(lease) = own {
-                let _ = leases.revoke(&node, lease).await;
+                let _ = leases.revoke(&node, &caller, lease).await;
             } else if let Some((key, create_revision)) = place {
                 let txn = if_created_at(&key, create_revision, delete(&key), None);
                 let needs = kv::CLUSTER_VERSION_MIN;
-                let _ = node.propose(Command::new(needs, command::Request::Txn(txn))).await;
+                let _ = node.propose(&caller, Command::new(needs, command::Request::Txn(txn))).await;
             }
         };
         let shutdown = self.node.env().shutdown.clone();

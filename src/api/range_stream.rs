@@ -14,14 +14,14 @@ use tonic::{Request, Response, Status};
 use super::answers::kept_max;
 use super::pull::{self, Plan, Source};
 use super::{Api, confirm, header, sound};
+use crate::caller::Caller;
 use crate::env::Pool;
 use crate::error::Error;
-use crate::kv::validate;
+use crate::kv::{State, Wants, validate};
 use crate::node::{Node, account};
 use crate::pb::etcd::range_request::{SortOrder, SortTarget};
 use crate::pb::etcd::{RangeRequest, RangeResponse, RangeStreamResponse};
 use crate::pb::{KeyValue, delimited_len};
-use crate::raft::Applied;
 
 /// Bytes of a piece, unless one key-value pair alone is larger.
 const PIECE_BYTES: usize = 256 << 10;
@@ -33,20 +33,23 @@ pub(super) type Pieces = pull::Pieces<RangeStreamResponse>;
 impl Api {
     pub(super) async fn pieces(&self, request: Request<RangeRequest>) -> Result<Response<Pieces>, Status> {
         let node = self.data_node(&request)?;
+        let caller = self.caller(&node, &request);
         let range = request.into_inner();
         validate::range(&range)?;
+        let caller = caller.await?;
         let slot = self.shared.range_streams.take(node.client())?;
         if !range.serializable {
             confirm(&node).await?;
         }
-        let view = node.store().view();
+        let view = node.view(&caller, Wants::range(&range))?;
+        let asked = (range.key.clone(), range.range_end.clone());
         let walk = node.long(Pool::Reads, move || Walk::begin(view, range)).await??;
         let plan =
             Plan { what: "range", pool: Pool::Reads, rate: u64::MAX, kept_max: kept_max(&self.shared.account.answers) };
         // In any other order than the keys' it has references to all that it answers.
         let references = (walk.found.capacity() * size_of::<KeyValue>()) as u64;
         let kept = self.shared.account.answers.take(node.asker(), references)?;
-        let taken = Taken { node: node.clone(), walk, ended: false, _kept: kept };
+        let taken = Taken { node: node.clone(), caller, asked, walk, ended: false, _kept: kept };
         Ok(Response::new(pull::pieces(&node, plan, taken, slot)))
     }
 }
@@ -54,6 +57,9 @@ impl Api {
 /// A range on its way to a client.
 struct Taken {
     node: Node,
+    caller: Caller,
+    /// Key and end of the range.
+    asked: (Bytes, Bytes),
     walk: Walk,
     ended: bool,
     _kept: account::Taken,
@@ -67,6 +73,7 @@ impl Source for Taken {
             return Ok(None);
         }
         sound(&self.node)?;
+        self.node.permit(&self.caller, Wants::Keys { key: &self.asked.0, range_end: &self.asked.1 })?;
         let (mut piece, last) = self.walk.next()?;
         self.ended = last;
         if last {
@@ -79,7 +86,7 @@ impl Source for Taken {
 
 /// Where a stream is.
 struct Walk {
-    view: Applied,
+    view: State,
     /// The next page's; its key moves on.
     range: RangeRequest,
     /// Keys that the limit leaves; `i64::MAX` without one.
@@ -93,12 +100,12 @@ struct Walk {
 }
 
 impl Walk {
-    fn begin(view: Applied, range: RangeRequest) -> Result<Self, Error> {
-        let present = range.revision <= 0 || range.revision == view.kv.revision();
+    fn begin(view: State, range: RangeRequest) -> Result<Self, Error> {
+        let present = range.revision <= 0 || range.revision == view.revision();
         let in_key_order = range.sort_target == SortTarget::Key as i32 && range.sort_order != SortOrder::Descend as i32;
         let paged = present && in_key_order && !range.range_end.is_empty() && !range.count_only;
         let left = if range.limit > 0 { range.limit } else { i64::MAX };
-        let revision = view.kv.revision();
+        let revision = view.revision();
         let mut walk = Self { view, range, left, paged, found: VecDeque::new(), more: false, count: 0, revision };
         let first = walk.look_up()?;
         walk.count = first;
@@ -110,7 +117,7 @@ impl Walk {
         if self.paged {
             self.range.limit = self.left.min(PAGE_KEYS);
         }
-        let page = self.view.kv.range(&self.range)?;
+        let page = self.view.range(&self.range)?;
         self.left -= page.kvs.len() as i64;
         self.more = page.more;
         if let Some(last) = page.kvs.last().filter(|_| self.paged) {
@@ -146,22 +153,21 @@ impl Walk {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kv::State;
     use crate::pb::etcd::PutRequest;
     use crate::pb::log::{Command, command};
 
-    fn filled(keys: usize, bytes: usize) -> Applied {
+    fn filled(keys: usize, bytes: usize) -> State {
         let mut kv = State::new();
         for n in 0..keys {
             let put = PutRequest { key: format!("k{n:05}").into(), value: vec![7; bytes].into(), ..Default::default() };
             let command = Command::new(1, command::Request::Put(put));
             kv.apply(&command, false).unwrap().unwrap();
         }
-        Applied { kv, ..Applied::default() }
+        kv
     }
 
     /// Everything that the walk gives, without headers; the sizes of its pieces.
-    fn walk(view: &Applied, range: RangeRequest) -> (RangeResponse, usize) {
+    fn walk(view: &State, range: RangeRequest) -> (RangeResponse, usize) {
         let mut walk = Walk::begin(view.clone(), range).unwrap();
         let (mut all, mut pieces) = (RangeResponse::default(), 0);
         loop {
@@ -192,7 +198,7 @@ mod tests {
             (1024, 0, 0, 2000),
         ] {
             let range = RangeRequest { limit, sort_order, sort_target, revision, ..all.clone() };
-            let mut expected = view.kv.range(&range).unwrap();
+            let mut expected = view.range(&range).unwrap();
             expected.header = None;
             let (found, pieces) = walk(&view, range);
             assert_eq!(found, expected, "limit {limit}, order {sort_order}, revision {revision}");

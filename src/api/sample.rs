@@ -50,26 +50,27 @@ impl Api {
         let alarms_of = |kind: AlarmType| alarms.iter().filter(|alarm| alarm.alarm() == kind).count() as u64;
         let voters = raft.membership.voter_ids().collect::<std::collections::BTreeSet<_>>().len() as u64;
         let members = raft.membership.nodes().count() as u64;
-        node.store().read(|s| Sample {
+        let figures = node.figures();
+        Sample {
             has_leader: raft.leader.is_some(),
             is_leader: raft.is_leader,
             is_learner: raft.is_learner,
-            data_bytes: s.kv.bytes(),
-            data_in_use_bytes: s.kv.bytes(),
+            data_bytes: figures.bytes,
+            data_in_use_bytes: figures.bytes,
             committed_index: raft.committed_index,
             applied_index: raft.applied_index,
             term: raft.term,
-            revision: s.kv.revision(),
-            compacted: s.kv.compacted(),
-            keys: s.kv.key_count() as u64,
+            revision: figures.revision,
+            compacted: figures.compacted,
+            keys: figures.keys as u64,
             voters,
             learners: members.saturating_sub(voters),
-            cluster_version: s.kv.cluster_version(),
+            cluster_version: figures.cluster_version,
             alarms: alarms.iter().map(|on| (on.member_id, on.alarm().as_str_name())).collect(),
             alarms_nospace: alarms_of(AlarmType::Nospace),
             alarms_corrupt: alarms_of(AlarmType::Corrupt),
             ready: raft.leader.is_some() && self.shared.ready.load(Ordering::Acquire),
             ..base
-        })
+        }
     }
 }

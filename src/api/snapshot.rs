@@ -9,10 +9,12 @@ use tonic::{Request, Response, Status};
 use super::answers::kept_max;
 use super::pull::{self, Plan, Source};
 use super::{Api, ETCD_CLUSTER_VERSION, header};
+use crate::caller::Caller;
 use crate::env::Pool;
 use crate::error::Error;
+use crate::kv::Wants;
 use crate::metrics::metrics;
-use crate::node::Trust;
+use crate::node::{Node, Trust};
 use crate::pb::etcd::{ResponseHeader, SnapshotRequest, SnapshotResponse};
 use crate::raft::Backup;
 
@@ -27,17 +29,25 @@ impl Api {
         if node.trust() == Trust::Fenced {
             return Err(Error::Corrupt.into());
         }
+        let caller = self.root(&node, &request).await?;
         let slot = self.shared.backups.take(node.client())?;
-        let backup = Backup::new(node.store().view(), node.member());
+        let backup = Backup::new(node.whole_view(&caller)?, node.member());
         let header = header(&node, backup.revision());
         let rate = self.shared.snapshot_rate.max(1);
         let plan = Plan { what: "backup", pool: Pool::Backups, rate, kept_max: kept_max(&self.shared.account.answers) };
-        Ok(Response::new(pull::pieces(&node, plan, Taken { backup, header, remaining: None }, slot)))
+        Ok(Response::new(pull::pieces(
+            &node,
+            plan,
+            Taken { node: node.clone(), caller, backup, header, remaining: None },
+            slot,
+        )))
     }
 }
 
 /// A backup on its way to a client.
 struct Taken {
+    node: Node,
+    caller: Caller,
     backup: Backup,
     header: Option<ResponseHeader>,
     /// Bytes that are still to come, once that is known.
@@ -48,6 +58,7 @@ impl Source for Taken {
     type Piece = SnapshotResponse;
 
     fn piece(&mut self) -> Result<Option<(SnapshotResponse, usize)>, Status> {
+        self.node.permit(&self.caller, Wants::Root)?;
         let before = *self.remaining.get_or_insert_with(|| {
             let bytes = self.backup.bytes();
             tracing::info!(bytes, "a client takes a backup");

@@ -1,16 +1,22 @@
 //! Waiting for something to be so in this member's state.
 
+use crate::caller::Caller;
 use crate::error::Error;
-use crate::kv::State;
+use crate::kv::{State, Wants};
 use crate::node::Node;
 
-/// Looks at the state, again after each entry that is applied, until `look` finds something; fails when this member stops.
+/// Looks at what `caller` wants of the state, again after each entry that is applied, until `look` finds something; fails when this member stops.
 /// `look` holds up applying, so it must be short.
-pub(super) async fn until_found<T>(node: &Node, mut look: impl FnMut(&State) -> Option<T>) -> Result<T, Error> {
-    let mut applied = node.store().applied();
+pub(super) async fn until_found<T>(
+    node: &Node,
+    caller: &Caller,
+    wants: Wants<'_>,
+    mut look: impl FnMut(&State) -> Option<T>,
+) -> Result<T, Error> {
+    let mut applied = node.applied();
     loop {
         applied.borrow_and_update();
-        if let Some(found) = node.store().read(|s| look(&s.kv)) {
+        if let Some(found) = node.look(caller, wants, &mut look)? {
             return Ok(found);
         }
         tokio::select! {

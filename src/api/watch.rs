@@ -15,6 +15,7 @@ use prost::Message as _;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Api, header, unsound};
+use crate::caller::Caller;
 use crate::env::{Instant, sleep_until};
 use crate::error::Error;
 use crate::node::Node;
@@ -22,7 +23,7 @@ use crate::pb::etcd::watch_create_request::FilterType;
 use crate::pb::etcd::watch_request::RequestUnion;
 use crate::pb::etcd::watch_server::Watch;
 use crate::pb::etcd::{WatchCreateRequest, WatchRequest, WatchResponse};
-use crate::watch::{Batch, Hub, Output, Session, Shape};
+use crate::watch::{Batch, Hub, Output, Refused, Session, Shape};
 
 /// The number that stands for no watcher, or for all of the stream; who asks for it gets a free one, as who asks for 0.
 const NO_WATCHER: i64 = -1;
@@ -43,7 +44,9 @@ impl Watch for Api {
     async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Responses>, Status> {
         let node = self.data_node(&request)?;
         let needs_leader = super::needs_leader(&request);
-        Ok(Response::new(self.watch_stream(node, request.into_inner(), needs_leader)?))
+        // As etcd: a token that is none refuses the watchers, not the stream, and clients ask for another then.
+        let caller = self.caller(&node, &request).await.unwrap_or_else(|_| Caller::stranger());
+        Ok(Response::new(self.watch_stream(node, caller, request.into_inner(), needs_leader)?))
     }
 }
 
@@ -52,12 +55,13 @@ impl Api {
     pub fn watch_stream(
         &self,
         node: Node,
+        caller: Caller,
         requests: impl Stream<Item = Result<WatchRequest, Status>> + Send + Unpin + 'static,
         needs_leader: bool,
     ) -> Result<Responses, Error> {
         let hub = self.hub()?;
         let client = Client {
-            session: hub.session_of(node.asker()),
+            session: hub.session(node.asker(), caller),
             hub,
             corrupt: {
                 let node = node.clone();
@@ -212,12 +216,15 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
         let refused =
             |why: String| (NO_WATCHER, WatchResponse { canceled: true, cancel_reason: why, ..Default::default() });
         let start = create.start_revision;
-        let (number, created) = if start < 0 {
+        let shape = shape(&create);
+        let (number, created) = if let Err(denied) = self.session.permit(&shape) {
+            refused(denial(&denied))
+        } else if start < 0 {
             refused(Error::Compacted.to_string())
         } else {
             let is_chosen = create.watch_id != 0 && create.watch_id != NO_WATCHER;
             let number = if is_chosen { create.watch_id } else { self.free_number() };
-            match self.session.watch(number, &shape(&create), start) {
+            match self.session.watch(number, &shape, start) {
                 Ok(created) => {
                     // A number that was given is never given again, whatever becomes of its watcher: a cancellation that comes late
                     // would meet another. A refused one is.
@@ -225,6 +232,7 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
                     self.revision = self.revision.max(created.revision);
                     (number, WatchResponse::default())
                 }
+                Err(Refused::Denied(error)) => refused(denial(&error)),
                 Err(error) => refused(error.to_string()),
             }
         };
@@ -276,6 +284,12 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
                     cancel_reason: Error::Compacted.to_string(),
                     ..self.response_now(watcher)
                 };
+                self.replies.push_back(canceled);
+            }
+            Output::Denied { watcher, error } => {
+                self.forget(watcher);
+                let cancel_reason = denial(&error);
+                let canceled = WatchResponse { canceled: true, cancel_reason, ..self.response_now(watcher) };
                 self.replies.push_back(canceled);
             }
             Output::CaughtUp => {}
@@ -352,6 +366,11 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
             self.revision = self.revision.max(certain);
         }
     }
+}
+
+/// A refusal in the words that clients look for: those of Go's gRPC.
+fn denial(error: &Error) -> String {
+    format!("rpc error: code = {:?} desc = {error}", error.code())
 }
 
 /// What a request asks to see. An empty key stands for the least one.

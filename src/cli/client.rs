@@ -6,9 +6,10 @@
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{self, Endpoint};
 use tonic::{Code, Response, Status};
 
+use super::credentials::{Channel, UserArgs};
 use crate::config::STATUS_PORT_OFFSET;
 use crate::config::units::duration;
 use crate::env::timeout;
@@ -31,6 +32,8 @@ pub struct ClientArgs {
     /// Longest wait for an answer
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration::parse)]
     pub timeout: Duration,
+    #[command(flatten)]
+    pub user: UserArgs,
 }
 
 impl ClientArgs {
@@ -71,13 +74,20 @@ impl ClientArgs {
         };
         match beside(endpoint) {
             // Who is away altogether is not waited for twice.
-            Some(status) if failure.contains("refused") => self.dial(&status).await.map_err(|_| failure),
+            // Nobody signs in there.
+            Some(status) if failure.contains("refused") => {
+                self.open(&status).await.map_err(|_| failure).and_then(|channel| self.user.with_token(channel))
+            }
             _ => Err(failure),
         }
     }
 
-    /// Connects to one endpoint; the error is a short reason.
+    /// Connects to one endpoint, and shows who asks; the error is a short reason.
     pub async fn dial(&self, endpoint: &str) -> Result<Channel, String> {
+        self.user.sign_in(self.open(endpoint).await?, self.timeout).await
+    }
+
+    async fn open(&self, endpoint: &str) -> Result<transport::Channel, String> {
         let endpoint = Endpoint::from_shared(url(endpoint)?).map_err(|error| last_source(&error))?;
         // A watch may wait for hours: a server that lost its power must be noticed.
         let endpoint =
@@ -172,6 +182,7 @@ mod tests {
             endpoints: endpoints.iter().map(|endpoint| (*endpoint).to_owned()).collect(),
             dial_timeout: Duration::from_secs(2),
             timeout: Duration::from_secs(5),
+            user: UserArgs::default(),
         }
     }
 

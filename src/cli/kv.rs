@@ -12,6 +12,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::client::{ANSWER_BYTES_MAX, ClientArgs};
+use super::credentials::Channel;
 use super::output::{Format, header_json, json_line, key_value_json};
 use crate::pb::KeyValue;
 use crate::pb::etcd::kv_client::KvClient;
@@ -135,7 +136,7 @@ pub(super) fn prefix_end(prefix: &[u8]) -> Vec<u8> {
     }
 }
 
-async fn connect(client: &ClientArgs) -> anyhow::Result<KvClient<tonic::transport::Channel>> {
+async fn connect(client: &ClientArgs) -> anyhow::Result<KvClient<Channel>> {
     Ok(KvClient::new(client.connect().await?).max_decoding_message_size(ANSWER_BYTES_MAX))
 }
 

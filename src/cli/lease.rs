@@ -8,11 +8,11 @@ use std::time::Duration;
 use anyhow::{anyhow, bail, ensure};
 use futures_util::StreamExt as _;
 use serde_json::json;
-use tonic::transport::Channel;
 
 use super::client::{ClientArgs, failure};
 use super::output::{Format, header_json, json_line, table};
 use super::print;
+use crate::cli::credentials::Channel;
 use crate::config::units::duration;
 use crate::env::{Instant, sleep, timeout};
 use crate::pb::etcd::lease_client::LeaseClient;

@@ -17,12 +17,12 @@ use futures_util::StreamExt as _;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::client::{ClientArgs, failure};
 use super::lease::{keep, seconds};
 use super::print;
+use crate::cli::credentials::Channel;
 use crate::config::units::duration;
 use crate::env::{sleep, timeout};
 use crate::pb::election::election_client::ElectionClient;

@@ -3,7 +3,9 @@
 //! Owns the flags and what is printed. What a command prints goes to standard output and nothing else does; an error is
 //! one line that says what to do, and exit code 1. Absent: settings (`config`), which flags only feed.
 
+mod auth;
 mod client;
+mod credentials;
 pub mod dev;
 pub mod etcd;
 mod kv;
@@ -83,6 +85,15 @@ pub enum Command {
     /// Leases: keys that are put with one go when it ends
     #[command(subcommand)]
     Lease(lease::LeaseCommand),
+    /// Users: who may ask
+    #[command(subcommand)]
+    User(auth::UserCommand),
+    /// Roles: what users may do
+    #[command(subcommand)]
+    Role(auth::RoleCommand),
+    /// Whether users and roles count
+    #[command(subcommand)]
+    Auth(auth::AuthCommand),
     /// Hold a lock while a command runs
     Lock(lock::LockArgs),
     /// Stand for election, or follow who is elected
@@ -155,6 +166,9 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Alarm(command) => request(maintenance::alarm(command)),
         Command::Defrag(args) => request(maintenance::defrag(args)),
         Command::Hash(args) => request(maintenance::hash(args)),
+        Command::User(command) => request(auth::user(command)),
+        Command::Role(command) => request(auth::role(command)),
+        Command::Auth(command) => request(auth::auth(command)),
         Command::Lease(command) => client_runtime()?.block_on(lease::run(command)),
         Command::Lock(args) => exit(client_runtime()?.block_on(lock::lock(args))?),
         Command::Elect(args) => exit(client_runtime()?.block_on(lock::elect(args))?),
@@ -278,6 +292,23 @@ mod tests {
             "lease revoke 1f",
             "lease list",
             "lease ttl 1f --keys",
+            "user add u --no-password",
+            "user add u --new-user-password x --user root:secret",
+            "user passwd u --new-user-password-file f --user root --password-file g",
+            "user grant-role u r --token t",
+            "user revoke-role u r",
+            "user get u -o json",
+            "user list",
+            "user delete u",
+            "role add r",
+            "role grant-permission r readwrite k --prefix",
+            "role revoke-permission r a b",
+            "role get r",
+            "role list",
+            "role delete r",
+            "auth enable --user root --password p",
+            "auth disable",
+            "auth status -o json",
             "lock name",
             "lock name --ttl 5s -- sh -c true",
             "elect name value",
@@ -292,6 +323,7 @@ mod tests {
             "snapshot restore backup.db --data-dir d --name kv-%d --peers kv-%d.kv:2380 --size 3 --bump-revision 9",
             "snapshot restore backup.db --data-dir d --peers kv-%d.kv:2380 --size 3 --slot 2 --token x",
             "migrate --from a:1,b:1 --to c:1 --until-synced",
+            "migrate --from a:1 --with-users --from-user root:p --user root --password p",
             "alarm list",
             "alarm disarm",
             "defrag --endpoints a:1,b:1",
@@ -317,6 +349,9 @@ mod tests {
             "put k v w",
             "compact x",
             "lease grant 60",
+            "user add u --no-password --new-user-password x",
+            "role grant-permission r all k",
+            "user grant-role u",
             "lease ttl 0",
             "lock",
             "elect name",

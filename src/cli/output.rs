@@ -63,7 +63,7 @@ pub fn key_value_json(kv: &KeyValue) -> Value {
     object
 }
 
-fn base64(bytes: &[u8]) -> String {
+pub fn base64(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 

@@ -143,6 +143,7 @@ fn request(request: &Request) -> String {
         Request::LeaseRevoke(r) => format!("end of lease {:x}", r.id),
         Request::LeaseCheckpoint(r) => format!("checkpoints of {} leases", r.checkpoints.len()),
         Request::Alarm(r) => format!("alarm {} of member {:x}, action {}", r.alarm, r.member_id, r.action),
+        Request::Auth(_) => "a change of users or roles".to_owned(),
         Request::StartDigest(_) => "digests begun anew".to_owned(),
         Request::WantedSize(r) => format!("wanted size: {} members from slot {}", r.replicas, r.start),
     }

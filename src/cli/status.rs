@@ -10,10 +10,10 @@ use anyhow::bail;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tonic::Response;
-use tonic::transport::Channel;
 
 use super::client::{ClientArgs, unreachable};
 use super::output::{Format, header_json, human_bytes, json_line, table};
+use crate::cli::credentials::Channel;
 use crate::identity::{READER_SLOT, slot_of};
 use crate::pb::etcd::cluster_client::ClusterClient;
 use crate::pb::etcd::maintenance_client::MaintenanceClient;
@@ -422,6 +422,7 @@ mod tests {
             endpoints: vec![endpoint],
             dial_timeout: Duration::from_secs(2),
             timeout: Duration::from_secs(5),
+            user: Default::default(),
         };
         StatusArgs { output, client }
     }

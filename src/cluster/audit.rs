@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use super::fence;
 use super::plan::Members;
 use super::reconcile::members;
+use crate::caller::Caller;
 use crate::env::{Instant, sleep};
 use crate::kv;
 use crate::metrics::metrics;
@@ -236,7 +237,7 @@ impl Audit {
             return;
         }
         let request = command::Request::StartDigest(StartDigest {});
-        match self.node.propose(Command::new(kv::DIGESTS_SINCE, request)).await {
+        match self.node.propose(&Caller::Internal, Command::new(kv::DIGESTS_SINCE, request)).await {
             Ok(_) => tracing::info!("members' digests are begun anew, for one was not known"),
             Err(error) => tracing::debug!(%error, "digests were not begun anew; tried again"),
         }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 
+use crate::caller::Caller;
 use crate::env::{Instant, interval};
 use crate::error::Error;
 use crate::kv;
@@ -142,5 +143,5 @@ pub(super) async fn set_corrupt(node: &Node, member_id: u64, action: AlarmAction
     }
     let alarm = AlarmRequest { action: action.into(), member_id, alarm: AlarmType::Corrupt.into() };
     let command = Command::new(kv::ALARMS_SINCE, command::Request::Alarm(alarm));
-    node.propose(command).await.map(drop)
+    node.propose(&Caller::Internal, command).await.map(drop)
 }

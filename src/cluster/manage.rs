@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::Reconciler;
 use super::manual::Operation;
 use super::peers::{self, Unreachable};
+use crate::caller::Caller;
 use crate::env::{Instant, sleep};
 use crate::error::Error;
 use crate::identity;
@@ -205,7 +206,7 @@ impl Manager {
     }
 
     /// Sets the wanted size outside of Kubernetes; 0 replicas: every member stays.
-    pub async fn scale(&self, start: u64, replicas: u64) -> Result<WantedSize, Error> {
+    pub async fn scale(&self, caller: &Caller, start: u64, replicas: u64) -> Result<WantedSize, Error> {
         let known = self.node.store().read(|s| s.kv.cluster_version());
         if known < kv::WANTED_SIZE_SINCE {
             return Err(Error::Membership(format!(
@@ -219,7 +220,7 @@ impl Manager {
         }
         let size = WantedSize { start, replicas };
         let request = Some(command::Request::WantedSize(size));
-        match self.node.propose(Command::new(kv::WANTED_SIZE_SINCE, request)).await?.response {
+        match self.node.propose(caller, Command::new(kv::WANTED_SIZE_SINCE, request)).await?.response {
             Some(answer::Response::WantedSize(size)) => Ok(size),
             _ => Err(Error::Timeout),
         }

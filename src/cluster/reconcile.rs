@@ -23,6 +23,7 @@ use super::plan::{Change, Health, Ids, Limits, Members, Observed, Plan, label, p
 use super::view::{self, Wish};
 use super::wanted::{Notice, Watch};
 use super::{manual::timed_out, slot_of};
+use crate::caller::Caller;
 use crate::env::{Instant, interval, timeout, timeout_at};
 use crate::error::Error;
 use crate::kv;
@@ -443,7 +444,7 @@ impl Reconciler {
             return;
         }
         let request = command::Request::SetClusterVersion(SetClusterVersion { version });
-        match self.node.propose(Command::new(kv::CLUSTER_VERSION_MIN, request)).await {
+        match self.node.propose(&Caller::Internal, Command::new(kv::CLUSTER_VERSION_MIN, request)).await {
             Ok(_) => tracing::info!(version, "cluster version raised"),
             Err(error) => tracing::warn!(%error, "cluster version not raised; tried again"),
         }

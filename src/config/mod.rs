@@ -17,8 +17,8 @@ pub use load::{DEFAULT_FILE, File, Flag, Loaded, Sources, load};
 pub use memory::cgroup_memory_limit;
 pub use node::Node;
 pub use sections::{
-    Cluster, Compaction, CompactionMode, Http, Identity, Kubernetes, Lease, Limits, Listen, Log, LogFormat, MemberKind,
-    Raft, STATUS_PORT_OFFSET, Server, State, StatusListen, Storage, Telemetry, Watch,
+    Auth, Cluster, Compaction, CompactionMode, Http, Identity, Kubernetes, Lease, Limits, Listen, Log, LogFormat,
+    MemberKind, Raft, STATUS_PORT_OFFSET, Server, State, StatusListen, Storage, Telemetry, Watch,
 };
 pub use units::Bytes;
 pub use validate::MESSAGE_BYTES_MAX;
@@ -36,6 +36,7 @@ pub struct Config {
     pub kubernetes: Kubernetes,
     pub raft: Raft,
     pub lease: Lease,
+    pub auth: Auth,
     pub log: Log,
     pub state: State,
     pub storage: Storage,

@@ -343,6 +343,23 @@ impl Default for Lease {
     }
 }
 
+/// `[auth]`: how users show who they are, once authentication is on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Auth {
+    /// How long a token lives that is not used: etcd's 300 s.
+    #[serde(with = "units::duration")]
+    pub token_ttl: Duration,
+    /// What a password's hash costs: each step doubles it. etcd's 10 takes some 60 ms of a core.
+    pub bcrypt_cost: u32,
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self { token_ttl: Duration::from_secs(300), bcrypt_cost: 10 }
+    }
+}
+
 /// `[log]`: the Raft log on disk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

@@ -20,6 +20,8 @@ const SEGMENT_BYTES_MAX: Bytes = Bytes::gib(1);
 /// Less, and sled does not open.
 const STATE_CACHE_BYTES_MIN: Bytes = Bytes::mib(1);
 const WORKER_THREADS_MAX: usize = 1024;
+/// bcrypt's least, and what takes seconds (`secure::password`).
+const BCRYPT_COSTS: std::ops::RangeInclusive<usize> = 4..=16;
 
 /// The greatest `limits.txn_depth_max`: half of what every decoder takes.
 const TXN_DEPTH_MAX: usize = pb::TXN_DEPTH_MAX / 2;
@@ -115,6 +117,7 @@ impl Config {
             level.split(',').all(|word| is_level(word.trim())) && tracing_subscriber::EnvFilter::try_new(level).is_ok();
         let expected = "a level (off, error, warn, info, debug, trace) or module=level, with commas";
         faults.check(valid, "telemetry.level", format!("{level:?}"), expected, "correct it");
+        faults.within("auth.bcrypt_cost", self.auth.bcrypt_cost as usize, BCRYPT_COSTS);
         faults.positive("lease.revokes_in_flight_max", self.lease.revokes_in_flight_max as u64);
         faults.positive("limits.txn_ops_max", self.limits.txn_ops_max as u64);
         faults.positive("limits.txn_ops_total_max", self.limits.txn_ops_total_max as u64);
@@ -293,6 +296,7 @@ impl Config {
         at_least("server.request_timeout", self.server.request_timeout, max, "raft.election_timeout_max");
         at_least("server.grace_period", self.server.grace_period, max, "raft.election_timeout_max");
         let interval = self.lease.checkpoint_interval;
+        at_least("auth.token_ttl", self.auth.token_ttl, Duration::from_secs(1), "tokens count whole seconds");
         at_least("lease.checkpoint_interval", interval, Duration::from_secs(1), "lease times are whole seconds");
         at_least("watch.progress_interval", self.watch.progress_interval, millis(100), "each notice is a message");
         at_least(

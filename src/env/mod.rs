@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use ring::rand::SecureRandom as _;
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -34,9 +35,12 @@ pub use threads::Pool;
 /// tokio's clock: real, or a simulation's.
 pub use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout, timeout_at};
 
-/// The time of day, for people and for Kubernetes: it may jump, so nothing is decided by it.
-pub fn wall_clock() -> std::time::SystemTime {
-    std::time::SystemTime::now()
+/// A time of day.
+pub use std::time::SystemTime as WallTime;
+
+/// The time of day, for people and for Kubernetes: it may jump, so nothing is decided by it but when a token ends, and that generously.
+pub fn wall_clock() -> WallTime {
+    WallTime::now()
 }
 
 /// Ticks at once and then every `period`; a tick that comes late delays those after it instead of bunching them.
@@ -133,6 +137,18 @@ impl Env {
     /// A uniformly random number.
     pub fn random_u64(&self) -> u64 {
         self.rng.lock().u64(..)
+    }
+
+    /// Random bytes that nobody can foresee: for keys and salts. A simulation has them from its seed, whose other numbers stay as they
+    /// are.
+    pub fn secret(&self) -> [u8; 32] {
+        let mut secret = [0; 32];
+        if self.simulated {
+            self.rng.lock().clone().fill(&mut secret);
+        } else {
+            ring::rand::SystemRandom::new().fill(&mut secret).expect("the system gives random bytes");
+        }
+        secret
     }
 
     /// `base` changed by up to half of itself in either direction, so that peers do not act in step.

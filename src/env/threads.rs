@@ -10,6 +10,7 @@
 //! | `snapshots` | [`Pool::Snapshots`] | snapshot files: written, sent, received, loaded | waits |
 //! | `reads` | [`Pool::Reads`] | clients' reads that visit much, and JSON | waits in the queue, then is refused |
 //! | `backups` | [`Pool::Backups`] | backups, a piece at a time, and hashes | waits in the queue, then is refused |
+//! | `passwords` | [`Pool::Passwords`] | hashes of passwords: tens of milliseconds each | waits in the queue, then is refused |
 //! | `names` | [`Pool::Names`] | the system's resolver, which may take as long as it likes | waits |
 //! | `drops` | [`Pool::Drops`] | lets go of states that nobody reads any more | waits |
 //! | `stderr` | 1 in a server | log lines (`stderr`) | they are lost, and counted |
@@ -41,6 +42,7 @@ pub enum Pool {
     Snapshots,
     Reads,
     Backups,
+    Passwords,
     Names,
     Drops,
 }
@@ -59,8 +61,16 @@ const WAITING_MAX: usize = 1024;
 const IDLE_MAX: Duration = Duration::from_secs(10);
 
 impl Pool {
-    const ALL: [Self; 7] =
-        [Self::Apply, Self::Disk, Self::Snapshots, Self::Reads, Self::Backups, Self::Names, Self::Drops];
+    const ALL: [Self; 8] = [
+        Self::Apply,
+        Self::Disk,
+        Self::Snapshots,
+        Self::Reads,
+        Self::Backups,
+        Self::Passwords,
+        Self::Names,
+        Self::Drops,
+    ];
 
     fn kind(self) -> Kind {
         let kind = |name, threads_max, gives_way| Kind { name, threads_max, gives_way };
@@ -73,6 +83,8 @@ impl Pool {
             // More than one, for one read may take seconds; few, for they share the cores with everything else.
             Self::Reads => kind("reads", cores().max(2), true),
             Self::Backups => kind("backups", 2, true),
+            // A storm of clients that authenticate must leave cores to the others.
+            Self::Passwords => kind("passwords", cores().div_ceil(2), true),
             // A server of names that does not answer holds a thread for its time, 5 s and more.
             Self::Names => kind("names", 8, false),
             Self::Drops => kind("drops", 1, true),

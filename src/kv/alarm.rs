@@ -167,6 +167,7 @@ pub fn takes_space(request: &command::Request) -> bool {
         | Request::LeaseRevoke(_)
         | Request::LeaseCheckpoint(_)
         | Request::Alarm(_)
+        | Request::Auth(_)
         | Request::StartDigest(_) => false,
     }
 }

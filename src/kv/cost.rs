@@ -73,6 +73,7 @@ pub fn plain_keys(request: &command::Request) -> Option<u64> {
         | command::Request::WantedSize(_)
         | command::Request::LeaseGrant(_)
         | command::Request::Alarm(_)
+        | command::Request::Auth(_)
         | command::Request::StartDigest(_) => Some(1),
         command::Request::Txn(r) => plain_txn_keys(r).filter(|keys| *keys <= PLAIN_KEYS_MAX),
         command::Request::DeleteRange(r) => r.range_end.is_empty().then_some(1),

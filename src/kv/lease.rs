@@ -185,6 +185,11 @@ impl State {
         self.leases.keys(id)
     }
 
+    /// The newest versions of all keys that are attached to some lease.
+    pub(super) fn attached_keys(&self) -> impl Iterator<Item = &KeyValue> {
+        self.leases.attached.iter().map(|attached| &attached.0)
+    }
+
     /// True if `lease` is what is stored of its id now, so that storage may drop what it says otherwise.
     ///
     /// Who drops a lease that is gone must do as for tombstones: only when no earlier change of its id is stored any more.

@@ -1,13 +1,14 @@
 //! The replicated key-value state: multi-version, synchronous, deterministic.
 //!
-//! Owns the rules of the etcd v3 KV API: puts, deletes, ranges, transactions, compaction, the facts of leases, what a request will
-//! cost, the hash that members compare, and how the state is written as [`log::Change`](crate::pb::log::Change)s and loaded again.
+//! Owns the rules of the etcd v3 KV API: puts, deletes, ranges, transactions, compaction, the facts of leases, users and what they
+//! may do, what a request will cost, the hash that members compare, and how the state is written as [`log::Change`](crate::pb::log::Change)s and loaded again.
 //!
 //! Invariants: the same commands in the same order give the same answers and the same state on every member; a command
 //! that fails changes nothing; what a read returns does not depend on how far a sweep has got.
 //! Absent: clocks, randomness, I/O, tasks. Whoever applies commands holds the lock and calls [`State::sweep`].
 
 mod alarm;
+pub mod auth;
 mod compact;
 mod cost;
 mod digest;
@@ -28,6 +29,7 @@ mod versions;
 mod writes;
 
 pub use alarm::{Members, any_op, takes_space};
+pub use auth::{Auth, Wants};
 pub use cost::{Cost, plain_keys};
 pub use digest::DIGEST_VERSION;
 pub use hash::HashKv;
@@ -51,6 +53,9 @@ pub const WANTED_SIZE_SINCE: u32 = 2;
 
 /// Transactions that builds before this could not decode in a batch need this version.
 pub const DEEP_TXNS_SINCE: u32 = 3;
+
+/// The cluster version from which on there are users and roles.
+pub const AUTH_SINCE: u32 = 3;
 
 /// As [`APPLY_VERSION`], but a test can have this build behave as an older one: nothing above `QUORATE_TEST_APPLY_VERSION` is
 /// announced or applied.

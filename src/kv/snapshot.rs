@@ -3,6 +3,8 @@
 //! A snapshot is [`State::changes`]; the state store keeps what [`State::take_journal`] gave it, and may drop versions for
 //! which [`State::is_live`] no longer holds, and what it says of leases when [`State::is_live_lease`] does not. [`Loader`] takes either.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::State;
@@ -80,7 +82,8 @@ impl State {
         let alarms = (!self.alarms.is_empty()).then(|| change::Change::Alarms(Alarms { alarms: self.alarms() }));
         // Left out while nobody has said so: an older build could not load it.
         let wanted = self.wanted_size().map(change::Change::WantedSize);
-        let others = rest.into_iter().chain(self.lease_changes()).chain(alarms).chain(wanted);
+        let others =
+            rest.into_iter().chain(self.lease_changes()).chain(alarms).chain(wanted).chain(self.auth.changes());
         others.map(|change| Change { change: Some(change) })
     }
 
@@ -94,6 +97,14 @@ impl State {
             // A transaction that was never checked may delete and put a key in one revision.
             || x.version > 0
                 && self.version_at(x.key, self.compacted).is_some_and(|held| held.mod_revision() == x.mod_revision)
+    }
+}
+
+impl State {
+    /// True if `change`, which is of users and roles, is what the state says now: storage may drop what it says otherwise, unless that is
+    /// an end.
+    pub fn is_live_auth(&self, change: &change::Change) -> bool {
+        self.auth.holds(change)
     }
 }
 
@@ -175,6 +186,9 @@ impl Loader {
             }
             change::Change::Lease(lease) => self.state.leases.load(&lease),
             change::Change::WantedSize(size) => self.state.wanted_size = size,
+            change @ (change::Change::AuthUser(_) | change::Change::AuthRole(_) | change::Change::Auth(_)) => {
+                Arc::make_mut(&mut self.state.auth).load(&change);
+            }
         }
         Ok(())
     }

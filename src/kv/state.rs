@@ -12,7 +12,10 @@ use super::lease::Leases;
 use super::range::Interval;
 use super::tree::{Place, Tree};
 use super::versions::live_cost;
-use super::{ALARMS_SINCE, CLUSTER_VERSION_MIN, DIGESTS_SINCE, Fault, WANTED_SIZE_SINCE, apply_version, takes_space};
+use super::{
+    ALARMS_SINCE, AUTH_SINCE, Auth, CLUSTER_VERSION_MIN, DIGESTS_SINCE, Fault, WANTED_SIZE_SINCE, apply_version,
+    takes_space,
+};
 use crate::error::Error;
 use crate::pb::etcd::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
@@ -46,6 +49,7 @@ pub struct State {
     /// What the command under way has written: the events of the next revision.
     pub(super) writing: Vec<Event>,
     pub(super) leases: Leases,
+    pub(super) auth: Arc<Auth>,
     /// Of what is held beside the newest versions.
     pub(super) old_bytes: u64,
     /// What sweeping has taken out of this process's state, in the measure of `bytes`. Neither replicated nor stored.
@@ -69,6 +73,7 @@ impl Clone for State {
             history: self.history.clone(),
             writing: self.writing.clone(),
             leases: self.leases.clone(),
+            auth: self.auth.clone(),
             old_bytes: self.old_bytes,
             freed_bytes: self.freed_bytes,
             journal: Recorder::new(self.journal.digest),
@@ -99,6 +104,7 @@ impl State {
             history: History::new(2),
             writing: Vec::new(),
             leases: Leases::new(),
+            auth: Arc::default(),
             old_bytes: 0,
             freed_bytes: 0,
             journal: Recorder::new(Some(Digest::START)),
@@ -148,9 +154,9 @@ impl State {
         self.freed_bytes
     }
 
-    /// Bytes that leases and the newest versions of the keys that exist take: what is left of [`Self::bytes`] after compacting all.
+    /// Bytes that leases, users and the newest versions of the keys that exist take: what is left of [`Self::bytes`] after compacting all.
     pub(super) fn live_bytes(&self) -> u64 {
-        live_cost(self.live.sums()) + self.leases.bytes()
+        live_cost(self.live.sums()) + self.leases.bytes() + self.auth.bytes()
     }
 
     /// Starts an empty journal that is dropped when it holds more than `bytes_max`; 0 keeps none.
@@ -190,6 +196,11 @@ impl State {
         if self.is_capped() && takes_space(request) {
             return Ok(Err(Error::NoSpace));
         }
+        if self.auth.is_enabled()
+            && let Err(refused) = self.permit_command(command)
+        {
+            return Ok(Err(refused));
+        }
         let response = match request {
             Request::Put(r) => self.put(r, answer).map(Response::Put),
             Request::DeleteRange(r) => Ok(Response::DeleteRange(self.delete_range(r, answer))),
@@ -202,6 +213,7 @@ impl State {
             Request::LeaseRevoke(r) => self.revoke_lease(r).map(Response::LeaseRevoke),
             Request::LeaseCheckpoint(r) => Ok(Response::LeaseCheckpoint(self.checkpoint_leases(r))),
             Request::WantedSize(r) => Ok(Response::WantedSize(self.set_wanted_size(r))),
+            Request::Auth(r) => self.change_auth(r).map(Response::Auth),
         };
         Ok(response.map(|r| Answer { response: answer.then_some(r) }))
     }
@@ -217,6 +229,7 @@ impl State {
             Request::StartDigest(_) => command.needs.max(DIGESTS_SINCE),
             Request::LeaseGrant(_) | Request::LeaseRevoke(_) | Request::LeaseCheckpoint(_) => command.needs,
             Request::WantedSize(_) => command.needs.max(WANTED_SIZE_SINCE),
+            Request::Auth(_) => command.needs.max(AUTH_SINCE),
         };
         if needs > apply_version() { Err(Fault::Unsupported { needs }) } else { Ok(()) }
     }

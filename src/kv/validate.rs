@@ -4,21 +4,25 @@
 //! may meet in the log. Invariant: limits decide here, before a command is proposed, and nowhere in apply, so members may have different
 //! ones. Absent: what depends on the state; that is a result of applying.
 
+use super::auth::TOKEN_KEY_BYTES;
 use super::lease::TTL_MAX_SECONDS;
 use super::writes::Writes;
-use super::{CLUSTER_VERSION_MIN, DEEP_TXNS_SINCE, apply_version};
+use super::{AUTH_SINCE, CLUSTER_VERSION_MIN, DEEP_TXNS_SINCE, apply_version};
 use crate::error::Error;
 use crate::identity::SLOT_MAX;
 use crate::pb::etcd::compare::{CompareResult, CompareTarget};
 use crate::pb::etcd::range_request::{SortOrder, SortTarget};
 use crate::pb::etcd::request_op::Request;
 use crate::pb::etcd::{Compare, DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest};
-use crate::pb::log::{Command, WantedSize, command};
+use crate::pb::log::auth_change::Change;
+use crate::pb::log::{AuthChange, Command, WantedSize, command};
 
 /// Transactions within one another that builds before [`DEEP_TXNS_SINCE`] can decode in a batch, and in an answer to another member.
 const TXN_DEPTH_OLD: usize = 40;
 /// Checkpoints in one command; the leader's own have far fewer.
 const CHECKPOINTS_MAX: usize = 1 << 16;
+/// Most bytes of a password's hash; bcrypt's has 60.
+pub const PASSWORD_HASH_BYTES_MAX: usize = 256;
 
 /// Bounds on one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +66,7 @@ pub fn command(command: &Command, limits: &Limits) -> Result<(), Error> {
         Request::LeaseGrant(r) if r.ttl > TTL_MAX_SECONDS => return Err(Error::LeaseTtlTooLarge),
         Request::SetClusterVersion(r) if r.version > apply_version() => return Err(unknown_version(r.version)),
         Request::WantedSize(r) => wanted_size(r)?,
+        Request::Auth(r) => auth(r)?,
         Request::LeaseCheckpoint(r) if r.checkpoints.len() > CHECKPOINTS_MAX => return Err(Error::RequestTooLarge),
         Request::Compact(_)
         | Request::SetClusterVersion(_)
@@ -81,6 +86,7 @@ pub fn command(command: &Command, limits: &Limits) -> Result<(), Error> {
 /// The apply version that members must know to apply `request`, as far as its content decides it.
 pub fn needs(request: &command::Request) -> u32 {
     match request {
+        command::Request::Auth(_) => AUTH_SINCE,
         command::Request::Txn(r) if is_deeper(r, TXN_DEPTH_OLD) => DEEP_TXNS_SINCE,
         _ => CLUSTER_VERSION_MIN,
     }
@@ -99,6 +105,17 @@ fn is_deeper(r: &TxnRequest, depth: usize) -> bool {
 pub fn unknown_version(needs: u32) -> Error {
     let known = apply_version();
     Error::InvalidRequest(format!("apply version {needs} is needed for this, and the leader knows {known}"))
+}
+
+/// What no member proposes.
+fn auth(r: &AuthChange) -> Result<(), Error> {
+    let is_sound = match &r.change {
+        Some(Change::Enable(r)) => r.token_key.len() == TOKEN_KEY_BYTES,
+        Some(Change::UserAdd(r) | Change::UserChangePassword(r)) => r.hash.len() <= PASSWORD_HASH_BYTES_MAX,
+        Some(_) => true,
+        None => false,
+    };
+    if is_sound { Ok(()) } else { Err(Error::InvalidRequest("a change of users or roles that none is".into())) }
 }
 
 fn wanted_size(r: &WantedSize) -> Result<(), Error> {

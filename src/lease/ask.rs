@@ -10,9 +10,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Leases;
 use super::clock::Renewed;
+use crate::caller::Caller;
 use crate::env::{Instant, sleep};
 use crate::error::Error;
-use crate::kv::LEASES_SINCE;
+use crate::kv::{LEASES_SINCE, Wants};
 use crate::pb::etcd::LeaseCheckpoint;
 use crate::pb::log::{self, Command, command};
 use crate::pb::peer::{Envelope, LeasesRequest, LeasesResponse};
@@ -66,17 +67,20 @@ impl Ask {
 
 impl Leases {
     /// Keeps a lease alive. Returns the seconds that it lives from now on; 0 if there is no such lease.
-    pub async fn renew(&self, id: i64) -> Result<i64, Error> {
+    pub async fn renew(&self, caller: &Caller, id: i64) -> Result<i64, Error> {
+        self.inner.node.permit(caller, Wants::LeaseLife(id))?;
         self.ask(id, Question::Renew).await
     }
 
     /// How long a lease has to live, as the leader has it.
-    pub async fn remaining(&self, id: i64) -> Result<Remaining, Error> {
+    pub async fn remaining(&self, caller: &Caller, id: i64) -> Result<Remaining, Error> {
+        self.inner.node.permit(caller, Wants::AnyUser)?;
         self.ask(id, Question::Look).await
     }
 
     /// How many milliseconds each of these has to live, as the leader has it; -1 for those that it does not know.
-    pub async fn remaining_millis(&self, ids: &[i64]) -> Result<Vec<i64>, Error> {
+    pub async fn remaining_millis(&self, caller: &Caller, ids: &[i64]) -> Result<Vec<i64>, Error> {
+        self.inner.node.permit(caller, Wants::AnyUser)?;
         let mut all = Vec::with_capacity(ids.len());
         for look in ids.chunks(CALL_MAX) {
             let request = LeasesRequest { look: look.to_vec(), in_millis: true, ..LeasesRequest::default() };
@@ -165,7 +169,7 @@ impl Leases {
         let _order = self.inner.checkpointing.lock().await;
         let checkpoints = taken.iter().map(|(id, _)| LeaseCheckpoint { id: *id, remaining_ttl: 0 }).collect();
         let request = command::Request::LeaseCheckpoint(log::LeaseCheckpoint { checkpoints, term });
-        self.inner.node.propose(Command::new(LEASES_SINCE, request)).await?;
+        self.inner.node.propose(&Caller::Internal, Command::new(LEASES_SINCE, request)).await?;
         if let Some(ticking) = self.inner.ticking.lock().as_mut().filter(|ticking| ticking.term == term) {
             taken.iter().for_each(|(id, checkpoint)| ticking.clock.taken_back(*id, *checkpoint));
         }

@@ -13,6 +13,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::clock::Clock;
 use super::{Leases, Ticking};
+use crate::caller::Caller;
 use crate::env::{Instant, interval, planted};
 use crate::error::Error;
 use crate::kv::LEASES_SINCE;
@@ -129,7 +130,7 @@ impl Keeper {
         let request = command::Request::LeaseCheckpoint(log::LeaseCheckpoint { checkpoints, term });
         let node = self.leases.inner.node.clone();
         self.leases.inner.node.env().spawn(async move {
-            let proposing = node.propose(Command::new(LEASES_SINCE, request));
+            let proposing = node.propose(&Caller::Internal, Command::new(LEASES_SINCE, request));
             tokio::select! {
                 outcome = proposing => if let Err(error) = outcome {
                     tracing::debug!(%error, leases, term, "lease checkpoints failed; leases may live longer after an election");
@@ -182,7 +183,7 @@ async fn revoke(leases: Leases, expired: Vec<i64>, term: u64) {
             let node = leases.inner.node.clone();
             async move {
                 let request = command::Request::LeaseRevoke(LeaseRevoke { id, term });
-                (id, node.propose(Command::new(LEASES_SINCE, request)).await)
+                (id, node.propose(&Caller::Internal, Command::new(LEASES_SINCE, request)).await)
             }
         })
         .collect();

@@ -11,7 +11,7 @@
 //!   later gives the lease its whole time again. Where a checkpoint says less, it is taken back first.
 //! - A new leader starts each lease from its last checkpoint, and adds the longest election.
 //!
-//! Absent: followers keep no deadlines.
+//! Absent: followers keep no deadlines; the rules of who may do what with a lease (`kv::auth`).
 
 mod ask;
 mod clock;
@@ -29,9 +29,10 @@ use tokio::sync::mpsc;
 use self::ask::{Ask, Asker};
 use self::clock::Clock;
 use self::keeper::Keeper;
+use crate::caller::Caller;
 use crate::env::Instant;
 use crate::error::Error;
-use crate::kv::{LEASES_SINCE, LeaseTable};
+use crate::kv::{LEASES_SINCE, LeaseTable, Wants};
 use crate::node::Node;
 use crate::pb::etcd::{LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeResponse};
 use crate::pb::log::{Command, LeaseRevoke, answer, command};
@@ -110,14 +111,21 @@ impl Leases {
 
     /// Grants a lease through `asker`'s handle; with id 0 under a free one that is chosen here, for applying must do the same on
     /// every member.
-    pub async fn grant(&self, asker: &Node, id: i64, ttl_seconds: i64) -> Result<LeaseGrantResponse, Error> {
+    pub async fn grant(
+        &self,
+        asker: &Node,
+        caller: &Caller,
+        id: i64,
+        ttl_seconds: i64,
+    ) -> Result<LeaseGrantResponse, Error> {
+        asker.permit(caller, Wants::AnyUser)?;
         self.inner.node.wait_version(LEASES_SINCE, "leases need").await?;
         let ttl = ttl_seconds.max(self.inner.settings.ttl_min_seconds);
         let mut tries = if id == 0 { ID_TRIES } else { 1 };
         loop {
             tries -= 1;
             let id = if id == 0 { self.random_id() } else { id };
-            match propose(asker, command::Request::LeaseGrant(LeaseGrantRequest { ttl, id })).await {
+            match propose(asker, caller, command::Request::LeaseGrant(LeaseGrantRequest { ttl, id })).await {
                 Ok(answer::Response::LeaseGrant(answer)) => return Ok(answer),
                 Ok(_) => return Err(misfit()),
                 Err(Error::LeaseExists) if tries > 0 => {}
@@ -127,9 +135,10 @@ impl Leases {
     }
 
     /// Ends a lease and deletes its keys, through `asker`'s handle.
-    pub async fn revoke(&self, asker: &Node, id: i64) -> Result<LeaseRevokeResponse, Error> {
+    pub async fn revoke(&self, asker: &Node, caller: &Caller, id: i64) -> Result<LeaseRevokeResponse, Error> {
+        asker.permit(caller, Wants::AnyUser)?;
         self.inner.node.wait_version(LEASES_SINCE, "leases need").await?;
-        match propose(asker, command::Request::LeaseRevoke(LeaseRevoke { id, term: 0 })).await? {
+        match propose(asker, caller, command::Request::LeaseRevoke(LeaseRevoke { id, term: 0 })).await? {
             answer::Response::LeaseRevoke(answer) => Ok(answer),
             _ => Err(misfit()),
         }
@@ -141,8 +150,8 @@ impl Leases {
     }
 }
 
-async fn propose(asker: &Node, request: command::Request) -> Result<answer::Response, Error> {
-    let answer = asker.propose(Command::new(LEASES_SINCE, request)).await?;
+async fn propose(asker: &Node, caller: &Caller, request: command::Request) -> Result<answer::Response, Error> {
+    let answer = asker.propose(caller, Command::new(LEASES_SINCE, request)).await?;
     answer.response.ok_or_else(misfit)
 }
 

@@ -57,13 +57,13 @@ impl World {
 
     async fn raise(&self) {
         let request = command::Request::SetClusterVersion(SetClusterVersion { version: LEASES_SINCE });
-        self.node.propose(Command::new(1, request)).await.unwrap();
+        self.node.propose(&Caller::Internal, Command::new(1, request)).await.unwrap();
     }
 
     async fn grant_with_key(&self) -> i64 {
-        let lease = self.leases.grant(&self.node, 0, TTL).await.unwrap().id;
+        let lease = self.leases.grant(&self.node, &Caller::Nobody, 0, TTL).await.unwrap().id;
         let put = PutRequest { key: "k".into(), lease, ..PutRequest::default() };
-        self.node.propose(Command::new(1, command::Request::Put(put))).await.unwrap();
+        self.node.propose(&Caller::Internal, Command::new(1, command::Request::Put(put))).await.unwrap();
         lease
     }
 
@@ -75,7 +75,7 @@ impl World {
 #[tokio::test(start_paused = true)]
 async fn leases_wait_for_the_cluster_version_and_are_refused_while_a_member_does_not_know_them() {
     let old = World::start(1).await;
-    let error = old.leases.grant(&old.node, 0, TTL).await.unwrap_err().to_string();
+    let error = old.leases.grant(&old.node, &Caller::Nobody, 0, TTL).await.unwrap_err().to_string();
     assert!(error.contains("need cluster version 2, this cluster has 1") && error.contains("kv-0"), "{error}");
     assert_eq!(old.node.store().read(|s| s.kv.leases().len()), 0, "nothing was proposed");
     let world = World::start(2).await;
@@ -83,10 +83,10 @@ async fn leases_wait_for_the_cluster_version_and_are_refused_while_a_member_does
         sleep(Duration::from_millis(500)).await;
         world.raise().await;
     };
-    let (granted, ()) = tokio::join!(world.leases.grant(&world.node, 0, TTL), raising);
+    let (granted, ()) = tokio::join!(world.leases.grant(&world.node, &Caller::Nobody, 0, TTL), raising);
     assert_eq!(granted.unwrap().ttl, TTL, "the version was about to rise");
     let world = World::start(2).await;
-    assert!(world.leases.revoke(&world.node, 1).await.is_err(), "it has not risen in time");
+    assert!(world.leases.revoke(&world.node, &Caller::Nobody, 1).await.is_err(), "it has not risen in time");
 }
 
 #[tokio::test(start_paused = true)]
@@ -100,8 +100,8 @@ async fn a_lease_ends_not_before_its_time_and_within_half_a_second() {
         sleep(Duration::from_millis(5)).await;
     }
     assert!(asked.elapsed() >= Duration::from_secs(TTL as u64), "it ended after {:?}", asked.elapsed());
-    assert_eq!(world.leases.renew(id).await, Ok(0));
-    assert_eq!(world.leases.remaining(id).await.unwrap().seconds, None);
+    assert_eq!(world.leases.renew(&Caller::Nobody, id).await, Ok(0));
+    assert_eq!(world.leases.remaining(&Caller::Nobody, id).await.unwrap().seconds, None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -110,7 +110,7 @@ async fn keep_alives_that_waited_while_the_process_stood_still_come_before_any_e
     let id = world.grant_with_key().await;
     sleep(Duration::from_secs(1)).await;
     tokio::time::advance(Duration::from_secs(60)).await;
-    assert_eq!(world.leases.renew(id).await, Ok(TTL));
+    assert_eq!(world.leases.renew(&Caller::Nobody, id).await, Ok(TTL));
     sleep(Duration::from_secs(9)).await;
     assert_eq!(world.keys(), 1);
     sleep(Duration::from_secs(2)).await;
@@ -121,7 +121,7 @@ async fn keep_alives_that_waited_while_the_process_stood_still_come_before_any_e
 async fn more_than_may_be_revoked_at_once_end_all_the_same() {
     let world = World::ready().await;
     for _ in 0..95 {
-        world.leases.grant(&world.node, 0, 2).await.unwrap();
+        world.leases.grant(&world.node, &Caller::Nobody, 0, 2).await.unwrap();
     }
     let count = || world.node.store().read(|s| s.kv.leases().len());
     assert_eq!(count(), 95);
@@ -136,7 +136,7 @@ async fn a_decision_of_another_term_is_void() {
     let id = world.grant_with_key().await;
     let of = |term| {
         let request = command::Request::LeaseRevoke(LeaseRevoke { id, term });
-        world.node.propose(Command::new(LEASES_SINCE, request))
+        world.node.propose(&Caller::Internal, Command::new(LEASES_SINCE, request))
     };
     let term = world.node.confirm_leadership().await.unwrap().term;
     assert_eq!(of(term + 1).await.unwrap_err(), Error::LeaderChanged);

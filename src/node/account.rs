@@ -78,6 +78,12 @@ impl Client {
         self.0.as_ref().map_or(0, |names| Arc::as_ptr(names).addr() as u64)
     }
 
+    /// As [`Self::number`], for all connections of its host together.
+    pub fn host_number(&self) -> u64 {
+        let host = self.0.as_ref().and_then(|names| names.host.as_ref());
+        host.map_or_else(|| self.number(), |host| Arc::as_ptr(host).addr() as u64)
+    }
+
     /// What the connection has, and what the host has; `None` for who has no such name.
     fn counts(&self, kind: Kind) -> [Option<&AtomicU64>; 2] {
         let Some(names) = &self.0 else { return [None; 2] };

@@ -97,6 +97,7 @@ fn is_leaders_own(command: &Command) -> bool {
             | Request::Compact(_)
             | Request::LeaseGrant(_)
             | Request::Alarm(_)
+            | Request::Auth(_)
             | Request::WantedSize(_),
         )
         | None => false,

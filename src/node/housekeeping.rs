@@ -10,6 +10,7 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver as _;
 
 use super::Node;
+use crate::caller::Caller;
 use crate::config::Compaction;
 use crate::env::{Instant, interval, sleep};
 use crate::kv;
@@ -226,7 +227,7 @@ impl Housekeeping {
     async fn compact(&self, revision: i64) {
         let request = CompactionRequest { revision, physical: false };
         let command = Command::new(kv::CLUSTER_VERSION_MIN, command::Request::Compact(request));
-        match self.node.propose(command).await {
+        match self.node.propose(&Caller::Internal, command).await {
             Ok(_) => tracing::info!(revision, "compacted by itself"),
             Err(error) => tracing::warn!(revision, %error, "auto-compaction failed; it is tried again"),
         }

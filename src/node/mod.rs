@@ -10,6 +10,7 @@
 pub mod account;
 pub(crate) mod admit;
 mod forward;
+mod gate;
 pub mod housekeeping;
 mod pending;
 mod places;
@@ -32,6 +33,7 @@ use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::caller::Caller;
 use crate::env::{Env, Instant, Pool, Refused, interval, planted, sleep, timeout_at};
 use crate::error::Error;
 use crate::kv::Limits;
@@ -43,6 +45,7 @@ use crate::storage::log;
 pub use account::Client;
 pub use forward::Serving;
 use forward::{Link, Outgoing};
+pub use gate::Figures;
 use pending::Pending;
 use places::{Place, Places};
 use propose::{Proposal, Proposer, Reply, Ticket};
@@ -438,8 +441,10 @@ impl Node {
         Instant::now() < deadline
     }
 
-    /// Carries one command through Raft and returns what applying it here answered.
-    pub async fn propose(&self, mut command: pb::log::Command) -> Outcome {
+    /// Carries one command through Raft for `caller`, and returns what applying it here answered. What `caller` may do is decided
+    /// where it is applied.
+    pub async fn propose(&self, caller: &Caller, mut command: pb::log::Command) -> Outcome {
+        command.asker = caller.to_pb();
         admit::own(&mut command, &self.inner.options.limits)?;
         // By this member's data, which is nearly the leader's; the leader counts again what others forward.
         let units = admit::cost(&command, &self.inner.options.limits, &self.inner.store)?;

@@ -104,7 +104,7 @@ fn frees(state: &kv::State, command: &Command) -> bool {
         Some(Request::WantedSize(size)) => state.wanted_size().as_ref() != Some(size),
         // Each happens once.
         Some(Request::SetClusterVersion(_) | Request::StartDigest(_)) => true,
-        Some(Request::LeaseCheckpoint(_) | Request::Put(_) | Request::LeaseGrant(_)) | None => false,
+        Some(Request::LeaseCheckpoint(_) | Request::Put(_) | Request::LeaseGrant(_) | Request::Auth(_)) | None => false,
     }
 }
 

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use parking_lot::Mutex;
 
 use super::*;
+use crate::caller::Caller;
 use crate::env::sim::{SimDisk, SimNet};
 use crate::pb::log::{Answer, Command};
 use crate::pb::peer::{ForwardRequest, ForwardResponse, forward_response};
@@ -94,7 +95,7 @@ async fn write_is_answered_by_the_own_apply_and_by_nothing_else() {
     let node = follower(&net, options()).await;
     let mut proposing = tokio::spawn({
         let node = node.clone();
-        async move { node.propose(command(10)).await }
+        async move { node.propose(&Caller::Nobody, command(10)).await }
     });
     let (message, answers) = sent(&mut leader).await;
     let id = message.proposals[0].id;
@@ -117,7 +118,7 @@ async fn command_of_another_process_is_applied_and_answered_to_nobody() {
     let node = follower(&net, options()).await;
     let proposing = tokio::spawn({
         let node = node.clone();
-        async move { node.propose(command(10)).await }
+        async move { node.propose(&Caller::Nobody, command(10)).await }
     });
     let (mut message, _) = sent(&mut leader).await;
     let mut foreign = Command::decode(message.proposals[0].command.clone()).unwrap();
@@ -135,7 +136,7 @@ async fn request_whose_fate_is_unknown_ends_with_a_timeout_and_is_never_sent_aga
     let node = follower(&net, options()).await;
     let propose = || {
         let node = node.clone();
-        tokio::spawn(async move { node.propose(command(10)).await })
+        tokio::spawn(async move { node.propose(&Caller::Nobody, command(10)).await })
     };
     let proposing = propose();
     let (message, _) = sent(&mut leader).await;
@@ -161,7 +162,7 @@ async fn request_that_was_not_sent_waits_for_a_leader() {
     let node = follower(&net, options()).await;
     let proposing = tokio::spawn({
         let node = node.clone();
-        async move { node.propose(command(10)).await }
+        async move { node.propose(&Caller::Nobody, command(10)).await }
     });
     crate::env::sleep(Duration::from_millis(500)).await;
     assert!(!proposing.is_finished(), "nobody listens, so nothing was sent: it is tried again");
@@ -200,7 +201,7 @@ async fn read_that_waits_for_a_leader_that_is_gone_goes_on_with_the_next() {
 async fn request_that_nobody_takes_ends_with_its_time() {
     let node = follower(&net(), options()).await;
     let began = Instant::now();
-    assert_eq!(node.propose(command(10)).await, Err(Error::Timeout));
+    assert_eq!(node.propose(&Caller::Nobody, command(10)).await, Err(Error::Timeout));
     assert_eq!(node.read_index().await, Err(Error::Timeout));
     assert!(began.elapsed() < Duration::from_secs(7), "{:?}", began.elapsed());
 }
@@ -214,7 +215,9 @@ async fn many_large_requests_go_in_messages_of_bounded_size() {
     let proposals: Vec<_> = (0..60)
         .map(|n| {
             let node = node.clone();
-            tokio::spawn(async move { node.propose(command(if n == 7 { 1 << 20 } else { 100 << 10 })).await })
+            tokio::spawn(async move {
+                node.propose(&Caller::Nobody, command(if n == 7 { 1 << 20 } else { 100 << 10 })).await
+            })
         })
         .collect();
     let mut answered = 0;
@@ -239,7 +242,7 @@ async fn queues_are_bounded_and_say_so() {
     for _ in 0..30 {
         let (node, told) = (node.clone(), told.clone());
         tokio::spawn(async move {
-            let outcome = node.propose(command(10)).await;
+            let outcome = node.propose(&Caller::Nobody, command(10)).await;
             told.lock().push(outcome.map(|_| ()));
         });
         crate::env::sleep(Duration::from_millis(5)).await;
@@ -259,9 +262,9 @@ async fn queues_are_bounded_and_say_so() {
     }
     crate::env::sleep(Duration::from_millis(100)).await;
     assert_eq!(told.lock().iter().filter(|outcome| outcome.is_ok()).count(), 8);
-    let large = node.propose(command(2 << 20)).await;
+    let large = node.propose(&Caller::Nobody, command(2 << 20)).await;
     assert_eq!(large.map(|_| ()), Err(Error::TooManyRequests), "bytes are bounded too");
-    tokio::spawn(async move { node.propose(command(10)).await });
+    tokio::spawn(async move { node.propose(&Caller::Nobody, command(10)).await });
     let (message, _) = sent(&mut leader).await;
     assert_eq!(message.proposals.len(), 1);
 }
@@ -274,16 +277,16 @@ async fn who_gives_up_keeps_its_place_until_its_write_is_answered() {
     let node = follower(&net, Options { queue_requests_max: 8, ..options() }).await;
     for _ in 0..8 {
         let node = node.clone();
-        let asking = tokio::spawn(async move { node.propose(command(10)).await });
+        let asking = tokio::spawn(async move { node.propose(&Caller::Nobody, command(10)).await });
         crate::env::sleep(Duration::from_millis(5)).await;
         asking.abort();
     }
-    assert_eq!(node.propose(command(10)).await, Err(Error::TooManyRequests));
+    assert_eq!(node.propose(&Caller::Nobody, command(10)).await, Err(Error::TooManyRequests));
     while let Ok((message, _)) = leader.try_recv() {
         apply(&node, TERM, &message);
     }
     crate::env::sleep(Duration::from_millis(100)).await;
-    tokio::spawn(async move { node.propose(command(10)).await });
+    tokio::spawn(async move { node.propose(&Caller::Nobody, command(10)).await });
     let (message, _) = sent(&mut leader).await;
     assert_eq!(message.proposals.len(), 1);
 }

@@ -78,6 +78,6 @@ pub const PUBLIC_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/
 impl log::Command {
     /// A command that nobody has asked for yet; who proposes it says who did (`origin`).
     pub fn new(needs: u32, request: impl Into<Option<log::command::Request>>) -> Self {
-        Self { needs, request: request.into(), origin: None }
+        Self { needs, request: request.into(), asker: None, origin: None }
     }
 }

@@ -131,8 +131,14 @@ impl Checkpointer {
         let applied = view.log_id.as_ref().map(log_id_to_pb).expect("a compacted state has applied something");
         let is_live = |version: &crate::pb::KeyValue| view.kv.is_live(version);
         let is_live_lease = |lease: &crate::pb::log::Lease| view.kv.is_live_lease(lease);
-        let by =
-            state::View { applied, compacted: view.kv.compacted(), is_live: &is_live, is_live_lease: &is_live_lease };
+        let is_live_auth = |change: &crate::pb::log::change::Change| view.kv.is_live_auth(change);
+        let by = state::View {
+            applied,
+            compacted: view.kv.compacted(),
+            is_live: &is_live,
+            is_live_lease: &is_live_lease,
+            is_live_auth: &is_live_auth,
+        };
         let stats = self.disk.clean(&by, CLEAN_BUDGET)?;
         if stats.records_removed > 0 || stats.records_written > 0 {
             self.disk.checkpoint()?;

@@ -203,6 +203,8 @@ pub struct Store {
     unread: AtomicI64,
     /// Whether alarm CORRUPT is on for whomever; changes under the lock, and before the applied index says so.
     corrupt: AtomicBool,
+    /// Whether users and roles count; changes as `corrupt` does.
+    auth: AtomicBool,
     waiters: Arc<Waiters>,
 }
 
@@ -261,6 +263,7 @@ impl Store {
         let index = state.log_id.as_ref().map(|l| l.index());
         Arc::new(Self {
             corrupt: AtomicBool::new(state.kv.has_alarm(AlarmType::Corrupt)),
+            auth: AtomicBool::new(state.kv.auth().is_enabled()),
             changing: Mutex::default(),
             locked: RwLock::new(Locked { digests: Digests::of(&state), state, replaced }),
             journal_bytes_max,
@@ -309,6 +312,11 @@ impl Store {
     /// Whether alarm CORRUPT is on for some member, or for all.
     pub fn is_corrupt_somewhere(&self) -> bool {
         self.corrupt.load(Ordering::Acquire)
+    }
+
+    /// Whether users and roles count.
+    pub fn is_auth_on(&self) -> bool {
+        self.auth.load(Ordering::Acquire)
     }
 
     /// Whether alarm CORRUPT is on for this very member.
@@ -451,6 +459,7 @@ impl Store {
             let digest = locked.state.kv.digest();
             locked.digests.push(digest);
             self.corrupt.store(locked.state.kv.has_alarm(AlarmType::Corrupt), Ordering::Release);
+            self.auth.store(locked.state.kv.auth().is_enabled(), Ordering::Release);
             (outcomes, before)
         };
         drop(before);
@@ -488,6 +497,7 @@ impl Store {
             let mut locked = self.locked.write();
             self.generation.fetch_add(1, Ordering::AcqRel);
             self.corrupt.store(state.kv.has_alarm(AlarmType::Corrupt), Ordering::Release);
+            self.auth.store(state.kv.auth().is_enabled(), Ordering::Release);
             let new = Locked { digests: Digests::of(&state), state, replaced: true };
             std::mem::replace(&mut *locked, new)
         };

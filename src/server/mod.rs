@@ -31,7 +31,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tonic_health::ServingStatus;
 
-use crate::api::{Api, Facts, PeerApi, StreamOptions, VERSION, WatchOptions};
+use crate::api::{Api, AuthOptions, Facts, Options, PeerApi, StreamOptions, VERSION, WatchOptions};
 use crate::cluster::decide::Expected;
 use crate::cluster::kubernetes::{self, Kubernetes};
 use crate::cluster::wanted::{Reading, Watch};
@@ -150,25 +150,13 @@ pub async fn serve(
         tracing::error!("this member's log is gone: a lost disk; it goes on as a new member");
         bootstrap.mint_anew().await?;
     }
-    let limits = limits(&config.limits);
     let account =
         Account::new(config.limits.receive_bytes_max.0, config.limits.answer_bytes_max.0, config.watch.watchers_max);
     let Addresses { client, peer, status } = addresses;
     let server = Arc::new(Server {
         places,
         wanted,
-        api: Api::new(
-            limits,
-            account.clone(),
-            WatchOptions { progress_interval: config.watch.progress_interval },
-            quota_bytes.unwrap_or(0),
-            config.raft.snapshot_rate.0,
-            StreamOptions {
-                backups_max: config.limits.backups_max,
-                range_streams_max: config.limits.range_streams_max,
-            },
-            u64::from(config.cluster.first_slot),
-        ),
+        api: Api::new(&env, account.clone(), api_options(&config, quota_bytes)),
         peer_api: PeerApi::new(bootstrap.clone(), peers.clone()),
         account,
         quota_bytes,
@@ -200,6 +188,21 @@ pub async fn serve(
     };
     env.stop(Duration::from_secs(5)).await;
     ended
+}
+
+fn api_options(config: &Config, quota_bytes: Option<u64>) -> Options {
+    Options {
+        limits: limits(&config.limits),
+        watch: WatchOptions { progress_interval: config.watch.progress_interval },
+        auth: AuthOptions { token_ttl: config.auth.token_ttl, bcrypt_cost: config.auth.bcrypt_cost },
+        quota_bytes: quota_bytes.unwrap_or(0),
+        snapshot_rate: config.raft.snapshot_rate.0,
+        streams: StreamOptions {
+            backups_max: config.limits.backups_max,
+            range_streams_max: config.limits.range_streams_max,
+        },
+        first_slot: u64::from(config.cluster.first_slot),
+    }
 }
 
 /// Who this node is. A list of first members says so only while there is no cluster: later it may be another one, and the disk says it.

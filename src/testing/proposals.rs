@@ -5,14 +5,18 @@
 use bytes::Bytes;
 use prost::Message as _;
 
+use crate::pb::authpb::Permission;
 use crate::pb::etcd::compare::TargetUnion;
 use crate::pb::etcd::request_op::Request as Op;
 use crate::pb::etcd::{
-    AlarmRequest, CompactionRequest, Compare, DeleteRangeRequest, LeaseCheckpoint, LeaseGrantRequest, PutRequest,
-    RangeRequest, RequestOp, TxnRequest,
+    AlarmRequest, AuthRoleAddRequest, AuthRoleDeleteRequest, AuthRoleGrantPermissionRequest, AuthUserDeleteRequest,
+    AuthUserGrantRoleRequest, CompactionRequest, Compare, DeleteRangeRequest, LeaseCheckpoint, LeaseGrantRequest,
+    PutRequest, RangeRequest, RequestOp, TxnRequest,
 };
+use crate::pb::log::auth_change::Change;
 use crate::pb::log::{
-    self, Command, LeaseRevoke, Origin, SetClusterVersion, StartDigest, WantedSize, command::Request,
+    self, Asker, AuthChange, Command, LeaseRevoke, Origin, SetClusterVersion, StartDigest, UserPassword, WantedSize,
+    command::Request,
 };
 
 /// Numbers at which arithmetic goes wrong.
@@ -153,7 +157,7 @@ impl Proposals<'_> {
     }
 
     fn request(&mut self) -> Request {
-        match self.below(14) {
+        match self.below(15) {
             0 => Request::Put(self.put()),
             1 => Request::DeleteRange(self.delete()),
             2..5 => Request::Txn(self.txn(3)),
@@ -175,12 +179,31 @@ impl Proposals<'_> {
                 alarm: if self.one_in(2) { 0 } else { 0x70 + self.below(9) as i32 },
             }),
             12 => Request::StartDigest(StartDigest {}),
+            // Authentication stays off: nobody makes the user root.
+            13 if self.one_in(2) => Request::Auth(AuthChange { change: self.change() }),
             // Of slots that no member has, for nobody is to leave.
             _ => Request::WantedSize(WantedSize {
                 start: (self.number() as u64) | 1 << 40,
                 replicas: self.number() as u64,
             }),
         }
+    }
+
+    fn change(&mut self) -> Option<Change> {
+        let user = |all: &mut Self| format!("u{}", all.below(3));
+        let role = |all: &mut Self| format!("r{}", all.below(3));
+        Some(match self.below(7) {
+            0 => Change::UserAdd(UserPassword { user: user(self), hash: self.key(), no_password: self.one_in(2) }),
+            1 => Change::UserDelete(AuthUserDeleteRequest { name: user(self) }),
+            2 => Change::UserGrantRole(AuthUserGrantRoleRequest { user: user(self), role: role(self) }),
+            3 => Change::RoleAdd(AuthRoleAddRequest { name: role(self) }),
+            4 => Change::RoleDelete(AuthRoleDeleteRequest { role: role(self) }),
+            5 => Change::RoleGrantPermission(AuthRoleGrantPermissionRequest {
+                name: role(self),
+                perm: Some(Permission { perm_type: self.kind(4), key: self.key(), range_end: self.end() }),
+            }),
+            _ => return None,
+        })
     }
 
     /// Of a process that is not there; mostly none, as of an older member.
@@ -192,7 +215,8 @@ impl Proposals<'_> {
     pub fn command(&mut self) -> Command {
         let needs = if self.one_in(10) { self.number() as u32 } else { self.below(4) as u32 };
         let request = Some(self.request()).filter(|_| !self.one_in(30));
-        Command { needs, request, origin: self.origin() }
+        let asker = self.one_in(4).then(|| Asker { user: "u".into(), since: self.number() as u64, internal: false });
+        Command { needs, request, asker, origin: self.origin() }
     }
 
     /// Bytes that every leader must refuse, whatever its settings.

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::index::Index;
 use super::session::{Ended, Outbox, Output, Session};
 use super::{Batch, Batches, Shape};
+use crate::caller::Caller;
 use crate::env::{Env, interval};
 use crate::error::Error;
 use crate::kv;
@@ -54,6 +55,8 @@ pub(super) struct Inner {
     /// True when the leader has been gone for too long.
     leader_lost: watch::Sender<bool>,
     sessions: AtomicU64,
+    /// As of the users and roles by which sessions were asked to look last; see [`kv::Auth::stamp`].
+    auth: AtomicU64,
     pub(super) closed: CancellationToken,
 }
 
@@ -75,6 +78,8 @@ pub(super) struct Slice {
     /// Whether the history reached back to where the slice was to begin.
     pub(super) whole: bool,
     pub(super) generation: u64,
+    /// What the users and roles were.
+    pub(super) auth: u64,
     /// For previous versions, if they were asked for.
     pub(super) view: Option<kv::State>,
 }
@@ -107,6 +112,7 @@ impl Inner {
                 compacted: s.kv.compacted(),
                 whole: s.kv.holds_from(from),
                 generation: self.store.generation(),
+                auth: s.kv.auth().stamp(),
                 view: wants_view.then(|| s.kv.clone()),
             }
         })
@@ -117,6 +123,7 @@ impl Hub {
     /// Starts the hub on a state; it ends with `env`. What its consumers hold is charged to `account`.
     pub fn start(env: &Env, store: Arc<Store>, options: Options, account: Account) -> Self {
         let (position, generation) = store.read(|s| (s.kv.revision() + 1, store.generation()));
+        let auth = store.read(|s| s.kv.auth().stamp());
         store.keep_history(position);
         let inner = Arc::new(Inner {
             env: env.clone(),
@@ -127,6 +134,7 @@ impl Hub {
             leader_lost: watch::Sender::new(false),
             account,
             sessions: AtomicU64::new(0),
+            auth: AtomicU64::new(auth),
             closed: env.shutdown.child_token(),
         });
         env.spawn(run(inner.clone()));
@@ -138,14 +146,9 @@ impl Hub {
         self.inner.closed.cancel();
     }
 
-    /// A consumer of this member's own, without watchers yet.
-    pub fn session(&self) -> Session {
-        self.session_of(&Client::default())
-    }
-
-    /// A consumer of `client`'s.
-    pub fn session_of(&self, client: &Client) -> Session {
-        Session::new(self.inner.clone(), self.inner.sessions.fetch_add(1, Ordering::Relaxed), client)
+    /// A consumer without watchers yet: `client` is charged for it, and it sees what `caller` may read.
+    pub fn session(&self, client: &Client, caller: Caller) -> Session {
+        Session::new(self.inner.clone(), self.inner.sessions.fetch_add(1, Ordering::Relaxed), client, caller)
     }
 
     /// Watchers of all sessions.
@@ -157,15 +160,16 @@ impl Hub {
     /// deletion reads the key first, and asks from the revision after that of the read. Cheap for many at once.
     ///
     /// Errors: `Compacted` if the history does not reach back to `from` (read the key again), `Stopped` at the end of this
-    /// member, `TooManyRequests` beyond the bound of watchers.
-    pub async fn wait_deleted(&self, key: Bytes, from: i64) -> Result<i64, Error> {
-        let mut session = self.session();
+    /// member, `TooManyRequests` beyond the bound of watchers, and what refuses `caller`.
+    pub async fn wait_deleted(&self, caller: Caller, key: Bytes, from: i64) -> Result<i64, Error> {
+        let mut session = self.session(&Client::default(), caller);
         let shape = Shape { puts: false, ..Shape::of_key(key) };
-        session.watch(0, &shape, from).map_err(|_| Error::TooManyRequests)?;
+        session.watch(0, &shape, from)?;
         loop {
             match session.next().await {
                 Ok(Output::Events { batch, .. }) => return Ok(batch.revision),
                 Ok(Output::Compacted { .. }) => return Err(Error::Compacted),
+                Ok(Output::Denied { error, .. }) => return Err(error),
                 Ok(Output::CaughtUp) => {}
                 Err(Ended) => return Err(Error::Stopped),
             }
@@ -241,6 +245,10 @@ async fn advance(inner: &Inner) -> bool {
         (state.position, state.index.wants_prev())
     };
     let slice = inner.slice(from, SLICE_REVISIONS_MAX, inner.options.stream_bytes_max, wants_prev);
+    if inner.auth.swap(slice.auth, Ordering::Relaxed) != slice.auth {
+        // Before anything of this slice is given out.
+        inner.state.lock().index.members().for_each(|(_, outbox)| outbox.look_again());
+    }
     if slice.head < from {
         return false;
     }

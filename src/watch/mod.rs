@@ -8,7 +8,9 @@
 //! consumer asks for more). It is handed over when the history that it has read reaches to where the hub is; a consumer whose
 //! queue is full goes back to catching up. Invariants, of each watcher: its events come in order, all of a revision at once,
 //! none twice and none left out; what waits for a consumer is bounded; nobody waits for a slow one.
-//! Absent: the wire (`api::watch`), and permissions.
+//! A watcher is made for who may read what it watches, and ends when that one may not any more: users and roles are looked at again
+//! before the first revision after they have changed is given out.
+//! Absent: the wire (`api::watch`), and the rules of permissions (`kv::auth`).
 
 mod hub;
 mod index;
@@ -18,6 +20,7 @@ mod tests;
 
 use std::sync::Arc;
 
+use crate::error::Error;
 use crate::kv;
 use crate::pb::{Event, EventType, KeyValue};
 
@@ -85,7 +88,7 @@ impl<'r> Batches<'r> {
 }
 
 /// Why a watcher was not made; the texts are etcd's where it has one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     #[error("mvcc: watcher range is empty")]
     EmptyRange,
@@ -93,4 +96,16 @@ pub enum Refused {
     DuplicateId,
     #[error("etcdserver: too many requests")]
     TooMany,
+    #[error("{0}")]
+    Denied(Error),
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Denied(error) => error,
+            Refused::TooMany => Self::TooManyRequests,
+            Refused::EmptyRange | Refused::DuplicateId => Self::InvalidRequest(refused.to_string()),
+        }
+    }
 }

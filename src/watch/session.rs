@@ -14,8 +14,10 @@ use tokio::sync::Notify;
 use super::hub::{Inner, Slice};
 use super::index::Index;
 use super::{Batch, Batches, Refused, Shape};
+use crate::caller::Caller;
 use crate::env::{planted, sleep};
 use crate::error::Error;
+use crate::kv::Wants;
 use crate::node::Client;
 use crate::node::account::Taken;
 
@@ -31,6 +33,8 @@ pub enum Output {
     Events { watcher: i64, batch: Arc<Batch> },
     /// The watcher lacks events that are compacted, and is gone.
     Compacted { watcher: i64, compacted: i64 },
+    /// The watcher's caller may not see what it watches any more, and it is gone.
+    Denied { watcher: i64, error: Error },
     /// Every watcher that was behind is up to date.
     CaughtUp,
 }
@@ -71,6 +75,8 @@ struct Waiting {
     flows: HashMap<i64, Flow>,
     /// Watchers that fell behind and of which the session does not know yet.
     behind: Vec<i64>,
+    /// Users or roles have changed since the session looked at them.
+    look_again: bool,
 }
 
 struct Queued {
@@ -101,7 +107,7 @@ impl Outbox {
     /// Gives a batch to those of `watchers` that are synced and want it. Who finds the queue full falls behind.
     pub(super) fn push(&self, watchers: impl Iterator<Item = i64>, batch: &Arc<Batch>, generation: u64) {
         let mut waiting = self.waiting.lock();
-        let Waiting { queue, bytes, flows, behind } = &mut *waiting;
+        let Waiting { queue, bytes, flows, behind, .. } = &mut *waiting;
         for watcher in watchers {
             let flow = flows.get_mut(&watcher).filter(|f| f.synced && f.next <= batch.revision);
             let Some(flow) = flow else { continue };
@@ -118,6 +124,12 @@ impl Outbox {
             queue.push_back(Queued { watcher, batch: batch.clone(), charged });
         }
         drop(waiting);
+        self.changed.notify_one();
+    }
+
+    /// Users or roles have changed.
+    pub(super) fn look_again(&self) {
+        self.waiting.lock().look_again = true;
         self.changed.notify_one();
     }
 
@@ -152,6 +164,10 @@ pub struct Session {
     number: u64,
     outbox: Arc<Outbox>,
     client: Client,
+    /// Who reads.
+    caller: Caller,
+    /// The users and roles by which that is allowed, as of the last look.
+    auth: u64,
     watchers: HashMap<i64, Watcher>,
     /// Those that catch up, and what they want.
     behind: BTreeMap<i64, Behind>,
@@ -164,16 +180,19 @@ pub struct Session {
 }
 
 impl Session {
-    pub(super) fn new(hub: Arc<Inner>, number: u64, client: &Client) -> Self {
+    pub(super) fn new(hub: Arc<Inner>, number: u64, client: &Client, caller: Caller) -> Self {
         // The rest of the bound is for what is read from the history.
         let bytes_max = hub.options.stream_bytes_max / 4 * 3;
         let charged = hub.account.answers.nothing(client);
+        let auth = hub.store.read(|s| s.kv.auth().stamp());
         let outbox = Outbox { bytes_max, charged, waiting: Mutex::default(), changed: Notify::new() };
         Self {
             hub,
             number,
             outbox: Arc::new(outbox),
             client: client.clone(),
+            caller,
+            auth,
             watchers: HashMap::new(),
             behind: BTreeMap::new(),
             behind_index: Index::default(),
@@ -181,6 +200,11 @@ impl Session {
             reserved: 0,
             in_a_row: 0,
         }
+    }
+
+    /// Refuses what the session's caller may not see.
+    pub fn permit(&self, shape: &Shape) -> Result<(), Error> {
+        self.hub.store.read(|s| s.kv.permit(&self.caller, wants(shape)))
     }
 
     /// Adds a watcher under a number that is free. `start`: the first revision of interest, past or future; 0 or less: the next.
@@ -199,7 +223,8 @@ impl Session {
         let bytes = account.received.take(&self.client, WATCHER_BYTES + shape.bytes() as u64);
         let bytes = bytes.map_err(|_| Refused::TooMany)?;
         let mut state = self.hub.state.lock();
-        let revision = self.hub.store.read(|s| s.kv.revision());
+        let allowed = self.hub.store.read(|s| s.kv.permit(&self.caller, wants(shape)).map(|()| s.kv.revision()));
+        let revision = allowed.map_err(Refused::Denied)?;
         let next = if start > 0 { start } else { revision + 1 };
         let (synced, generation) = (next >= state.position, state.generation);
         self.outbox.waiting.lock().flows.insert(watcher, Flow { next, synced, generation, queued: 0 });
@@ -284,6 +309,14 @@ impl Session {
         }
         self.outbox.charged.shrink(std::mem::take(&mut self.reserved));
         let mut waiting = self.outbox.waiting.lock();
+        if std::mem::take(&mut waiting.look_again) {
+            drop(waiting);
+            self.end_denied();
+            if let Some(output) = self.read.pop_front() {
+                return Some(output);
+            }
+            waiting = self.outbox.waiting.lock();
+        }
         if self.in_a_row < QUEUED_IN_A_ROW_MAX || (self.behind.is_empty() && waiting.behind.is_empty()) {
             self.in_a_row += 1;
             if let Some(Queued { watcher, batch, charged }) = waiting.queue.pop_front() {
@@ -351,6 +384,9 @@ impl Session {
     /// Gives what was read to those behind, and hands over who has all of it.
     fn take(&mut self, from: i64, slice: &Slice) {
         let budget = self.slice_bytes();
+        if slice.auth != self.auth {
+            self.end_denied();
+        }
         self.drop_compacted(slice);
         let mut bytes = 0;
         // A watcher's revisions stand together, so that they can leave together.
@@ -387,6 +423,21 @@ impl Session {
         }
         if next > slice.head {
             self.hand_over(next);
+        }
+    }
+
+    /// Ends the watchers of what the caller may not see as users and roles are now.
+    fn end_denied(&mut self) {
+        // A view: a stream may have many watchers.
+        let state = self.hub.store.read(|s| s.kv.clone());
+        self.auth = state.auth().stamp();
+        let refused = |(number, at): (&i64, &Watcher)| {
+            state.permit(&self.caller, wants(&at.shape)).err().map(|error| (*number, error))
+        };
+        let denied: Vec<(i64, Error)> = self.watchers.iter().filter_map(refused).collect();
+        for (watcher, error) in denied {
+            self.cancel(watcher);
+            self.read.push_back(Output::Denied { watcher, error });
         }
     }
 
@@ -466,6 +517,11 @@ impl Session {
     pub(super) fn queued_bytes(&self) -> usize {
         self.outbox.waiting.lock().bytes
     }
+}
+
+/// What a watcher sees.
+fn wants(shape: &Shape) -> Wants<'_> {
+    Wants::Keys { key: &shape.key, range_end: &shape.range_end }
 }
 
 impl Drop for Session {

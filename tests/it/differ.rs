@@ -1,8 +1,8 @@
 //! The example `differ`, in short, and the table of its wanted differences. `cargo test` builds examples beside the binary.
 
 #[path = "../../examples/differ/call.rs"]
-#[allow(dead_code, reason = "only the list is read here")]
-mod call;
+#[allow(dead_code, reason = "only the lists are read here")]
+pub mod call;
 #[path = "../../examples/differ/compare.rs"]
 #[allow(dead_code, reason = "only the list is read here")]
 mod compare;

@@ -13,8 +13,8 @@ use source::{Token, UsedPath};
 /// Modules by height: a module imports only what stands on a lower line.
 const LAYERS: &[&[&str]] = &[
     &["pb", "error", "env", "metrics"],
-    &["config", "identity", "telemetry"],
-    &["storage"],
+    &["config", "identity", "telemetry", "caller"],
+    &["storage", "secure"],
     &["kv"],
     &["raft"],
     &["node"],
@@ -53,8 +53,13 @@ const HOMES: &[(&str, &[&str])] = &[
     ("std::thread::spawn", WORLD),
     ("std::thread::sleep", WORLD),
     ("std::thread::Builder", WORLD),
+    ("bcrypt", &["src/secure"]),
+    ("ring::hmac", &["src/secure"]),
+    ("ring::rand", &["src/env"]),
     ("rand", &["src/env"]),
     ("fastrand", &["src/env"]),
+    // Nothing that came over a port is a member's own work.
+    ("crate::caller::Caller::Internal", &["src/caller", "src/node*", "src/lease", "src/cluster"]),
     // A queue without a bound is memory without a bound: no home at all.
     ("std::sync::mpsc::channel", &[]),
     ("tokio::sync::mpsc::unbounded_channel", &[]),
@@ -62,6 +67,10 @@ const HOMES: &[(&str, &[&str])] = &[
 const GRPC: &[&str] = &["src/api", "src/raft", "src/pb", "src/error", "src/server", "src/cli", "src/testing"];
 /// `cli/dev` runs processes and makes their directories, and `testing` the simulated world; they are no part of a member.
 const WORLD: &[&str] = &["src/env", "src/cli/dev*", "src/testing"];
+
+/// Who serves clients; and among them the service of the members.
+const GATED: &[&str] = &["src/api", "src/http"];
+const NOT_GATED: &[&str] = &["src/api/peer"];
 
 const FILE_LINES_MAX: usize = 800;
 const FUNCTION_LINES_MAX: usize = 80;
@@ -123,9 +132,14 @@ fn check_source(path: &str, text: &str) -> Vec<String> {
     findings
 }
 
-/// Rules for what is shipped: direction of imports, and homes.
+/// Rules for what is shipped: direction of imports, homes, and the gate.
 fn check_imports(path: &str, tokens: &[Token]) -> Vec<String> {
     let mut findings = Vec::new();
+    // Whoever serves clients reads the state through functions that are told for whom (`node::gate`).
+    if GATED.iter().any(|home| is_in(path, home)) && !NOT_GATED.iter().any(|home| is_in(path, home)) {
+        let calls = tokens.windows(4).filter(|t| t.iter().map(|t| t.text).eq([".", "store", "(", ")"]));
+        findings.extend(calls.map(|t| format!("{path}:{}: the state is read past the gate, by `store()`", t[1].line)));
+    }
     let here = module_path(path);
     for used in source::paths(tokens) {
         for (what, homes) in HOMES {
@@ -220,6 +234,12 @@ const BROKEN: &[(&str, &str, &str)] = &[
     ("src/cli/dev.rs", "//! x\nfn f() { fastrand::u8(..); }", "`fastrand` may be named only in"),
     ("src/node.rs", "//! x\nuse rand::Rng;", "`rand` may be named only in"),
     ("src/node.rs", "//! x\nuse tokio::sync::mpsc;\nfn f() { mpsc::unbounded_channel(); }", "unbounded_channel"),
+    ("src/api/kv.rs", "//! x\nfn f() { node.store().view(); }", "src/api/kv.rs:2: the state is read past the gate"),
+    (
+        "src/api/kv.rs",
+        "//! x\nuse crate::caller::Caller;\nfn f() { Caller::Internal; }",
+        "`crate::caller::Caller::Internal` may",
+    ),
     ("src/node.rs", "use crate::pb;", "opens without a `//!`"),
     ("tests/it/x.rs", "//! x\nfn f() { todo!() }", "tests/it/x.rs:2: `todo!` is left in"),
     ("src/node.rs", "//! x\n#[cfg(test)]\nmod tests { fn f() { dbg!(1) } }", "`dbg!` is left in"),
@@ -233,6 +253,8 @@ const SOUND: &[(&str, &str)] = &[
         "//! x\nconst A: &str = r#\"use crate::api; \"todo!()\"#; const B: char = '\"'; fn f<'a>(x: &'a u8) {}",
     ),
     ("src/storage/state/mod.rs", "//! x\nuse sled::Tree;"),
+    ("src/api/peer.rs", "//! x\nfn f() { node.store(); }"),
+    ("src/node/gate.rs", "//! x\nuse crate::caller::Caller;\nfn f() { node.store(); Caller::Internal; }"),
     ("src/node_loop.rs", "//! x"),
     ("src/node.rs", "//! x\nuse crate::env::Instant;\nfn f() { Instant::now(); }"),
     ("src/node.rs", "//! x\nuse std::time::Duration;\n#[cfg(test)]\nmod tests {\n fn f() { std::fs::read(\"x\"); }\n}"),

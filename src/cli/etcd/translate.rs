@@ -102,10 +102,21 @@ pub fn translate(given: &Given) -> anyhow::Result<Translation> {
     members(given, name, &mut to)?;
     timing(given, &mut to)?;
     limits(given, &mut to)?;
+    users(given, &mut to)?;
     compaction(given, &mut to);
     origins(given, &mut to);
     log(given, &mut to)?;
     Ok(to)
+}
+
+fn users(given: &Given, to: &mut Translation) -> anyhow::Result<()> {
+    if let Some(cost) = given.number("bcrypt-cost")? {
+        to.set("auth.bcrypt_cost", "--bcrypt-cost", cost.to_string());
+    }
+    if let Some(seconds) = given.number("auth-token-ttl")? {
+        to.set("auth.token_ttl", "--auth-token-ttl", format!("{seconds}s"));
+    }
+    Ok(())
 }
 
 impl Translation {

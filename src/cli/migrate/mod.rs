@@ -7,6 +7,7 @@
 //! Absent: create revisions, mod revisions and versions of keys, which are the target's own; users and roles.
 
 mod target;
+mod users;
 mod verify;
 
 use std::time::Duration;
@@ -15,11 +16,11 @@ use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio::signal::unix::{SignalKind, signal};
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::client::{ANSWER_BYTES_MAX, ClientArgs, failure};
 use super::kv::prefix_end;
+use crate::cli::credentials::{Channel, UserArgs};
 use crate::config::units::duration;
 use crate::env::{Instant, interval, timeout};
 use crate::pb::EventType;
@@ -58,6 +59,14 @@ pub struct MigrateArgs {
     /// Go on although the target holds keys; those that the source does not have will be reported as differences
     #[arg(long)]
     into_used: bool,
+    /// Make the source's users and roles in the target, too; no etcd tells their passwords, so each needs another
+    #[arg(long)]
+    with_users: bool,
+    /// User of the source, as NAME:PASSWORD
+    #[arg(long, env = "QUORATE_FROM_USER", hide_env_values = true, value_name = "NAME:PASSWORD")]
+    from_user: Option<String>,
+    #[command(flatten)]
+    user: UserArgs,
     /// Longest wait for a connection to one endpoint
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration::parse)]
     dial_timeout: Duration,
@@ -76,9 +85,9 @@ pub(super) struct Side {
 }
 
 impl Side {
-    async fn connect(name: &str, endpoints: &[String], args: &MigrateArgs) -> anyhow::Result<Self> {
+    async fn connect(name: &str, endpoints: &[String], user: UserArgs, args: &MigrateArgs) -> anyhow::Result<Self> {
         let client =
-            ClientArgs { endpoints: endpoints.to_vec(), dial_timeout: args.dial_timeout, timeout: args.timeout };
+            ClientArgs { endpoints: endpoints.to_vec(), dial_timeout: args.dial_timeout, timeout: args.timeout, user };
         let channel = client.connect().await.with_context(|| format!("the {name}"))?;
         let prefix = args.prefix.as_bytes();
         let key = if prefix.is_empty() { Bytes::from_static(b"\0") } else { Bytes::copy_from_slice(prefix) };
@@ -130,13 +139,17 @@ struct Migration {
 }
 
 pub async fn migrate(args: MigrateArgs) -> anyhow::Result<Vec<u8>> {
-    let from = Side::connect("source", &args.from, &args).await?;
-    let to = Side::connect("target", &args.to, &args).await?;
+    let source_user = UserArgs { user: args.from_user.clone(), ..UserArgs::default() };
+    let from = Side::connect("source", &args.from, source_user, &args).await?;
+    let to = Side::connect("target", &args.to, args.user.clone(), &args).await?;
     let (present, _) = to.count().await?;
     ensure!(
         present == 0 || args.into_used,
         "the target holds {present} keys already; name an empty one, or say --into-used to write among them"
     );
+    if args.with_users {
+        eprint!("{}", users::copy(&from.client, &to.client).await?.describe());
+    }
     let to = Target::new(&from, to).await?;
     let upkeep = to.clone();
     let mut migration = Migration { args, from, to, applied: 0, newest: 0, shown: Instant::now() };

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use anyhow::anyhow;
 use futures_util::StreamExt as _;
 use parking_lot::Mutex;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::{Side, TICK};
 use crate::cli::client::failure;
+use crate::cli::credentials::Channel;
 use crate::env::{interval, timeout};
 use crate::pb::KeyValue;
 use crate::pb::etcd::lease_client::LeaseClient;

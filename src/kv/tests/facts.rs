@@ -407,6 +407,9 @@ fn the_journal_holds_what_changed_or_says_that_it_could_not() {
             change::Change::ClusterVersion(_)
             | change::Change::Lease(_)
             | change::Change::Alarms(_)
+            | change::Change::AuthUser(_)
+            | change::Change::AuthRole(_)
+            | change::Change::Auth(_)
             | change::Change::WantedSize(_) => 0,
         })
         .collect();

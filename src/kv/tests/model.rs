@@ -239,7 +239,11 @@ impl Model {
             Request::LeaseGrant(r) => self.grant(r).map(Response::LeaseGrant),
             Request::LeaseRevoke(r) => self.revoke(r.id).map(Response::LeaseRevoke),
             Request::LeaseCheckpoint(r) => Ok(Response::LeaseCheckpoint(self.checkpoint(r))),
-            Request::SetClusterVersion(_) | Request::Alarm(_) | Request::WantedSize(_) | Request::StartDigest(_) => {
+            Request::SetClusterVersion(_)
+            | Request::Alarm(_)
+            | Request::WantedSize(_)
+            | Request::Auth(_)
+            | Request::StartDigest(_) => {
                 unreachable!("not among the random commands")
             }
         };

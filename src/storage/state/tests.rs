@@ -125,12 +125,14 @@ fn behaves(place: &dyn Place) {
     assert_eq!(load(&mut store), (Some(meta(7)), all.clone()), "loading twice is no harm");
 
     // Cleaning with everything live keeps every change.
-    let view = View { applied: id(7), compacted: 0, is_live: &|_| true, is_live_lease: &|_| true };
+    let view =
+        View { applied: id(7), compacted: 0, is_live: &|_| true, is_live_lease: &|_| true, is_live_auth: &|_| true };
     while !store.clean(&view, 3).unwrap().finished {}
     assert_eq!(load(&mut store).1, all);
     // With only the large one live, it is what remains.
     let is_live = |kv: &KeyValue| kv.key() == b"large";
-    let view = View { applied: id(7), compacted: 7, is_live: &is_live, is_live_lease: &|_| true };
+    let view =
+        View { applied: id(7), compacted: 7, is_live: &is_live, is_live_lease: &|_| true, is_live_auth: &|_| true };
     let mut dropped = 0;
     loop {
         let stats = store.clean(&view, 3).unwrap();
@@ -289,7 +291,10 @@ fn cleaning_ahead_of_the_checkpoint_is_refused() {
     let mut store = Place::open(&Memory::default());
     load(&mut store);
     fill(&mut store, 1..=2);
-    let _ = store.clean(&View { applied: id(2), compacted: 0, is_live: &|_| true, is_live_lease: &|_| true }, 1);
+    let _ = store.clean(
+        &View { applied: id(2), compacted: 0, is_live: &|_| true, is_live_lease: &|_| true, is_live_auth: &|_| true },
+        1,
+    );
 }
 
 #[test]
@@ -466,6 +471,7 @@ impl Model {
             Kind::Version(kv) => self.versions.entry(kv.key().to_vec()).or_default().push(kv.clone()),
             Kind::Compacted(revision) => self.compacted = self.compacted.max(*revision),
             Kind::ClusterVersion(_) | Kind::Alarms(_) | Kind::WantedSize(_) => {}
+            Kind::AuthUser(_) | Kind::AuthRole(_) | Kind::Auth(_) => {}
             Kind::Lease(lease) if lease.ttl > 0 => drop(self.leases.insert(lease.id, *lease)),
             Kind::Lease(end) => drop(self.leases.remove(&end.id)),
         }
@@ -491,8 +497,13 @@ impl Model {
     fn clean(&self, store: &mut Store, index: u64, budget: usize) -> CleanStats {
         let is_live = |kv: &KeyValue| self.is_live(kv);
         let is_live_lease = |lease: &Lease| self.leases.get(&lease.id) == Some(lease);
-        let view =
-            View { applied: id(index), compacted: self.compacted, is_live: &is_live, is_live_lease: &is_live_lease };
+        let view = View {
+            applied: id(index),
+            compacted: self.compacted,
+            is_live: &is_live,
+            is_live_lease: &is_live_lease,
+            is_live_auth: &|_| true,
+        };
         store.clean(&view, budget).unwrap()
     }
 }

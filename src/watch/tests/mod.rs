@@ -4,14 +4,24 @@ mod model;
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::*;
+use crate::caller::{Caller, Named};
 use crate::env::sim::{NoNet, SimDisk};
 use crate::env::{Env, timeout};
 use crate::error::Error;
+use crate::kv::AUTH_SINCE;
+use crate::node::Client;
 use crate::node::account::Account;
+use crate::pb::authpb::Permission;
 use crate::pb::etcd::request_op::Request as Op;
-use crate::pb::etcd::{CompactionRequest, DeleteRangeRequest, PutRequest, RequestOp, TxnRequest};
-use crate::pb::log::{Command, command::Request};
+use crate::pb::etcd::{
+    AuthRoleAddRequest, AuthRoleGrantPermissionRequest, AuthRoleRevokePermissionRequest, AuthUserGrantRoleRequest,
+    CompactionRequest, DeleteRangeRequest, PutRequest, RequestOp, TxnRequest,
+};
+use crate::pb::log::auth_change::Change;
+use crate::pb::log::{AuthChange, AuthEnable, Command, UserPassword, command::Request};
 use crate::raft::tests::entry;
 use crate::raft::{Applied, Store};
 
@@ -32,6 +42,16 @@ impl Rig {
         let account = Account::new(1 << 20, 1 << 20, 150);
         let hub = Hub::start(&env, store.clone(), options, account);
         Self { env, store, hub, index: 0 }
+    }
+
+    fn apply_internal(&mut self, request: Request) {
+        let command = Command { asker: Caller::Internal.to_pb(), ..Command::new(AUTH_SINCE, request) };
+        self.store.apply(entry(1, self.index, vec![command]), false).unwrap();
+        self.index += 1;
+    }
+
+    fn put_internal(&mut self, key: &'static str, value: &'static str) {
+        self.apply_internal(Request::Put(PutRequest { key: key.into(), value: value.into(), ..Default::default() }));
     }
 
     fn apply(&mut self, request: Request) {
@@ -72,7 +92,7 @@ impl Rig {
     }
 
     fn session(&self, shape: &Shape, start: i64) -> Session {
-        let mut session = self.hub.session();
+        let mut session = self.hub.session(&Client::default(), Caller::Internal);
         session.watch(1, shape, start).unwrap();
         session
     }
@@ -108,6 +128,7 @@ fn show(outputs: &[Output]) -> Vec<String> {
             format!("{}{}", batch.revision, batch.events.iter().map(one).collect::<String>())
         }
         Output::Compacted { compacted, .. } => format!("compacted {compacted}"),
+        Output::Denied { error, .. } => error.to_string(),
         Output::CaughtUp => "caught up".to_owned(),
     });
     all.collect()
@@ -253,7 +274,7 @@ async fn a_snapshot_ends_only_watchers_that_lack_what_it_lacks() {
 #[tokio::test(start_paused = true)]
 async fn bounds_and_impossible_watchers_are_refused() {
     let rig = Rig::new(OPTIONS);
-    let mut session = rig.hub.session();
+    let mut session = rig.hub.session(&Client::default(), Caller::Internal);
     assert_eq!(session.watch(1, &Shape::new("b", "b"), 0), Err(Refused::EmptyRange));
     for watcher in 0..100 {
         session.watch(watcher, &everything(), 0).unwrap();
@@ -262,7 +283,7 @@ async fn bounds_and_impossible_watchers_are_refused() {
     assert_eq!(session.watch(100, &everything(), 0), Err(Refused::TooMany));
     assert!(session.cancel(7) && !session.cancel(7));
     session.watch(100, &everything(), 0).unwrap();
-    let mut other = rig.hub.session();
+    let mut other = rig.hub.session(&Client::default(), Caller::Internal);
     for watcher in 0..50 {
         other.watch(watcher, &Shape::of_key("a"), 0).unwrap();
     }
@@ -301,7 +322,7 @@ async fn many_wait_for_one_deletion() {
     let revision = rig.put("lock", "held");
     let wait = |from| {
         let hub = rig.hub.clone();
-        rig.env.spawn(async move { hub.wait_deleted("lock".into(), from).await })
+        rig.env.spawn(async move { hub.wait_deleted(Caller::Internal, "lock".into(), from).await })
     };
     let waiters: Vec<_> = (0..100).map(|_| wait(revision + 1)).collect();
     rig.put("lock", "held again");
@@ -309,16 +330,16 @@ async fn many_wait_for_one_deletion() {
     let gone = rig.delete("lock");
     let late = {
         let hub = rig.hub.clone();
-        rig.env.spawn(async move { hub.wait_deleted("lock".into(), revision + 1).await })
+        rig.env.spawn(async move { hub.wait_deleted(Caller::Internal, "lock".into(), revision + 1).await })
     };
     for waiter in waiters.into_iter().chain([late]) {
         assert_eq!(waiter.await.unwrap(), Ok(gone));
     }
     assert_eq!(rig.hub.watchers(), 0);
     rig.compact(gone);
-    assert_eq!(rig.hub.wait_deleted("lock".into(), revision).await, Err(Error::Compacted));
+    assert_eq!(rig.hub.wait_deleted(Caller::Internal, "lock".into(), revision).await, Err(Error::Compacted));
     let hub = rig.hub.clone();
-    let waiter = rig.env.spawn(async move { hub.wait_deleted("lock".into(), 99).await });
+    let waiter = rig.env.spawn(async move { hub.wait_deleted(Caller::Internal, "lock".into(), 99).await });
     tokio::task::yield_now().await;
     rig.hub.close();
     assert_eq!(waiter.await.unwrap(), Err(Error::Stopped));
@@ -327,7 +348,7 @@ async fn many_wait_for_one_deletion() {
 #[tokio::test(start_paused = true)]
 async fn a_cancelled_watcher_leaves_nothing_behind() {
     let mut rig = Rig::new(OPTIONS);
-    let mut session = rig.hub.session();
+    let mut session = rig.hub.session(&Client::default(), Caller::Internal);
     session.watch(1, &everything(), 0).unwrap();
     session.watch(2, &Shape::of_key("a"), 0).unwrap();
     let revision = rig.put("a", "1");
@@ -353,7 +374,7 @@ async fn handing_over_leaves_no_gap_while_others_write() {
                 let mut random = fastrand::Rng::with_seed(number);
                 let (mut rounds, mut revision) = (0, 2);
                 while revision < LAST {
-                    let mut session = hub.session();
+                    let mut session = hub.session(&Client::default(), Caller::Internal);
                     let mut next = random.i64((revision - 50).max(2)..=revision);
                     session.watch(1, &everything(), next).unwrap();
                     for _ in 0..random.usize(50..150) {
@@ -384,4 +405,71 @@ async fn handing_over_leaves_no_gap_while_others_write() {
         assert!(session.await.unwrap() > 20, "there was more than one handing over");
     }
     writer.join().unwrap();
+}
+
+/// A user who may read `a`, and whose role may change.
+async fn rig_with_user() -> (Rig, Caller) {
+    let mut rig = Rig::new(OPTIONS);
+    let change = |change| Request::Auth(AuthChange { change: Some(change) });
+    let (root, user) = ("root".to_owned(), "u".to_owned());
+    for name in [&root, &user] {
+        let user = UserPassword { user: name.clone(), hash: Bytes::new(), no_password: true };
+        rig.apply_internal(change(Change::UserAdd(user)));
+        rig.apply_internal(change(Change::RoleAdd(AuthRoleAddRequest { name: name.clone() })));
+        let grant = AuthUserGrantRoleRequest { user: name.clone(), role: name.clone() };
+        rig.apply_internal(change(Change::UserGrantRole(grant)));
+    }
+    rig.apply_internal(permission(true));
+    let token_key = Bytes::from_static(&[7; 32]);
+    rig.apply_internal(change(Change::Enable(AuthEnable { token_key })));
+    let since = rig.store.read(|s| s.kv.auth().since("u").unwrap());
+    (rig, Caller::User(Arc::new(Named { name: user, since })))
+}
+
+/// To read `a`, given or taken.
+fn permission(is_given: bool) -> Request {
+    let (key, range_end) = (Bytes::from_static(b"a"), Bytes::new());
+    let change = if is_given {
+        let perm = Some(Permission { perm_type: 0, key, range_end });
+        Change::RoleGrantPermission(AuthRoleGrantPermissionRequest { name: "u".into(), perm })
+    } else {
+        Change::RoleRevokePermission(AuthRoleRevokePermissionRequest { role: "u".into(), key, range_end })
+    };
+    Request::Auth(AuthChange { change: Some(change) })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watcher_is_told_nothing_that_was_written_after_its_permission_was_taken() {
+    // Synced, and catching up.
+    for start in [0, 1] {
+        let (mut rig, user) = rig_with_user().await;
+        let mut session = rig.hub.session(&Client::default(), user.clone());
+        let refused = session.watch(2, &Shape::of_key("b"), start);
+        assert_eq!(refused, Err(Refused::Denied(Error::PermissionDenied)));
+        assert_eq!(session.watch(2, &everything(), start), Err(Refused::Denied(Error::PermissionDenied)));
+        rig.put_internal("a", "seen");
+        session.watch(1, &Shape::of_key("a"), start).unwrap();
+        rig.put_internal("a", "seen too");
+        // A change that concerns it not.
+        rig.apply_internal(Request::Auth(AuthChange {
+            change: Some(Change::RoleAdd(AuthRoleAddRequest { name: "other".into() })),
+        }));
+        let mut seen = 0;
+        while let Ok(Ok(output)) = timeout(Duration::from_millis(10), session.next()).await {
+            seen += usize::from(matches!(output, Output::Events { .. }));
+        }
+        assert_eq!(seen, 1 + start as usize);
+        rig.apply_internal(permission(false));
+        rig.put_internal("a", "hidden");
+        let told = timeout(Duration::from_millis(10), session.next()).await.unwrap().unwrap();
+        assert_eq!(told, Output::Denied { watcher: 1, error: Error::PermissionDenied });
+        assert_eq!(session.watchers(), 0);
+        assert!(timeout(Duration::from_millis(10), session.next()).await.is_err(), "nothing more");
+        // Nothing of its own time either, when it may read again.
+        rig.apply_internal(permission(true));
+        session.watch(1, &Shape::of_key("a"), 0).unwrap();
+        rig.put_internal("a", "seen again");
+        let told = timeout(Duration::from_millis(10), session.next()).await.unwrap().unwrap();
+        assert!(matches!(told, Output::Events { watcher: 1, .. }), "{told:?}");
+    }
 }

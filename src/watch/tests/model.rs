@@ -121,6 +121,7 @@ impl Run {
     fn check(&mut self, session: usize, output: Output) {
         let (number, batch) = match output {
             Output::CaughtUp => return,
+            Output::Denied { watcher, error } => panic!("watcher {watcher}: {error}"),
             Output::Compacted { watcher, compacted } => {
                 let Some(watcher) = self.watchers.get_mut(&(session, watcher)) else { return };
                 assert!(watcher.next <= compacted && compacted <= self.model.compacted, "not lost: {}", watcher.next);
@@ -162,7 +163,8 @@ fn thin(events: &[KeyValue]) -> Vec<KeyValue> {
 
 async fn run(steps: Vec<Step>) {
     let rig = Rig::new(TIGHT);
-    let sessions = [rig.hub.session(), rig.hub.session()];
+    let sessions =
+        [rig.hub.session(&Client::default(), Caller::Internal), rig.hub.session(&Client::default(), Caller::Internal)];
     let mut run =
         Run { rig, model: Model::new(), sessions, watchers: BTreeMap::new(), next_number: 0, thinned: BTreeSet::new() };
     for step in steps {

@@ -90,6 +90,8 @@ const CASES: &[(&str, &str, &str)] = &[
     ("--auto-compaction-mode revision --auto-compaction-retention 1000", "storage.compaction_mode", "revision"),
     ("--cors https://ui.example.org", "http.cors", "https://ui.example.org"),
     ("--host-whitelist a,b", "http.hosts", "a,b"),
+    ("--bcrypt-cost 12", "auth.bcrypt_cost", "12"),
+    ("--auth-token-ttl 600", "auth.token_ttl", "10m"),
     ("--log-level panic", "telemetry.level", "error"),
     ("--log-format console", "telemetry.format", "text"),
     ("--corrupt-check-time 1m", "raft.self_check_interval", "1m"),

@@ -1,0 +1,321 @@
+//! `user`, `role` and `auth`: who there is, what each may do, and whether that counts.
+
+use std::io::BufRead as _;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, anyhow, ensure};
+use serde_json::{Value, json};
+
+use super::client::ClientArgs;
+use super::credentials::{Channel, first_line};
+use super::kv::KeyRange;
+use super::output::{Format, base64, json_line, table};
+use crate::identity::shown;
+use crate::pb::authpb::{Permission, UserAddOptions, permission::Type};
+use crate::pb::etcd::auth_client::AuthClient;
+use crate::pb::etcd::{
+    AuthDisableRequest, AuthEnableRequest, AuthRoleAddRequest, AuthRoleDeleteRequest, AuthRoleGetRequest,
+    AuthRoleGrantPermissionRequest, AuthRoleListRequest, AuthRoleRevokePermissionRequest, AuthStatusRequest,
+    AuthUserAddRequest, AuthUserChangePasswordRequest, AuthUserDeleteRequest, AuthUserGetRequest,
+    AuthUserGrantRoleRequest, AuthUserListRequest, AuthUserRevokeRoleRequest,
+};
+
+#[derive(Debug, clap::Subcommand)]
+pub enum UserCommand {
+    /// Add a user
+    Add(UserAddArgs),
+    /// Delete a user; its tokens end
+    Delete(NameArgs),
+    /// Show the roles of a user
+    Get(ShowArgs),
+    /// Print all users
+    List(ListArgs),
+    /// Change the password of a user; its tokens end
+    Passwd(PasswdArgs),
+    /// Give a user a role
+    GrantRole(UserRoleArgs),
+    /// Take a role from a user
+    RevokeRole(UserRoleArgs),
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub enum RoleCommand {
+    /// Add a role, which may do nothing yet
+    Add(NameArgs),
+    /// Delete a role, and take it from its users
+    Delete(NameArgs),
+    /// Show what a role may do
+    Get(ShowArgs),
+    /// Print all roles
+    List(ListArgs),
+    /// Allow a role to read or write keys
+    GrantPermission(GrantArgs),
+    /// Take such a permission back; the keys must be those that it was given for
+    RevokePermission(RevokeArgs),
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub enum AuthCommand {
+    /// Make users and roles count; user root with role root must be there
+    Enable(OnlyArgs),
+    /// Serve everybody everything again; all tokens end
+    Disable(OnlyArgs),
+    /// Whether users and roles count
+    Status(ListArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct OnlyArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct NameArgs {
+    name: String,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct ShowArgs {
+    name: String,
+    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
+    output: Format,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct ListArgs {
+    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
+    output: Format,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+/// Where a new password comes from.
+#[derive(Debug, clap::Args)]
+pub struct NewPassword {
+    /// The new password; left out: the first line of standard input
+    #[arg(long, value_name = "PASSWORD")]
+    new_user_password: Option<String>,
+    /// File whose first line is the new password
+    #[arg(long, value_name = "FILE", conflicts_with = "new_user_password")]
+    new_user_password_file: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct UserAddArgs {
+    name: String,
+    /// The user never has a password: a certificate names it
+    #[arg(long, conflicts_with_all = ["new_user_password", "new_user_password_file"])]
+    no_password: bool,
+    #[command(flatten)]
+    password: NewPassword,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct PasswdArgs {
+    name: String,
+    #[command(flatten)]
+    password: NewPassword,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct UserRoleArgs {
+    user_name: String,
+    role: String,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+/// To read, to write, or both.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Kind {
+    Read,
+    Write,
+    Readwrite,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct GrantArgs {
+    role: String,
+    #[arg(value_enum)]
+    kind: Kind,
+    #[command(flatten)]
+    range: KeyRange,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct RevokeArgs {
+    role: String,
+    #[command(flatten)]
+    range: KeyRange,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+impl NewPassword {
+    fn read(&self) -> anyhow::Result<String> {
+        let password = match (&self.new_user_password, &self.new_user_password_file) {
+            (Some(password), _) => password.clone(),
+            (None, Some(file)) => first_line(file).map_err(|error| anyhow!(error))?,
+            (None, None) => {
+                let mut line = String::new();
+                std::io::stdin().lock().read_line(&mut line).context("standard input cannot be read")?;
+                line.trim_end_matches(['\r', '\n']).to_owned()
+            }
+        };
+        ensure!(!password.is_empty(), "the new password is empty; give one, or --no-password");
+        Ok(password)
+    }
+}
+
+async fn connect(client: &ClientArgs) -> anyhow::Result<AuthClient<Channel>> {
+    Ok(AuthClient::new(client.connect().await?))
+}
+
+fn line(text: String) -> Vec<u8> {
+    format!("{text}\n").into_bytes()
+}
+
+/// One a line, or a list in JSON.
+fn names(format: Format, key: &str, names: &[String]) -> Vec<u8> {
+    match format {
+        Format::Simple => names.iter().map(|name| shown(name) + "\n").collect::<String>().into_bytes(),
+        Format::Json => json_line(&json!({ key: names })),
+    }
+}
+
+pub async fn user(command: UserCommand) -> anyhow::Result<Vec<u8>> {
+    match command {
+        UserCommand::Add(args) => {
+            let password = if args.no_password { String::new() } else { args.password.read()? };
+            let options = Some(UserAddOptions { no_password: args.no_password });
+            let name = args.name.clone();
+            let request = AuthUserAddRequest { name, password, options, hashed_password: String::new() };
+            args.client.answer(connect(&args.client).await?.user_add(request)).await?;
+            Ok(line(format!("user {} added", args.name)))
+        }
+        UserCommand::Delete(NameArgs { name, client }) => {
+            client.answer(connect(&client).await?.user_delete(AuthUserDeleteRequest { name: name.clone() })).await?;
+            Ok(line(format!("user {name} deleted")))
+        }
+        UserCommand::Get(ShowArgs { name, output, client }) => {
+            let answer = client.answer(connect(&client).await?.user_get(AuthUserGetRequest { name })).await?;
+            Ok(names(output, "roles", &answer.into_inner().roles))
+        }
+        UserCommand::List(ListArgs { output, client }) => {
+            let answer = client.answer(connect(&client).await?.user_list(AuthUserListRequest {})).await?;
+            Ok(names(output, "users", &answer.into_inner().users))
+        }
+        UserCommand::Passwd(args) => {
+            let (name, password) = (args.name.clone(), args.password.read()?);
+            let request = AuthUserChangePasswordRequest { name, password, hashed_password: String::new() };
+            args.client.answer(connect(&args.client).await?.user_change_password(request)).await?;
+            Ok(line(format!("password of {} changed", args.name)))
+        }
+        UserCommand::GrantRole(UserRoleArgs { user_name: user, role, client }) => {
+            let request = AuthUserGrantRoleRequest { user: user.clone(), role: role.clone() };
+            client.answer(connect(&client).await?.user_grant_role(request)).await?;
+            Ok(line(format!("role {role} given to user {user}")))
+        }
+        UserCommand::RevokeRole(UserRoleArgs { user_name: user, role, client }) => {
+            let request = AuthUserRevokeRoleRequest { name: user.clone(), role: role.clone() };
+            client.answer(connect(&client).await?.user_revoke_role(request)).await?;
+            Ok(line(format!("role {role} taken from user {user}")))
+        }
+    }
+}
+
+pub async fn role(command: RoleCommand) -> anyhow::Result<Vec<u8>> {
+    match command {
+        RoleCommand::Add(NameArgs { name, client }) => {
+            client.answer(connect(&client).await?.role_add(AuthRoleAddRequest { name: name.clone() })).await?;
+            Ok(line(format!("role {name} added")))
+        }
+        RoleCommand::Delete(NameArgs { name, client }) => {
+            client.answer(connect(&client).await?.role_delete(AuthRoleDeleteRequest { role: name.clone() })).await?;
+            Ok(line(format!("role {name} deleted")))
+        }
+        RoleCommand::Get(ShowArgs { name, output, client }) => {
+            let answer = client.answer(connect(&client).await?.role_get(AuthRoleGetRequest { role: name })).await?;
+            Ok(permissions(output, &answer.into_inner().perm))
+        }
+        RoleCommand::List(ListArgs { output, client }) => {
+            let answer = client.answer(connect(&client).await?.role_list(AuthRoleListRequest {})).await?;
+            Ok(names(output, "roles", &answer.into_inner().roles))
+        }
+        RoleCommand::GrantPermission(args) => {
+            let (key, range_end) = args.range.bounds();
+            let perm_type = match args.kind {
+                Kind::Read => Type::Read,
+                Kind::Write => Type::Write,
+                Kind::Readwrite => Type::Readwrite,
+            };
+            let perm = Some(Permission { perm_type: perm_type.into(), key, range_end });
+            let request = AuthRoleGrantPermissionRequest { name: args.role.clone(), perm };
+            args.client.answer(connect(&args.client).await?.role_grant_permission(request)).await?;
+            Ok(line(format!("permission given to role {}", args.role)))
+        }
+        RoleCommand::RevokePermission(args) => {
+            let (key, range_end) = args.range.bounds();
+            let request = AuthRoleRevokePermissionRequest { role: args.role.clone(), key, range_end };
+            args.client.answer(connect(&args.client).await?.role_revoke_permission(request)).await?;
+            Ok(line(format!("permission taken from role {}", args.role)))
+        }
+    }
+}
+
+pub async fn auth(command: AuthCommand) -> anyhow::Result<Vec<u8>> {
+    match command {
+        AuthCommand::Enable(OnlyArgs { client }) => {
+            client.answer(connect(&client).await?.auth_enable(AuthEnableRequest {})).await?;
+            Ok(line("authentication is on".into()))
+        }
+        AuthCommand::Disable(OnlyArgs { client }) => {
+            client.answer(connect(&client).await?.auth_disable(AuthDisableRequest {})).await?;
+            Ok(line("authentication is off".into()))
+        }
+        AuthCommand::Status(ListArgs { output, client }) => {
+            let answer = client.answer(connect(&client).await?.auth_status(AuthStatusRequest {})).await?.into_inner();
+            let (enabled, revision) = (answer.enabled, answer.auth_revision);
+            Ok(match output {
+                Format::Simple => {
+                    line(format!("authentication is {}, revision {revision}", if enabled { "on" } else { "off" }))
+                }
+                Format::Json => json_line(&json!({ "enabled": enabled, "auth_revision": revision })),
+            })
+        }
+    }
+}
+
+fn permissions(format: Format, permissions: &[Permission]) -> Vec<u8> {
+    let kind = |one: &Permission| Type::try_from(one.perm_type).map_or("?", |kind| kind.as_str_name()).to_lowercase();
+    if format == Format::Json {
+        let one = |one: &Permission| -> Value {
+            json!({ "kind": kind(one), "key": base64(&one.key), "range_end": base64(&one.range_end) })
+        };
+        return json_line(&json!({ "permissions": permissions.iter().map(one).collect::<Vec<_>>() }));
+    }
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let rows: Vec<Vec<String>> = permissions
+        .iter()
+        .map(|one| {
+            let to = match &one.range_end[..] {
+                [] => String::new(),
+                [0] => "(the end)".to_owned(),
+                end => text(end),
+            };
+            vec![kind(one), text(&one.key), to]
+        })
+        .collect();
+    table(&["KIND", "KEY", "BEFORE"], &rows)
+}

@@ -1,0 +1,341 @@
+//! What users and roles come to, on a state alone.
+
+use bytes::Bytes;
+
+use super::*;
+use crate::caller::Named;
+use crate::kv::{AUTH_SINCE, Loader, State};
+use crate::pb::authpb::Permission;
+use crate::pb::etcd::compare::CompareTarget;
+use crate::pb::etcd::request_op::Request as Op;
+use crate::pb::etcd::*;
+use crate::pb::log::auth_change::Change as Asked;
+use crate::pb::log::{self, Answer, AuthChange, AuthEnable, Command, LeaseRevoke, UserPassword, command::Request};
+
+const KEY: [u8; TOKEN_KEY_BYTES] = [7; TOKEN_KEY_BYTES];
+
+struct World(State);
+
+impl World {
+    fn ask(&mut self, caller: &Caller, request: Request) -> Result<Answer, Error> {
+        let mut command = Command::new(AUTH_SINCE, request);
+        command.asker = caller.to_pb();
+        let before: Vec<_> = self.0.changes().collect();
+        let outcome = self.0.apply(&command, true).unwrap();
+        if outcome.is_err() {
+            assert!(before.into_iter().eq(self.0.changes()), "what is refused changes nothing");
+        }
+        outcome
+    }
+
+    fn change(&mut self, caller: &Caller, asked: Asked) -> Result<(), Error> {
+        self.ask(caller, Request::Auth(AuthChange { change: Some(asked) })).map(drop)
+    }
+
+    fn make(&mut self, asked: Asked) {
+        self.change(&Caller::Internal, asked).unwrap();
+    }
+
+    fn add_user(&mut self, user: &str, roles: &[&str]) {
+        self.make(Asked::UserAdd(password(user, "hash")));
+        for role in roles {
+            self.make(Asked::UserGrantRole(AuthUserGrantRoleRequest { user: user.into(), role: (*role).into() }));
+        }
+    }
+
+    fn add_role(&mut self, role: &str, permissions: &[(Type, &'static str, &'static str)]) {
+        self.make(Asked::RoleAdd(AuthRoleAddRequest { name: role.into() }));
+        for (kind, key, range_end) in permissions {
+            self.make(grant(role, *kind, key, range_end));
+        }
+    }
+
+    /// Root, a reader and a writer of `a` to `c`, and one who has no role; authentication is on.
+    fn new() -> Self {
+        let mut world = Self(State::new());
+        world.add_role("r", &[(Type::Read, "a", "c")]);
+        world.add_role("w", &[(Type::Write, "a", "c")]);
+        for (user, roles) in [("root", &["root"][..]), ("reader", &["r"]), ("writer", &["w"]), ("both", &["r", "w"])] {
+            world.add_user(user, roles);
+        }
+        world.add_user("none", &[]);
+        world.make(Asked::Enable(AuthEnable { token_key: Bytes::from_static(&KEY) }));
+        world
+    }
+
+    fn as_user(&self, name: &str) -> Caller {
+        let since = self.0.auth().since(name).unwrap();
+        Caller::User(Arc::new(Named { name: name.into(), since }))
+    }
+
+    fn lease(&mut self, id: i64) {
+        self.ask(&Caller::Internal, Request::LeaseGrant(LeaseGrantRequest { id, ttl: 60 })).unwrap();
+    }
+}
+
+fn password(user: &str, hash: &'static str) -> UserPassword {
+    UserPassword { user: user.into(), hash: hash.into(), no_password: false }
+}
+
+fn grant(role: &str, kind: Type, key: &'static str, range_end: &'static str) -> Asked {
+    let perm = Some(Permission { perm_type: kind.into(), key: key.into(), range_end: range_end.into() });
+    Asked::RoleGrantPermission(AuthRoleGrantPermissionRequest { name: role.into(), perm })
+}
+
+fn put(key: &'static str, lease: i64, prev_kv: bool) -> PutRequest {
+    PutRequest { key: key.into(), lease, prev_kv, ..PutRequest::default() }
+}
+
+fn delete(key: &'static str, range_end: &'static str, prev_kv: bool) -> DeleteRangeRequest {
+    DeleteRangeRequest { key: key.into(), range_end: range_end.into(), prev_kv }
+}
+
+fn read(key: &'static str, range_end: &'static str) -> RangeRequest {
+    RangeRequest { key: key.into(), range_end: range_end.into(), ..RangeRequest::default() }
+}
+
+fn txn(compares: &[&'static str], success: &[Op], failure: &[Op]) -> TxnRequest {
+    let compare = |key: &&'static str| Compare {
+        key: (*key).into(),
+        target: CompareTarget::Version.into(),
+        ..Compare::default()
+    };
+    let ops = |ops: &[Op]| ops.iter().map(|op| RequestOp { request: Some(op.clone()) }).collect();
+    TxnRequest { compare: compares.iter().map(compare).collect(), success: ops(success), failure: ops(failure) }
+}
+
+const DENIED: Error = Error::PermissionDenied;
+
+#[test]
+fn changes_are_refused_as_by_etcd() {
+    let mut world = World(State::new());
+    let name = |name: &str| name.to_owned();
+    let enable = || Asked::Enable(AuthEnable { token_key: Bytes::from_static(&KEY) });
+    let nobody = Caller::Nobody;
+    assert_eq!(world.0.auth().revision(), 1);
+    assert_eq!(world.change(&nobody, enable()), Err(Error::RootUserNotExist));
+    world.add_user("root", &[]);
+    assert_eq!(world.change(&nobody, enable()), Err(Error::RootRoleNotExist));
+    world.add_role("r", &[]);
+    let grant_role = |user: &str, role: &str| AuthUserGrantRoleRequest { user: name(user), role: name(role) };
+    for (asked, error) in [
+        (Asked::UserAdd(password("", "")), Error::UserEmpty),
+        (Asked::UserAdd(password("root", "")), Error::UserExists),
+        (Asked::UserDelete(AuthUserDeleteRequest { name: name("u") }), Error::UserNotFound),
+        (Asked::UserChangePassword(password("u", "")), Error::UserNotFound),
+        (Asked::UserGrantRole(grant_role("u", "r")), Error::UserNotFound),
+        (Asked::UserGrantRole(grant_role("root", "s")), Error::RoleNotFound),
+        (
+            Asked::UserRevokeRole(AuthUserRevokeRoleRequest { name: name("root"), role: name("r") }),
+            Error::RoleNotGranted,
+        ),
+        (Asked::RoleAdd(AuthRoleAddRequest { name: name("") }), Error::RoleEmpty),
+        (Asked::RoleAdd(AuthRoleAddRequest { name: name("r") }), Error::RoleExists),
+        (Asked::RoleDelete(AuthRoleDeleteRequest { role: name("s") }), Error::RoleNotFound),
+        (grant("s", Type::Read, "a", ""), Error::RoleNotFound),
+        (grant("r", Type::Read, "", ""), Error::InvalidAuthManagement),
+        (grant("r", Type::Read, "b", "a"), Error::InvalidAuthManagement),
+        (
+            Asked::RoleGrantPermission(AuthRoleGrantPermissionRequest { name: name("r"), perm: None }),
+            Error::PermissionNotGiven,
+        ),
+        (
+            Asked::RoleRevokePermission(AuthRoleRevokePermissionRequest { role: name("r"), ..Default::default() }),
+            Error::PermissionNotGranted,
+        ),
+    ] {
+        assert_eq!(world.change(&nobody, asked.clone()), Err(error), "{asked:?}");
+    }
+    assert_eq!(world.0.auth().revision(), 3);
+    // The role root needs no definition, and what somebody has is not granted twice.
+    world.make(Asked::UserGrantRole(grant_role("root", "root")));
+    world.make(Asked::UserGrantRole(grant_role("root", "root")));
+    assert_eq!(world.0.auth().revision(), 4);
+    world.make(enable());
+    assert_eq!((world.0.auth().is_enabled(), world.0.auth().revision()), (true, 4), "this makes no revision");
+    let root = world.as_user("root");
+    for asked in [
+        Asked::UserDelete(AuthUserDeleteRequest { name: name("root") }),
+        Asked::UserRevokeRole(AuthUserRevokeRoleRequest { name: name("root"), role: name("root") }),
+        Asked::RoleDelete(AuthRoleDeleteRequest { role: name("root") }),
+    ] {
+        assert_eq!(world.change(&root, asked), Err(Error::InvalidAuthManagement));
+    }
+    assert_eq!(world.change(&nobody, Asked::Disable(AuthDisableRequest {})), Err(Error::UserEmpty));
+    world.change(&root, Asked::Disable(AuthDisableRequest {})).unwrap();
+    assert_eq!((world.0.auth().is_enabled(), world.0.auth().revision()), (false, 5));
+}
+
+#[test]
+fn each_part_of_a_command_needs_its_permission() {
+    let mut world = World::new();
+    world.lease(1);
+    world.ask(&Caller::Internal, Request::Put(put("z", 1, false))).unwrap();
+    world.lease(2);
+    world.ask(&Caller::Internal, Request::Put(put("a", 2, false))).unwrap();
+    let put_op = |key, lease, prev_kv| Op::RequestPut(put(key, lease, prev_kv));
+    let get_op = |key, range_end| Op::RequestRange(read(key, range_end));
+    let nested = |key| Op::RequestTxn(txn(&[], &[], &[put_op(key, 0, false)]));
+    // What is asked; whether a reader, a writer, and who is both may.
+    let cases = [
+        (Request::Put(put("a", 0, false)), [false, true, true]),
+        (Request::Put(put("a", 0, true)), [false, false, true]),
+        (Request::Put(put("c", 0, false)), [false, false, false]),
+        // The lease takes a key along that they may not write.
+        (Request::Put(put("a", 1, false)), [false, false, false]),
+        (Request::Put(put("a", 2, false)), [false, true, true]),
+        (Request::DeleteRange(delete("a", "c", false)), [false, true, true]),
+        (Request::DeleteRange(delete("a", "d", false)), [false, false, false]),
+        (Request::DeleteRange(delete("a", "c", true)), [false, false, true]),
+        (Request::DeleteRange(delete("a", "\0", false)), [false, false, false]),
+        (Request::Txn(txn(&["a"], &[put_op("b", 0, false)], &[])), [false, false, true]),
+        (Request::Txn(txn(&["z"], &[put_op("b", 0, false)], &[])), [false, false, false]),
+        (Request::Txn(txn(&[], &[put_op("b", 0, false)], &[])), [false, true, true]),
+        (Request::Txn(txn(&[], &[put_op("b", 0, false)], &[get_op("a", "c")])), [false, false, true]),
+        // Also what the branch would do that is not taken.
+        (Request::Txn(txn(&[], &[put_op("b", 0, false)], &[put_op("z", 0, false)])), [false, false, false]),
+        (Request::Txn(txn(&[], &[nested("a")], &[])), [false, true, true]),
+        (Request::Txn(txn(&[], &[nested("z")], &[])), [false, false, false]),
+        (Request::LeaseRevoke(LeaseRevoke { id: 1, term: 0 }), [false, false, false]),
+        (Request::Compact(CompactionRequest { revision: 3, physical: false }), [false, false, false]),
+        (Request::Alarm(AlarmRequest::default()), [false, false, false]),
+        (Request::WantedSize(log::WantedSize::default()), [false, false, false]),
+        (
+            Request::Auth(AuthChange { change: Some(Asked::RoleAdd(AuthRoleAddRequest { name: "x".into() })) }),
+            [false; 3],
+        ),
+    ];
+    for (request, allowed) in cases {
+        let asks = |name: &str| World(world.0.clone()).ask(&world.as_user(name), request.clone()).map(drop);
+        for (name, allowed) in ["reader", "writer", "both"].into_iter().zip(allowed) {
+            assert_eq!(asks(name), if allowed { Ok(()) } else { Err(DENIED) }, "{name}: {request:?}");
+        }
+        assert_eq!(asks("none"), Err(DENIED), "{request:?}");
+        assert_eq!(asks("root"), Ok(()), "{request:?}");
+        let nobody = World(world.0.clone()).ask(&Caller::Nobody, request.clone());
+        assert_eq!(nobody.map(drop), Err(Error::UserEmpty), "{request:?}");
+    }
+    let own = Request::StartDigest(log::StartDigest {});
+    assert_eq!(
+        world.ask(&world.as_user("root"), own.clone()).map(drop),
+        Err(DENIED),
+        "a member's own, not even root's"
+    );
+    world.ask(&Caller::Internal, own).unwrap();
+    let grant = Request::LeaseGrant(LeaseGrantRequest { id: 5, ttl: 60 });
+    assert_eq!(world.ask(&Caller::Nobody, grant.clone()).map(drop), Err(Error::UserEmpty));
+    let none = world.as_user("none");
+    world.ask(&none, grant).unwrap();
+    world.ask(&world.as_user("writer"), Request::LeaseRevoke(LeaseRevoke { id: 2, term: 0 })).unwrap();
+}
+
+#[test]
+fn reads_need_their_permission_too() {
+    let mut world = World::new();
+    world.lease(1);
+    world.ask(&Caller::Internal, Request::Put(put("a", 1, false))).unwrap();
+    let (in_range, beyond) = (read("a", "c"), read("a", "\0"));
+    let (mine, other) = (txn(&["a"], &[], &[]), txn(&[], &[Op::RequestRange(read("z", ""))], &[]));
+    let wants = [
+        (Wants::range(&in_range), [true, false]),
+        (Wants::range(&beyond), [false, false]),
+        (Wants::Txn(&mine), [true, false]),
+        (Wants::Txn(&other), [false, false]),
+        (Wants::LeaseKeys(1), [true, false]),
+        (Wants::LeaseLife(1), [false, true]),
+        (Wants::LeaseLife(9), [true, true]),
+        (Wants::AllLeases, [true, false]),
+        (Wants::AnyUser, [true, true]),
+        (Wants::Root, [false, false]),
+    ];
+    for (wants, allowed) in wants {
+        for (name, allowed) in ["reader", "writer"].into_iter().zip(allowed) {
+            let told = world.0.permit(&world.as_user(name), wants);
+            assert_eq!(told, if allowed { Ok(()) } else { Err(DENIED) }, "{name}: {wants:?}");
+        }
+        assert_eq!(world.0.permit(&world.as_user("root"), wants), Ok(()), "{wants:?}");
+        assert_eq!(world.0.permit(&Caller::Internal, wants), Ok(()), "{wants:?}");
+        assert_eq!(world.0.permit(&Caller::Nobody, wants), Err(Error::UserEmpty), "{wants:?}");
+    }
+}
+
+#[test]
+fn a_token_ends_with_its_password_its_user_and_when_authentication_is_turned_off() {
+    let mut world = World::new();
+    let keys = read("a", "b");
+    let ended = |world: &World, caller: &Caller| world.0.permit(caller, Wants::range(&keys));
+    let before = world.as_user("reader");
+    // Roles come and go under the same token.
+    world.make(Asked::RoleDelete(AuthRoleDeleteRequest { role: "r".into() }));
+    assert_eq!(ended(&world, &before), Err(DENIED));
+    world.add_role("r", &[(Type::Read, "a", "c")]);
+    world.make(Asked::UserGrantRole(AuthUserGrantRoleRequest { user: "reader".into(), role: "r".into() }));
+    assert_eq!(ended(&world, &before), Ok(()));
+    world.make(Asked::UserChangePassword(password("reader", "another")));
+    assert_eq!(ended(&world, &before), Err(Error::InvalidAuthToken));
+    let before = world.as_user("reader");
+    world.make(Asked::UserDelete(AuthUserDeleteRequest { name: "reader".into() }));
+    assert_eq!(ended(&world, &before), Err(Error::InvalidAuthToken));
+    world.add_user("reader", &["r"]);
+    assert_eq!(ended(&world, &before), Err(Error::InvalidAuthToken));
+    let before = world.as_user("reader");
+    assert_eq!(ended(&world, &before), Ok(()));
+    world.make(Asked::Disable(AuthDisableRequest {}));
+    assert_eq!(ended(&world, &Caller::Nobody), Ok(()));
+    world.make(Asked::Enable(AuthEnable { token_key: Bytes::from_static(&KEY) }));
+    assert_eq!(ended(&world, &before), Err(Error::InvalidAuthToken));
+    assert_eq!(ended(&world, &world.as_user("reader")), Ok(()));
+}
+
+#[test]
+fn who_is_named_by_a_certificate_is_whoever_has_the_name_now() {
+    let world = World::new();
+    let named = |name: &str| Caller::User(Arc::new(Named { name: name.into(), since: 0 }));
+    let keys = read("a", "b");
+    assert_eq!(world.0.permit(&named("reader"), Wants::range(&keys)), Ok(()));
+    assert_eq!(world.0.permit(&named("stranger"), Wants::range(&keys)), Err(DENIED));
+    assert_eq!(world.0.permit(&named("stranger"), Wants::Root), Err(Error::UserNotFound));
+    assert_eq!(world.0.permit(&named("stranger"), Wants::AnyUser), Ok(()));
+}
+
+#[test]
+fn users_and_roles_are_in_snapshots_and_journals_and_an_untouched_store_says_nothing_of_them() {
+    let mut world = World(State::new());
+    assert!(!world.0.changes().any(|c| matches!(c.change, Some(Change::Auth(_)))));
+    world.0.keep_journal(1 << 20);
+    let before = world.0.digest();
+    world.add_role("r", &[(Type::Read, "a", "c"), (Type::Write, "a", ""), (Type::Readwrite, "x", "\0")]);
+    world.add_user("root", &["root", "r"]);
+    world.add_user("u", &["r"]);
+    world.make(Asked::Enable(AuthEnable { token_key: Bytes::from_static(&KEY) }));
+    world.make(Asked::UserDelete(AuthUserDeleteRequest { name: "u".into() }));
+    assert_ne!(world.0.digest(), before, "members compare it");
+    let journal = world.0.take_journal().changes;
+    let whole: Vec<_> = world.0.changes().collect();
+    let live = journal.iter().filter(|c| {
+        let change = c.change.as_ref().unwrap();
+        let is_end = matches!(change, Change::AuthUser(user) if user.gone);
+        is_end || world.0.is_live_auth(change)
+    });
+    for changes in [journal.clone(), live.cloned().collect(), whole.clone()] {
+        let mut loader = Loader::new();
+        changes.into_iter().for_each(|change| loader.load(change).unwrap());
+        let state = loader.finish(1).unwrap();
+        assert!(state.changes().eq(whole.iter().cloned()));
+        assert_eq!(state.bytes(), world.0.bytes());
+        let root = Caller::User(Arc::new(Named { name: "root".into(), since: state.auth().since("root").unwrap() }));
+        assert_eq!(state.permit(&root, Wants::Root), Ok(()));
+    }
+}
+
+#[test]
+fn users_take_space_and_give_it_back() {
+    let mut world = World(State::new());
+    let empty = world.0.bytes();
+    world.add_role("r", &[(Type::Read, "a", "c")]);
+    world.add_user("u", &["r"]);
+    assert!(world.0.bytes() > empty);
+    world.make(Asked::RoleDelete(AuthRoleDeleteRequest { role: "r".into() }));
+    world.make(Asked::UserDelete(AuthUserDeleteRequest { name: "u".into() }));
+    assert_eq!(world.0.bytes(), empty);
+}

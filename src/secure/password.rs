@@ -1,0 +1,261 @@
+//! Passwords: their hashes, made and checked where that holds up nobody.
+//!
+//! A check takes tens of milliseconds of a core, on purpose. So it is done in a pool of its own, by turns of the hosts that ask; one password
+//! of one user is checked once however many ask at a time, and one that has fitted fits again without a check, until the user changes.
+//! Who guesses waits for itself: of each host so many guesses at a user fail in a minute, and so many in all; beyond that it is
+//! refused without a check.
+//!
+//! Invariants: a password is kept nowhere, only a mark that nobody makes without this process's secret; what is kept is bounded.
+//! Absent: who the users are, and their hashes (`kv::auth`).
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use ring::hmac;
+
+use crate::env::{Env, Instant, Pool, Refused, timeout_at};
+use crate::error::Error;
+
+/// A longer one is refused when it is set, as by etcd: bcrypt looks at no more.
+const PASSWORD_BYTES_MAX: usize = 72;
+/// A check at this cost takes seconds.
+pub const COST_MAX: u32 = 16;
+/// Users whose last good password is remembered.
+const VERIFIED_MAX: usize = 16_384;
+/// Checks of different users that are under way; two users may share a turn.
+const TURNS: usize = 64;
+/// Guesses that fail, in so much time.
+const WINDOW: Duration = Duration::from_secs(60);
+const FAILURES_OF_USER_MAX: u32 = 30;
+const FAILURES_OF_HOST_MAX: u32 = 300;
+/// Hosts and users of which failures are counted; beyond it all are forgotten, which gives each a few guesses more.
+const COUNTED_MAX: usize = 16_384;
+/// Longest wait for a check.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A user as its password is checked.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    pub name: String,
+    /// Another number whenever it has another password.
+    pub since: u64,
+    pub hash: Bytes,
+}
+
+/// Makes and checks hashes.
+pub struct Passwords {
+    env: Env,
+    cost: u32,
+    secret: hmac::Key,
+    verified: Mutex<HashMap<String, hmac::Tag>>,
+    turns: Vec<tokio::sync::Mutex<()>>,
+    failures: Mutex<Failures>,
+}
+
+#[derive(Default)]
+struct Failures {
+    begun: Option<Instant>,
+    /// By host, and by host and user.
+    counts: HashMap<(u64, Option<String>), u32>,
+}
+
+impl Failures {
+    /// Those of the window that `now` is in.
+    fn now(&mut self, now: Instant) -> &mut HashMap<(u64, Option<String>), u32> {
+        let is_over = self.begun.is_none_or(|begun| now - begun >= WINDOW);
+        if is_over || self.counts.len() >= COUNTED_MAX {
+            self.counts.clear();
+            self.begun = Some(now);
+        }
+        &mut self.counts
+    }
+
+    fn check(&mut self, host: u64, user: &str, now: Instant) -> Result<(), Error> {
+        let counts = self.now(now);
+        let of = |name: Option<String>| counts.get(&(host, name)).copied().unwrap_or(0);
+        if of(None) >= FAILURES_OF_HOST_MAX || of(Some(user.to_owned())) >= FAILURES_OF_USER_MAX {
+            return Err(Error::TooManyRequests);
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, host: u64, user: &str, now: Instant) {
+        let counts = self.now(now);
+        for name in [None, Some(user.to_owned())] {
+            *counts.entry((host, name)).or_default() += 1;
+        }
+    }
+}
+
+impl Passwords {
+    /// `cost`: each step doubles what a hash takes.
+    pub fn new(env: Env, cost: u32) -> Self {
+        let secret = hmac::Key::new(hmac::HMAC_SHA256, &env.secret());
+        let turns = (0..TURNS).map(|_| tokio::sync::Mutex::new(())).collect();
+        Self { env, cost, secret, verified: Mutex::default(), turns, failures: Mutex::default() }
+    }
+
+    /// The hash of a new password, for a client at `host`.
+    pub async fn hash(&self, host: u64, password: String) -> Result<Bytes, Error> {
+        if password.len() > PASSWORD_BYTES_MAX {
+            return Err(Error::PasswordTooLong);
+        }
+        let (cost, secret) = (self.cost, self.env.secret());
+        let salt: [u8; 16] = std::array::from_fn(|at| secret[at]);
+        let work = move || bcrypt::hash_with_salt(password, cost, salt).map(|hash| hash.to_string());
+        let hash = self.env.long_for(Pool::Passwords, host, Instant::now() + PATIENCE, work).await.map_err(refused)?;
+        hash.map(Bytes::from).map_err(|error| Error::InvalidRequest(format!("auth.bcrypt_cost: {error}")))
+    }
+
+    /// Whether `hash` is one that passwords can be checked against.
+    pub fn is_hash(hash: &[u8]) -> bool {
+        let parts = std::str::from_utf8(hash).ok().and_then(|hash| hash.parse::<bcrypt::HashParts>().ok());
+        parts.is_some_and(|parts| parts.get_cost() <= COST_MAX)
+    }
+
+    /// Counts a guess at a user that there is not.
+    pub fn guessed(&self, host: u64, name: &str) -> Result<(), Error> {
+        let (now, mut failures) = (Instant::now(), self.failures.lock());
+        failures.check(host, name, now)?;
+        failures.note(host, name, now);
+        Ok(())
+    }
+
+    /// Refuses a password that does not fit, to a client at `host`.
+    pub async fn verify(&self, host: u64, user: &Checked, password: String) -> Result<(), Error> {
+        let mark = self.mark(user, &password);
+        if self.is_verified(user, &mark) {
+            return Ok(());
+        }
+        self.failures.lock().check(host, &user.name, Instant::now())?;
+        let deadline = Instant::now() + PATIENCE;
+        let turn = self.turns[turn_of(&user.name)].lock();
+        let _turn = timeout_at(deadline, turn).await.map_err(|_| Error::TooManyRequests)?;
+        // Who was before may have had the same password, or have guessed too often.
+        if self.is_verified(user, &mark) {
+            return Ok(());
+        }
+        self.failures.lock().check(host, &user.name, Instant::now())?;
+        let hash = user.hash.clone();
+        let fits = move || std::str::from_utf8(&hash).is_ok_and(|hash| bcrypt::verify(password, hash).unwrap_or(false));
+        if !self.env.long_for(Pool::Passwords, host, deadline, fits).await.map_err(refused)? {
+            self.failures.lock().note(host, &user.name, Instant::now());
+            return Err(Error::AuthFailed);
+        }
+        let mut verified = self.verified.lock();
+        if verified.len() >= VERIFIED_MAX {
+            verified.clear();
+        }
+        verified.insert(user.name.clone(), mark);
+        Ok(())
+    }
+
+    /// Stands for a password of a user as it is now.
+    fn mark(&self, user: &Checked, password: &str) -> hmac::Tag {
+        let mut mark = hmac::Context::with_key(&self.secret);
+        mark.update(&user.since.to_be_bytes());
+        mark.update(&(user.hash.len() as u64).to_be_bytes());
+        mark.update(&user.hash);
+        mark.update(password.as_bytes());
+        mark.sign()
+    }
+
+    fn is_verified(&self, user: &Checked, mark: &hmac::Tag) -> bool {
+        // Equal or not, it takes as long: the marks are keyed.
+        self.verified.lock().get(&user.name).is_some_and(|known| known.as_ref() == mark.as_ref())
+    }
+}
+
+fn turn_of(name: &str) -> usize {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    (hasher.finish() % TURNS as u64) as usize
+}
+
+fn refused(refused: Refused) -> Error {
+    match refused {
+        Refused::Full | Refused::Late => Error::TooManyRequests,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    /// The least that bcrypt takes.
+    const COST: u32 = 4;
+
+    async fn user(passwords: &Passwords, password: &str) -> Checked {
+        let hash = passwords.hash(1, password.into()).await.unwrap();
+        Checked { name: "u".into(), since: 2, hash }
+    }
+
+    #[tokio::test]
+    async fn a_password_fits_its_hash_and_no_other_does() {
+        let passwords = Passwords::new(Env::real(), COST);
+        let user = user(&passwords, "secret").await;
+        assert!(Passwords::is_hash(&user.hash) && !Passwords::is_hash(b"secret") && !Passwords::is_hash(b""));
+        for _ in 0..2 {
+            assert_eq!(passwords.verify(1, &user, "secret".into()).await, Ok(()));
+            assert_eq!(passwords.verify(1, &user, "Secret".into()).await, Err(Error::AuthFailed));
+        }
+        // A user without one: nothing fits.
+        let none = Checked { hash: Bytes::new(), ..user.clone() };
+        assert_eq!(passwords.verify(1, &none, String::new()).await, Err(Error::AuthFailed));
+        assert_eq!(passwords.hash(1, "x".repeat(73)).await, Err(Error::PasswordTooLong));
+        assert_ne!(passwords.hash(1, "secret".into()).await.unwrap(), user.hash, "each has a salt of its own");
+    }
+
+    /// Go's, of `golang.org/x/crypto/bcrypt`.
+    #[tokio::test]
+    async fn hashes_of_etcd_fit() {
+        let passwords = Passwords::new(Env::real(), COST);
+        let hash = Bytes::from_static(b"$2a$10$XajjQvNhvvRt5GSeFk1xFeyqRrsxkhBkUiQeg0dt.wU1qD4aFDcga");
+        let user = Checked { name: "u".into(), since: 2, hash };
+        assert_eq!(passwords.verify(1, &user, "allmine".into()).await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn one_password_is_checked_once_however_many_ask() {
+        let passwords = Arc::new(Passwords::new(Env::real(), 9));
+        let user = user(&passwords, "secret").await;
+        let begin = Instant::now();
+        passwords.verify(1, &Checked { name: "other".into(), ..user.clone() }, "secret".into()).await.unwrap();
+        let once = begin.elapsed();
+        let asking = (0..200).map(|host| {
+            let (passwords, user) = (passwords.clone(), user.clone());
+            tokio::spawn(async move { passwords.verify(host, &user, "secret".into()).await })
+        });
+        let begin = Instant::now();
+        for asked in asking.collect::<Vec<_>>() {
+            assert_eq!(asked.await.unwrap(), Ok(()));
+        }
+        assert!(
+            begin.elapsed() < 50 * once.max(Duration::from_millis(20)),
+            "{:?}, one takes {once:?}",
+            begin.elapsed()
+        );
+    }
+
+    #[tokio::test]
+    async fn who_guesses_is_refused_and_nobody_else() {
+        let passwords = Passwords::new(Env::real(), COST);
+        let user = user(&passwords, "secret").await;
+        for _ in 0..FAILURES_OF_USER_MAX {
+            assert_eq!(passwords.verify(1, &user, "guess".into()).await, Err(Error::AuthFailed));
+        }
+        assert_eq!(passwords.verify(1, &user, "secret".into()).await, Err(Error::TooManyRequests));
+        assert_eq!(passwords.verify(2, &user, "secret".into()).await, Ok(()));
+        // It is remembered now, so not even that host is kept out.
+        assert_eq!(passwords.verify(1, &user, "secret".into()).await, Ok(()));
+        for guess in 0..FAILURES_OF_HOST_MAX {
+            assert_eq!(passwords.guessed(3, &format!("user {guess}")), Ok(()));
+        }
+        assert_eq!(passwords.guessed(3, "another"), Err(Error::TooManyRequests));
+    }
+}
