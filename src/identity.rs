@@ -158,6 +158,9 @@ pub fn check_node(node: &Node) -> Result<(), String> {
     if host_port(&node.peer_address).is_none() && !node.peer_address.is_empty() {
         return Err(format!("its peer address {:?} is no host:port", node.peer_address));
     }
+    if node.reservation.is_some() {
+        return Err("it says that its id is reserved, which only the membership can".into());
+    }
     if node.client_urls.len() > URLS_MAX {
         return Err(format!("it names {} client URLs, expected at most {URLS_MAX}", node.client_urls.len()));
     }
@@ -275,6 +278,11 @@ impl PeerList {
 
     fn address(&self, slot: u16) -> Option<&String> {
         self.0.values().nth(slot.into())
+    }
+
+    /// Slot, name and address of each, by slot.
+    pub fn entries(&self) -> impl Iterator<Item = (u16, &str, &str)> {
+        self.0.iter().zip(0..).map(|((name, address), slot)| (slot, name.as_str(), address.as_str()))
     }
 
     /// How many members it has.

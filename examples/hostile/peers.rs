@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message as _;
 use quorate::pb::etcd::PutRequest;
-use quorate::pb::log::{Command, Entry, LogId, Node, Vote, command, node};
+use quorate::pb::log::{Command, Entry, LogId, Node, Reservation, Vote, command, node};
 use quorate::pb::peer::forward_request::Proposal;
 use quorate::pb::peer::peer_client::PeerClient;
 use quorate::pb::peer::{
@@ -79,6 +79,7 @@ fn false_node(attack: &mut Attack, kind: node::Kind) -> Node {
         kind: kind.into(),
         apply_version: attack.random.choice([0, 1, 2, 3, 99]).unwrap_or(0),
         held: false,
+        reservation: attack.random.bool().then(|| Reservation { claimed_by: attack.random.u64(..2) }),
     }
 }
 
@@ -93,6 +94,7 @@ async fn joiners(attack: &mut Attack, tally: &mut Tally) {
             slot,
             node: Some(node),
             process_nonce: attack.random.u64(..),
+            adopts: attack.random.bool(),
         };
         let told = answer(client.join(request)).await.map(|told| told.into_inner());
         tally.note(match told {

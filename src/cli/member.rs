@@ -18,7 +18,8 @@ use crate::pb::etcd::{Member, MemberAddRequest, MemberPromoteRequest, MemberRemo
 
 #[derive(Debug, clap::Args)]
 pub struct AddArgs {
-    /// Peer address of the node, as HOST:PORT or http://HOST:PORT; it must run, with an empty disk
+    /// Peer address of the node, as HOST:PORT or http://HOST:PORT; it must run, with an empty disk. Where members are added by hand alone
+    /// (--by-hand, etcd) it may start later
     peer: String,
     /// Keep it a learner until `member promote`
     #[arg(long)]

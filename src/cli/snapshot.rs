@@ -55,9 +55,13 @@ pub struct RestoreArgs {
     /// The lowest slot
     #[arg(long, default_value_t = 0)]
     first_slot: u16,
-    /// The members' name, with %d in the slot's place
-    #[arg(long, default_value = "quorate-%d")]
-    name: String,
+    /// The members' name, with %d in the slot's place [default: quorate-%d]; with --initial-cluster the one member whose directory is made,
+    /// at DIR itself, which needs --token
+    #[arg(long)]
+    name: Option<String>,
+    /// The members of the new cluster by any names, as `quorate etcd` starts them: infra0=http://10.0.1.10:2380,infra1=http://10.0.1.11:2380
+    #[arg(long, value_name = "NAME=URL,...", conflicts_with_all = ["peers", "size", "first_slot", "slot"])]
+    initial_cluster: Option<String>,
     /// Port that clients use, until the members say otherwise themselves
     #[arg(long, default_value_t = 2379)]
     client_port: u16,
@@ -65,7 +69,7 @@ pub struct RestoreArgs {
     #[arg(long, requires = "token")]
     slot: Option<u16>,
     /// A word that was never used for a restore before, the same for all members of this one [default: random]
-    #[arg(long)]
+    #[arg(long, visible_alias = "initial-cluster-token")]
     token: Option<String>,
     /// Go on so many revisions later, and call everything before compacted: for clients that remember revisions newer than the
     /// backup's
@@ -165,10 +169,27 @@ fn status(args: &StatusArgs) -> anyhow::Result<Vec<u8>> {
 
 async fn restore(args: RestoreArgs) -> anyhow::Result<Vec<u8>> {
     let env = Env::real();
-    let members = restore::members(&args.peers, &args.name, args.first_slot, args.size, args.client_port)?;
-    let directories = match args.slot {
+    let members = match &args.initial_cluster {
+        Some(list) => restore::listed(list, args.client_port)?,
+        None => {
+            let name = args.name.as_deref().unwrap_or("quorate-%d");
+            restore::members(&args.peers, name, args.first_slot, args.size, args.client_port)?
+        }
+    };
+    let alone = match (&args.initial_cluster, &args.name) {
+        (Some(list), Some(name)) => {
+            ensure!(
+                args.token.is_some(),
+                "--name with --initial-cluster makes one member's directory, and needs --token"
+            );
+            let member = members.iter().find(|member| member.name == *name);
+            Some(member.with_context(|| format!("--name {name:?} is not among the members of {list:?}"))?.slot)
+        }
+        (Some(_), None) => None,
+        (None, _) => args.slot.or(args.peers.is_empty().then_some(args.first_slot)),
+    };
+    let directories = match alone {
         Some(slot) => vec![(slot, args.data_dir.clone())],
-        None if args.peers.is_empty() => vec![(args.first_slot, args.data_dir.clone())],
         None => members.iter().map(|member| (member.slot, args.data_dir.join(&member.name))).collect(),
     };
     let token = args.token.clone().unwrap_or_else(|| format!("{:016x}{:016x}", env.random_u64(), env.random_u64()));

@@ -14,12 +14,13 @@ use parking_lot::Mutex;
 use super::decide::{Me, State};
 use super::slot_of;
 use crate::env::{Env, Pool};
+use crate::pb::log::node::Kind;
 use crate::pb::log::{Formation, Identity, Node};
 use crate::pb::peer::{AbandonResponse, AcceptResponse, JoinRequest, WhoResponse, who_response};
 use crate::storage::member_dir::{Error, MemberDir};
 
-/// Gives a new member id; `identity::mint` with a random number and the own slot.
-pub type Mint = Arc<dyn Fn() -> u64 + Send + Sync>;
+/// Gives a new member id for a slot; `identity::mint` with a random number.
+pub type Mint = Arc<dyn Fn(u64) -> u64 + Send + Sync>;
 
 /// What a running Raft adds to the answer to `Who`: leader, quorum, indexes, term, membership, sizes. Must not block.
 pub trait RaftFacts: Send + Sync + 'static {
@@ -206,6 +207,18 @@ impl Bootstrap {
         .await
     }
 
+    /// Takes an id that a leader has reserved for this disk, if nothing was promised under the present one; says whether it was so.
+    pub async fn take_reserved(self: &Arc<Self>, member_id: u64) -> Result<Result<(), String>, Error> {
+        self.change(move |held| {
+            let identity = held.dir.identity();
+            if identity.cluster_id != 0 || identity.member_id == member_id {
+                return Err(Stop::Refused(belongs(identity)));
+            }
+            Ok(held.dir.take_reserved(member_id)?)
+        })
+        .await
+    }
+
     /// Decides to start Raft with the accepted formation; refused if it was abandoned meanwhile. Nothing can be abandoned
     /// from here on.
     pub async fn begin(self: &Arc<Self>) -> Result<Result<(), String>, Error> {
@@ -227,7 +240,7 @@ impl Bootstrap {
 
     /// Becomes a new, pristine self and says its member id. Nothing of the old self may be running.
     pub async fn mint_anew(self: &Arc<Self>) -> Result<u64, Error> {
-        let member_id = (self.mint)();
+        let member_id = (self.mint)(self.identity().slot);
         self.change_always(move |held| {
             held.beginning = false;
             held.dir.mint_anew(member_id)
@@ -298,6 +311,7 @@ impl Bootstrap {
             slot: identity.slot,
             node: Some(self.node.clone()),
             process_nonce: self.process_nonce,
+            adopts: identity.cluster_id == 0 && self.node.kind() == Kind::Manual,
         }
     }
 

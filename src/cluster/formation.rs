@@ -418,6 +418,7 @@ impl Driver<'_> {
             address = hint.leader_address.clone();
             response = self.ask_to_join(&address).await;
         }
+        let adopt = response.as_ref().map_or(0, |answer| answer.adopt);
         let (outcome, why) = match response {
             Ok(answer) if answer.cluster_id == cluster_id => (answer.outcome(), answer.reason),
             Ok(answer) => {
@@ -426,6 +427,14 @@ impl Driver<'_> {
             Err(Unreachable(why)) => (JoinOutcome::Wait, why),
         };
         match outcome {
+            JoinOutcome::Added if adopt != 0 => {
+                fail_point("join.before_adopt");
+                if self.bootstrap.take_reserved(adopt).await?.is_ok() {
+                    tracing::info!(member = format!("{adopt:016x}"), "became the member that was added for this node");
+                }
+                fail_point("join.adopted");
+                Ok(Next::Again)
+            }
             JoinOutcome::Added => {
                 fail_point("join.added");
                 match self.bootstrap.set_cluster(cluster_id).await? {

@@ -68,6 +68,7 @@ impl Desk {
             reason: reason.to_owned(),
             leader_address: standing.leader_address.clone(),
             cluster_id: standing.cluster_id,
+            adopt: 0,
         };
         if !standing.leads {
             return respond(Outcome::NotLeader, "not the leader");
@@ -90,6 +91,10 @@ impl Desk {
                 Outcome::Wait,
                 "the request names no member, no address, or another slot than its member id",
             );
+        }
+        if let Some(adopt) = standing.members.claimed_by(member).filter(|_| request.adopts) {
+            self.waiting.lock().remove(&member);
+            return JoinResponse { adopt, ..respond(Outcome::Added, "") };
         }
         if !standing.takes_readers && request.node.as_ref().is_some_and(|node| node.kind() == Kind::Reader) {
             // Not for good: whoever rolls the setting out may start the reader first.
@@ -155,6 +160,7 @@ impl Desk {
                 member_id: waiting.request.member_id,
                 node: waiting.request.node.clone().unwrap_or_default(),
                 dialled: waiting.dialled.clone(),
+                adopts: waiting.request.adopts,
             })
             .collect()
     }
@@ -185,10 +191,10 @@ mod tests {
 
     use super::super::formation::tests::Town;
     use super::*;
-    use crate::pb::log::Node;
+    use crate::pb::log::{Node, Reservation};
 
     fn request(member_id: u64, process_nonce: u64) -> JoinRequest {
-        JoinRequest { member_id, slot: slot_of(member_id), node: Some(Node::default()), process_nonce }
+        JoinRequest { member_id, slot: slot_of(member_id), node: Some(Node::default()), process_nonce, adopts: false }
     }
 
     fn standing(members: &Members, leads: bool) -> Standing<'_> {
@@ -220,6 +226,25 @@ mod tests {
         let answer = desk.answer(request(0x10001, 5), &standing(&members, true));
         assert_eq!((answer.outcome(), answer.cluster_id), (Outcome::Added, 7));
         assert!(desk.joiners().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn disk_for_which_an_id_was_reserved_is_told_which() {
+        let desk = Desk::default();
+        let mut members = Members::default();
+        let reservation = |claimed_by| Node { reservation: Some(Reservation { claimed_by }), ..Node::default() };
+        let ask = |members: &Members, member, adopts| {
+            let answer = desk.answer(JoinRequest { adopts, ..request(member, 5) }, &standing(members, true));
+            (answer.outcome(), answer.adopt)
+        };
+        members.nodes.insert(0x77_ffff, reservation(0));
+        assert_eq!(ask(&members, 0x10001, true), (Outcome::Wait, 0));
+        assert_eq!(ask(&members, 0, true), (Outcome::Wait, 0), "nobody's id");
+        members.nodes.insert(0x77_ffff, reservation(0x10001));
+        assert_eq!(ask(&members, 0x10001, true), (Outcome::Added, 0x77_ffff));
+        assert_eq!(ask(&members, 0x20001, true), (Outcome::Wait, 0), "another disk");
+        assert_eq!(ask(&members, 0x10001, false), (Outcome::Wait, 0), "it has promised something under its own id");
+        assert_eq!(ask(&members, 0x77_ffff, true), (Outcome::Added, 0), "it is that member now");
     }
 
     #[tokio::test(start_paused = true)]

@@ -20,7 +20,7 @@ use crate::kv;
 use crate::node::Node;
 use crate::pb::admin::MembershipView;
 use crate::pb::log::node::Kind;
-use crate::pb::log::{Command, WantedSize, answer, command};
+use crate::pb::log::{self, Command, Reservation, WantedSize, answer, command};
 use crate::pb::peer::manage_request::{Look, Operation as Asked};
 use crate::pb::peer::who_response::State;
 use crate::pb::peer::{Envelope, ManageRequest, ManageResponse};
@@ -162,14 +162,18 @@ impl Manager {
         if taken { Err(Error::PeerUrlExists) } else { Ok(()) }
     }
 
-    /// Rule 24: the node that is added says itself who it is.
+    /// Rule 24: the node that is added says itself who it is. Where nodes are added by hand alone it may come later: then an id is reserved
+    /// for it.
     async fn dial(&self, address: &str, held: bool) -> Result<Operation, Error> {
-        let who =
-            peers::who(self.node.env(), &self.peers, address, WHO_PATIENCE).await.map_err(|Unreachable(why)| {
-                Error::MemberUnreachable(format!(
+        let who = match peers::who(self.node.env(), &self.peers, address, WHO_PATIENCE).await {
+            Ok(who) => who,
+            Err(_) if self.is_by_hand() => return self.reserve(address, held).await,
+            Err(Unreachable(why)) => {
+                return Err(Error::MemberUnreachable(format!(
                     "the node at {address} does not answer ({why}); start it first, it then waits to be added"
-                ))
-            })?;
+                )));
+            }
+        };
         let own = self.node.member().cluster_id;
         if who.cluster_id != own && who.state() != State::Pristine {
             let text = format!(
@@ -185,6 +189,19 @@ impl Manager {
         node.peer_address = address.to_owned();
         node.held = held;
         Ok(Operation::Add { id: who.member_id, node })
+    }
+
+    /// Whether nobody is a member who came by itself.
+    fn is_by_hand(&self) -> bool {
+        self.node.status().membership.nodes().all(|(_, node)| node.kind() != Kind::Slot)
+    }
+
+    async fn reserve(&self, address: &str, held: bool) -> Result<Operation, Error> {
+        self.node.wait_version(kv::RESERVATIONS_SINCE, "to add a node that is not there yet needs").await?;
+        let id = identity::mint(self.node.env().random_u64(), identity::READER_SLOT);
+        let (peer_address, reservation) = (address.to_owned(), Some(Reservation::default()));
+        let node = log::Node { peer_address, held, kind: Kind::Manual.into(), reservation, ..log::Node::default() };
+        Ok(Operation::Add { id, node })
     }
 
     /// True if the member lives there already. Nobody may live there yet, but not somebody else.

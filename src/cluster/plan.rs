@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `AddLearner` | add the node as learner, without waiting for it |
 //! | `RemoveLearners` | remove the nodes |
-//! | `UpdateNode` | set the node |
+//! | `UpdateNode`, `Claim` | set the node |
 //! | the others | change to `voters_after`; old voters stay learners if `retain` |
 //! | `TransferLeader` | hand over leadership; no membership entry |
 //!
@@ -25,7 +25,7 @@ use std::time::Duration;
 use super::{slot_of, voter_target};
 use crate::env::planted;
 use crate::pb::log::node::Kind;
-use crate::pb::log::{LogId, Node, StoredMembership};
+use crate::pb::log::{LogId, Node, Reservation, StoredMembership};
 
 #[cfg(test)]
 mod tests;
@@ -65,6 +65,12 @@ impl Members {
     pub fn learners(&self) -> Ids {
         let voters = self.voters();
         self.nodes.keys().copied().filter(|id| !voters.contains(id)).collect()
+    }
+
+    /// The reserved id that was given to the disk of `member`.
+    pub(super) fn claimed_by(&self, member: u64) -> Option<u64> {
+        let is_its = |node: &Node| node.reservation.is_some_and(|reservation| reservation.claimed_by == member);
+        self.nodes.iter().find(|(_, node)| is_its(node)).map(|(id, _)| *id)
     }
 
     pub(super) fn kind(&self, id: u64) -> Kind {
@@ -112,6 +118,8 @@ pub struct Joiner {
     pub member_id: u64,
     pub node: Node,
     pub dialled: Dialled,
+    /// It takes an id that was reserved for it.
+    pub adopts: bool,
 }
 
 /// The slots that should exist: `[start, start + replicas)`.
@@ -171,6 +179,11 @@ pub enum Change {
         id: u64,
         node: Node,
     },
+    /// A reserved id is given to the disk that has come, for good.
+    Claim {
+        id: u64,
+        node: Node,
+    },
     /// Learners that become voters.
     Promote {
         ids: Ids,
@@ -210,6 +223,7 @@ impl Change {
             Self::Demote { ids } => (&now - ids, true),
             Self::AddLearner { .. }
             | Self::UpdateNode { .. }
+            | Self::Claim { .. }
             | Self::RemoveLearners { .. }
             | Self::TransferLeader { .. } => {
                 return None;
@@ -256,6 +270,15 @@ pub enum Reason {
     TooManyReaders { member: u64, have: usize, most: usize },
     #[error("member {member:016x} is one that is added by hand: `quorate member add {address}`")]
     NotAddedByHand { member: u64, address: String },
+    #[error(
+        "member {member:016x} asks to join at {address}, the address of member {holder:016x}, which another disk has been: an id is given once, \
+         or it could vote twice; if that disk is gone, `member remove {holder:x}`, and then `member add` lets this one in"
+    )]
+    AddressTaken { member: u64, address: String, holder: u64 },
+    #[error(
+        "member {member:016x} asks to join at {address}, for which an id is reserved, with a build that takes none: start a newer one"
+    )]
+    CannotAdopt { member: u64, address: String },
     #[error("waits to read once more that the dead members {} are no longer wanted", list(.ids))]
     SecondObservation { ids: Ids },
 }
@@ -275,6 +298,8 @@ impl Reason {
             Self::NoSuccessor => "no-successor",
             Self::TooManyReaders { .. } => "too-many-readers",
             Self::NotAddedByHand { .. } => "added-by-hand",
+            Self::AddressTaken { .. } => "address-taken",
+            Self::CannotAdopt { .. } => "cannot-adopt",
             Self::SecondObservation { .. } => "second-observation",
         }
     }
@@ -362,6 +387,7 @@ pub fn label(change: &Change) -> &'static str {
         Change::RollbackJoint { .. } => "rolling a joint change back",
         Change::AddLearner { .. } => "adding a learner",
         Change::UpdateNode { .. } => "updating a member's address",
+        Change::Claim { .. } => "giving a reserved id to the node that has come",
         Change::Promote { .. } => "promoting learners",
         Change::ReplaceVoter { .. } => "replacing a voter",
         Change::RemoveVoters { .. } => "removing voters",
@@ -433,7 +459,7 @@ fn add(observed: &Observed, joiner: &Joiner) -> Wish {
     }
     match node.kind() {
         Kind::Slot => {}
-        Kind::Manual => return Some(Err(Reason::NotAddedByHand { member, address: node.peer_address })),
+        Kind::Manual => return claim(observed, joiner),
         Kind::Reader => return Some(add_reader(observed, member, node)),
     }
     if let Some(wanted) = observed.wanted.as_ref().filter(|wanted| !wanted.slots.contains(&slot)) {
@@ -441,6 +467,27 @@ fn add(observed: &Observed, joiner: &Joiner) -> Wish {
     }
     let allowed = observed.membership.at_slot(slot).try_for_each(|holder| may_take_over(observed, holder, member));
     Some(allowed.map(|()| Change::AddLearner { id: member, node }))
+}
+
+/// Rule 24: who is added by hand takes the id that was reserved for where it is, unless another disk has had it.
+fn claim(observed: &Observed, joiner: &Joiner) -> Wish {
+    let (member, address) = (joiner.member_id, joiner.node.peer_address.clone());
+    let is_there = |id: u64| observed.health_of(id).address_answers == Some(member);
+    let nodes = &observed.membership.nodes;
+    let Some((id, node)) = nodes.iter().find(|(id, node)| node.peer_address == address || is_there(**id)) else {
+        return Some(Err(Reason::NotAddedByHand { member, address }));
+    };
+    match node.reservation.map(|reservation| reservation.claimed_by) {
+        Some(0) if joiner.adopts => {
+            let reservation = Some(Reservation { claimed_by: member });
+            let node = Node { kind: node.kind, held: node.held, reservation, ..joiner.node.clone() };
+            Some(Ok(Change::Claim { id: *id, node }))
+        }
+        Some(0) => Some(Err(Reason::CannotAdopt { member, address })),
+        // It is told at the desk, when it asks again.
+        Some(claimant) if claimant == member => None,
+        _ => Some(Err(Reason::AddressTaken { member, address, holder: *id })),
+    }
 }
 
 /// A reader holds no slot, so nothing but its own address is to be checked.

@@ -425,7 +425,7 @@ impl Reconciler {
         match &change {
             Change::TransferLeader { to } => return self.node.transfer_leader(*to).await.map_err(|e| e.to_string()),
             Change::AddLearner { id, node } => request.add_learners.push((*id, node.clone())),
-            Change::UpdateNode { id, node } => request.set_nodes.push((*id, node.clone())),
+            Change::UpdateNode { id, node } | Change::Claim { id, node } => request.set_nodes.push((*id, node.clone())),
             Change::RemoveLearners { ids } => request.remove_learners = ids.clone(),
             _ => {
                 let (voters, retain) =
@@ -438,7 +438,8 @@ impl Reconciler {
 
     /// Rule 29: the cluster version is the least that all members know, raised by the leader.
     async fn raise_cluster_version(&self, status: &Status) {
-        let known = status.membership.nodes().map(|(_, node)| node.apply_version).min().unwrap_or(0);
+        let there = status.membership.nodes().filter(|(_, node)| !node.is_awaited());
+        let known = there.map(|(_, node)| node.apply_version).min().unwrap_or(0);
         let version = known.min(kv::apply_version());
         if version <= self.node.store().read(|s| s.kv.cluster_version()) {
             return;
@@ -483,6 +484,7 @@ fn describe(change: &Change, members: &Members) -> String {
         Change::FinishJoint { voters } | Change::RollbackJoint { voters } => names(voters),
         Change::AddLearner { id, node } => format!("{} ({id:016x})", node.name),
         Change::UpdateNode { id, .. } => name(id),
+        Change::Claim { id, node } => format!("{id:016x} to {}", node.name),
         Change::Promote { ids }
         | Change::RemoveVoters { ids }
         | Change::RemoveLearners { ids }

@@ -79,7 +79,16 @@ pub fn remarks(members: &Members) -> Vec<Remark> {
             format!("{voters} voters survive no more failures than {}: add one, or remove one", voters - 1),
         ),
     });
-    even.into_iter().collect()
+    let awaited: Vec<&str> =
+        members.nodes.values().filter(|node| node.is_awaited()).map(|node| &node.peer_address[..]).collect();
+    let awaited = (!awaited.is_empty()).then(|| {
+        let sentence = format!(
+            "no node has come yet for the member added at {}: start one there with an empty disk, or remove the member",
+            awaited.join(", ")
+        );
+        remark("member-awaited", sentence)
+    });
+    even.into_iter().chain(awaited).collect()
 }
 
 fn member(id: u64, node: &Node, role: &str) -> admin::Member {
@@ -114,6 +123,7 @@ fn members(of: &Members, leader: Option<u64>) -> Vec<admin::Member> {
                 _ if leader == Some(*id) => "leader",
                 _ if voters.contains(id) => "voter",
                 Kind::Reader => "reader",
+                _ if node.is_awaited() => "awaited",
                 _ => "learner",
             };
             member(*id, node, role)

@@ -26,6 +26,8 @@ pub const FAIL_POINTS: &[&str] = &[
     "formation.before_abandon",
     "formation.abandoned",
     // A joiner: told that it was added, and its cluster id fsynced.
+    "join.before_adopt",
+    "join.adopted",
     "join.added",
     "join.before_cluster",
     "join.cluster_set",

@@ -50,6 +50,8 @@ pub const ALARMS_SINCE: u32 = 2;
 pub const FENCES_SINCE: u32 = 3;
 /// Commands that set the wanted size need this version.
 pub const WANTED_SIZE_SINCE: u32 = 2;
+/// The cluster version from which on ids are reserved for members whose nodes are not there yet: older builds keep no reservation.
+pub const RESERVATIONS_SINCE: u32 = 3;
 
 /// Transactions that builds before this could not decode in a batch need this version.
 pub const DEEP_TXNS_SINCE: u32 = 3;

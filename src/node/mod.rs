@@ -339,7 +339,8 @@ impl Node {
                 return Ok(());
             }
             let status = self.status();
-            let lags = status.membership.nodes().find(|(_, member)| member.apply_version < version);
+            let mut nodes = status.membership.nodes();
+            let lags = nodes.find(|(_, member)| member.apply_version < version && !member.is_awaited());
             if lags.is_some() || Instant::now() >= deadline {
                 let who = lags.map_or("a member", |(_, member)| &member.name);
                 return Err(Error::Unsupported(format!(

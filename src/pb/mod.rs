@@ -75,6 +75,13 @@ pub use v3lockpb as lock;
 /// Compiled descriptors of the public API, for server reflection.
 pub const PUBLIC_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/public.bin"));
 
+impl log::Node {
+    /// Whether it was added, and the node itself has not come yet.
+    pub fn is_awaited(&self) -> bool {
+        self.reservation.is_some_and(|reservation| reservation.claimed_by == 0)
+    }
+}
+
 impl log::Command {
     /// A command that nobody has asked for yet; who proposes it says who did (`origin`).
     pub fn new(needs: u32, request: impl Into<Option<log::command::Request>>) -> Self {

@@ -138,7 +138,7 @@ pub async fn serve(
     let config = config.within_memory(memory_limit)?;
     let quota_bytes = Some(config.storage.quota_bytes.0).filter(|quota| *quota > 0);
     let (mint_env, slot) = (env.clone(), this.slot);
-    let mint = Arc::new(move || identity::mint(mint_env.random_u64(), slot));
+    let mint = Arc::new(move |slot| identity::mint(mint_env.random_u64(), slot as u16));
     let peers = Peers::new(env.clone());
     let wanted = source.map(|source| Watch::start(&env, source));
     let places = places(&env, &config, &this, wanted.as_ref());
@@ -225,10 +225,10 @@ async fn open_dir(
     this: &config::Node,
     peers: &Arc<Peers>,
     places: &Places,
-    mint: &(dyn Fn() -> u64 + Send + Sync),
+    mint: &(dyn Fn(u64) -> u64 + Send + Sync),
 ) -> anyhow::Result<Opened> {
     let (root, slot) = (&config.server.data_dir, u64::from(this.slot));
-    let error = match MemberDir::open(env.disk.clone(), root, slot, &this.name, mint) {
+    let error = match MemberDir::open(env.disk.clone(), root, slot, &this.name, || mint(slot)) {
         Err(error) if error.is_damage() => error,
         opened => return Ok(opened?),
     };
@@ -241,7 +241,7 @@ async fn open_dir(
         ));
     };
     tracing::error!(%error, cluster = format!("{cluster:016x}"), "this member's identity is lost; it goes on as a new member");
-    Ok(MemberDir::open_anew(env.disk.clone(), root, slot, &this.name, mint())?)
+    Ok(MemberDir::open_anew(env.disk.clone(), root, slot, &this.name, mint(slot))?)
 }
 
 fn limits(settings: &config::Limits) -> Limits {
@@ -268,6 +268,7 @@ fn node_record(this: &config::Node, kind: MemberKind) -> Node {
         .into(),
         apply_version: kv::apply_version(),
         held: false,
+        reservation: None,
     }
 }
 

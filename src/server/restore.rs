@@ -15,7 +15,7 @@ use anyhow::{Context as _, ensure};
 use sha2::{Digest as _, Sha256};
 
 use crate::env::{Env, OpenMode};
-use crate::identity::{self, PeerPattern};
+use crate::identity::{self, PeerList, PeerPattern};
 use crate::kv;
 use crate::pb::log::{LogId, Membership, Node, StoredMembership, membership, node};
 use crate::raft::{self, Applied, Member};
@@ -47,6 +47,8 @@ pub struct NewMember {
     pub name: String,
     pub peer_address: String,
     pub client_urls: Vec<String>,
+    /// It is one that is added and removed by hand.
+    pub by_hand: bool,
 }
 
 /// What was made.
@@ -78,11 +80,35 @@ pub fn members(
                 Some(pattern) => pattern.expand(slot),
                 None => "127.0.0.1:2380".to_owned(),
             };
-            let host = peer_address.rsplit_once(':').map_or("127.0.0.1", |(host, _)| host);
-            let client_urls = vec![format!("http://{host}:{client_port}")];
-            Ok(NewMember { slot, name, peer_address, client_urls })
+            Ok(NewMember {
+                client_urls: client_urls(&peer_address, client_port),
+                slot,
+                name,
+                peer_address,
+                by_hand: false,
+            })
         })
         .collect()
+}
+
+/// The members that a list `name=http://host:port,...` gives, as a node that is started with it counts them.
+pub fn listed(list: &str, client_port: u16) -> anyhow::Result<Vec<NewMember>> {
+    let entries = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+    let entries: Vec<String> = entries.map(|entry| entry.replacen("=http://", "=", 1)).collect();
+    ensure!(!entries.is_empty(), "--initial-cluster is empty, expected name=http://host:port,...");
+    let member = |(slot, name, address): (u16, &str, &str)| NewMember {
+        slot,
+        name: name.to_owned(),
+        peer_address: address.to_owned(),
+        client_urls: client_urls(address, client_port),
+        by_hand: true,
+    };
+    Ok(PeerList::new(&entries)?.entries().map(member).collect())
+}
+
+fn client_urls(peer_address: &str, client_port: u16) -> Vec<String> {
+    let host = peer_address.rsplit_once(':').map_or("127.0.0.1", |(host, _)| host);
+    vec![format!("http://{host}:{client_port}")]
 }
 
 /// Makes the directories; see the head of this module.
@@ -172,9 +198,9 @@ impl Plan {
                 name: member.name.clone(),
                 peer_address: member.peer_address.clone(),
                 client_urls: member.client_urls.clone(),
-                kind: node::Kind::Slot.into(),
+                kind: if member.by_hand { node::Kind::Manual } else { node::Kind::Slot }.into(),
                 apply_version: kv::apply_version(),
-                held: false,
+                ..Node::default()
             }),
         });
         let mut members: Vec<membership::Member> = members.collect();

@@ -27,6 +27,7 @@ use prost::Message as _;
 
 use super::log;
 use crate::env::{Disk, fail_point};
+use crate::identity::slot_of;
 use crate::pb::log::{Formation, Identity};
 
 #[cfg(test)]
@@ -299,6 +300,21 @@ impl MemberDir {
         Ok(())
     }
 
+    /// Becomes the pristine self with an id that a cluster has reserved for this disk. The present one must be pristine, too: it has promised
+    /// nothing, and is gone.
+    pub fn take_reserved(&mut self, member_id: u64) -> Result<()> {
+        let old = self.identity.clone();
+        assert_eq!(old.cluster_id, 0, "who belongs to a cluster takes no other id");
+        assert_ne!(member_id, old.member_id, "a reserved id is another one");
+        self.become_self(Identity {
+            member_id,
+            slot: slot_of(member_id).into(),
+            name: old.name,
+            ..Identity::default()
+        })?;
+        self.remove(old.member_id)
+    }
+
     /// The self in use of a data directory that nobody need have locked; `None` if there is none.
     pub fn peek(disk: Arc<dyn Disk>, root: &Path) -> Result<Option<Identity>> {
         let (identity, former) = Default::default();
@@ -337,10 +353,13 @@ impl MemberDir {
     }
 
     fn become_new(&mut self, member_id: u64) -> Result<()> {
-        fail_point("identity.before_mint");
         let slot = self.identity.slot;
-        let next = Identity { member_id, slot, name: self.identity.name.clone(), ..Identity::default() };
-        let path = self.root.join(directory(member_id));
+        self.become_self(Identity { member_id, slot, name: self.identity.name.clone(), ..Identity::default() })
+    }
+
+    fn become_self(&mut self, next: Identity) -> Result<()> {
+        fail_point("identity.before_mint");
+        let path = self.root.join(directory(next.member_id));
         assert!(!self.disk.exists(&path), "a minted id is new");
         at(&path, self.disk.create_dir_all(&path))?;
         self.save(next)?;

@@ -177,7 +177,7 @@ async fn members_are_added_and_removed_by_hand_alone() {
     cluster.wipe(victim);
     let command = static_pod(&cluster, victim, 0..3);
     cluster.start_command(victim, command);
-    cluster.wait_unready(victim, &["added by hand", "member add"]).await;
+    cluster.wait_unready(victim, &["an id is given once", "member remove"]).await;
     let known = cluster.membership(others[0]).await;
     assert!(known.len() == 3 && known.contains(&(lost, true)), "{known:x?}");
     run(&cluster, &["member", "remove", &format!("{lost:x}")]);
@@ -200,6 +200,150 @@ async fn members_are_added_and_removed_by_hand_alone() {
     run(&cluster, &["member", "remove", &format!("{leaves:x}")]);
     cluster.wait_voters(0..3).await;
     cluster.put(others[0], "k", "v").await;
+}
+
+/// What `etcdctl member add` prints: the id, and the environment with which the node is to be started.
+fn printed(text: &str) -> (u64, Vec<(String, String)>) {
+    let id = text.split_whitespace().nth(1).and_then(|id| u64::from_str_radix(id, 16).ok());
+    let variables = text.lines().filter_map(|line| line.strip_prefix("ETCD_")?.split_once('='));
+    let unquoted = |(name, value): (&str, &str)| (format!("ETCD_{name}"), value.trim_matches('"').to_owned());
+    (id.unwrap_or_else(|| panic!("{text}")), variables.map(unquoted).collect())
+}
+
+/// A node with the environment that `etcdctl member add` has printed, and what else a person gives it.
+fn added(cluster: &Cluster, place: u64, variables: &[(String, String)]) -> Command {
+    let (client, peer) = (cluster.endpoint(place), cluster.peer_address(place));
+    let mut command = Command::new(binary());
+    command.arg("etcd").args([
+        format!("--data-dir={}", cluster.data_dir(place).display()),
+        format!("--listen-peer-urls=http://{peer}"),
+        format!("--listen-client-urls=http://{client}"),
+        format!("--advertise-client-urls=http://{client}"),
+        format!("--listen-metrics-urls=http://{}", cluster.status_endpoint(place)),
+    ]);
+    command.envs(variables.iter().map(|(name, value)| (name, value)));
+    command
+}
+
+async fn member(cluster: &Cluster, of: u64, id: u64) -> Option<quorate::pb::etcd::Member> {
+    cluster.members(of).await.unwrap().into_iter().find(|member| member.id == id)
+}
+
+/// etcd's documented order: first `member add`, then the node, with what that has printed.
+#[tokio::test(flavor = "multi_thread")]
+async fn member_is_added_before_its_node_starts_and_its_id_goes_to_one_disk_only() {
+    let Some(program) = tools::require(&ETCDCTL) else { return };
+    let mut cluster = Cluster::new(3);
+    start_static_pods(&mut cluster).await;
+    let run = |cluster: &Cluster, args: &[&str]| etcdctl(&program, &cluster.endpoints(), args);
+    let url = format!("--peer-urls=http://{}", cluster.peer_address(3));
+    let (id, variables) = printed(&run(&cluster, &["member", "add", &name(3), &url]));
+    assert!(variables.contains(&("ETCD_INITIAL_CLUSTER_STATE".into(), "existing".into())), "{variables:?}");
+    assert!(variables.iter().any(|(_, value)| value.matches("=http://").count() == 4), "{variables:?}");
+    let awaited = member(&cluster, 0, id).await.unwrap();
+    assert_eq!((awaited.name.as_str(), awaited.client_ur_ls.len()), ("", 0), "etcd's word for it is unstarted");
+    assert_eq!(awaited.peer_ur_ls, [format!("http://{}", cluster.peer_address(3))]);
+    let mut again = Command::new(&program);
+    let again = again.args(["--endpoints", &cluster.endpoints(), "member", "add", "x", &url]).output().unwrap();
+    assert!(String::from_utf8_lossy(&again.stderr).contains("Peer URLs already exists"), "{again:?}");
+    // It counts for no quorum: one of the three may still be lost.
+    let leader = cluster.wait_voters(0..3).await;
+    let victim = (leader + 1) % 3;
+    cluster.kill(victim);
+    cluster.put(leader, "k", "v").await;
+    let command = added(&cluster, 3, &variables);
+    cluster.start_command(3, command);
+    let others: Vec<u64> = (0..4).filter(|place| *place != victim).collect();
+    cluster.wait_voters_seen_by(&others, &[0, 1, 2, 65535]).await;
+    let command = static_pod(&cluster, victim, 0..3);
+    cluster.start_command(victim, command);
+    cluster.wait_voters_seen_by(&[0, 1, 2, 3], &[0, 1, 2, 65535]).await;
+    assert_eq!(cluster.member_id(3).await, id, "it is the member that was added");
+    assert_eq!(member(&cluster, 0, id).await.unwrap().name, name(3));
+    assert_eq!(cluster.get(3, "k").await.as_deref(), Some("v"));
+    // Its disk is lost: what comes in its place is somebody else.
+    cluster.kill(3);
+    cluster.wipe(3);
+    let command = added(&cluster, 3, &variables);
+    cluster.start_command(3, command);
+    cluster.wait_unready(3, &["an id is given once", &format!("`member remove {id:x}`")]).await;
+    run(&cluster, &["member", "remove", &format!("{id:x}")]);
+    run(&cluster, &["member", "add", &name(3), &url]);
+    cluster.wait_voters_seen_by(&[0, 1, 2, 3], &[0, 1, 2, 65535]).await;
+    assert_ne!(cluster.member_id(3).await, id);
+}
+
+/// Two learners are added to a single member before they run; one comes, whatever its process dies at, and votes when it is told to; the
+/// other one never does.
+#[tokio::test(flavor = "multi_thread")]
+async fn learners_are_added_by_turns_and_one_that_never_comes_is_removed_again() {
+    let Some(program) = tools::require(&ETCDCTL) else { return };
+    let mut cluster = Cluster::new(1);
+    let command = static_pod(&cluster, 0, 0..1);
+    cluster.start_command(0, command);
+    cluster.wait_formed().await;
+    let run = |cluster: &Cluster, args: &[&str]| etcdctl(&program, &cluster.endpoint(0), args);
+    let add = |cluster: &Cluster, place: u64| {
+        let url = format!("--peer-urls=http://{}", cluster.peer_address(place));
+        printed(&run(cluster, &["member", "add", &name(place), &url, "--learner"]))
+    };
+    let (comes, variables) = add(&cluster, 1);
+    let (never, _) = add(&cluster, 2);
+    for point in ["join.before_adopt", "join.adopted", "join.cluster_set"] {
+        let mut command = added(&cluster, 1, &variables);
+        command.env(quorate::env::fail::VARIABLE, point);
+        cluster.start_command(1, command);
+        cluster.wait_exit(1).await;
+    }
+    let command = added(&cluster, 1, &variables);
+    cluster.start_command(1, command);
+    cluster.wait_http(1, "/readyz", 200, &[]).await;
+    assert_eq!(cluster.member_id(1).await, comes);
+    assert!(member(&cluster, 1, comes).await.unwrap().is_learner);
+    let refused = cluster.client(&["member", "why"]).await;
+    assert!(refused.contains(&cluster.peer_address(2)), "who is awaited is named: {refused}");
+    wait_for("the learner to keep up", async || {
+        let mut promote = Command::new(&program);
+        let output = promote
+            .args(["--endpoints", &cluster.endpoint(0), "member", "promote", &format!("{comes:x}")])
+            .output()
+            .unwrap();
+        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+    })
+    .await;
+    cluster.wait_voters_seen_by(&[0, 1], &[0, 65535]).await;
+    run(&cluster, &["member", "remove", &format!("{never:x}")]);
+    assert_eq!(member(&cluster, 0, never).await, None);
+    cluster.put(1, "k", "v").await;
+}
+
+/// One directory a machine, as `etcdutl snapshot restore` makes them, for members by any names.
+#[tokio::test(flavor = "multi_thread")]
+async fn backup_is_restored_for_the_members_of_a_list() {
+    let mut cluster = Cluster::new(3);
+    let command = static_pod(&cluster, 0, 0..1);
+    cluster.start_command(0, command);
+    cluster.wait_http(0, "/readyz", 200, &[]).await;
+    cluster.put(0, "k", "v").await;
+    let backup = cluster.root().join("backup.db").display().to_string();
+    let saved = cluster.command(&["snapshot", "save", &backup, "--endpoints", &cluster.endpoint(0)]).await;
+    assert!(saved.contains("saved"), "{saved}");
+    cluster.kill(0);
+    cluster.wipe(0);
+    let members = list(&cluster, 0..3);
+    for slot in 0..3 {
+        let (dir, name) = (cluster.data_dir(slot).display().to_string(), name(slot));
+        let args = ["snapshot", "restore", &backup, "--data-dir", &dir, "--initial-cluster", &members, "--name", &name];
+        let made = cluster.command(&[&args[..], &["--initial-cluster-token", "monday"]].concat()).await;
+        assert!(made.contains("a new cluster"), "{made}");
+        let command = static_pod(&cluster, slot, 0..3);
+        cluster.start_command(slot, command);
+    }
+    cluster.wait_formed().await;
+    assert_eq!(cluster.get(2, "k").await.as_deref(), Some("v"));
+    // They are members that only a person removes.
+    let view = cluster.client(&["member", "why", "--output", "json"]).await;
+    assert_eq!(view.matches("\"manual\"").count(), 3, "{view}");
 }
 
 fn tree(root: &Path) -> BTreeSet<PathBuf> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use quorate::pb::log::{Entry, Formation, LogId, Membership, Node, Vote, entry, membership, node};
+use quorate::pb::log::{Entry, Formation, LogId, Membership, Node, Reservation, Vote, entry, membership, node};
 use quorate::pb::peer::peer_client::PeerClient;
 use quorate::pb::peer::{
     AbandonRequest, AcceptRequest, AppendRequest, Envelope, ForwardRequest, JoinRequest, LeasesRequest, ManageRequest,
@@ -93,7 +93,13 @@ impl Stranger {
             kind: self.pick(&[node::Kind::Slot, node::Kind::Manual, node::Kind::Reader]).into(),
             apply_version: self.number() as u32,
             held: self.random.bool(),
+            reservation: self.random.bool().then(|| Reservation { claimed_by: self.number() }),
         }
+    }
+
+    fn join_request(&mut self) -> JoinRequest {
+        let (member_id, slot, process_nonce) = (self.number(), self.number(), self.number());
+        JoinRequest { member_id, slot, node: Some(self.node()), process_nonce, adopts: self.random.bool() }
     }
 
     fn entries(&mut self) -> Vec<Entry> {
@@ -170,9 +176,7 @@ impl Stranger {
                 client.manage(ManageRequest { envelope: self.stranger_envelope(to), operation }).await.map(drop)
             }
             12 => {
-                let (member_id, slot) = (self.number(), self.number());
-                let request = JoinRequest { member_id, slot, node: Some(self.node()), process_nonce: self.number() };
-                let answer = client.join(request).await?.into_inner();
+                let answer = client.join(self.join_request()).await?.into_inner();
                 assert!(!answer.reason.contains(char::is_control), "{answer:?}");
                 Ok(())
             }

@@ -73,12 +73,12 @@ impl Town {
     fn try_start(&self, slot: u64) -> Result<Arc<Bootstrap>, Error> {
         let disk: Arc<dyn Disk> = Arc::new(self.disk(slot));
         let town = self.clone();
-        let mint = Arc::new(move || {
+        let mint = Arc::new(move |slot: u64| {
             let mut houses = town.0.lock();
             houses.minted += 1;
             (houses.minted << 16) | slot
         });
-        let opened = MemberDir::open(disk.clone(), Path::new("/data"), slot, &format!("kv-{slot}"), || mint())?;
+        let opened = MemberDir::open(disk.clone(), Path::new("/data"), slot, &format!("kv-{slot}"), || mint(slot))?;
         let node = Node { name: format!("kv-{slot}"), peer_address: format!("kv-{slot}"), ..Node::default() };
         // Simulated: what waits for a disk waits in this thread, so that the paused clock does not run on meanwhile.
         let env = Env::sim(u64::MAX - self.0.lock().minted, disk, Arc::new(NoNet));

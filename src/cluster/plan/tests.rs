@@ -66,7 +66,7 @@ impl Observed {
     }
 
     fn join(mut self, member: u64, dialled: Dialled) -> Self {
-        self.joiners.push(Joiner { member_id: member, node: node(slot_of(member)), dialled });
+        self.joiners.push(Joiner { member_id: member, node: node(slot_of(member)), dialled, adopts: false });
         self
     }
 
@@ -353,6 +353,7 @@ fn readers_are_bounded_and_manual_joiners_wait_for_a_hand() {
         member_id: first(9),
         node: Node { kind: kind.into(), ..node(9) },
         dialled: Dialled::Joiner,
+        adopts: kind == Kind::Manual,
     };
     observed.joiners = vec![joiner(Kind::Reader)];
     assert_eq!(reason(&observed), Reason::TooManyReaders { member: first(9), have: 2, most: 2 });
@@ -361,6 +362,72 @@ fn readers_are_bounded_and_manual_joiners_wait_for_a_hand() {
     observed.limits.max_readers = 3;
     observed.joiners = vec![joiner(Kind::Reader)];
     assert!(matches!(plan(&observed), Plan::Change(Change::AddLearner { id, .. }) if id == first(9)));
+}
+
+/// One voter, and an id that was reserved for the address of slot 9.
+fn reserved(id: u64) -> Observed {
+    let mut observed = cluster(0..1, 0..0);
+    let reservation = Some(Reservation::default());
+    let awaited = Node { reservation, kind: Kind::Manual.into(), name: String::new(), held: true, ..node(9) };
+    observed.membership.nodes.insert(id, awaited);
+    observed
+}
+
+fn by_hand(member: u64, peer_address: &str) -> Joiner {
+    let node = Node { kind: Kind::Manual.into(), peer_address: peer_address.into(), ..node(9) };
+    Joiner { member_id: member, node, dialled: Dialled::Joiner, adopts: true }
+}
+
+#[test]
+fn reserved_id_is_given_to_the_first_disk_that_comes_and_to_no_other() {
+    const ID: u64 = 0x77_ffff;
+    let mut observed = reserved(ID);
+    observed.joiners = vec![by_hand(first(9), &node(9).peer_address)];
+    let Plan::Change(Change::Claim { id, node: claimed }) = plan(&observed) else { panic!("{:?}", plan(&observed)) };
+    assert_eq!((id, claimed.reservation), (ID, Some(Reservation { claimed_by: first(9) })));
+    assert!(claimed.held && claimed.kind() == Kind::Manual && claimed.name == "kv-9", "{claimed:?}");
+    // The same disk is told at the desk; another one, and the same place after the node has come, is refused.
+    for (reservation, joiner, expected) in [
+        (claimed.reservation, first(9), None),
+        (claimed.reservation, id_of_second_disk(), Some("address-taken")),
+        (None, first(9), Some("address-taken")),
+    ] {
+        observed.membership.nodes.insert(ID, Node { reservation, ..claimed.clone() });
+        observed.joiners = vec![by_hand(joiner, &node(9).peer_address)];
+        match expected {
+            None => assert_eq!(plan(&observed), Plan::Nothing),
+            Some(name) => assert_eq!(reason(&observed).name(), name),
+        }
+    }
+}
+
+fn id_of_second_disk() -> u64 {
+    id(9, 2)
+}
+
+#[test]
+fn reserved_id_is_given_only_where_it_was_reserved_and_to_who_takes_one() {
+    let observed = |joiner: Joiner| Observed { joiners: vec![joiner], ..reserved(0x77_ffff) };
+    let elsewhere = || by_hand(first(9), "10.0.0.9:2380");
+    assert_eq!(reason(&observed(elsewhere())).name(), "added-by-hand");
+    // Another name of the same place: the leader has found this very node there.
+    let mut found = observed(elsewhere());
+    found.health.insert(0x77_ffff, Health { address_answers: Some(first(9)), ..dead() });
+    assert!(matches!(plan(&found), Plan::Change(Change::Claim { .. })));
+    let older = Joiner { adopts: false, ..by_hand(first(9), &node(9).peer_address) };
+    assert_eq!(reason(&observed(older)).name(), "cannot-adopt");
+    let false_claim = Joiner { dialled: Dialled::Other(first(8)), ..by_hand(first(9), &node(9).peer_address) };
+    assert_eq!(reason(&observed(false_claim)).name(), "two-holders");
+}
+
+#[test]
+fn member_that_never_came_blocks_nothing_and_never_votes() {
+    let mut observed = cluster(0..1, 1..3);
+    observed
+        .membership
+        .nodes
+        .extend(reserved(0x77_ffff).membership.nodes.into_iter().filter(|(id, _)| *id == 0x77_ffff));
+    assert_eq!(plan(&observed), Plan::Change(Change::Promote { ids: firsts(1..3) }));
 }
 
 #[test]
@@ -377,7 +444,7 @@ fn held_learner_waits_for_a_hand() {
 fn moved_member_is_believed_where_it_was_dialled() {
     let moved = Node { peer_address: "10.0.0.9:2380".into(), ..node(1) };
     let mut observed = cluster(0..3, 0..0).kill(first(1));
-    let joiner = |dialled| Joiner { member_id: first(1), node: moved.clone(), dialled };
+    let joiner = |dialled| Joiner { member_id: first(1), node: moved.clone(), dialled, adopts: false };
     observed.joiners = vec![joiner(Dialled::Other(first(9)))];
     assert_eq!(plan(&observed), Plan::Nothing);
     observed.joiners = vec![joiner(Dialled::Joiner)];
