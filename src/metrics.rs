@@ -100,6 +100,8 @@ pub struct Metrics {
     pub log_lines_lost: IntCounter,
     /// Requests over the JSON gateway.
     pub gateway_requests: IntCounter,
+    /// What answering on watch streams takes.
+    pub watch: Watch,
     /// By [`RequestKind`], those that failed and those that did not.
     requests: Vec<[Histogram; 2]>,
     peer_sent_bytes: IntCounterVec,
@@ -111,6 +113,37 @@ pub struct Metrics {
     started: IntCounterVec,
     handled: IntCounterVec,
     handling: HistogramVec,
+}
+
+/// What making a response of a watch stream takes, by what it tells; the names are etcd's, of its loop that sends.
+pub struct Watch {
+    events: Histogram,
+    per_event: Histogram,
+    pub control: Histogram,
+    pub progress: Histogram,
+}
+
+impl Watch {
+    fn new(registry: &Registry) -> Self {
+        let histogram = |what: &str, help: &str| {
+            let name = format!("etcd_debugging_server_watch_send_loop_{what}_seconds");
+            let options =
+                HistogramOpts::new(name, format!("Seconds that making a watch stream's response takes: {help}."));
+            register(registry, Histogram::with_opts(options.buckets(exponential_buckets(0.001, 2.0, 14).expect(FIXED))))
+        };
+        Self {
+            events: histogram("watch_stream_duration", "of events"),
+            per_event: histogram("watch_stream_duration_per_event", "of events, by each of them"),
+            control: histogram("control_stream_duration", "of a watcher that is created or cancelled"),
+            progress: histogram("progress_duration", "of a progress notice"),
+        }
+    }
+
+    /// A response with so many events was made.
+    pub fn told(&self, events: usize, took: Duration) {
+        self.events.observe(took.as_secs_f64());
+        self.per_event.observe(took.as_secs_f64() / events.max(1) as f64);
+    }
 }
 
 /// The counters of one gRPC method.
@@ -215,6 +248,7 @@ impl Metrics {
                 "Log lines that were lost because standard error was not read in time.",
             ),
             gateway_requests: counter("quorate_gateway_requests_total", "Requests over the JSON gateway."),
+            watch: Watch::new(r),
             requests: requests(r),
             peer_sent_bytes: counters("etcd_network_peer_sent_bytes_total", "Bytes sent to a member.", &["To"]),
             peer_received_bytes: counters(

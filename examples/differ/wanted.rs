@@ -10,7 +10,7 @@ use super::compare::Difference;
 
 /// A difference that is wanted.
 pub struct Wanted {
-    /// `Service/Method`, its service with `/*`, or `*`.
+    /// `Service/Method`, its service with `/*`, or `*`; several with a comma between.
     pub rpc: &'static str,
     /// How the paths of the fields end; none: every field.
     pub fields: &'static [&'static str],
@@ -178,33 +178,6 @@ pub const WANTED: &[Wanted] = &[
         holds: |call, _| matches!(call.body.as_str(), Some("{}{}" | "{}x")),
     },
     Wanted {
-        rpc: "*",
-        fields: &[],
-        when: "a field that is twice in a body in JSON",
-        etcd: "refused, code 3",
-        ours: "the last counts",
-        why: "so most parsers of JSON do; no client writes it",
-        holds: |call, _| call.body.as_str().is_some_and(|body| body.matches("\"key\"").count() > 1),
-    },
-    Wanted {
-        rpc: "Maintenance/Downgrade",
-        fields: &[],
-        when: "VALIDATE of a version with a `v` before it",
-        etcd: "wrong format",
-        ours: "taken",
-        why: "the meaning is clear",
-        holds: |call, _| call.body["version"].as_str().is_some_and(|version| version.starts_with('v')),
-    },
-    Wanted {
-        rpc: "Cluster/MemberUpdate",
-        fields: &[],
-        when: "an unknown member and a URL that is none",
-        etcd: "member not found",
-        ours: "the URLs are invalid",
-        why: "either is true, and nothing is changed",
-        holds: |_, _| true,
-    },
-    Wanted {
         rpc: "KV/*",
         fields: &["kvs", "kvs.key", "kvs.create_revision", "kvs.mod_revision", "kvs.version", "kvs.value", "kvs.lease"],
         when: "a limit, a target to sort by, and no order",
@@ -228,16 +201,7 @@ pub const WANTED: &[Wanted] = &[
         },
     },
     Wanted {
-        rpc: "Lock/*",
-        fields: &["error.code", "http", "body.code"],
-        when: "a refusal",
-        etcd: "Unknown, 500",
-        ours: "the code that etcd's table has for the text",
-        why: "clients decide by the code whether to try again",
-        holds: |_, d| d.theirs == "Unknown" || d.theirs == 500 || d.theirs == 2,
-    },
-    Wanted {
-        rpc: "Election/*",
+        rpc: "Lock/*, Election/*",
         fields: &["error.code", "http", "body.code"],
         when: "a refusal",
         etcd: "Unknown, 500",
@@ -380,10 +344,10 @@ pub fn table() -> String {
 }
 
 fn concerns(rpc: &str, call: &Call) -> bool {
-    match rpc.strip_suffix('*') {
+    rpc.split(", ").any(|rpc| match rpc.strip_suffix('*') {
         Some(start) => call.method.starts_with(start),
         None => call.method == rpc,
-    }
+    })
 }
 
 fn is_field(field: &str, path: &str) -> bool {

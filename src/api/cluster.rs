@@ -94,7 +94,15 @@ impl Cluster for Api {
         let node = self.node(&request)?;
         self.root(&node, &request).await?;
         let MemberUpdateRequest { id, peer_ur_ls } = request.into_inner();
-        let peer_address = peer_address(&peer_ur_ls)?;
+        let peer_address = match peer_address(&peer_ur_ls) {
+            Ok(address) => address,
+            // As etcd, which looks for the member first.
+            Err(fault) => {
+                node.read_index().await?;
+                let is_known = node.store().read(|s| s.membership.nodes().any(|(known, _)| *known == id));
+                return Err(if is_known { fault } else { Error::MemberNotFound }.into());
+            }
+        };
         self.manage(&node, Operation::Update(Update { id, peer_address })).await?;
         Ok(Response::new(MemberUpdateResponse { header: header_now(&node), members: members_now(&node) }))
     }

@@ -186,16 +186,26 @@ async fn change_alarm(node: &Node, caller: &Caller, alarm: AlarmRequest) -> Resu
     }
 }
 
-/// As etcd: the target is `major.minor[.patch]`, and one minor below.
+/// As etcd: the target is `major.minor` or a semantic version, and one minor below.
 fn validate_downgrade(target: &str) -> Result<(), Error> {
-    let parse = |text: &str| -> Option<(u64, u64)> {
-        let mut parts = text.trim_start_matches('v').split('.');
-        let version = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-        parts.all(|part| part.parse::<u64>().is_ok()).then_some(version)
+    let target = minor_of(target).or_else(|| minor_of(&format!("{target}.0"))).ok_or(Error::DowngradeVersionFormat)?;
+    let (major, minor) = minor_of(ETCD_VERSION).expect("our own version is one");
+    if target == (major, minor - 1) { Ok(()) } else { Err(Error::InvalidDowngradeTarget) }
+}
+
+/// Major and minor of a semantic version; what is said of a pre-release and of the build is nothing to them.
+fn minor_of(version: &str) -> Option<(u64, u64)> {
+    let cut = |text: &'_ str, at: char| text.split_once(at).map(|(before, said)| (before.to_owned(), said.to_owned()));
+    let (version, build) = cut(version, '+').unwrap_or((version.to_owned(), String::new()));
+    let (numbers, pre_release) = cut(&version, '-').unwrap_or((version, String::new()));
+    let is_said = |text: &str| {
+        text.split('.').all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'))
     };
-    let (major, minor) = parse(target).ok_or(Error::DowngradeVersionFormat)?;
-    let now = parse(ETCD_VERSION).expect("our own version is one");
-    if (major, minor + 1) == now { Ok(()) } else { Err(Error::InvalidDowngradeTarget) }
+    let is_well_formed = [&pre_release, &build].into_iter().all(|text| text.is_empty() || is_said(text));
+    let mut numbers = numbers.split('.').map(|number| number.parse::<u64>().ok());
+    let version = (numbers.next()??, numbers.next()??);
+    let _patch: u64 = numbers.next()??;
+    (is_well_formed && numbers.next().is_none()).then_some(version)
 }
 
 /// An alarm as etcd writes it.

@@ -18,6 +18,7 @@ use super::{Api, header, unsound};
 use crate::caller::Caller;
 use crate::env::{Instant, sleep_until};
 use crate::error::Error;
+use crate::metrics::metrics;
 use crate::node::Node;
 use crate::pb::etcd::watch_create_request::FilterType;
 use crate::pb::etcd::watch_request::RequestUnion;
@@ -25,8 +26,10 @@ use crate::pb::etcd::watch_server::Watch;
 use crate::pb::etcd::{WatchCreateRequest, WatchRequest, WatchResponse};
 use crate::watch::{Batch, Hub, Output, Refused, Session, Shape};
 
-/// The number that stands for no watcher, or for all of the stream; who asks for it gets a free one, as who asks for 0.
+/// The number that stands for no watcher, or for all of the stream. A client may still choose it, as with etcd.
 const NO_WATCHER: i64 = -1;
+/// Who asks for this number gets a free one.
+const ANY_NUMBER: i64 = 0;
 
 /// Settings of the service; see `config/quorate.toml`.
 #[derive(Clone, Copy, Debug)]
@@ -156,7 +159,11 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
             }
             self.streak = 0;
             match self.wait(delivered).await {
-                Wake::Request(Some(Ok(request))) => self.take(request),
+                Wake::Request(Some(Ok(request))) => {
+                    let began = Instant::now();
+                    self.take(request);
+                    metrics().watch.control.observe(began.elapsed().as_secs_f64());
+                }
                 Wake::Request(Some(Err(status))) => return Some(Err(status)),
                 // The client has no more to ask; it goes on reading.
                 Wake::Request(None) => {}
@@ -213,16 +220,14 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
     }
 
     fn create(&mut self, create: WatchCreateRequest) {
-        let refused =
-            |why: String| (NO_WATCHER, WatchResponse { canceled: true, cancel_reason: why, ..Default::default() });
         let start = create.start_revision;
         let shape = shape(&create);
-        let (number, created) = if let Err(denied) = self.session.permit(&shape) {
-            refused(denial(&denied))
+        let given = if let Err(denied) = self.session.permit(&shape) {
+            Err(denial(&denied))
         } else if start < 0 {
-            refused(Error::Compacted.to_string())
+            Err(Error::Compacted.to_string())
         } else {
-            let is_chosen = create.watch_id != 0 && create.watch_id != NO_WATCHER;
+            let is_chosen = create.watch_id != ANY_NUMBER;
             let number = if is_chosen { create.watch_id } else { self.free_number() };
             match self.session.watch(number, &shape, start) {
                 Ok(created) => {
@@ -230,21 +235,25 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
                     // would meet another. A refused one is.
                     self.next_number += i64::from(!is_chosen);
                     self.revision = self.revision.max(created.revision);
-                    (number, WatchResponse::default())
+                    Ok(number)
                 }
-                Err(Refused::Denied(error)) => refused(denial(&error)),
-                Err(error) => refused(error.to_string()),
+                Err(Refused::Denied(error)) => Err(denial(&error)),
+                Err(error) => Err(error.to_string()),
             }
         };
-        if number != NO_WATCHER {
+        if let Ok(number) = given {
             let asked = Asked { progress: create.progress_notify, fragment: create.fragment, quiet: true };
             self.asked.insert(number, asked);
             if create.progress_notify && self.tick_at.is_none() {
                 self.tick_at = Some(Instant::now() + self.progress_interval);
             }
         }
+        let (number, canceled, cancel_reason) = match given {
+            Ok(number) => (number, false, String::new()),
+            Err(why) => (NO_WATCHER, true, why),
+        };
         let now = self.response_now(number);
-        self.replies.push_back(WatchResponse { header: now.header, watch_id: number, created: true, ..created });
+        self.replies.push_back(WatchResponse { created: true, canceled, cancel_reason, ..now });
     }
 
     /// The next number that no watcher has.
@@ -266,6 +275,7 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
     async fn put(&mut self, output: Output) {
         match output {
             Output::Events { watcher, batch } => {
+                let began = Instant::now();
                 let room = self.fragment_bytes.saturating_sub(batch.bytes());
                 let rest = self.session.rest_of(watcher, room);
                 let events = batch.events.len() + rest.iter().map(|batch| batch.events.len()).sum::<usize>();
@@ -275,6 +285,7 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
                 } else {
                     self.put_events(watcher, &batch, &rest);
                 }
+                metrics().watch.told(events, began.elapsed());
             }
             Output::Compacted { watcher, compacted } => {
                 self.forget(watcher);
@@ -334,6 +345,18 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
     /// Tells what was asked for and is certain. A revision below one that was told has to wait: the hub is a moment behind what
     /// catching up has read.
     fn tell_progress(&mut self) {
+        if self.progress_wanted.is_none() && self.progress_due.is_empty() {
+            return;
+        }
+        let began = Instant::now();
+        let before = self.replies.len();
+        self.tell_what_is_certain();
+        if self.replies.len() > before {
+            metrics().watch.progress.observe(began.elapsed().as_secs_f64());
+        }
+    }
+
+    fn tell_what_is_certain(&mut self) {
         let told = self.revision;
         let notice = |node: &Node, number, revision| WatchResponse {
             header: header(node, revision),

@@ -6,6 +6,7 @@ mod browser;
 mod checks;
 mod gateway;
 mod json;
+mod once;
 mod requests;
 mod sample;
 mod socket;

@@ -15,6 +15,7 @@ use prost::Message as _;
 use prost_reflect::{DeserializeOptions, DynamicMessage, MessageDescriptor};
 
 use super::gateway::Transcoder;
+use super::once;
 use crate::error::Error;
 use crate::node::Client;
 use crate::node::account::Account;
@@ -178,6 +179,7 @@ fn framed(input: &MessageDescriptor, text: &[u8], bytes_max: usize) -> Result<By
 }
 
 fn parse(input: &MessageDescriptor, text: &[u8]) -> Result<DynamicMessage, serde_json::Error> {
+    once::check(input, &mut serde_json::Deserializer::from_slice(text))?;
     let mut json = serde_json::Deserializer::from_slice(text);
     let options = DeserializeOptions::new().deny_unknown_fields(false);
     let message = DynamicMessage::deserialize_with_options(input.clone(), &mut json, &options)?;
@@ -274,6 +276,28 @@ mod tests {
         for broken in ["{", "[]", r#"{"key":1}"#, r#"{"key":"!"}"#, r#"{"lease":"x"}"#, "{} {}", "nonsense"] {
             let text = put(broken).expect_err(broken);
             assert!(text.starts_with("quorate: request body: ") && text.contains("line 1"), "{broken}: {text}");
+        }
+    }
+
+    #[test]
+    fn field_that_is_there_twice_is_refused_under_either_of_its_names() {
+        for (name, json) in [
+            ("RangeRequest", r#"{"key":"YQ==","key":"Yg=="}"#),
+            ("RangeRequest", r#"{"key":"YQ==","key":null}"#),
+            ("RangeRequest", r#"{"range_end":"YQ==","rangeEnd":"Yg=="}"#),
+            ("TxnRequest", r#"{"compare":[{},{"key":"YQ==","key":"YQ=="}]}"#),
+            ("TxnRequest", r#"{"success":[{"request_put":{"key":"YQ==","key":"YQ=="}}]}"#),
+            ("TxnRequest", r#"{"success":[],"success":[]}"#),
+        ] {
+            let error = framed(&input(name), json.as_bytes(), 1000).expect_err(json).to_string();
+            assert!(error.contains("duplicate field") && error.contains("line 1"), "{json}: {error}");
+        }
+        // What is not known is nothing, however often; and each message of a list has its own fields.
+        for (name, json) in [
+            ("RangeRequest", r#"{"key":"YQ==","x":1,"x":[{"y":1,"y":2}]}"#),
+            ("TxnRequest", r#"{"compare":[{"key":"YQ=="},{"key":"YQ=="}]}"#),
+        ] {
+            assert!(framed(&input(name), json.as_bytes(), 1000).is_ok(), "{json}");
         }
     }
 

@@ -270,6 +270,10 @@ where
                     Ok(data) => Poll::Ready(Some(data.map(Frame::data).map_err(|error| Status::from(error).into()))),
                     Err(trailers) => Poll::Ready(Some(Ok(trailers))),
                 },
+                Poll::Ready(None) if this.inflate.take().is_some_and(|inflate| inflate.is_cut_off()) => {
+                    // As the library says it of a message that comes plain.
+                    Poll::Ready(Some(Err(Status::internal("Unexpected EOF decoding stream.").into())))
+                }
                 Poll::Ready(end) => {
                     this.deadline = None;
                     Poll::Ready(end.map(|failed| failed.map_err(Into::into)))

@@ -37,6 +37,11 @@ impl Inflate {
         Some(Self { bytes_max, held: BytesMut::new() })
     }
 
+    /// Whether what has arrived ends inside of a message.
+    pub(super) fn is_cut_off(&self) -> bool {
+        !self.held.is_empty()
+    }
+
     /// Takes what has arrived and gives the messages that are whole. `taken` grows by what they take; how much that is comes along.
     pub(super) fn pass(&mut self, arrived: &[u8], taken: &Taken) -> Result<(Bytes, u64), Error> {
         self.held.extend_from_slice(arrived);

@@ -244,7 +244,13 @@ async fn downgrades_are_answered_as_by_etcd() {
         let answer = cluster.maintenance(0).downgrade(request).await;
         answer.map(|answer| answer.into_inner().version).map_err(|status| (status.code(), status.message().to_owned()))
     };
-    assert_eq!(ask(DowngradeAction::Validate, "3.6.0").await, Ok("3.7".into()));
+    for taken in ["3.6.0", "3.6", "3.6.5-rc.1", "3.6.0+b"] {
+        assert_eq!(ask(DowngradeAction::Validate, taken).await, Ok("3.7".into()), "{taken}");
+    }
+    for malformed in ["v3.6.0", "v3.6", "3", "3.6.x", "3.6.0.0", "3.6.-1"] {
+        let refused = ask(DowngradeAction::Validate, malformed).await.unwrap_err();
+        assert_eq!(refused.1, "etcdserver: wrong downgrade target version format", "{malformed}");
+    }
     let cases = [
         (DowngradeAction::Validate, "3.5.0", Code::InvalidArgument, "etcdserver: invalid downgrade target version"),
         (DowngradeAction::Validate, "x", Code::InvalidArgument, "etcdserver: wrong downgrade target version format"),

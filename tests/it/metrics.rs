@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use quorate::pb::etcd::RangeRequest;
+use quorate::pb::etcd::watch_client::WatchClient;
+use quorate::pb::etcd::watch_request::RequestUnion;
+use quorate::pb::etcd::{RangeRequest, WatchCreateRequest, WatchRequest};
+use tokio_stream::StreamExt as _;
 
 use crate::support::cluster::{Cluster, http_get, wait_for};
 
@@ -107,6 +110,28 @@ async fn names_and_types_are_those_of_etcd() {
     assert_eq!(of_leader.get(r#"quorate_members{role="voter"}"#), 3.0);
     assert!(of_leader.get("process_resident_memory_bytes") > 1e6);
     assert!(of_leader.get("etcd_server_quota_backend_bytes") > 1e6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_responses_of_watch_streams_take_is_told_by_what_they_tell() {
+    let cluster = Cluster::start(1).await;
+    let request = |union| WatchRequest { request_union: Some(union) };
+    let create = WatchCreateRequest { key: "k".into(), ..Default::default() };
+    let sent =
+        [request(RequestUnion::CreateRequest(create)), request(RequestUnion::ProgressRequest(Default::default()))];
+    let requests = tokio_stream::iter(sent).chain(tokio_stream::pending());
+    let mut told = WatchClient::new(cluster.channel(0)).watch(requests).await.unwrap().into_inner();
+    cluster.put(0, "k", "v").await;
+    for _ in 0..3 {
+        told.message().await.unwrap().unwrap();
+    }
+    let scrape = Scrape::take(&cluster, 0).await;
+    for name in
+        ["watch_stream_duration", "watch_stream_duration_per_event", "control_stream_duration", "progress_duration"]
+    {
+        let name = format!("etcd_debugging_server_watch_send_loop_{name}_seconds_count");
+        assert!(scrape.get(&name) >= 1.0, "{name}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

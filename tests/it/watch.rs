@@ -201,6 +201,17 @@ async fn watchers_of_one_stream_get_what_each_asked_for() {
     assert_eq!(stream.shown().await, "0 @5 -a");
     let again = stream.create(from(8, WatchCreateRequest { watch_id: 70, ..create("a", "b") })).await;
     assert_eq!(again.watch_id, 70, "a number is free again");
+    // Any number may be chosen, once at a time.
+    for number in [-1, -5] {
+        let chosen = || WatchCreateRequest { watch_id: number, ..create("none", "") };
+        let given = stream.create(chosen()).await;
+        assert_eq!((given.watch_id, given.canceled), (number, false), "{given:?}");
+        stream.send(RequestUnion::CreateRequest(chosen())).await;
+        let refused = stream.next().await;
+        assert!(refused.canceled && refused.cancel_reason.contains("duplicate watch ID"), "{refused:?}");
+        stream.send(RequestUnion::CancelRequest(WatchCancelRequest { watch_id: number })).await;
+        assert_eq!(stream.next().await.watch_id, number);
+    }
     cluster.put(0, "a", "6").await;
     assert_eq!(stream.shown().await, "0 @6 a=6");
     stream.assert_silent(&cluster).await;

@@ -67,6 +67,9 @@ async fn gzipped_requests_are_taken_and_a_bomb_is_refused() {
             "grpc: received message after decompression larger than max 2097152",
         ),
         (coded, framed(1, b"nonsense"), 3, "cannot be decompressed"),
+        // A connection that ends early, and a client that counts wrongly.
+        (coded, framed(1, &gzip(&put("cut", vec![b'a'; 1000])))[..20].to_vec(), 13, "Unexpected EOF"),
+        (coded, framed(0, &put("cut", vec![b'a'; 1000]))[..500].to_vec(), 13, "Unexpected EOF"),
         ("grpc-encoding: snappy\r\n", framed(1, b"x"), 12, "snappy"),
         (
             "",
