@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ["proto"],
     )?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("all.bin"), descriptors.encode_to_vec())?;
     // Server reflection shows clients their API, not the members'.
     let public = protox::compile(["rpc.proto", "lock.proto", "election.proto", "admin.proto"], ["proto"])?;
     std::fs::write(out.join("public.bin"), public.encode_to_vec())?;

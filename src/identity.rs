@@ -102,15 +102,22 @@ pub fn host_name(disk: &dyn Disk) -> String {
     String::from_utf8_lossy(&name).trim().to_owned()
 }
 
-/// A file of less than 64 KiB, read until its end: those that the kernel makes up say that their length is 0.
+/// A file of less than 64 KiB.
 pub fn read_small(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
-    const BYTES_MAX: usize = 64 << 10;
+    read_bounded(disk, path, 64 << 10)
+}
+
+/// A file of less than `bytes_max`, read until its end: those that the kernel makes up say that their length is 0.
+pub fn read_bounded(disk: &dyn Disk, path: &Path, bytes_max: usize) -> io::Result<Vec<u8>> {
     let file = disk.open(path, OpenMode::Read)?;
-    let mut bytes = vec![0; BYTES_MAX];
+    let mut bytes = vec![0; bytes_max];
     let mut filled = 0;
     loop {
         match file.read_at(&mut bytes[filled..], filled as u64)? {
-            0 if filled == BYTES_MAX => return Err(io::Error::new(io::ErrorKind::FileTooLarge, "64 KiB or more")),
+            0 if filled == bytes_max => {
+                let text = format!("{} KiB or more", bytes_max >> 10);
+                return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+            }
             0 => break,
             read => filled += read,
         }

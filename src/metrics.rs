@@ -12,8 +12,8 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use prometheus::core::Collector;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
-    exponential_buckets,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder, exponential_buckets,
 };
 
 /// Members whose counters are remembered here; ids come and go over the years.
@@ -113,6 +113,30 @@ pub struct Metrics {
     started: IntCounterVec,
     handled: IntCounterVec,
     handling: HistogramVec,
+    tls: TlsOfPorts,
+}
+
+/// TLS, by port.
+struct TlsOfPorts {
+    reloads: IntCounterVec,
+    reload_failing: IntGaugeVec,
+    handshake_failures: IntCounterVec,
+    end: IntGaugeVec,
+}
+
+/// What is counted of the TLS of one port.
+pub struct Tls {
+    pub reloads: IntCounter,
+    pub reload_failing: IntGauge,
+    pub handshake_failures: IntCounter,
+    ends: [IntGauge; 2],
+}
+
+/// Whose end is shown.
+#[derive(Clone, Copy, Debug)]
+pub enum TlsEnd {
+    Certificate,
+    Ca,
 }
 
 /// What making a response of a watch stream takes, by what it tells; the names are etcd's, of its loop that sends.
@@ -187,6 +211,37 @@ fn requests(registry: &Registry) -> Vec<[Histogram; 2]> {
     let all = register(registry, HistogramVec::new(options, &["type", "success"]));
     let of = |kind: RequestKind| ["false", "true"].map(|is| all.with_label_values(&[&format!("{kind:?}")[..], is]));
     RequestKind::ALL.map(of).to_vec()
+}
+
+impl TlsOfPorts {
+    fn new(registry: &Registry) -> Self {
+        let counters =
+            |name: &str, help: &str| register(registry, IntCounterVec::new(Opts::new(name, help), &["port"]));
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            register(registry, IntGaugeVec::new(Opts::new(name, help), labels))
+        };
+        Self {
+            reloads: counters("quorate_tls_reloads_total", "Times that new TLS files have come into force."),
+            reload_failing: gauges(
+                "quorate_tls_reload_failing",
+                "1 while the TLS files cannot be used and older ones stay in force.",
+                &["port"],
+            ),
+            handshake_failures: counters("quorate_tls_handshake_failures_total", "TLS handshakes that have failed."),
+            end: gauges(
+                "quorate_tls_end_timestamp_seconds",
+                "When a certificate in force ends, in seconds since 1970.",
+                &["port", "what"],
+            ),
+        }
+    }
+}
+
+impl Tls {
+    /// `seconds` since 1970.
+    pub fn end(&self, what: TlsEnd, seconds: i64) {
+        self.ends[what as usize].set(seconds);
+    }
 }
 
 impl Metrics {
@@ -266,6 +321,7 @@ impl Metrics {
             started: counters("grpc_server_started_total", "Calls that have begun.", &rpc),
             handled: counters("grpc_server_handled_total", "Calls that have ended, by code.", &handled),
             handling: register(r, HistogramVec::new(handling, &rpc)),
+            tls: TlsOfPorts::new(r),
             registry,
         }
     }
@@ -278,6 +334,17 @@ impl Metrics {
             started: self.started.with_label_values(&labels),
             handled: CODES.iter().map(handled).collect(),
             handling: self.handling.with_label_values(&labels),
+        }
+    }
+
+    /// The counters of a port's TLS, by the section of its settings.
+    pub fn tls(&self, port: &str) -> Tls {
+        let all = &self.tls;
+        Tls {
+            reloads: all.reloads.with_label_values(&[port]),
+            reload_failing: all.reload_failing.with_label_values(&[port]),
+            handshake_failures: all.handshake_failures.with_label_values(&[port]),
+            ends: ["certificate", "ca"].map(|what| all.end.with_label_values(&[port, what])),
         }
     }
 

@@ -80,6 +80,7 @@ fn false_node(attack: &mut Attack, kind: node::Kind) -> Node {
         apply_version: attack.random.choice([0, 1, 2, 3, 99]).unwrap_or(0),
         held: false,
         reservation: attack.random.bool().then(|| Reservation { claimed_by: attack.random.u64(..2) }),
+        tls: attack.random.bool(),
     }
 }
 

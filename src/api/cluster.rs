@@ -15,15 +15,15 @@ use crate::pb::etcd::{
 use crate::pb::peer::manage_request::{Add, Operation, Update};
 use crate::raft::StoredMembership;
 
-/// The membership as clients see it, ascending by id.
-fn members(membership: &StoredMembership) -> Vec<Member> {
+/// The membership as clients see it, ascending by id; `scheme` is that of the members' URLs.
+fn members(membership: &StoredMembership, scheme: &str) -> Vec<Member> {
     let voters: std::collections::BTreeSet<u64> = membership.voter_ids().collect();
     membership
         .nodes()
         .map(|(id, node)| Member {
             id: *id,
             name: node.name.clone(),
-            peer_ur_ls: vec![format!("http://{}", node.peer_address)],
+            peer_ur_ls: vec![format!("{scheme}://{}", node.peer_address)],
             client_ur_ls: node.client_urls.clone(),
             is_learner: !voters.contains(id),
         })
@@ -31,13 +31,15 @@ fn members(membership: &StoredMembership) -> Vec<Member> {
 }
 
 fn members_now(node: &Node) -> Vec<Member> {
-    members(&node.membership())
+    let scheme = if node.peers().have_certificates() { "https" } else { "http" };
+    members(&node.membership(), scheme)
 }
 
-/// The address in the one URL that a member has here.
+/// The address in the one URL that a member has here. Whether members speak TLS is not a matter of the URL.
 fn peer_address(urls: &[String]) -> Result<String, Error> {
     let [url] = urls else { return Err(Error::BadMemberUrls) };
-    let address = url.strip_prefix("http://").ok_or(Error::BadMemberUrls)?.trim_end_matches('/');
+    let address = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://")).ok_or(Error::BadMemberUrls)?;
+    let address = address.trim_end_matches('/');
     identity::host_port(address).map(|_| address.to_owned()).ok_or(Error::BadMemberUrls)
 }
 
@@ -123,10 +125,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_plain_url_with_host_and_port_is_taken() {
+    fn one_url_with_host_and_port_is_taken() {
         let read = |urls: &[&str]| peer_address(&urls.iter().map(|url| (*url).to_owned()).collect::<Vec<_>>());
         assert_eq!(read(&["http://kv-3.kv:2380/"]), Ok("kv-3.kv:2380".into()));
-        for urls in [&[][..], &["kv-3:2380"], &["http://kv-3"], &["https://kv-3:2380"], &["http://a:1", "http://b:1"]] {
+        assert_eq!(read(&["https://kv-3.kv:2380"]), Ok("kv-3.kv:2380".into()));
+        for urls in [&[][..], &["kv-3:2380"], &["http://kv-3"], &["unix://kv-3:2380"], &["http://a:1", "http://b:1"]] {
             assert_eq!(read(urls), Err(Error::BadMemberUrls), "{urls:?}");
         }
     }

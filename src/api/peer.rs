@@ -1,11 +1,12 @@
 //! `quorate.peer.v1.Peer`: what members ask of one another.
 //!
 //! `Who`, `Accept`, `Abandon` and `Join` are answered in every state; Raft's calls only while Raft runs, and only to callers of
-//! the same cluster that mean this very member.
+//! the same cluster that mean this very member. With TLS no call arrives without a certificate of the members' CA; who speaks as a member,
+//! or joins, must also have one for the address of that member.
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures_util::{Stream, StreamExt as _, stream};
 use parking_lot::RwLock;
@@ -14,11 +15,12 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::cluster::{Audit, Bootstrap, Manager, Reconciler};
 use crate::error::Error;
-use crate::identity::check_node;
+use crate::identity::{check_node, host_port, shown};
 use crate::kv;
 use crate::lease::Leases;
 use crate::metrics::metrics;
 use crate::node::Node;
+use crate::pb::log::node::Kind;
 use crate::pb::peer::peer_server::Peer;
 use crate::pb::peer::{
     AbandonRequest, AbandonResponse, AcceptRequest, AcceptResponse, AppendRequest, AppendResponse, Envelope,
@@ -27,10 +29,32 @@ use crate::pb::peer::{
     TransferLeaderResponse, VoteRequest, VoteResponse, WhoRequest, WhoResponse, append_response,
 };
 use crate::raft::{Peers, Rpc, first_message};
+use crate::secure::Presented;
 
-/// Whether a call on a connection was found to be a member's. Cloning shares it; who knows none keeps one that nobody looks at.
+/// Whether a call on a connection was found to be a member's, and whose certificate was shown on it. Cloning shares it; who knows none
+/// keeps one that nobody looks at.
 #[derive(Clone, Debug, Default)]
-pub struct Proof(Arc<AtomicBool>);
+pub struct Proof(Arc<Proven>);
+
+#[derive(Debug, Default)]
+struct Proven {
+    is_given: AtomicBool,
+    presented: Presented,
+    /// The member for whose address the certificate was found to be; 0: none yet.
+    member: AtomicU64,
+    /// And it is a reader.
+    is_reader: AtomicBool,
+    /// It was logged that the certificate is for another address.
+    is_told: AtomicBool,
+}
+
+/// In what capacity a member calls.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum As {
+    Member,
+    /// One that votes, stands for election or leads, which a reader never does.
+    Voter,
+}
 
 impl Proof {
     fn of<T>(request: &Request<T>) -> Self {
@@ -38,11 +62,16 @@ impl Proof {
     }
 
     pub fn give(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.is_given.store(true, Ordering::Relaxed);
     }
 
     pub fn is_given(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.is_given.load(Ordering::Relaxed)
+    }
+
+    /// Where the connection's certificate will be.
+    pub fn presented(&self) -> &Presented {
+        &self.0.presented
     }
 }
 
@@ -64,11 +93,14 @@ pub struct PeerApi {
     audit: Arc<RwLock<Option<Arc<Audit>>>>,
     /// This process's way to other members, and what it remembers of them.
     peers: Arc<Peers>,
+    /// Members must have certificates for their addresses.
+    checks_addresses: bool,
 }
 
 impl PeerApi {
-    pub fn new(bootstrap: Arc<Bootstrap>, peers: Arc<Peers>) -> Self {
-        Self { bootstrap, running: Arc::default(), audit: Arc::default(), peers }
+    pub fn new(bootstrap: Arc<Bootstrap>, peers: Arc<Peers>, checks_addresses: bool) -> Self {
+        let checks_addresses = checks_addresses && peers.have_certificates();
+        Self { bootstrap, running: Arc::default(), audit: Arc::default(), peers, checks_addresses }
     }
 
     /// From now on Raft's calls go to `running`.
@@ -107,19 +139,63 @@ impl PeerApi {
     fn checked<T>(
         &self,
         request: Request<T>,
+        calls: As,
         envelope: impl Fn(&T) -> Option<&Envelope>,
     ) -> Result<(Running, T), Status> {
         let running = self.running()?;
         let proof = Proof::of(&request);
         let request = request.into_inner();
-        running.rpc.check(envelope(&request))?;
+        let envelope = running.rpc.check(envelope(&request))?;
+        self.check_member(&running, &proof, calls, envelope.from)?;
         proof.give();
         Ok((running, request))
     }
 
-    async fn append_one(&self, request: AppendRequest) -> Result<AppendResponse, Status> {
+    /// Refuses a call in the name of `member` over a connection whose certificate is not for where the membership has that member. Of
+    /// who is not known here yet the CA's word is enough.
+    fn check_member(&self, running: &Running, proof: &Proof, calls: As, member: u64) -> Result<(), Status> {
+        if !self.peers.have_certificates() {
+            return Ok(());
+        }
+        if proof.0.member.load(Ordering::Relaxed) != member {
+            let status = running.node.status();
+            let Some(known) = status.membership.get_node(&member) else { return Ok(()) };
+            self.check_address(proof, &known.peer_address)?;
+            proof.0.is_reader.store(known.kind() == Kind::Reader, Ordering::Relaxed);
+            proof.0.member.store(member, Ordering::Relaxed);
+        }
+        if calls == As::Voter && proof.0.is_reader.load(Ordering::Relaxed) {
+            return Err(Status::permission_denied(format!("{member:x} is a reader: it neither votes nor leads")));
+        }
+        Ok(())
+    }
+
+    /// Refuses a call of who says to be at `address` without a certificate for it.
+    fn check_address(&self, proof: &Proof, address: &str) -> Result<(), Status> {
+        let host = host_port(address).map_or(address, |(host, _)| host);
+        let certificate = proof.presented().get();
+        let is_fine = match certificate {
+            Some(certificate) => certificate.is_for(host),
+            None => self.peers.hear_plain(),
+        };
+        if !self.checks_addresses || is_fine {
+            return Ok(());
+        }
+        let names = certificate.map(|certificate| certificate.names().map(shown).collect::<Vec<_>>().join(", "));
+        let (host, names) = (shown(host), names.unwrap_or_default());
+        // Once a connection: its calls are many.
+        if !proof.0.is_told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(host, names, "refused a peer's call: its certificate is not for its address");
+        }
+        Err(Status::permission_denied(format!(
+            "a member at {host} must show a certificate for that name or address; this one is for: {names}"
+        )))
+    }
+
+    async fn append_one(&self, request: AppendRequest, proof: &Proof) -> Result<AppendResponse, Status> {
         let running = self.running()?;
         let (from, bytes) = (request.envelope.map_or(0, |envelope| envelope.from), request.encoded_len());
+        self.check_member(&running, proof, As::Voter, from)?;
         let response = running.rpc.append(request).await?;
         // Whoever passed the check is a member.
         let counters = metrics().peer(from);
@@ -166,12 +242,14 @@ impl Peer for PeerApi {
     }
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
-        let running = self.running()?;
-        Ok(Response::new(running.reconciler.join(request.into_inner())))
+        let (running, proof) = (self.running()?, Proof::of(&request));
+        let request = request.into_inner();
+        self.check_address(&proof, request.node.as_ref().map_or("", |node| &node.peer_address))?;
+        Ok(Response::new(running.reconciler.join(request)))
     }
 
     async fn manage(&self, request: Request<ManageRequest>) -> Result<Response<ManageResponse>, Status> {
-        let (running, request) = self.checked(request, |request| request.envelope.as_ref())?;
+        let (running, request) = self.checked(request, As::Member, |request| request.envelope.as_ref())?;
         Ok(Response::new(running.manager.answer(request.operation).await))
     }
 
@@ -187,18 +265,18 @@ impl Peer for PeerApi {
         });
         let answers = requests.then(move |request| {
             let (api, proof) = (api.clone(), proof.clone());
-            async move { api.append_one(request?).await.inspect(|_| proof.give()) }
+            async move { api.append_one(request?, &proof).await.inspect(|_| proof.give()) }
         });
         Ok(Response::new(Box::pin(answers.take_until(shutdown.cancelled_owned()))))
     }
 
     async fn vote(&self, request: Request<VoteRequest>) -> Result<Response<VoteResponse>, Status> {
-        let (running, request) = self.checked(request, |request| request.envelope.as_ref())?;
+        let (running, request) = self.checked(request, As::Voter, |request| request.envelope.as_ref())?;
         Ok(Response::new(running.rpc.vote(request, false).await?))
     }
 
     async fn pre_vote(&self, request: Request<VoteRequest>) -> Result<Response<VoteResponse>, Status> {
-        let (running, request) = self.checked(request, |request| request.envelope.as_ref())?;
+        let (running, request) = self.checked(request, As::Voter, |request| request.envelope.as_ref())?;
         Ok(Response::new(running.rpc.vote(request, true).await?))
     }
 
@@ -206,7 +284,7 @@ impl Peer for PeerApi {
         &self,
         request: Request<TransferLeaderRequest>,
     ) -> Result<Response<TransferLeaderResponse>, Status> {
-        let (running, request) = self.checked(request, |request| request.envelope.as_ref())?;
+        let (running, request) = self.checked(request, As::Voter, |request| request.envelope.as_ref())?;
         Ok(Response::new(running.rpc.transfer_leader(request).await?))
     }
 
@@ -214,18 +292,23 @@ impl Peer for PeerApi {
         &self,
         request: Request<SnapshotHead>,
     ) -> Result<Response<SnapshotOffsetResponse>, Status> {
-        let (running, head) = self.checked(request, |head| head.envelope.as_ref())?;
+        let (running, head) = self.checked(request, As::Voter, |head| head.envelope.as_ref())?;
         let offset = running.rpc.snapshot_offset(head).await?;
         Ok(Response::new(SnapshotOffsetResponse { offset }))
     }
 
     async fn snapshot(&self, request: Request<Streaming<SnapshotChunk>>) -> Result<Response<SnapshotResponse>, Status> {
-        // A transfer has a connection of its own, on which the offset was asked for before.
-        Ok(Response::new(self.running()?.rpc.snapshot(request.into_inner()).await?))
+        let (running, proof) = (self.running()?, Proof::of(&request));
+        let mut chunks = request.into_inner();
+        let first = first_message(&mut chunks).await?;
+        // Without an envelope it is refused. A transfer has a connection of its own, on which the offset was asked for before.
+        let sender = first.head.as_ref().and_then(|head| head.envelope).map_or(0, |envelope| envelope.from);
+        self.check_member(&running, &proof, As::Voter, sender)?;
+        Ok(Response::new(running.rpc.snapshot(first, chunks).await?))
     }
 
     async fn leases(&self, request: Request<LeasesRequest>) -> Result<Response<LeasesResponse>, Status> {
-        let (running, request) = self.checked(request, |request| request.envelope.as_ref())?;
+        let (running, request) = self.checked(request, As::Member, |request| request.envelope.as_ref())?;
         if request.envelope.is_some_and(|envelope| running.node.is_fenced(envelope.from)) {
             let error = Error::Corrupt;
             let (error, detail) = (error.number(), error.to_string());
@@ -244,6 +327,7 @@ impl Peer for PeerApi {
         let mut requests = request.into_inner();
         let first = first_message(&mut requests).await?;
         let envelope = running.rpc.check(first.envelope.as_ref())?;
+        self.check_member(&running, &proof, As::Member, envelope.from)?;
         proof.give();
         let serving = running.node.serve_forward(envelope.from, requests);
         let answers = stream::unfold(serving, |mut serving| async move {

@@ -1,18 +1,24 @@
 //! Connections of the client commands, and their errors as one line.
 //!
-//! Owns the choice of an endpoint: the first that can be dialled. Absent: retries of a request that was sent; only the user
-//! knows whether sending it twice is safe.
+//! Owns the choice of an endpoint: the first that can be dialled; and of whom is trusted there: the CAs that the user names, else those
+//! that the system does. Absent: retries of a request that was sent; only the user knows whether sending it twice is safe. A way to trust
+//! anybody.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{anyhow, bail};
-use tonic::transport::{self, Endpoint};
+use anyhow::{Context as _, anyhow, bail};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tonic::transport::{self, Endpoint, Uri};
 use tonic::{Code, Response, Status};
 
 use super::credentials::{Channel, UserArgs};
 use crate::config::STATUS_PORT_OFFSET;
 use crate::config::units::duration;
-use crate::env::timeout;
+use crate::env::{Env, timeout};
+use crate::identity::{host_port, read_bounded};
+use crate::secure::{Dialer, roots_of, system_roots};
 
 /// Largest answer that is taken, in bytes.
 pub const ANSWER_BYTES_MAX: usize = 1 << 30;
@@ -34,6 +40,49 @@ pub struct ClientArgs {
     pub timeout: Duration,
     #[command(flatten)]
     pub user: UserArgs,
+    #[command(flatten)]
+    pub tls: TlsArgs,
+}
+
+/// Whom to trust, and what to show. The ids are others than the flags: many a command has an argument `key`.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct TlsArgs {
+    /// CAs of the servers, in PEM; endpoints without http:// then speak TLS [default: the CAs that this system trusts]
+    #[arg(id = "tls_cacert", long = "cacert", env = "QUORATE_CACERT", value_name = "FILE")]
+    pub cacert: Option<PathBuf>,
+    /// Own certificate, in PEM, where servers ask for one
+    #[arg(id = "tls_cert", long = "cert", env = "QUORATE_CERT", value_name = "FILE", requires = "tls_key")]
+    pub cert: Option<PathBuf>,
+    /// Its private key
+    #[arg(id = "tls_key", long = "key", env = "QUORATE_KEY", value_name = "FILE", requires = "tls_cert")]
+    pub key: Option<PathBuf>,
+}
+
+/// Largest file of certificates that is read.
+const TLS_FILE_BYTES_MAX: usize = 4 << 20;
+
+impl TlsArgs {
+    /// Whether endpoints that do not say so are meant to speak TLS.
+    fn is_meant(&self) -> bool {
+        self.cacert.is_some() || self.cert.is_some()
+    }
+
+    fn dialer(&self) -> anyhow::Result<Dialer> {
+        let disk = Env::real().disk;
+        let read = |flag: &str, path: &Path| {
+            read_bounded(&*disk, path, TLS_FILE_BYTES_MAX)
+                .with_context(|| format!("{flag} {} cannot be read, expected a PEM file", path.display()))
+        };
+        let roots = match &self.cacert {
+            Some(path) => roots_of("--cacert", &read("--cacert", path)?)?,
+            None => system_roots()?,
+        };
+        let own = match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => Some((read("--cert", cert)?, read("--key", key)?)),
+            _ => None,
+        };
+        Ok(Dialer::for_client(roots, own.as_ref().map(|(cert, key)| (&cert[..], &key[..])))?)
+    }
 }
 
 impl ClientArgs {
@@ -88,13 +137,26 @@ impl ClientArgs {
     }
 
     async fn open(&self, endpoint: &str) -> Result<transport::Channel, String> {
-        let endpoint = Endpoint::from_shared(url(endpoint)?).map_err(|error| last_source(&error))?;
+        let url = url(endpoint, self.tls.is_meant())?;
+        let is_tls = url.starts_with("https://");
+        let endpoint = Endpoint::from_shared(url).map_err(|error| last_source(&error))?;
         // A watch may wait for hours: a server that lost its power must be noticed.
         let endpoint =
             endpoint.http2_keep_alive_interval(KEEPALIVE).keep_alive_timeout(KEEPALIVE).keep_alive_while_idle(true);
-        match timeout(self.dial_timeout, endpoint.connect()).await {
+        let connecting = async {
+            if is_tls {
+                let dialer = self.tls.dialer().map_err(|error| format!("{error:#}"))?;
+                let connector = tower::service_fn(move |uri: Uri| dial_tls(dialer.clone(), uri));
+                return endpoint
+                    .connect_with_connector(connector)
+                    .await
+                    .map_err(|error| explained(last_source(&error)));
+            }
+            endpoint.connect().await.map_err(|error| last_source(&error))
+        };
+        match timeout(self.dial_timeout, connecting).await {
             Err(_) => Err(format!("no connection within {}", humantime::format_duration(self.dial_timeout))),
-            Ok(connected) => connected.map_err(|error| last_source(&error)),
+            Ok(connected) => connected,
         }
     }
 
@@ -113,11 +175,32 @@ impl ClientArgs {
     }
 }
 
-/// The status port's address, where it has not been moved by `server.listen_status`.
+async fn dial_tls(dialer: Dialer, uri: Uri) -> std::io::Result<TokioIo<Box<dyn crate::env::net::Stream>>> {
+    let host = uri.host().unwrap_or_default();
+    let stream = TcpStream::connect((host.trim_matches(['[', ']']), uri.port_u16().unwrap_or(443))).await?;
+    stream.set_nodelay(true)?;
+    dialer.dial(host, Box::new(stream)).await.map(TokioIo::new)
+}
+
+/// What TLS failed for, with what to do about it.
+fn explained(failure: String) -> String {
+    let hint = match &failure {
+        text if text.contains("UnknownIssuer") => {
+            "its certificate is of no CA that is trusted: name the CA with --cacert"
+        }
+        text if text.contains("NotValidForName") => "its certificate is for other names: use one of them",
+        text if text.contains("InvalidContentType") => "it speaks no TLS: use http://",
+        text if text.contains("CertificateRequired") => "it wants a certificate: --cert and --key",
+        _ => return failure,
+    };
+    format!("{hint} ({failure})")
+}
+
+/// The status port's address, where it has not been moved by `server.listen_status`. It never speaks TLS.
 fn beside(endpoint: &str) -> Option<String> {
-    let url = url(endpoint).ok()?;
-    let (host, port) = url.rsplit_once(':')?;
-    Some(format!("{host}:{}", port.parse::<u16>().ok()?.checked_add(STATUS_PORT_OFFSET)?))
+    let url = url(endpoint, false).ok()?;
+    let (host, port) = url.split_once("://")?.1.rsplit_once(':')?;
+    Some(format!("http://{host}:{}", port.parse::<u16>().ok()?.checked_add(STATUS_PORT_OFFSET)?))
 }
 
 /// What to say when no endpoint could be reached.
@@ -129,16 +212,19 @@ pub fn unreachable(failures: &[String]) -> String {
     }
 }
 
-/// An endpoint as a URL: `host:port`, or `http://host:port`.
-fn url(endpoint: &str) -> Result<String, String> {
-    let address = match endpoint.split_once("://") {
-        Some(("http", address)) => address,
-        Some((scheme, _)) => return Err(format!("scheme {scheme:?} is not served, expected http://host:port")),
-        None => endpoint,
+/// An endpoint as a URL: `host:port`, or with `http://` or `https://` before it.
+fn url(endpoint: &str, tls: bool) -> Result<String, String> {
+    let (scheme, address) = match endpoint.split_once("://") {
+        Some((scheme @ ("http" | "https"), address)) => (scheme, address),
+        Some((scheme, _)) => {
+            return Err(format!("scheme {scheme:?} is not served, expected http:// or https://host:port"));
+        }
+        None if tls => ("https", endpoint),
+        None => ("http", endpoint),
     };
     let address = address.trim_end_matches('/');
-    match crate::identity::host_port(address) {
-        Some(_) => Ok(format!("http://{address}")),
+    match host_port(address) {
+        Some(_) => Ok(format!("{scheme}://{address}")),
         None => Err("expected host:port".to_owned()),
     }
 }
@@ -150,6 +236,16 @@ fn last_source(error: &tonic::transport::Error) -> String {
         innermost = source;
     }
     innermost.to_string()
+}
+
+/// Why the connection has ended, if that is what a request failed for: a server that wants a certificate says so only after it was
+/// connected to.
+fn broken(status: &Status) -> Option<String> {
+    let mut innermost = std::error::Error::source(status)?;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    Some(innermost.to_string().replace('\n', " "))
 }
 
 /// A refusal as one line with what to do.
@@ -166,9 +262,10 @@ pub fn failure(status: &Status) -> anyhow::Error {
         Code::PermissionDenied | Code::Unauthenticated => "ask for the permission",
         _ => "see the server's log",
     };
-    let text = match status.message() {
-        "" => "the server gave no reason".to_owned(),
-        message => message.replace('\n', " "),
+    let text = match (status.message(), broken(status)) {
+        (_, Some(cause)) => explained(cause),
+        ("", _) => "the server gave no reason".to_owned(),
+        (message, _) => message.replace('\n', " "),
     };
     anyhow!("{text} ({:?}); {action}", status.code())
 }
@@ -183,28 +280,40 @@ mod tests {
             dial_timeout: Duration::from_secs(2),
             timeout: Duration::from_secs(5),
             user: UserArgs::default(),
+            tls: TlsArgs::default(),
         }
     }
 
     #[test]
     fn endpoints_become_urls() {
-        for (endpoint, expected) in [
-            ("127.0.0.1:2379", Ok("http://127.0.0.1:2379")),
-            ("http://kv-0.kv:2379/", Ok("http://kv-0.kv:2379")),
-            ("[::1]:2379", Ok("http://[::1]:2379")),
-            ("kv-0", Err("expected host:port")),
-            ("https://kv-0:2379", Err("scheme \"https\" is not served, expected http://host:port")),
+        for (endpoint, tls, expected) in [
+            ("127.0.0.1:2379", false, Ok("http://127.0.0.1:2379")),
+            ("127.0.0.1:2379", true, Ok("https://127.0.0.1:2379")),
+            ("http://kv-0.kv:2379/", true, Ok("http://kv-0.kv:2379")),
+            ("[::1]:2379", false, Ok("http://[::1]:2379")),
+            ("kv-0", true, Err("expected host:port")),
+            ("https://kv-0:2379", false, Ok("https://kv-0:2379")),
+            ("ftp://kv-0:2379", false, Err("scheme \"ftp\" is not served, expected http:// or https://host:port")),
         ] {
-            assert_eq!(url(endpoint), expected.map(str::to_owned).map_err(str::to_owned), "{endpoint}");
+            assert_eq!(url(endpoint, tls), expected.map(str::to_owned).map_err(str::to_owned), "{endpoint}");
         }
+        assert_eq!(beside("https://kv-0:2379").as_deref(), Some("http://kv-0:2381"), "it speaks no TLS");
+    }
+
+    #[tokio::test]
+    async fn files_that_cannot_be_used_are_named() {
+        let tls = TlsArgs { cacert: Some("/nowhere/ca.crt".into()), ..TlsArgs::default() };
+        let args = ClientArgs { tls, ..client(&["127.0.0.1:1"]) };
+        let error = args.connect().await.unwrap_err().to_string();
+        assert!(error.contains("--cacert /nowhere/ca.crt cannot be read") && !error.contains('\n'), "{error}");
     }
 
     #[tokio::test]
     async fn unreachable_endpoints_are_all_named() {
         // Port 1 of the loopback address is served by nobody.
-        let error = client(&["127.0.0.1:1", "", "https://a:1"]).connect().await.unwrap_err().to_string();
+        let error = client(&["127.0.0.1:1", "", "ftp://a:1"]).connect().await.unwrap_err().to_string();
         assert!(error.starts_with("no endpoint can be reached (127.0.0.1:1: "), "{error}");
-        assert!(error.contains("refused") && error.contains("https") && error.contains("--endpoints"), "{error}");
+        assert!(error.contains("refused") && error.contains("ftp") && error.contains("--endpoints"), "{error}");
         assert!(!error.contains('\n'), "one line: {error}");
         let error = client(&[""]).connect().await.unwrap_err().to_string();
         assert!(error.starts_with("no endpoint given"), "{error}");

@@ -15,12 +15,17 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{STATUS_PORT_OFFSET, units};
 use crate::env::{Env, Instant, interval, sleep, timeout};
+use crate::identity::host_port;
 use crate::pb::etcd::StatusRequest;
 use crate::pb::etcd::maintenance_client::MaintenanceClient;
+use crate::secure;
+use crate::secure::mint::{self, Issuer, Made, Subject, Use};
 
 /// A pod that has not ended so long after SIGTERM is killed.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 const RESTART_AFTER: Duration = Duration::from_secs(1);
+/// Of the certificates that are made for a cluster.
+const LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Start a cluster on this machine to try things out.
 #[derive(clap::Args, Debug)]
@@ -46,6 +51,9 @@ pub struct Args {
     /// Peer addresses; %d is the pod's ordinal
     #[arg(long, default_value = "127.0.0.1:2380%d")]
     peers: String,
+    /// With TLS on all ports and certificates made for it; what clients need is printed
+    #[arg(long)]
+    tls: bool,
 }
 
 impl Args {
@@ -97,6 +105,8 @@ struct Pod {
 struct Dev {
     args: Args,
     root: PathBuf,
+    /// Where the certificates are, with --tls.
+    tls: Option<PathBuf>,
     pods: Vec<Pod>,
 }
 
@@ -113,7 +123,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     };
     let env = Env::real();
     env.disk.create_dir_all(&root).with_context(|| format!("data directory {}", root.display()))?;
-    let mut dev = Dev { pods: Vec::new(), root, args };
+    let mut dev = Dev { pods: Vec::new(), tls: args.tls.then(|| root.join("tls")), root, args };
     for slot in 0..dev.args.replicas {
         let name = format!("quorate-{slot}");
         let host = dev.args.host.replace("%d", &slot.to_string());
@@ -121,6 +131,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         let status = format!("{host}:{}", dev.args.status_port(slot)?);
         let log = dev.root.join(format!("{name}.log"));
         dev.pods.push(Pod { name, slot, endpoint, status, log, child: None, down_since: None });
+    }
+    if let Some(dir) = &dev.tls {
+        dev.make_certificates(dir)?;
     }
     for pod in 0..dev.pods.len() {
         dev.start(pod)?;
@@ -138,7 +151,47 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
 impl Dev {
     fn endpoints(&self) -> String {
-        self.pods.iter().map(|pod| pod.endpoint.as_str()).collect::<Vec<_>>().join(",")
+        let scheme = if self.tls.is_some() { "https://" } else { "" };
+        self.pods.iter().map(|pod| format!("{scheme}{}", pod.endpoint)).collect::<Vec<_>>().join(",")
+    }
+
+    /// A CA for clients and one for members, a certificate for the pods of each, and one for the user. With a data directory that is
+    /// kept they are, too.
+    fn make_certificates(&self, dir: &Path) -> anyhow::Result<()> {
+        let peers = self.pods.iter().map(|pod| self.args.peers.replace("%d", &pod.slot.to_string()));
+        let hosts = |addresses: Vec<String>| {
+            let host = |address: &String| Some(host_port(address)?.0.trim_matches(['[', ']']).to_owned());
+            let mut hosts: Vec<String> = addresses.iter().filter_map(host).chain(["localhost".to_owned()]).collect();
+            hosts.sort();
+            hosts.dedup();
+            hosts
+        };
+        let own = hosts(self.pods.iter().map(|pod| pod.endpoint.clone()).collect());
+        let made = [
+            ("clients", "server", Use::Server, own),
+            ("clients", "client", Use::Client, Vec::new()),
+            ("peers", "member", Use::Peer, hosts(peers.collect())),
+        ];
+        for (ca, name, usage, hosts) in made {
+            let issuer = self.certificate(&dir.join(ca), || mint::ca(&format!("quorate dev, {ca}"), LIFE))?;
+            let subject = Subject { common_name: "root".into(), hosts, uris: Vec::new(), usage };
+            let issuer = Issuer::read(issuer.certificate.as_bytes(), issuer.key.as_bytes())?;
+            self.certificate(&dir.join(name), || issuer.leaf(&subject, LIFE))?;
+        }
+        Ok(())
+    }
+
+    /// `<path>.crt` and `<path>.key`, made if they are not there.
+    fn certificate(&self, path: &Path, make: impl Fn() -> Result<Made, secure::Error>) -> anyhow::Result<Made> {
+        let (certificate, key) = (path.with_extension("crt"), path.with_extension("key"));
+        if let (Ok(certificate), Ok(key)) = (std::fs::read_to_string(&certificate), std::fs::read_to_string(&key)) {
+            return Ok(Made { certificate, key });
+        }
+        let made = make()?;
+        std::fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+        std::fs::write(&key, &made.key).with_context(|| format!("{}", key.display()))?;
+        std::fs::write(&certificate, &made.certificate).with_context(|| format!("{}", certificate.display()))?;
+        Ok(made)
     }
 
     fn greet(&self) {
@@ -147,8 +200,17 @@ impl Dev {
         for (head, pod) in std::iter::once("status pages:").chain(std::iter::repeat("")).zip(&self.pods) {
             println!("{head:16}http://{}/  ({})", pod.status, pod.name);
         }
+        let mut flags = format!("--endpoints={}", self.endpoints());
+        if let Some(dir) = &self.tls {
+            let files = [("cacert", "clients.crt"), ("cert", "client.crt"), ("key", "client.key")];
+            let files = files.map(|(flag, name)| (flag, dir.join(name)));
+            for (head, (name, path)) in ["TLS:", "", ""].into_iter().zip(&files) {
+                println!("{head:16}export QUORATE_{}={}", name.to_uppercase(), path.display());
+            }
+            flags.extend(files.map(|(flag, path)| format!(" --{flag}={}", path.display())));
+        }
         println!("try:            quorate put greeting hello && quorate get greeting");
-        println!("                etcdctl --endpoints={} endpoint status -w table", self.endpoints());
+        println!("                etcdctl {flags} endpoint status -w table");
         println!("(quorate is {}; Ctrl-C stops everything)", own_binary(Path::new("quorate")).display());
     }
 
@@ -160,6 +222,7 @@ impl Dev {
             .open(&pod.log)
             .with_context(|| format!("log file {}", pod.log.display()))?;
         let address = self.args.peers.replace("%d", &pod.slot.to_string());
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
         let mut command = Command::new(own_binary(Path::new("/proc/self/exe")));
         command
             .arg("serve")
@@ -169,7 +232,8 @@ impl Dev {
             .args(["--listen-peer", &address])
             .args(["--listen-client", &pod.endpoint])
             .args(["--listen-status", &pod.status])
-            .args(["--advertise-client", &format!("http://{}", pod.endpoint)])
+            .args(tls_settings(self.tls.as_deref()))
+            .args(["--advertise-client", &format!("{scheme}://{}", pod.endpoint)])
             // All pods are stopped together: none need wait for the others.
             .args(["--set", "server.quorum_wait=0s"])
             // They share the machine's cores: more threads would only pass work around.
@@ -296,6 +360,20 @@ impl Dev {
         }
         sleep(Duration::ZERO).await;
     }
+}
+
+/// Clients must show certificates, as members must.
+fn tls_settings(dir: Option<&Path>) -> Vec<String> {
+    let Some(dir) = dir else { return Vec::new() };
+    let of = |section: &str, leaf: &str, ca: &str| {
+        let file = |key: &str, name: String| format!("{section}.{key}_file={}", dir.join(name).display());
+        let files =
+            [file("cert", format!("{leaf}.crt")), file("key", format!("{leaf}.key")), file("ca", format!("{ca}.crt"))];
+        [format!("{section}.mode=files")].into_iter().chain(files).collect::<Vec<_>>()
+    };
+    let settings = [of("client_tls", "server", "clients"), of("peer_tls", "member", "peers")].concat();
+    let settings = settings.into_iter().chain(["client_tls.client_cert=required".to_owned()]);
+    settings.flat_map(|setting| ["--set".to_owned(), setting]).collect()
 }
 
 /// Of each pod's event loop.

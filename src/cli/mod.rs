@@ -4,6 +4,7 @@
 //! one line that says what to do, and exit code 1. Absent: settings (`config`), which flags only feed.
 
 mod auth;
+mod cert;
 mod client;
 mod credentials;
 pub mod dev;
@@ -98,6 +99,9 @@ pub enum Command {
     Lock(lock::LockArgs),
     /// Stand for election, or follow who is elected
     Elect(lock::ElectArgs),
+    /// Make certificates, and say what is in one
+    #[command(subcommand)]
+    Cert(cert::CertCommand),
     /// Print the settings in force, and where each comes from
     Config(ConfigArgs),
     /// Print a completion script
@@ -137,8 +141,12 @@ pub struct ConfigArgs {
 /// Runs the command on a runtime that suits it.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
     // Not for every command: `lock` hands its umask on to the program that it starts.
-    if let Command::Serve(_) | Command::Etcd { .. } | Command::Dev(_) | Command::Recover(_) | Command::Snapshot(_) =
-        cli.command
+    if let Command::Serve(_)
+    | Command::Etcd { .. }
+    | Command::Dev(_)
+    | Command::Recover(_)
+    | Command::Snapshot(_)
+    | Command::Cert(_) = cli.command
     {
         crate::env::process::keep_files_private();
     }
@@ -150,6 +158,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
             let text = if args.manual { MANUAL.to_owned() } else { args.settings.load(&Env::real())?.describe() };
             print(text.as_bytes())
         }
+        Command::Cert(command) => print(&cert::run(command)?),
         Command::Completion { shell } => print(&completion(shell)),
         Command::Status(args) => request(status::status(args)),
         Command::Member(command) => member(command),
@@ -262,6 +271,11 @@ mod tests {
             "serve --name kv-0 --slot 0 --data-dir /d --peers kv-%d:2380 --size 3 --set raft.lease_reads=true",
             "serve --config /c --listen-client 0.0.0.0:1 --listen-peer 0.0.0.0:2 --log-level debug --log-format json",
             "serve --advertise-client http://a:1,http://b:2 --advertise-peer a:3",
+            "dev --tls",
+            "cert ca --dir d --name ours --life 87600h",
+            "cert server kv-0,10.0.0.1 --peer --out kv --ca c --ca-key k --life 90days",
+            "cert client alice",
+            "cert show a.crt -o json",
             "dev --replicas 5 --data-dir /d --kill-one-every 30s",
             "status --endpoints a:1,b:2 -o json",
             "member list --timeout 3s",
@@ -279,6 +293,8 @@ mod tests {
             "serve --by-hand --peers kv-%d:2380",
             "get k --prefix --limit 1 --rev 2 --serializable --keys-only -o json",
             "get a z --count-only",
+            "get a --cacert ca.crt --cert me.crt --key me.key --endpoints https://a:1",
+            "migrate --from https://a:1 --from-cacert ca --from-cert c --from-key k --cacert ca2",
             "get k --print-value-only --dial-timeout 1s",
             "get --from-key k",
             "put k v --prev-kv",
@@ -343,6 +359,8 @@ mod tests {
             "get",
             "get a z --prefix",
             "get a --prefix --from-key",
+            "get a --cert me.crt",
+            "get a --key me.key",
             "get a --keys-only --count-only",
             "get a --keys-only --print-value-only",
             "get a -o yaml",

@@ -19,7 +19,7 @@ use crate::storage::snapshot::backup;
 #[derive(Debug, clap::Subcommand)]
 pub enum SnapshotCommand {
     /// Take a backup of the whole state into FILE; of the first endpoint that can be reached
-    Save(SaveArgs),
+    Save(Box<SaveArgs>),
     /// Say what is in a backup
     Status(StatusArgs),
     /// Make data directories of a new cluster from a backup
@@ -81,7 +81,7 @@ pub struct RestoreArgs {
 
 pub async fn run(command: SnapshotCommand) -> anyhow::Result<Vec<u8>> {
     match command {
-        SnapshotCommand::Save(args) => save(args).await,
+        SnapshotCommand::Save(args) => save(*args).await,
         SnapshotCommand::Status(args) => status(&args),
         SnapshotCommand::Restore(args) => restore(*args).await,
     }

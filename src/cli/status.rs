@@ -423,6 +423,7 @@ mod tests {
             dial_timeout: Duration::from_secs(2),
             timeout: Duration::from_secs(5),
             user: Default::default(),
+            tls: Default::default(),
         };
         StatusArgs { output, client }
     }

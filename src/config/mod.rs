@@ -8,6 +8,7 @@ mod load;
 mod memory;
 mod node;
 mod sections;
+mod tls;
 pub mod units;
 mod validate;
 
@@ -20,6 +21,7 @@ pub use sections::{
     Auth, Cluster, Compaction, CompactionMode, Http, Identity, Kubernetes, Lease, Limits, Listen, Log, LogFormat,
     MemberKind, Raft, STATUS_PORT_OFFSET, Server, State, StatusListen, Storage, Telemetry, Watch,
 };
+pub use tls::{ClientCert, ClientTls, PeerTls, PlainPeers, TlsMode, TlsVersion};
 pub use units::Bytes;
 pub use validate::MESSAGE_BYTES_MAX;
 
@@ -31,6 +33,8 @@ pub const MANUAL: &str = include_str!("../../config/quorate.toml");
 #[serde(default)]
 pub struct Config {
     pub server: Server,
+    pub client_tls: ClientTls,
+    pub peer_tls: PeerTls,
     pub identity: Identity,
     pub cluster: Cluster,
     pub kubernetes: Kubernetes,

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Config, Error, MemberKind};
+use super::{Config, Error, MemberKind, TlsMode};
 use crate::env::Disk;
 use crate::env::net::Place;
 use crate::identity::{self, NodeName, PeerAddresses, PeerList, READER_SLOT};
@@ -93,27 +93,31 @@ impl Config {
     fn derived_client_url(&self, advertise_peer: &str, has_entry: bool) -> String {
         let listen = match self.server.listen_client.first_address() {
             Some(listen) => listen,
-            None => return self.server.listen_client.places().first().map(url).unwrap_or_default(),
+            None => return self.server.listen_client.places().first().map(|p| self.url(p)).unwrap_or_default(),
         };
         match identity::host_port(advertise_peer) {
             Some((host, _)) if has_entry || !self.server.advertise_peer.is_empty() => {
-                format!("http://{host}:{}", listen.port())
+                format!("{}://{host}:{}", self.client_scheme(), listen.port())
             }
-            _ => url(&Place::Tcp(reachable(listen))),
+            _ => self.url(&Place::Tcp(reachable(listen))),
         }
+    }
+
+    /// A place as clients are told of it.
+    fn url(&self, place: &Place) -> String {
+        match place {
+            Place::Tcp(address) => format!("{}://{address}", self.client_scheme()),
+            Place::Unix(path) => format!("unix://{}", path.display()),
+        }
+    }
+
+    fn client_scheme(&self) -> &'static str {
+        if self.client_tls.mode == TlsMode::Off { "http" } else { "https" }
     }
 
     /// Where members connect; a configuration without such an address is not valid.
     fn listen_peer(&self) -> SocketAddr {
         self.server.listen_peer.first_address().expect("checked in `validate`")
-    }
-}
-
-/// A place as clients are told of it.
-fn url(place: &Place) -> String {
-    match place {
-        Place::Tcp(address) => format!("http://{address}"),
-        Place::Unix(path) => format!("unix://{}", path.display()),
     }
 }
 

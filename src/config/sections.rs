@@ -633,6 +633,8 @@ pub enum MemberKind {
     Reader,
 }
 
+pub(super) use words;
+
 words!(MemberKind { Slot = "slot", Manual = "manual", Reader = "reader" });
 words!(CompactionMode { Off = "off", Periodic = "periodic", Revision = "revision" });
 words!(LogFormat { Text = "text", Json = "json" });

@@ -26,10 +26,10 @@ const BCRYPT_COSTS: std::ops::RangeInclusive<usize> = 4..=16;
 /// The greatest `limits.txn_depth_max`: half of what every decoder takes.
 const TXN_DEPTH_MAX: usize = pb::TXN_DEPTH_MAX / 2;
 
-struct Faults(Vec<String>);
+pub(super) struct Faults(Vec<String>);
 
 impl Faults {
-    fn check(&mut self, holds: bool, key: &str, got: impl Display, expected: impl Display, action: &str) {
+    pub(super) fn check(&mut self, holds: bool, key: &str, got: impl Display, expected: impl Display, action: &str) {
         if !holds {
             self.0.push(format!("{key}: got {got}, expected {expected}; {action}"));
         }
@@ -57,6 +57,7 @@ impl Config {
         let mut faults = Faults(Vec::new());
         self.check_counts(&mut faults);
         self.check_server(&mut faults);
+        self.check_tls(&mut faults);
         self.check_cluster(&mut faults);
         self.check_kubernetes(&mut faults);
         self.check_timing(&mut faults);

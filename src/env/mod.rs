@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use ring::rand::SecureRandom as _;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -82,6 +82,8 @@ pub struct Env {
     pub stopping: CancellationToken,
     /// A part of the node has failed for good, such as a task that panicked: the node stops.
     pub failed: CancellationToken,
+    /// The node is asked to read its files of certificates now.
+    pub reread: watch::Sender<()>,
     simulated: bool,
     /// Stops the node's tasks for a while.
     #[cfg(any(test, feature = "testing"))]
@@ -118,6 +120,7 @@ impl Env {
             stopping: shutdown.child_token(),
             shutdown,
             failed: CancellationToken::new(),
+            reread: watch::Sender::new(()),
             simulated,
             #[cfg(any(test, feature = "testing"))]
             gate: sim::Gate::default(),

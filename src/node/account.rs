@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 
 use crate::env::timeout;
 use crate::error::Error;
+use crate::secure::{Certificate, Presented};
 
 /// What there is a pool of. Shares are counted by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +54,8 @@ impl Host {
 
     /// Itself as one who asks, for what is given out before there is a connection.
     pub fn as_client(&self) -> Client {
-        Client(Some(Arc::new(Names { connection: None, host: Some(self.0.clone()) })))
+        let (connection, host, presented) = (None, Some(self.0.clone()), Presented::default());
+        Client(Some(Arc::new(Names { connection, host, presented })))
     }
 }
 
@@ -65,12 +67,24 @@ pub struct Client(Option<Arc<Names>>);
 struct Names {
     connection: Option<Counts>,
     host: Option<Arc<Counts>>,
+    presented: Presented,
 }
 
 impl Client {
     /// A connection that has asked nothing yet; `host` is where it comes from, if that is known.
     pub fn new(host: Option<&Host>) -> Self {
-        Self(Some(Arc::new(Names { connection: Some(Counts::default()), host: host.map(|host| host.0.clone()) })))
+        Self::presenting(host, Presented::default())
+    }
+
+    /// As [`Self::new`], of a connection of TLS, whose certificate will be `presented`.
+    pub fn presenting(host: Option<&Host>, presented: Presented) -> Self {
+        let (connection, host) = (Some(Counts::default()), host.map(|host| host.0.clone()));
+        Self(Some(Arc::new(Names { connection, host, presented })))
+    }
+
+    /// The certificate that the client has shown, which was verified; `None` if it has shown none.
+    pub fn certificate(&self) -> Option<&Certificate> {
+        self.0.as_ref()?.presented.get()
     }
 
     /// Tells those apart who live at the same time; 0: nobody in particular.

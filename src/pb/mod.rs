@@ -75,6 +75,9 @@ pub use v3lockpb as lock;
 /// Compiled descriptors of the public API, for server reflection.
 pub const PUBLIC_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/public.bin"));
 
+/// Of everything, the members' own calls among it: so a test can go through all of them.
+pub const ALL_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/all.bin"));
+
 impl log::Node {
     /// Whether it was added, and the node itself has not come yet.
     pub fn is_awaited(&self) -> bool {

@@ -29,12 +29,13 @@ use super::convert::{entry_to_pb, log_id_from_pb, log_id_to_pb, vote_from_pb, vo
 use super::memory::{Memory, Past, Reach};
 use super::{Guard, Store, TypeConfig, Vote};
 use crate::env::{Env, Instant, Pool, planted, timeout};
-use crate::identity::{check_node, shown};
+use crate::identity::{check_node, host_port, shown};
 use crate::metrics::{self, metrics};
 use crate::pb;
 use crate::pb::log::{Formation, Node};
 use crate::pb::peer::peer_client::PeerClient;
 use crate::pb::peer::{self, Envelope};
+use crate::secure;
 use crate::storage::snapshot::SnapshotFile;
 
 /// Bytes of one message between members; an append is bounded far below, a single large request is not.
@@ -48,6 +49,8 @@ pub type ForwardStream = Streaming<peer::ForwardResponse>;
 /// Channels to peers, by address and purpose.
 pub struct Peers {
     env: Env,
+    /// `None`: plain text.
+    tls: Option<Arc<secure::Port>>,
     channels: Mutex<HashMap<(String, Purpose), Channel>>,
     /// Where the membership says that members are.
     addresses: RwLock<HashMap<u64, String>>,
@@ -71,7 +74,23 @@ const CHANNELS_MAX: usize = 1024;
 
 impl Peers {
     pub fn new(env: Env) -> Arc<Self> {
-        Arc::new(Self { env, channels: Mutex::default(), addresses: RwLock::default(), memory: Memory::default() })
+        Self::with_tls(env, None)
+    }
+
+    /// As [`Self::new`]; members are dialled with the certificate of `tls`, and must have one for where they are dialled.
+    pub fn with_tls(env: Env, tls: Option<Arc<secure::Port>>) -> Arc<Self> {
+        let (channels, addresses, memory) = Default::default();
+        Arc::new(Self { env, tls, channels, addresses, memory })
+    }
+
+    /// Whether members without certificates are heard all the same.
+    pub fn hear_plain(&self) -> bool {
+        self.tls.as_ref().is_none_or(|tls| tls.hears_plain())
+    }
+
+    /// Whether members prove by certificates who they are.
+    pub fn have_certificates(&self) -> bool {
+        self.tls.is_some()
     }
 
     /// What this process remembers of the members' disks.
@@ -111,10 +130,11 @@ impl Peers {
             .keep_alive_timeout(Duration::from_secs(5))
             .initial_stream_window_size(8 << 20)
             .initial_connection_window_size(16 << 20);
-        let (env, address) = (self.env.clone(), address.to_owned());
+        let (env, tls, address) = (self.env.clone(), self.tls.clone(), address.to_owned());
+        let host = host_port(&address).map_or(&address[..], |(host, _)| host).to_owned();
         let connector = tower::service_fn(move |_: Uri| {
-            let connecting = env.net.connect(address.clone());
-            async move { connecting.await.map(TokioIo::new) }
+            let dialling = dial(env.clone(), tls.clone(), address.clone(), host.clone());
+            async move { dialling.await.map(TokioIo::new) }
         });
         Ok(endpoint.connect_with_connector_lazy(connector))
     }
@@ -190,6 +210,21 @@ impl Peers {
     ) -> Result<ForwardStream, Status> {
         let mut client = self.client(address, Purpose::Forward)?;
         limited(client.forward(ReceiverStream::new(requests))).await
+    }
+}
+
+/// Connects, with TLS if there is any; plain where members without are spoken to, and this is one.
+async fn dial(
+    env: Env,
+    tls: Option<Arc<secure::Port>>,
+    address: String,
+    host: String,
+) -> io::Result<Box<dyn crate::env::net::Stream>> {
+    let stream = env.net.connect(address.clone()).await?;
+    let Some((tls, dialer)) = tls.and_then(|tls| Some((tls.clone(), tls.dialer()?))) else { return Ok(stream) };
+    match dialer.dial(&host, stream).await {
+        Err(error) if tls.hears_plain() && secure::is_plain(&error) => env.net.connect(address).await,
+        dialled => dialled,
     }
 }
 

@@ -275,9 +275,12 @@ impl Rpc {
         }
     }
 
-    /// Receives a snapshot file, verifies it, and installs it.
-    pub async fn snapshot(&self, mut chunks: Streaming<peer::SnapshotChunk>) -> Answer<peer::SnapshotResponse> {
-        let mut chunk = first_message(&mut chunks).await?;
+    /// Receives a snapshot file, verifies it, and installs it. `chunk` is the first, which has come already.
+    pub async fn snapshot(
+        &self,
+        mut chunk: peer::SnapshotChunk,
+        mut chunks: Streaming<peer::SnapshotChunk>,
+    ) -> Answer<peer::SnapshotResponse> {
         let head = chunk.head.take().ok_or_else(|| missing("snapshot head"))?;
         let vote = self.check_vote(head.envelope.as_ref(), head.vote)?;
         if self.store.is_fenced(vote.leader_id.voted_for) {

@@ -164,7 +164,8 @@ impl Server {
         let answer_patience = self.config.server.request_timeout;
         let budget = Budget::new(self.account.clone(), limits.receive_timeout, answer_patience, message_bytes_max);
         let (sockets, handed_on) = mpsc::channel(SOCKETS_WAITING_MAX);
-        let kind = Kind::Client { patience: limits.receive_timeout, account: self.account.clone(), sockets };
+        let (patience, account, tls) = (limits.receive_timeout, self.account.clone(), self.tls.client.clone());
+        let kind = Kind::Client { patience, account, tls, sockets };
         let meter = Meter::new(&[pb::PUBLIC_DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET])?;
         let (routes, gateway) = self.client_routes(budget.clone(), meter.clone())?;
         self.serve_sockets(handed_on, gateway, open.drain.clone());

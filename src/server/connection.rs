@@ -1,8 +1,8 @@
 //! One accepted connection: its place among the allowed ones, the filter over its bytes, and how long it may take to say what
 //! it is.
 //!
-//! Invariants: a connection that has not sent HTTP/2's preface, or the whole head of an HTTP/1 request, in time is closed:
-//! those who dribble hold no place. At most `GATHERED_BYTES_MAX` wait here to be written. Who does not take what is written is read no
+//! Invariants: a connection that has not sent HTTP/2's preface, or the whole head of an HTTP/1 request, in time is closed, and the
+//! handshake of TLS is part of that: those who dribble hold no place. At most `GATHERED_BYTES_MAX` wait here to be written. Who does not take what is written is read no
 //! further than `READ_AHEAD_BYTES`: else it could go on asking, and what it is answered would wait here. A host has a fair share of the
 //! places (`node::account`). A client may cancel as many calls at once as it likes, and not go on with that (`Resets`). A connection whose
 //! first request asks for WebSocket is handed on, from its first byte: the HTTP library's server cannot let go of one.
@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -24,11 +25,12 @@ use tokio::task::coop;
 use tonic::transport::server::Connected;
 
 use super::authority::Filter;
-use crate::env::net::{Accepted, Incoming, Stream};
+use crate::env::net::{Accepted, Incoming};
 use crate::env::{Instant, Sleep, sleep};
 use crate::metrics::metrics;
 use crate::node::Client;
 use crate::node::account::{self, Account, Host, Pool, Taken};
+use crate::secure::{self, Io, Presented};
 
 /// Pieces below this are gathered into one write.
 const SMALL_BYTES: usize = 4 << 10;
@@ -47,6 +49,8 @@ pub(super) enum Kind {
     Client {
         patience: Duration,
         account: Account,
+        /// `None`: plain text.
+        tls: Option<Arc<secure::Port>>,
         /// Takes connections that are to be WebSockets.
         sockets: mpsc::Sender<Connection>,
     },
@@ -159,7 +163,7 @@ impl Resets {
 
 /// An accepted connection and its place among the allowed ones.
 pub(super) struct Connection {
-    io: Box<dyn Stream>,
+    io: Io,
     greeting: Greeting,
     /// Of a first request in HTTP/1: its head, as far as it is there, and who takes it if it asks for a WebSocket.
     head: Vec<u8>,
@@ -184,7 +188,7 @@ pub(super) struct Connection {
 
 impl Connection {
     /// `place`: what was taken for it, where that is counted.
-    pub(super) fn new(io: Box<dyn Stream>, kind: &Kind, client: Client, place: Vec<Taken>) -> Self {
+    pub(super) fn new(io: Io, kind: &Kind, client: Client, place: Vec<Taken>) -> Self {
         let sockets = match kind {
             Kind::Client { sockets, .. } => Some(sockets.clone()),
             Kind::Peer { .. } => None,
@@ -224,7 +228,7 @@ impl Connection {
         match self.sockets.take() {
             Some(sockets) if is_whole && asks_for_socket(&head) => {
                 let handed_on = Self {
-                    io: std::mem::replace(&mut self.io, Box::new(tokio::io::empty())),
+                    io: std::mem::replace(&mut self.io, Io::ended()),
                     greeting: Greeting::Done,
                     head: Vec::new(),
                     sockets: None,
@@ -429,15 +433,21 @@ pub(super) fn bounded(
         let connection = match accepted {
             Ok(Accepted { stream, from }) => {
                 let host = hosts.get(from);
+                let tls = if let Kind::Client { tls, .. } = &kind { tls.as_ref() } else { None };
                 let place = places.take(&host.as_client(), 1).and_then(|place| {
                     let mut taken = vec![place];
                     if let Kind::Client { account, .. } = &kind {
-                        taken.push(account.received.take(&host.as_client(), CONNECTION_BYTES)?);
+                        let bytes = CONNECTION_BYTES + tls.map_or(0, |_| Io::TLS_BYTES);
+                        taken.push(account.received.take(&host.as_client(), bytes)?);
                     }
                     Ok(taken)
                 });
                 match place {
-                    Ok(place) => Some(Ok(Connection::new(stream, &kind, Client::new(Some(&host)), place))),
+                    Ok(place) => {
+                        let presented = Presented::default();
+                        let io = Io::accepted(stream, tls, &presented, from);
+                        Some(Ok(Connection::new(io, &kind, Client::presenting(Some(&host), presented), place)))
+                    }
                     Err(_) => {
                         tracing::warn!(%from, open = places.taken(), max, "connection refused: too many are open");
                         None
@@ -469,8 +479,8 @@ mod tests {
         let (client, io) = tokio::io::duplex(4096);
         let account = Account::new(1 << 20, 1 << 20, 1);
         let (sockets, handed_on) = mpsc::channel(1);
-        let kind = Kind::Client { patience: PATIENCE, account, sockets };
-        (client, Connection::new(Box::new(io), &kind, Client::new(None), Vec::new()), handed_on)
+        let kind = Kind::Client { patience: PATIENCE, account, tls: None, sockets };
+        (client, Connection::new(Io::Plain(Box::new(io)), &kind, Client::new(None), Vec::new()), handed_on)
     }
 
     #[tokio::test]
@@ -533,7 +543,7 @@ mod tests {
     async fn reading_rests_after_some_resets_and_goes_on() {
         let (mut client, io) = tokio::io::duplex(1 << 20);
         let (_, mut server) = pair();
-        server.io = Box::new(io);
+        server.io = Io::Plain(Box::new(io));
         let sent = resets(3000);
         client.write_all(&sent).await.unwrap();
         let (mut seen, mut turns, mut piece) = (0, 0, [0; 4096]);
@@ -701,7 +711,7 @@ mod tests {
     async fn answers_that_are_ready_together_leave_in_one_write() {
         let writes = Arc::new(parking_lot::Mutex::new(Writes::default()));
         let (_, mut server) = pair();
-        server.io = Box::new(Socket(writes.clone()));
+        server.io = Io::Plain(Box::new(Socket(writes.clone())));
         for answer in 0..100_u8 {
             server.write_all(&[answer; 10]).await.unwrap();
         }
@@ -716,7 +726,7 @@ mod tests {
     async fn pieces_of_any_size_arrive_in_their_order_and_few_bytes_are_gathered() {
         let writes = Arc::new(parking_lot::Mutex::new(Writes::default()));
         let (_, mut server) = pair();
-        server.io = Box::new(Socket(writes.clone()));
+        server.io = Io::Plain(Box::new(Socket(writes.clone())));
         let mut random = fastrand::Rng::with_seed(1);
         let mut sent = Vec::new();
         for _ in 0..500 {

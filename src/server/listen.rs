@@ -112,7 +112,7 @@ impl Server {
             .trace_fn(|request| tracing::debug_span!("peer", path = request.uri().path()))
             .add_service(peer_service)
             .serve_with_incoming_shutdown(
-                bounded_peers(peers, PEER_CONNECTIONS_MAX, PEER_PATIENCE),
+                bounded_peers(peers, PEER_CONNECTIONS_MAX, PEER_PATIENCE, self.tls.peer.clone()),
                 self.env.shutdown.clone().cancelled_owned(),
             );
         self.guard("peer", peer_server, self.env.shutdown.clone(), CancellationToken::new());

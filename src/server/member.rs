@@ -326,6 +326,7 @@ impl Server {
         env.spawn(self.clone().watch_readiness(env.clone(), node.clone()));
         env.spawn(self.clone().watch_leader(env.clone(), node.clone(), manager.clone(), removed.clone()));
         env.spawn(self.clone().announce(env.clone(), node.clone()));
+        env.spawn(self.clone().follow_tls(env.clone(), node.clone()));
         (manager, reconciler, removed)
     }
 
@@ -509,6 +510,22 @@ impl Server {
             Some(_) => None,
             None => node.store().read(|s| s.kv.wanted_size()).map(|size| size.start..size.start + size.replicas),
         }
+    }
+
+    /// Members without TLS are heard as long as the committed membership has some, where the settings allow it at all.
+    async fn follow_tls(self: Arc<Self>, env: Env, node: Node) {
+        let Some(port) = &self.tls.peer else { return };
+        let mut tick = interval(Duration::from_millis(200));
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                () = env.shutdown.cancelled() => break,
+            }
+            let members = node.status().committed_membership;
+            let without = members.nodes().filter(|(_, member)| !member.tls).map(|(_, member)| member.name.clone());
+            port.note_members((members.nodes().next().is_some()).then(|| without.collect()));
+        }
+        port.note_members(None);
     }
 
     /// Rule 3: a member that has started with other addresses than the membership says, asks the leader to look there.

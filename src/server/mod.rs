@@ -28,7 +28,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 use tonic_health::ServingStatus;
 
 use crate::api::{Api, AuthOptions, Facts, Options, PeerApi, StreamOptions, VERSION, WatchOptions};
@@ -36,7 +35,7 @@ use crate::cluster::decide::Expected;
 use crate::cluster::kubernetes::{self, Kubernetes};
 use crate::cluster::wanted::{Reading, Watch};
 use crate::cluster::{Bootstrap, Outcome, Places, Wanted, WantedSource, formation};
-use crate::config::{self, Config, MemberKind};
+use crate::config::{self, Config, MemberKind, PlainPeers, TlsMode};
 use crate::env::Env;
 use crate::identity::{self, PeerAddresses};
 use crate::kv;
@@ -44,6 +43,7 @@ use crate::kv::validate::Limits;
 use crate::node::account::Account;
 use crate::pb::log::{Node, node};
 use crate::raft::Peers;
+use crate::secure;
 use crate::storage::member_dir::{MemberDir, Opened};
 use crate::storage::{Progress, state};
 
@@ -62,6 +62,7 @@ struct Server {
     quota_bytes: Option<u64>,
     bootstrap: Arc<Bootstrap>,
     peers: Arc<Peers>,
+    tls: secure::Ports,
     places: Places,
     /// Who says how many members there should be; `None` outside of Kubernetes.
     wanted: Option<Watch>,
@@ -98,7 +99,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tracing::info!("shutting down");
         stopping.cancel();
     });
-    env.spawn(outlive_signals(env.stopping.clone())?);
+    env.spawn(outlive_signals(env.clone())?);
     let this = config.node_here(&*env.disk)?;
     let source = kubernetes::Options::here(&config.kubernetes, &this.name, &*env.disk)?
         .map(|options| Arc::new(Kubernetes::start(env.clone(), options)) as Arc<dyn WantedSource>);
@@ -106,8 +107,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 /// Signals that would end the process at once, without a hand-over, and that people send for other reasons: a terminal that is closed,
-/// or to have settings read anew, which nothing here does.
-fn outlive_signals(stopping: CancellationToken) -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
+/// or to have files read anew, which is done for certificates; settings are not.
+fn outlive_signals(env: Env) -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
     let (mut hangup, mut user1, mut user2) =
         (signal(SignalKind::hangup())?, signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?);
     Ok(async move {
@@ -116,8 +117,16 @@ fn outlive_signals(stopping: CancellationToken) -> anyhow::Result<impl Future<Ou
                 _ = hangup.recv() => "SIGHUP",
                 _ = user1.recv() => "SIGUSR1",
                 _ = user2.recv() => "SIGUSR2",
-                () = stopping.cancelled() => return,
+                () = env.stopping.cancelled() => return,
             };
+            if name == "SIGHUP" {
+                env.reread.send_replace(());
+                tracing::info!(
+                    signal = name,
+                    "certificates are read anew; settings are read at start; SIGTERM stops this member"
+                );
+                continue;
+            }
             tracing::info!(
                 signal = name,
                 "nothing is done on this signal: settings are read at start; SIGTERM stops this member"
@@ -139,13 +148,14 @@ pub async fn serve(
     let quota_bytes = Some(config.storage.quota_bytes.0).filter(|quota| *quota > 0);
     let (mint_env, slot) = (env.clone(), this.slot);
     let mint = Arc::new(move |slot| identity::mint(mint_env.random_u64(), slot as u16));
-    let peers = Peers::new(env.clone());
+    let tls = secure::Ports::open(&*env.disk, &config, &this)?;
+    tls.watch(&env);
+    let peers = Peers::with_tls(env.clone(), tls.peer.clone());
     let wanted = source.map(|source| Watch::start(&env, source));
     let places = places(&env, &config, &this, wanted.as_ref());
     let opened = open_dir(&env, &config, &this, &peers, &places, &*mint).await?;
     let addresses = Addresses::bind(&env, &config.server)?;
-    let bootstrap =
-        Bootstrap::new(env.clone(), opened.dir, node_record(&this, config.cluster.kind), this.founding, mint);
+    let bootstrap = Bootstrap::new(env.clone(), opened.dir, node_record(&this, &config), this.founding, mint);
     if opened.lost_log {
         tracing::error!("this member's log is gone: a lost disk; it goes on as a new member");
         bootstrap.mint_anew().await?;
@@ -157,11 +167,12 @@ pub async fn serve(
         places,
         wanted,
         api: Api::new(&env, account.clone(), api_options(&config, quota_bytes)),
-        peer_api: PeerApi::new(bootstrap.clone(), peers.clone()),
+        peer_api: PeerApi::new(bootstrap.clone(), peers.clone(), config.peer_tls.check_address),
         account,
         quota_bytes,
         bootstrap,
         peers,
+        tls,
         health: tonic_health::server::HealthReporter::new(),
         clients: clients::Port::new(client),
         progress: Progress::default(),
@@ -255,7 +266,9 @@ fn limits(settings: &config::Limits) -> Limits {
 }
 
 /// What the membership says of this node.
-fn node_record(this: &config::Node, kind: MemberKind) -> Node {
+fn node_record(this: &config::Node, config: &Config) -> Node {
+    let (kind, peer_tls) = (config.cluster.kind, &config.peer_tls);
+    let tls = peer_tls.mode != TlsMode::Off && peer_tls.plain != PlainPeers::Accept;
     Node {
         name: this.name.clone(),
         peer_address: this.advertise_peer.clone(),
@@ -269,6 +282,7 @@ fn node_record(this: &config::Node, kind: MemberKind) -> Node {
         apply_version: kv::apply_version(),
         held: false,
         reservation: None,
+        tls,
     }
 }
 
@@ -355,6 +369,7 @@ impl Server {
                 notes.extend(server.peer_api.audit_note());
                 notes.extend(server.api.corrupt());
                 notes.extend(server.peer_api.remarks());
+                notes.extend(server.tls.notes());
                 // The leader's remarks have it already.
                 let told = notes.iter().any(|note| note.ends_with("[wanted-unknown]"));
                 let wanted = server.wanted.as_ref().filter(|_| !told).map(|wanted| wanted.reading().wanted);

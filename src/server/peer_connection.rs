@@ -20,8 +20,9 @@ use tonic::transport::server::Connected;
 
 use super::connection::{Connection, Kind};
 use crate::api::Proof;
-use crate::env::net::Incoming;
+use crate::env::net::{Accepted, Incoming};
 use crate::node::Client;
+use crate::secure::{self, Io};
 
 /// Connections by age.
 #[derive(Default)]
@@ -99,14 +100,16 @@ pub(super) fn bounded_peers(
     incoming: Incoming,
     max: usize,
     patience: Duration,
+    tls: Option<Arc<secure::Port>>,
 ) -> impl futures_util::Stream<Item = io::Result<PeerConnection>> {
     let places = Arc::new(Mutex::new(Places::default()));
     incoming.filter_map(move |accepted| {
         let places = places.clone();
-        let taken = accepted.map(|io| {
+        let taken = accepted.map(|Accepted { stream, from }| {
             let place = places.lock().take(max);
             place.map(|(id, proof, close)| {
-                let inner = Connection::new(io.stream, &Kind::Peer { patience }, Client::default(), Vec::new());
+                let io = Io::accepted(stream, tls.as_ref(), proof.presented(), from);
+                let inner = Connection::new(io, &Kind::Peer { patience }, Client::default(), Vec::new());
                 PeerConnection { inner, closed: Box::pin(close.cancelled_owned()), proof, id, places }
             })
         });

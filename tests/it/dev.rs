@@ -19,11 +19,12 @@ struct Dev {
 }
 
 impl Dev {
-    fn start() -> Self {
+    fn start(flags: &[&str]) -> Self {
         let (a, b) = free_host();
         let root = tempfile::tempdir().unwrap();
         let mut child = Command::new(binary())
             .args(["dev", "--host", &format!("127.{a}.%d.{b}"), "--peers", &format!("127.{a}.%d.{b}:2380")])
+            .args(flags)
             .arg("--data-dir")
             .arg(root.path())
             .stdin(Stdio::null())
@@ -81,7 +82,7 @@ fn processes_with(dir: &Path) -> Vec<(Pid, String)> {
 /// Three pods start and serve, a killed one is started again on its disk, and Ctrl-C leaves no process behind.
 #[tokio::test(flavor = "multi_thread")]
 async fn dev_serves_revives_and_stops_cleanly() {
-    let mut dev = Dev::start();
+    let mut dev = Dev::start(&[]);
     dev.wait_printed(&dev.endpoints).await;
     dev.wait_printed(" leads (term ").await;
     let all = dev.endpoints.clone();
@@ -103,4 +104,32 @@ async fn dev_serves_revives_and_stops_cleanly() {
     assert_eq!(processes_with(dev.root.path()), []);
     dev.wait_printed("the data stays in").await;
     assert!(dev.root.path().join("quorate-1").join("current").exists());
+}
+
+/// What it prints is all that a client needs, and without it nobody is served.
+#[tokio::test(flavor = "multi_thread")]
+async fn dev_with_tls_prints_what_clients_need() {
+    let dev = Dev::start(&["--tls"]);
+    dev.wait_printed(" leads (term ").await;
+    let printed = dev.printed.lock().unwrap().clone();
+    let variables: Vec<(String, String)> = printed
+        .lines()
+        .filter_map(|line| line.split_once("export ")?.1.split_once('='))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+    assert_eq!(variables.len(), 3, "{printed}");
+    let endpoint = dev.endpoints.split(',').next().unwrap().to_owned();
+    let run = |args: &[&str]| {
+        let mut command = std::process::Command::new(binary());
+        command.args(args).args(["--endpoints", &format!("https://{endpoint}")]);
+        command
+    };
+    let put = ["put", "greeting", "hello"];
+    wait_for("a put with what was printed", async || {
+        let output = run(&put).envs(variables.clone()).output().unwrap();
+        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+    })
+    .await;
+    assert!(!run(&put).output().unwrap().status.success(), "without the CA the server is trusted");
+    assert!(!run(&put).envs(variables[..1].to_vec()).output().unwrap().status.success(), "without a certificate");
 }

@@ -459,8 +459,8 @@ fn version_and_refusals_are_told_at_once() {
     assert!(code == Some(0) && text.starts_with("etcd Version: 3.7.3\n"), "{text}");
     for (args, why) in [
         (&["--no-such-flag"][..], "--no-such-flag is no flag of etcd 3.7"),
-        (&["--cert-file", "c"], "TLS is not there yet"),
-        (&["--listen-client-urls", "https://127.0.0.1:1"], "asks for TLS"),
+        (&["--auto-tls"], "quorate cert"),
+        (&["--listen-client-urls", "https://127.0.0.1:1"], "client_tls.cert_file: got nothing"),
         (&["--config-file", "/nowhere/etcd.yaml"], "cannot read /nowhere/etcd.yaml"),
         (&["grpc-proxy", "start"], "is not here"),
     ] {

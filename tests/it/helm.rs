@@ -83,6 +83,10 @@ readers:
   priorityClassName: low
 "#;
 
+const TLS_SECRETS: &str =
+    "tls: {client: {mode: secret, secret: c, clientCert: required, testSecret: t}, peer: {mode: secret, secret: p}}";
+const TLS_AUTO: &str = "tls: {client: {mode: auto, secret: c, clientCert: optional}, peer: {mode: auto, secret: p}}";
+
 /// What one `helm template` printed, and what in it is looked at.
 struct Rendered(Vec<Value>);
 
@@ -219,7 +223,8 @@ fn chart_sets_only_settings_that_exist() {
 #[test]
 fn server_accepts_the_rendered_settings() {
     let Some(helm) = require(&HELM) else { return };
-    for values in ["", MINIMAL_VALUES, "replicaCount: 5\nfirstOrdinal: 2\nreaders: {enabled: true}"] {
+    let readers = "replicaCount: 5\nfirstOrdinal: 2\nreaders: {enabled: true}\ntls: {client: {mode: auto, secret: ca}}";
+    for values in ["", MINIMAL_VALUES, readers, TLS_SECRETS, TLS_AUTO] {
         let rendered = Rendered::new(&helm, values);
         for map in rendered.kinds(&["ConfigMap"]) {
             let dir = tempfile::tempdir().expect("a directory can be made");
@@ -420,6 +425,44 @@ fn probes_ask_the_status_port() {
     assert_eq!(rendered.settings()["server"]["grace_period"].as_str(), Some("115s"));
 }
 
+/// The files of every setting are mounted, from the Secret that is named, as a directory; and who asks in the pod, or as `helm test`, is told
+/// of the CA.
+#[test]
+fn certificates_come_from_secrets_and_are_where_the_settings_look() {
+    let Some(helm) = require(&HELM) else { return };
+    for (values, mode, ca) in [(TLS_SECRETS, "files", "ca.crt"), (TLS_AUTO, "auto", "tls.crt")] {
+        let rendered = Rendered::new(&helm, values);
+        let (pod, settings) = (&rendered.pod()["spec"], rendered.settings());
+        let container = &pod["containers"][0];
+        for (section, secret) in [("client", "c"), ("peer", "p")] {
+            let keys = settings[&format!("{section}_tls")].as_table().expect("a section is a table");
+            assert_eq!(keys["mode"].as_str(), Some(mode));
+            let dir = format!("/etc/quorate-tls/{section}");
+            let files: Vec<_> = keys.iter().filter(|(key, _)| key.ends_with("_file")).collect();
+            assert!(files.len() >= 2, "{keys:?}");
+            for (key, path) in files {
+                assert!(path.as_str().is_some_and(|path| path.starts_with(&dir)), "{key} {path}");
+            }
+            let volume =
+                json!({"name": format!("tls-{section}"), "secret": {"secretName": secret, "defaultMode": 0o440}});
+            assert!(pod["volumes"].as_array().expect("volumes").contains(&volume), "{}", pod["volumes"]);
+            let mount = json!({"name": format!("tls-{section}"), "mountPath": dir, "readOnly": true});
+            assert!(container["volumeMounts"].as_array().expect("mounts").contains(&mount), "{container}");
+        }
+        let path = format!("/etc/quorate-tls/client/{ca}");
+        assert!(container["env"].as_array().expect("env").contains(&json!({"name": "QUORATE_CACERT", "value": path})));
+        let test = &rendered.find("Pod", "kv-quorate-test")["spec"];
+        let env = test["containers"][0]["env"].as_array().expect("env");
+        assert_eq!(env[0]["value"], "https://kv-quorate.data.svc:2379");
+        assert_eq!(env[1], json!({"name": "QUORATE_CACERT", "value": path}));
+        assert_eq!(env.len(), if mode == "files" { 4 } else { 2 });
+        assert_eq!(test["volumes"][0]["secret"]["items"], json!([{"key": ca, "path": ca}]), "no key is mounted");
+        // A Secret that is named anew is mounted by new pods.
+        let other = Rendered::new(&helm, &values.replace("secret: c", "secret: d"));
+        assert_ne!(rendered.pod()["metadata"]["annotations"], other.pod()["metadata"]["annotations"]);
+    }
+}
+
 #[test]
 fn every_value_reaches_its_place() {
     let Some(helm) = require(&HELM) else { return };
@@ -498,6 +541,14 @@ fn wrong_values_are_refused_with_their_name() {
         ("extraEnv: [{value: x}]", "extraEnv"),
         ("resources: {limits: {memory: lots}}", "memory"),
         ("service: {port: 70000}", "service/port"),
+        ("tls: {client: {mode: \"on\"}}", "tls/client/mode"),
+        ("tls: {client: {mode: auto}}", "tls.client.secret is needed"),
+        ("tls: {peer: {mode: secret}}", "tls.peer.secret is needed"),
+        ("tls: {client: {clientCert: required}}", "needs tls.client.mode"),
+        (
+            "tls: {peer: {mode: auto, secret: p}}\nreaders: {enabled: true}",
+            "readers.enabled cannot go with tls.peer.mode",
+        ),
     ] {
         let output = template(&helm, values).output().expect("helm runs");
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -51,6 +51,7 @@ mod storage;
 mod support;
 mod threads;
 mod tidy;
+mod tls;
 mod users;
 mod watch;
 mod wire;

@@ -94,6 +94,7 @@ impl Stranger {
             apply_version: self.number() as u32,
             held: self.random.bool(),
             reservation: self.random.bool().then(|| Reservation { claimed_by: self.number() }),
+            tls: self.random.bool(),
         }
     }
 

@@ -72,13 +72,90 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 
 {{/* Where clients inside of the cluster connect. */}}
 {{- define "quorate.endpoint" -}}
-{{- printf "%s.%s.svc:%d" (include "quorate.fullname" .) .Release.Namespace (int .Values.service.port) -}}
+{{- $scheme := ternary "" "https://" (eq .Values.tls.client.mode "off") -}}
+{{- printf "%s%s.%s.svc:%d" $scheme (include "quorate.fullname" .) .Release.Namespace (int .Values.service.port) -}}
 {{- end -}}
 
 {{/* The pods' host names by ordinal; the server puts the ordinal in place of %d. */}}
 {{- define "quorate.peers" -}}
 {{- $name := include "quorate.fullname" . -}}
 {{- printf "%s-%%d.%s-headless.%s.svc:2380" $name $name .Release.Namespace -}}
+{{- end -}}
+
+{{/* Refuses values of TLS that cannot work. */}}
+{{- define "quorate.checkTls" -}}
+{{- range $port, $tls := .Values.tls -}}
+{{- if and (ne $tls.mode "off") (not $tls.secret) -}}
+{{- fail (printf "tls.%s.secret is needed for tls.%s.mode %s: the chart makes no certificates" $port $port $tls.mode) -}}
+{{- end -}}
+{{- end -}}
+{{- if and (ne .Values.tls.peer.mode "off") .Values.readers.enabled -}}
+{{- fail "readers.enabled cannot go with tls.peer.mode: a reader is known by its pod's address, which is in no certificate" -}}
+{{- end -}}
+{{- if and (ne .Values.tls.client.clientCert "off") (eq .Values.tls.client.mode "off") -}}
+{{- fail "tls.client.clientCert needs tls.client.mode" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Settings of one port's files. Takes `mode` and `port`. */}}
+{{- define "quorate.tlsFiles" -}}
+{{- $dir := printf "/etc/quorate-tls/%s" .port -}}
+{{- if eq .mode "auto" -}}
+mode: auto
+issuer_cert_file: {{ $dir }}/tls.crt
+issuer_key_file: {{ $dir }}/tls.key
+{{- else -}}
+mode: files
+cert_file: {{ $dir }}/tls.crt
+key_file: {{ $dir }}/tls.key
+{{- end -}}
+{{- end -}}
+
+{{/* What the pods' settings follow from; with TLS off, as it was before there was any. */}}
+{{- define "quorate.checksum" -}}
+{{- $of := .config -}}
+{{- if or (ne .tls.client.mode "off") (ne .tls.peer.mode "off") -}}
+{{- $of = dict "config" .config "tls" .tls "readers" .readers -}}
+{{- else if .readers -}}
+{{- $of = dict "config" .config "readers" true -}}
+{{- end -}}
+{{- $of | toJson | sha256sum -}}
+{{- end -}}
+
+{{/* Directories, not subPaths: a file mounted by subPath would keep the certificate of the day its pod started. */}}
+{{- define "quorate.tlsMounts" -}}
+{{- range $port, $tls := .Values.tls }}
+{{- if ne $tls.mode "off" }}
+- name: tls-{{ $port }}
+  mountPath: /etc/quorate-tls/{{ $port }}
+  readOnly: true
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "quorate.tlsVolumes" -}}
+{{- range $port, $tls := .Values.tls }}
+{{- if ne $tls.mode "off" }}
+- name: tls-{{ $port }}
+  secret:
+    secretName: {{ $tls.secret | quote }}
+    defaultMode: 0440
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* What the client in a member's own container goes by: the status port, which is plain, and the CA for the others. */}}
+{{- define "quorate.tlsEnv" -}}
+{{- if ne .Values.tls.client.mode "off" -}}
+- name: QUORATE_ENDPOINTS
+  value: http://127.0.0.1:2381
+- name: QUORATE_CACERT
+  value: {{ include "quorate.clientCa" . }}
+{{- end -}}
+{{- end -}}
+
+{{- define "quorate.clientCa" -}}
+/etc/quorate-tls/client/{{ ternary "tls.crt" "ca.crt" (eq .Values.tls.client.mode "auto") }}
 {{- end -}}
 
 {{/* The settings as TOML. JSON's scalars and arrays are TOML's too, and keep whole numbers whole. Takes `root` and `role`. */}}
@@ -103,6 +180,35 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
       "server" $server
       "cluster" (dict "peers" (include "quorate.peers" $root))
       "telemetry" (dict "format" "json") -}}
+{{- /* Left out where it is off: a member of an older version that is rolled forward would not know it. */}}
+{{- $_ := include "quorate.checkTls" $root -}}
+{{- $client := $values.tls.client -}}
+{{- if ne $client.mode "off" -}}
+{{- $tls := include "quorate.tlsFiles" (dict "mode" $client.mode "port" "client") | fromYaml -}}
+{{- if eq $client.mode "auto" -}}
+{{- $name := include "quorate.fullname" $root -}}
+{{- $names := list -}}
+{{- range list $name (printf "%s-readers" $name) -}}
+{{- $names = concat $names (list . (printf "%s.%s" . $root.Release.Namespace) (printf "%s.%s.svc" . $root.Release.Namespace)) -}}
+{{- end -}}
+{{- $_ := set $tls "names" $names -}}
+{{- end -}}
+{{- if ne $client.clientCert "off" -}}
+{{- $_ := set $tls "client_cert" $client.clientCert -}}
+{{- if eq $client.mode "secret" -}}
+{{- $_ := set $tls "ca_file" "/etc/quorate-tls/client/ca.crt" -}}
+{{- end -}}
+{{- end -}}
+{{- $_ := set $defaults "client_tls" $tls -}}
+{{- end -}}
+{{- $peer := $values.tls.peer -}}
+{{- if ne $peer.mode "off" -}}
+{{- $tls := include "quorate.tlsFiles" (dict "mode" $peer.mode "port" "peer") | fromYaml -}}
+{{- if eq $peer.mode "secret" -}}
+{{- $_ := set $tls "ca_file" "/etc/quorate-tls/peer/ca.crt" -}}
+{{- end -}}
+{{- $_ := set $defaults "peer_tls" $tls -}}
+{{- end -}}
 {{- $sections := mergeOverwrite $defaults (deepCopy $values.config) -}}
 {{- /* Left out while nobody wants any: a member of an older version that is rolled forward would not know it. */}}
 {{- if and $values.readers.enabled (not (hasKey $sections.cluster "readers")) -}}

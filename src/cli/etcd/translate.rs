@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail, ensure};
 
 use super::flags::{FLAGS, Fate, Flag, Pairs, truth};
 use crate::config;
+use crate::secure::cipher_suites;
 
 /// Flags with their values; of those given twice the last one holds.
 #[derive(Debug, Default)]
@@ -33,9 +34,16 @@ pub struct Translation {
     pub notes: Vec<String>,
 }
 
+/// A URL: whether it asks for TLS, and where it leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Url {
+    tls: bool,
+    place: UrlPlace,
+}
+
 /// A URL's `host:port`, or the path of a socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Url {
+enum UrlPlace {
     Http(String),
     Unix(String),
 }
@@ -99,6 +107,7 @@ pub fn translate(given: &Given) -> anyhow::Result<Translation> {
     let data_dir = given.said("data-dir").filter(|dir| !dir.is_empty());
     to.set("server.data_dir", "--data-dir", data_dir.map_or_else(|| format!("{name}.etcd"), str::to_owned));
     listeners(given, &mut to)?;
+    tls(given, &mut to)?;
     members(given, name, &mut to)?;
     timing(given, &mut to)?;
     limits(given, &mut to)?;
@@ -160,6 +169,10 @@ fn listeners(given: &Given, to: &mut Translation) -> anyhow::Result<()> {
     let peers = given.urls("listen-peer-urls")?;
     to.set("server.listen_peer", "--listen-peer-urls", places("listen-peer-urls", &peers)?);
     let metrics = given.urls("listen-metrics-urls")?;
+    ensure!(
+        !metrics.iter().any(|url| url.tls),
+        "--listen-metrics-urls: what a member says of itself is served without TLS; give http:// URLs, of addresses that only those reach who may read it"
+    );
     let status = if metrics.is_empty() { "off".to_owned() } else { places("listen-metrics-urls", &metrics)? };
     to.set("server.listen_status", "--listen-metrics-urls", status);
     // Where only the listeners are given, etcd asks for these too; here they follow from the listeners.
@@ -171,7 +184,108 @@ fn listeners(given: &Given, to: &mut Translation) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether all of these ask for TLS, or none does: one port is one or the other.
+fn all_tls(flag: &str, urls: &[Url]) -> anyhow::Result<bool> {
+    let is_tls = urls.first().is_some_and(|url| url.tls);
+    ensure!(
+        urls.iter().all(|url| url.tls == is_tls),
+        "--{flag}: got {:?}, expected URLs with TLS or without, and not some of both: a port is one or the other",
+        urls.iter().map(Url::to_string).collect::<Vec<_>>().join(",")
+    );
+    Ok(is_tls)
+}
+
+/// TLS is on where the URLs say so; as with etcd, files alone turn nothing on.
+fn tls(given: &Given, to: &mut Translation) -> anyhow::Result<()> {
+    const CLIENT: &[(&str, &str)] = &[
+        ("cert-file", "cert_file"),
+        ("key-file", "key_file"),
+        ("trusted-ca-file", "ca_file"),
+        ("client-crl-file", "crl_file"),
+        ("client-cert-allowed-hostname", "allowed_names"),
+    ];
+    const PEER: &[(&str, &str)] = &[
+        ("peer-cert-file", "cert_file"),
+        ("peer-key-file", "key_file"),
+        ("peer-trusted-ca-file", "ca_file"),
+        ("peer-crl-file", "crl_file"),
+        ("peer-cert-allowed-cn", "allowed_names"),
+        ("peer-cert-allowed-hostname", "allowed_names"),
+    ];
+    let all = [given.urls("listen-client-urls")?, given.urls("listen-client-http-urls")?].concat();
+    let clients = all_tls("listen-client-urls", &all)?;
+    let peers = all_tls("listen-peer-urls", &given.urls("listen-peer-urls")?)?;
+    for (is_on, section, urls, flags) in
+        [(clients, "client_tls", "listen-client-urls", CLIENT), (peers, "peer_tls", "listen-peer-urls", PEER)]
+    {
+        if is_on {
+            to.set(&format!("{section}.mode"), &format!("--{urls}"), "files");
+        }
+        for (flag, key) in flags {
+            let Some(value) = given.said(flag).filter(|value| !value.is_empty()) else { continue };
+            if is_on {
+                to.set(&format!("{section}.{key}"), &format!("--{flag}"), value);
+            } else {
+                to.notes.push(format!("--{flag} {value:?} changes nothing: no URL of --{urls} is one of https"));
+            }
+        }
+        if is_on {
+            versions(given, section, to)?;
+        }
+    }
+    let of_client = [("client-cert-auth", clients), ("peer-skip-client-san-verification", peers)];
+    let of_both = ["tls-min-version", "tls-max-version", "cipher-suites"].map(|flag| (flag, clients || peers));
+    for (flag, _) in of_client.into_iter().chain(of_both).filter(|(_, is_on)| !is_on) {
+        let is_default = |value: &&str| Flag::find(flag).is_some_and(|flag| flag.is_default(value));
+        if let Some(value) = given.said(flag).filter(|value| !is_default(value)) {
+            to.notes.push(format!("--{flag} {value:?} changes nothing: no URL that it is for is one of https"));
+        }
+    }
+    let asks = truth(given.value("client-cert-auth")) == Some(true) || !given.value("trusted-ca-file").is_empty();
+    if clients && asks {
+        to.set("client_tls.client_cert", "--client-cert-auth", "required");
+    }
+    if peers && truth(given.value("peer-skip-client-san-verification")) == Some(true) {
+        to.set("peer_tls.check_address", "--peer-skip-client-san-verification", "false");
+    }
+    Ok(())
+}
+
+/// Versions and cipher suites, which etcd has for both ports together.
+fn versions(given: &Given, section: &str, to: &mut Translation) -> anyhow::Result<()> {
+    match given.value("tls-min-version") {
+        "" | "TLS1.2" => {}
+        "TLS1.3" => to.set(&format!("{section}.min_version"), "--tls-min-version", "1.3"),
+        other => bail!("--tls-min-version: got {other:?}, expected TLS1.2 or TLS1.3"),
+    }
+    let most = given.value("tls-max-version");
+    ensure!(
+        matches!(most, "" | "TLS1.3"),
+        "--tls-max-version: got {most:?}, expected TLS1.3, or nothing: who can speak it is not kept from it"
+    );
+    let (known, mut wanted) = (cipher_suites(), Vec::new());
+    for suite in given.value("cipher-suites").split(',').map(str::trim).filter(|suite| !suite.is_empty()) {
+        // Names that Go had before the standard.
+        let standard = match suite.ends_with("_CHACHA20_POLY1305") {
+            true => format!("{suite}_SHA256"),
+            false => suite.to_owned(),
+        };
+        if known.contains(&standard) {
+            wanted.push(standard);
+        } else {
+            to.notes.push(format!(
+                "--cipher-suites {suite:?} changes nothing: of TLS 1.2 only suites with forward secrecy are spoken, of 1.3 always all"
+            ));
+        }
+    }
+    if !wanted.is_empty() {
+        to.set(&format!("{section}.cipher_suites"), "--cipher-suites", wanted.join(","));
+    }
+    Ok(())
+}
+
 fn members(given: &Given, name: &str, to: &mut Translation) -> anyhow::Result<()> {
+    let is_tls = all_tls("listen-peer-urls", &given.urls("listen-peer-urls")?)?;
     let own = http_only("initial-advertise-peer-urls", given.urls("initial-advertise-peer-urls")?)?;
     let own_said = given.said("initial-advertise-peer-urls").is_some();
     let default = format!("{name}={}", given.value("initial-advertise-peer-urls"));
@@ -184,7 +298,13 @@ fn members(given: &Given, name: &str, to: &mut Translation) -> anyhow::Result<()
             (None, Some((member, _))) => (member.clone(), part),
             (None, None) => bail!("--initial-cluster: got {part:?}, expected name=http://host:port"),
         };
-        for address in http_only("initial-cluster", urls("initial-cluster", url)?)? {
+        let urls = urls("initial-cluster", url)?;
+        let said = given.said("initial-cluster").is_some();
+        ensure!(
+            !said || urls.iter().all(|url| url.tls == is_tls),
+            "--initial-cluster: {url:?} and --listen-peer-urls must both be URLs of https or of http: members speak TLS with one another or they do not"
+        );
+        for address in http_only("initial-cluster", urls)? {
             listed.push((member.clone(), address));
         }
     }
@@ -337,9 +457,10 @@ fn log(given: &Given, to: &mut Translation) -> anyhow::Result<()> {
 
 impl std::fmt::Display for Url {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Http(address) => write!(f, "http://{address}"),
-            Self::Unix(path) => write!(f, "unix://{path}"),
+        let tls = if self.tls { "s" } else { "" };
+        match &self.place {
+            UrlPlace::Http(address) => write!(f, "http{tls}://{address}"),
+            UrlPlace::Unix(path) => write!(f, "unix{tls}://{path}"),
         }
     }
 }
@@ -350,25 +471,25 @@ fn urls(flag: &str, text: &str) -> anyhow::Result<Vec<Url>> {
 }
 
 fn url(flag: &str, text: &str) -> anyhow::Result<Url> {
-    let expected = "expected http://host:port, or unix://path for clients";
-    Ok(match text.split_once("://") {
-        Some(("http", address)) => Url::Http(address.trim_end_matches('/').to_owned()),
-        Some(("unix", path)) if !path.is_empty() => Url::Unix(path.to_owned()),
-        Some((scheme @ ("https" | "unixs"), _)) => bail!(
-            "--{flag}: {text:?} asks for TLS, which is not there yet, and nothing is served without it in its place; \
-             give {} only in a network that you trust",
-            if scheme == "https" { "an http:// URL" } else { "a unix:// one" }
-        ),
-        _ => bail!("--{flag}: got {text:?}, {expected}"),
-    })
+    let place = match text.split_once("://") {
+        Some(("http" | "https", address)) => UrlPlace::Http(address.trim_end_matches('/').to_owned()),
+        Some(("unix" | "unixs", path)) if !path.is_empty() => UrlPlace::Unix(path.to_owned()),
+        _ => {
+            bail!("--{flag}: got {text:?}, expected http://host:port or https://host:port, or unix://path for clients")
+        }
+    };
+    Ok(Url { tls: text.starts_with("https:") || text.starts_with("unixs:"), place })
 }
 
 fn http_only(flag: &str, urls: Vec<Url>) -> anyhow::Result<Vec<String>> {
     urls.into_iter()
-        .map(|url| match url {
-            Url::Http(address) => Ok(address),
-            Url::Unix(_) => {
-                bail!("--{flag}: got {:?}, expected http://host:port: members dial over the network", url.to_string())
+        .map(|url| match url.place {
+            UrlPlace::Http(address) => Ok(address),
+            UrlPlace::Unix(path) => {
+                bail!(
+                    "--{flag}: got {:?}, expected http://host:port: members dial over the network",
+                    format!("unix://{path}")
+                )
             }
         })
         .collect()
@@ -376,9 +497,9 @@ fn http_only(flag: &str, urls: Vec<Url>) -> anyhow::Result<Vec<String>> {
 
 /// As `config` writes places. `localhost` is what etcd's defaults say; other names are no place to listen at, for etcd neither.
 fn places(flag: &str, urls: &[Url]) -> anyhow::Result<String> {
-    let place = |url: &Url| match url {
-        Url::Unix(path) => Ok(format!("unix:{path}")),
-        Url::Http(address) => {
+    let place = |url: &Url| match &url.place {
+        UrlPlace::Unix(path) => Ok(format!("unix:{path}")),
+        UrlPlace::Http(address) => {
             let place = address.strip_prefix("localhost:").map_or(address.clone(), |port| format!("127.0.0.1:{port}"));
             let is_place = place.parse::<std::net::SocketAddr>().is_ok();
             ensure!(is_place, "--{flag}: got {:?}, expected an IP address and a port to listen at", url.to_string());

@@ -10,6 +10,7 @@ mod target;
 mod users;
 mod verify;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
@@ -18,7 +19,7 @@ use futures_util::StreamExt as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tonic::{Code, Status};
 
-use super::client::{ANSWER_BYTES_MAX, ClientArgs, failure};
+use super::client::{ANSWER_BYTES_MAX, ClientArgs, TlsArgs, failure};
 use super::kv::prefix_end;
 use crate::cli::credentials::{Channel, UserArgs};
 use crate::config::units::duration;
@@ -41,6 +42,15 @@ pub struct MigrateArgs {
     /// Client addresses of the source, with commas
     #[arg(long, value_name = "ENDPOINTS", value_delimiter = ',', required = true)]
     from: Vec<String>,
+    /// CAs of the source's servers, in PEM; the flags for the target are as everywhere (--cacert, --cert, --key)
+    #[arg(long, value_name = "FILE")]
+    from_cacert: Option<PathBuf>,
+    /// Own certificate for the source, in PEM
+    #[arg(long, value_name = "FILE", requires = "from_key")]
+    from_cert: Option<PathBuf>,
+    /// Its private key
+    #[arg(long, value_name = "FILE", requires = "from_cert")]
+    from_key: Option<PathBuf>,
     /// Client addresses of the target
     #[arg(
         long,
@@ -73,6 +83,8 @@ pub struct MigrateArgs {
     /// Longest wait for one answer
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration::parse)]
     timeout: Duration,
+    #[command(flatten)]
+    tls: TlsArgs,
 }
 
 /// One side: how it is reached, and the keys that are meant.
@@ -85,9 +97,14 @@ pub(super) struct Side {
 }
 
 impl Side {
-    async fn connect(name: &str, endpoints: &[String], user: UserArgs, args: &MigrateArgs) -> anyhow::Result<Self> {
-        let client =
-            ClientArgs { endpoints: endpoints.to_vec(), dial_timeout: args.dial_timeout, timeout: args.timeout, user };
+    async fn connect(
+        name: &str,
+        endpoints: &[String],
+        (user, tls): (UserArgs, TlsArgs),
+        args: &MigrateArgs,
+    ) -> anyhow::Result<Self> {
+        let (endpoints, dial_timeout, timeout) = (endpoints.to_vec(), args.dial_timeout, args.timeout);
+        let client = ClientArgs { endpoints, dial_timeout, timeout, user, tls };
         let channel = client.connect().await.with_context(|| format!("the {name}"))?;
         let prefix = args.prefix.as_bytes();
         let key = if prefix.is_empty() { Bytes::from_static(b"\0") } else { Bytes::copy_from_slice(prefix) };
@@ -139,9 +156,11 @@ struct Migration {
 }
 
 pub async fn migrate(args: MigrateArgs) -> anyhow::Result<Vec<u8>> {
-    let source_user = UserArgs { user: args.from_user.clone(), ..UserArgs::default() };
-    let from = Side::connect("source", &args.from, source_user, &args).await?;
-    let to = Side::connect("target", &args.to, args.user.clone(), &args).await?;
+    let user = UserArgs { user: args.from_user.clone(), ..UserArgs::default() };
+    let tls = (args.from_cacert.clone(), args.from_cert.clone(), args.from_key.clone());
+    let tls = TlsArgs { cacert: tls.0, cert: tls.1, key: tls.2 };
+    let from = Side::connect("source", &args.from, (user, tls), &args).await?;
+    let to = Side::connect("target", &args.to, (args.user.clone(), args.tls.clone()), &args).await?;
     let (present, _) = to.count().await?;
     ensure!(
         present == 0 || args.into_used,

@@ -157,6 +157,7 @@ impl Cluster {
     fn start_process(&mut self, slot: u64, disk: u64, args: &[String], env: &[(&str, &str)]) {
         assert!(!self.is_running(slot), "kv-{slot} runs already");
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path(slot)).unwrap();
+        let scheme = if self.settings.iter().any(|(key, _)| key == "client_tls.mode") { "https" } else { "http" };
         let mut command = match self.small_disks.get(&slot) {
             Some(bytes) => tools::on_small_disk(&self.data_dir(disk), *bytes),
             None => self.serving(),
@@ -165,7 +166,7 @@ impl Cluster {
             .arg("serve")
             .args(args)
             .args(["--listen-peer", &self.peer_address(slot), "--listen-client", &self.endpoint(slot)])
-            .args(["--advertise-client", &format!("http://{}", self.endpoint(slot))])
+            .args(["--advertise-client", &format!("{scheme}://{}", self.endpoint(slot))])
             .arg("--data-dir")
             .arg(self.data_dir(disk))
             .envs(env.iter().copied())

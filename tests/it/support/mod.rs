@@ -9,6 +9,7 @@ pub mod load;
 pub mod memory_group;
 #[allow(dead_code, reason = "tests run the program that enters them")]
 pub mod namespace;
+pub mod pki;
 #[allow(dead_code, reason = "not every program that shares this runs others")]
 pub mod process;
 pub mod statefulset;

@@ -26,6 +26,14 @@ fn setting(line: &str, key: &str) -> String {
     }
 }
 
+const CLIENT_TLS: &str = "--listen-client-urls https://10.0.0.1:1,unixs:///run/q --cert-file c --key-file k";
+const CLIENT_MTLS: &str = "--listen-client-urls https://10.0.0.1:1 --cert-file c --key-file k --trusted-ca-file ca --client-crl-file l \
+     --client-cert-auth --client-cert-allowed-hostname a,b --tls-max-version TLS1.3 \
+     --cipher-suites TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305,TLS_AES_128_GCM_SHA256";
+const PEER_TLS: &str = "--listen-peer-urls https://10.0.0.1:1 --initial-cluster default=https://10.0.0.1:1 --peer-cert-file c \
+     --peer-key-file k --peer-trusted-ca-file ca --peer-crl-file l --peer-cert-allowed-cn a,b --peer-cert-allowed-hostname a,b \
+     --peer-client-cert-auth --peer-skip-client-san-verification --tls-min-version TLS1.3";
+
 /// Command line, setting, and what it is then.
 const CASES: &[(&str, &str, &str)] = &[
     ("", "identity.name", "default"),
@@ -92,6 +100,30 @@ const CASES: &[(&str, &str, &str)] = &[
     ("--host-whitelist a,b", "http.hosts", "a,b"),
     ("--bcrypt-cost 12", "auth.bcrypt_cost", "12"),
     ("--auth-token-ttl 600", "auth.token_ttl", "10m"),
+    (CLIENT_TLS, "client_tls.mode", "files"),
+    (CLIENT_TLS, "client_tls.cert_file", "c"),
+    (CLIENT_TLS, "client_tls.key_file", "k"),
+    (CLIENT_TLS, "client_tls.ca_file", ""),
+    (CLIENT_TLS, "client_tls.client_cert", "off"),
+    (CLIENT_TLS, "server.listen_client", "10.0.0.1:1,unix:/run/q"),
+    (CLIENT_TLS, "peer_tls.mode", "off"),
+    (CLIENT_MTLS, "client_tls.client_cert", "required"),
+    (CLIENT_MTLS, "client_tls.ca_file", "ca"),
+    (CLIENT_MTLS, "client_tls.crl_file", "l"),
+    (CLIENT_MTLS, "client_tls.allowed_names", "a,b"),
+    (CLIENT_MTLS, "client_tls.min_version", "1.2"),
+    (CLIENT_MTLS, "client_tls.cipher_suites", "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256"),
+    (PEER_TLS, "peer_tls.mode", "files"),
+    (PEER_TLS, "peer_tls.cert_file", "c"),
+    (PEER_TLS, "peer_tls.key_file", "k"),
+    (PEER_TLS, "peer_tls.ca_file", "ca"),
+    (PEER_TLS, "peer_tls.crl_file", "l"),
+    (PEER_TLS, "peer_tls.allowed_names", "a,b"),
+    (PEER_TLS, "peer_tls.check_address", "false"),
+    (PEER_TLS, "peer_tls.min_version", "1.3"),
+    (PEER_TLS, "cluster.members", "default=10.0.0.1:1"),
+    (PEER_TLS, "client_tls.mode", "off"),
+    ("--cert-file c --key-file k --client-cert-auth", "client_tls.mode", "off"),
     ("--log-level panic", "telemetry.level", "error"),
     ("--log-format console", "telemetry.format", "text"),
     ("--corrupt-check-time 1m", "raft.self_check_interval", "1m"),
@@ -114,13 +146,18 @@ fn every_flag_that_is_taken_becomes_its_setting() {
 #[test]
 fn what_cannot_be_done_is_refused_with_a_reason() {
     for (line, why) in [
-        ("--cert-file c", "--cert-file \"c\" is refused: TLS is not there yet"),
-        ("--client-cert-auth", "--client-cert-auth \"true\" is refused: TLS"),
-        ("--peer-auto-tls=true", "--peer-auto-tls \"true\" is refused: TLS"),
-        ("--tls-min-version TLS1.3", "is refused: TLS"),
-        ("--listen-client-urls https://0.0.0.0:2379", "asks for TLS"),
-        ("--listen-client-urls unixs://s", "asks for TLS"),
-        ("--initial-cluster default=https://a:1", "--initial-cluster: \"https://a:1\" asks for TLS"),
+        ("--listen-client-urls https://0.0.0.0:2379 --key-file k", "client_tls.cert_file: got nothing"),
+        ("--listen-client-urls https://0.0.0.0:1 --cert-file c --key-file k --client-cert-auth", "client_tls.ca_file"),
+        ("--listen-client-urls https://0.0.0.0:1,http://0.0.0.0:2", "some of both"),
+        ("--listen-client-urls unixs://s", "client_tls.cert_file"),
+        ("--listen-metrics-urls https://0.0.0.0:1", "without TLS"),
+        ("--peer-auto-tls=true", "--peer-auto-tls \"true\" is refused: nobody can check"),
+        ("--auto-tls", "quorate cert"),
+        ("--peer-client-cert-file c", "the same certificate"),
+        ("--listen-client-urls https://0.0.0.0:1 --tls-min-version TLS1.1", "expected TLS1.2 or TLS1.3"),
+        ("--listen-client-urls https://0.0.0.0:1 --tls-max-version TLS1.2", "--tls-max-version"),
+        ("--initial-cluster default=https://a:1", "\"https://a:1\" and --listen-peer-urls"),
+        ("--listen-peer-urls https://10.0.0.1:1 --initial-cluster default=http://10.0.0.1:1", "--listen-peer-urls"),
         ("--listen-peer-urls unix://s", "server.listen_peer"),
         ("--listen-client-urls http://host:1", "expected an IP address"),
         ("--listen-client-urls 0.0.0.0:1", "expected http://host:port"),
@@ -162,6 +199,13 @@ fn what_changes_nothing_is_said_in_a_line_and_defaults_are_not() {
     let quiet =
         "--snapshot-count=10000 --pre-vote --client-cert-auth=false --cert-file= --auth-token simple --logger zap";
     assert_eq!(notes(quiet), Vec::<String>::new());
+    // As with etcd, files alone turn nothing on.
+    let said = notes("--cert-file c --client-cert-auth --peer-cert-file p --tls-min-version TLS1.3");
+    for name in ["--cert-file", "--client-cert-auth", "--peer-cert-file", "--tls-min-version"] {
+        assert_eq!(said.iter().filter(|note| note.starts_with(name)).count(), 1, "{name}: {said:?}");
+    }
+    let said = notes(CLIENT_MTLS);
+    assert!(said.len() == 1 && said[0].contains("TLS_AES_128_GCM_SHA256"), "{said:?}");
     assert_eq!(translated("--log-outputs stdout").unwrap().output, Output::Standard);
     assert_eq!(translated("--log-outputs /var/log/e").unwrap().output, Output::File("/var/log/e".into()));
 }
