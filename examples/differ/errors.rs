@@ -25,20 +25,20 @@ pub const OCCUR: &[&str] = &[
     "root user does not exist",
     "user name not found",
     "role name not found",
-    "user name is empty",
     "user name already exists",
-    "role name is empty",
-    "role name already exists",
-    "permission not given",
-    "role is not granted to the user",
-    "permission is not granted to the role",
-    "invalid auth management",
     "wrong downgrade target version format",
     "invalid downgrade target version",
 ];
 
 /// Those that do not occur, with the reason.
 pub const ELSEWHERE: &[(&str, &str)] = &[
+    ("user name is empty", "no role is made here; `tests/it/permissions.rs` and `kv/auth` have it"),
+    ("role name is empty", "no role is made here; `tests/it/permissions.rs` and `kv/auth` have it"),
+    ("role name already exists", "no role is made here; `tests/it/permissions.rs` and `kv/auth` have it"),
+    ("permission not given", "no role is made here; `tests/it/permissions.rs` and `kv/auth` have it"),
+    ("role is not granted to the user", "no role is made here; `tests/it/permissions.rs` and `kv/auth` have it"),
+    ("permission is not granted to the role", "no role is made here; `tests/it/permissions.rs` and `kv/auth` have it"),
+    ("invalid auth management", "no role is made here; `tests/it/permissions.rs` and `kv/auth` have it"),
     ("root user does not have root role", "nobody is made root: authentication stays off"),
     ("authentication failed, invalid user ID or password", "authentication stays off"),
     ("permission denied", "authentication stays off"),
@@ -80,4 +80,5 @@ pub const REFUSED_ONLY: &[&str] = &[
     "Maintenance/MoveLeader",
     "Auth/AuthEnable",
     "Auth/Authenticate",
+    "Auth/RoleGet",
 ];

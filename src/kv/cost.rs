@@ -64,7 +64,7 @@ impl AddAssign for Cost {
 }
 
 /// The keys that a command visits, if it names each of them: what it costs then needs no look at the data. `None` if it speaks of
-/// intervals, of the keys of a lease, or of so many keys that their values matter.
+/// intervals, of the keys of a lease, of users, or of so many keys that their values matter.
 pub fn plain_keys(request: &command::Request) -> Option<u64> {
     match request {
         command::Request::Put(_)
@@ -73,11 +73,10 @@ pub fn plain_keys(request: &command::Request) -> Option<u64> {
         | command::Request::WantedSize(_)
         | command::Request::LeaseGrant(_)
         | command::Request::Alarm(_)
-        | command::Request::Auth(_)
         | command::Request::StartDigest(_) => Some(1),
         command::Request::Txn(r) => plain_txn_keys(r).filter(|keys| *keys <= PLAIN_KEYS_MAX),
         command::Request::DeleteRange(r) => r.range_end.is_empty().then_some(1),
-        command::Request::LeaseRevoke(_) => None,
+        command::Request::LeaseRevoke(_) | command::Request::Auth(_) => None,
         command::Request::LeaseCheckpoint(r) => Some(r.checkpoints.len() as u64),
     }
 }
@@ -153,6 +152,8 @@ impl State {
             command::Request::LeaseRevoke(r) => {
                 Cost { keys: self.lease_keys(r.id).take(LEASE_KEYS_MAX).count().max(1) as u64, bytes: 0 }
             }
+            // Each user may have the role that changes.
+            command::Request::Auth(_) => Cost { keys: 1 + self.auth().user_count() as u64, bytes: 0 },
             plain => Cost { keys: plain_keys(plain).unwrap_or(1), bytes: 0 },
         }
     }

@@ -116,6 +116,10 @@ impl Auth {
         self.roles.get(name).map(|role| &**role)
     }
 
+    pub fn user_count(&self) -> usize {
+        self.users.len()
+    }
+
     /// Ascending by name.
     pub fn users(&self) -> impl Iterator<Item = &AuthUser> {
         self.users.values().map(|user| &user.facts)
