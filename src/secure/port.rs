@@ -414,7 +414,8 @@ mod tests {
     use super::*;
     use crate::config::TlsVersion;
 
-    const DAY: Duration = Duration::from_secs(24 * 3600);
+    /// Nobody is told of ends that are so far away.
+    const LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
 
     fn subject() -> Subject {
         Subject { common_name: "kv-0".into(), hosts: vec!["127.0.0.1".into()], uris: Vec::new(), usage: Use::Peer }
@@ -422,7 +423,7 @@ mod tests {
 
     fn leaf(ca: &Made) -> (String, String) {
         let issuer = Issuer::read(ca.certificate.as_bytes(), ca.key.as_bytes()).unwrap();
-        let made = issuer.leaf(&subject(), DAY).unwrap();
+        let made = issuer.leaf(&subject(), LIFE).unwrap();
         (made.certificate, made.key)
     }
 
@@ -449,7 +450,7 @@ mod tests {
 
     #[test]
     fn new_files_are_in_force_and_broken_ones_keep_the_old_and_are_told_of_at_the_second_look() {
-        let (dir, env, ca) = (tempfile::tempdir().unwrap(), Env::real(), mint::ca("ca", DAY).unwrap());
+        let (dir, env, ca) = (tempfile::tempdir().unwrap(), Env::real(), mint::ca("ca", LIFE).unwrap());
         let (one, other) = (leaf(&ca), leaf(&ca));
         write(dir.path(), &one, &ca.certificate);
         let port = open(&*env.disk, &settings(dir.path())).unwrap();
@@ -484,7 +485,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_used_is_told_with_its_place() {
-        let (dir, env, ca) = (tempfile::tempdir().unwrap(), Env::real(), mint::ca("ca", DAY).unwrap());
+        let (dir, env, ca) = (tempfile::tempdir().unwrap(), Env::real(), mint::ca("ca", LIFE).unwrap());
         let leaf = leaf(&ca);
         let refusal = |settings: &PeerTls| match open(&*env.disk, settings) {
             Ok(_) => panic!("it is taken"),
@@ -513,7 +514,7 @@ mod tests {
     #[test]
     fn a_member_makes_its_certificate_and_another_before_it_ends() {
         let (dir, env) = (tempfile::tempdir().unwrap(), Env::real());
-        let (old, new) = (mint::ca("old", DAY).unwrap(), mint::ca("new", DAY).unwrap());
+        let (old, new) = (mint::ca("old", LIFE).unwrap(), mint::ca("new", LIFE).unwrap());
         let file = |name: &str| dir.path().join(name);
         let write = |ca: &Made, bundle: &str| {
             std::fs::write(file("ca.crt"), bundle).unwrap();
@@ -551,7 +552,7 @@ mod tests {
 
     #[test]
     fn plain_members_are_heard_until_all_have_tls_and_never_by_who_has_no_cluster() {
-        let (dir, env, ca) = (tempfile::tempdir().unwrap(), Env::real(), mint::ca("ca", DAY).unwrap());
+        let (dir, env, ca) = (tempfile::tempdir().unwrap(), Env::real(), mint::ca("ca", LIFE).unwrap());
         write(dir.path(), &leaf(&ca), &ca.certificate);
         let heard = |plain: PlainPeers| {
             let port = open(&*env.disk, &PeerTls { plain, ..settings(dir.path()) }).unwrap();

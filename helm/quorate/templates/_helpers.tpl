@@ -139,7 +139,7 @@ key_file: {{ $dir }}/tls.key
 - name: tls-{{ $port }}
   secret:
     secretName: {{ $tls.secret | quote }}
-    defaultMode: 0440
+    defaultMode: 288 # 0440
 {{- end }}
 {{- end }}
 {{- end -}}
