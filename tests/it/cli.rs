@@ -154,8 +154,8 @@ fn errors_are_one_line_with_what_to_do() {
         let error = cli.fails(args);
         assert!(error.contains("127.0.0.1:1") && error.contains("--endpoints"), "{args:?}: {error}");
     }
-    let error = cli.fails(&["get", "k", "--endpoints", "https://kv:2379"]);
-    assert!(error.contains("http://host:port"), "{error}");
+    let error = cli.fails(&["get", "k", "--endpoints", "ftp://kv:2379"]);
+    assert!(error.contains("https://host:port"), "{error}");
     let error = cli.fails(&["config", "--set", "raft.heartbeat_intervall=1s"]);
     assert!(error.contains("raft.heartbeat_intervall") && error.contains("raft.heartbeat_interval"), "{error}");
     let error = cli.fails(&["serve", "--set", "raft.heartbeat_interval=100"]);

@@ -282,8 +282,8 @@ fn every_rule_finds_what_breaks_it() {
     assert_eq!(check_text("README.md", &format!("a\nsee {}/x", concat!("../", "shared"))).len(), 1);
 }
 
-/// The cases of the membership that somebody has thought of, each with a test that names it. 38 (certificates that rotate) waits for
-/// TLS.
+/// The cases of the membership that somebody has thought of, each with a test that names it. 38 (certificates that rotate
+/// under load) has none yet.
 #[test]
 fn every_membership_case_has_a_test() {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it");
