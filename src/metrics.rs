@@ -98,6 +98,8 @@ pub struct Metrics {
     pub self_checks_differing: IntCounter,
     /// Log lines that nobody read in time.
     pub log_lines_lost: IntCounter,
+    /// Log lines that were one too many of their kind.
+    pub log_lines_left_out: IntCounter,
     /// Requests over the JSON gateway.
     pub gateway_requests: IntCounter,
     /// What answering on watch streams takes.
@@ -301,6 +303,10 @@ impl Metrics {
             log_lines_lost: counter(
                 "quorate_log_lines_lost_total",
                 "Log lines that were lost because standard error was not read in time.",
+            ),
+            log_lines_left_out: counter(
+                "quorate_log_lines_left_out_total",
+                "Log lines that were left out because the same place had written 30 in a minute.",
             ),
             gateway_requests: counter("quorate_gateway_requests_total", "Requests over the JSON gateway."),
             watch: Watch::new(r),

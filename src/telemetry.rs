@@ -1,14 +1,18 @@
 //! Where log lines go: standard error, as text for people or as one JSON object a line.
 //!
 //! Owns the process's one subscriber. A server never waits for who reads its lines (`env::stderr`): those that are not read in time are
-//! lost, and counted. Absent: every decision about what is logged.
+//! lost, and counted. Nothing fills a disk with lines of one kind (`limit`). Absent: every decision about what is logged.
+
+mod limit;
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, fmt};
 
+use self::limit::{Limit, Telling};
 use crate::config::{LogFormat, Telemetry};
 use crate::env::stderr::Lines;
 use crate::metrics::metrics;
@@ -79,10 +83,19 @@ where
         }
     }
     let filter = EnvFilter::try_new(filter)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
-    Ok(match telemetry.format {
-        LogFormat::Text => Box::new(builder.with_ansi(std::io::stderr().is_terminal()).finish()),
-        LogFormat::Json => Box::new(builder.json().flatten_event(true).with_current_span(true).finish()),
+    let builder = fmt().with_env_filter(filter).with_writer(writer);
+    let format = telemetry.format;
+    Ok(match format {
+        LogFormat::Text => {
+            let inner = fmt::format().with_ansi(std::io::stderr().is_terminal());
+            let builder = builder.with_ansi(std::io::stderr().is_terminal()).event_format(Telling { inner, format });
+            Box::new(builder.finish().with(Limit::default()))
+        }
+        LogFormat::Json => {
+            let inner = fmt::format().json().flatten_event(true).with_current_span(true);
+            let builder = builder.json().event_format(Telling { inner, format });
+            Box::new(builder.finish().with(Limit::default()))
+        }
     })
 }
 
@@ -150,5 +163,35 @@ mod tests {
         let text = lines("info", LogFormat::Text);
         assert!(text.contains("became leader") && text.contains("term") && !text.contains("detail"), "{text}");
         assert_eq!(lines("off", LogFormat::Text), "");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_in_the_code_writes_so_many_lines_a_minute_and_then_tells_what_it_left_out() {
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let sink = Sink::default();
+            let writer = sink.clone();
+            let telemetry = Telemetry { level: "debug".to_owned(), format };
+            let subscriber = subscriber(&telemetry, move || writer.clone()).unwrap();
+            let lines = || String::from_utf8(std::mem::take(&mut *sink.0.lock())).unwrap();
+            let _guard = tracing::subscriber::set_default(subscriber);
+            let refuse = || tracing::warn!(max = 7, "refused");
+            (0..100).for_each(|_| refuse());
+            assert_eq!(lines().lines().count(), 30);
+            tracing::warn!("another place");
+            (0..100).for_each(|_| tracing::debug!("detail"));
+            assert_eq!(lines().lines().count(), 101);
+            tokio::time::advance(Duration::from_secs(60)).await;
+            (0..2).for_each(|_| refuse());
+            let text = lines();
+            let (first, second) = text.trim_end().split_once('\n').unwrap();
+            match format {
+                LogFormat::Text => assert!(first.ends_with("refused max=7 left_out=70"), "{text}"),
+                LogFormat::Json => {
+                    let line: serde_json::Value = serde_json::from_str(first).unwrap();
+                    assert_eq!((&line["max"], &line["left_out"]), (&7.into(), &70.into()), "{text}");
+                }
+            }
+            assert!(second.contains("refused") && !second.contains("left_out"), "{text}");
+        }
     }
 }

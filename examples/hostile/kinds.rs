@@ -75,6 +75,17 @@ pub struct Tally {
     pub refused: BTreeMap<String, u64>,
 }
 
+/// A refusal's text without what differs from one to the next: numbers, ids and names that were quoted.
+fn kind_of(text: &str) -> String {
+    let words = text.split_whitespace().map(|word| {
+        let bare = word.trim_matches(|c: char| c.is_ascii_punctuation());
+        let is_id = bare.chars().any(|c| c.is_ascii_digit()) && bare.chars().all(|c| c.is_ascii_hexdigit());
+        let is_strange = word.contains('"') || word.chars().any(|c| c.is_control() || !c.is_ascii());
+        if is_id || is_strange { "#".to_owned() } else { word.replace(|c: char| c.is_ascii_digit(), "#") }
+    });
+    words.collect::<Vec<_>>().join(" ").chars().take(90).collect()
+}
+
 impl Tally {
     pub fn note<T>(&mut self, outcome: Result<T, String>) -> Option<T> {
         match outcome {
@@ -83,8 +94,7 @@ impl Tally {
                 Some(answer)
             }
             Err(text) => {
-                let text: String = text.chars().take(90).collect();
-                *self.refused.entry(text).or_default() += 1;
+                *self.refused.entry(kind_of(&text)).or_default() += 1;
                 None
             }
         }

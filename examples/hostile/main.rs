@@ -77,6 +77,9 @@ struct Args {
     /// Most by which the good clients' p99 may be above the control run's, in milliseconds
     #[arg(long, default_value_t = 20.0)]
     rise_max: f64,
+    /// Keep the members' logs in this directory
+    #[arg(long)]
+    logs: Option<PathBuf>,
     /// Most changes of the leader while the attack goes on
     #[arg(long, default_value_t = 0)]
     elections_max: u64,
@@ -116,6 +119,8 @@ struct Outcome {
     seen: Seen,
     /// Changes of the term while the attack went on.
     elections: u64,
+    /// When each was seen, and what was going on then.
+    when: Vec<String>,
     ended: Vec<u64>,
     peak_mib: f64,
     /// What is missing, or differs, or is not served, after the attack.
@@ -163,10 +168,13 @@ fn burn(micros: u64, duration: Duration) {
 async fn attack(clients: Vec<String>, peers: Vec<String>, kinds: &[String], seed: u64, until: Instant) {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut tally = Tally::default();
+    let begun = Instant::now();
     while Instant::now() < until {
         let turn_ends = (Instant::now() + TURN).min(until);
-        let turns = (0..AT_ONCE.min(kinds.len())).map(|_| {
-            let kind = random.choice(kinds).expect("some kind is wanted").clone();
+        let chosen: Vec<String> =
+            (0..AT_ONCE.min(kinds.len())).map(|_| random.choice(kinds).expect("some kind is wanted").clone()).collect();
+        println!("turn {} {}", begun.elapsed().as_millis(), chosen.join(", "));
+        let turns = chosen.into_iter().map(|kind| {
             let mut attack = Attack {
                 clients: clients.clone(),
                 peers: peers.clone(),
@@ -237,6 +245,13 @@ enum Load<'a> {
 }
 
 impl Load<'_> {
+    fn name(&self) -> &'static str {
+        match self {
+            Load::Attack { .. } => "attack",
+            Load::Burn(_) => "control",
+        }
+    }
+
     fn start(&self, args: &Args, servers: &Servers) -> anyhow::Result<Vec<Child>> {
         let millis = args.duration.as_millis().to_string();
         let peers: Vec<String> = (0..MEMBERS).map(|slot| servers.peer_address(slot)).collect();
@@ -279,19 +294,37 @@ async fn run(args: &Args, load: Load<'_>) -> anyhow::Result<Outcome> {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let hostile = load.start(args, &servers)?;
     let term = Terms::of(&servers).await.highest;
-    let until = Instant::now() + args.duration;
-    let (mut peak, mut terms) = (0.0_f64, Terms { highest: term });
+    let begun = Instant::now();
+    let until = begun + args.duration;
+    let (mut peak, mut terms, mut rises) = (0.0_f64, Terms { highest: term }, Vec::new());
     while Instant::now() < until {
         peak = peak.max(servers.pids().into_iter().map(resident_bytes).fold(0.0, f64::max));
+        let before = terms.highest;
         terms.look(&servers).await;
+        if terms.highest > before {
+            rises.push((begun.elapsed(), before, terms.highest));
+        }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    let (mut hostile_cpu_micros, mut tally) = (Vec::new(), Tally::default());
+    let (mut hostile_cpu_micros, mut tally, mut turns) = (Vec::new(), Tally::default(), Vec::new());
     for child in hostile {
         let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await??;
-        let (cpu, told) = told(&String::from_utf8_lossy(&output.stdout));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (cpu, told) = told(&text);
         hostile_cpu_micros.push(cpu);
         tally.add(told);
+        turns.push(text);
+    }
+    let when = rises.iter().map(|(at, from, to)| {
+        let kinds: Vec<&str> = turns.iter().filter_map(|text| turn_at(text, at.as_millis())).collect();
+        format!("after {:.1} s: term {from} to {to}; {}", at.as_secs_f64(), kinds.join("; "))
+    });
+    let when = when.collect();
+    if let Some(logs) = &args.logs {
+        for slot in 0..MEMBERS {
+            std::fs::create_dir_all(logs)?;
+            std::fs::write(logs.join(format!("{}-{slot}.log", load.name())), servers.log_text(slot))?;
+        }
     }
     terms.look(&servers).await;
     let ended: Vec<u64> = (0..MEMBERS).filter(|slot| has_ended(&servers, *slot)).collect();
@@ -308,7 +341,16 @@ async fn run(args: &Args, load: Load<'_>) -> anyhow::Result<Outcome> {
             Err(_) => lost = Some(format!("the cluster does not serve again {RECOVERY_PATIENCE:?} after the attack")),
         }
     }
-    Ok(Outcome { seen, elections: terms.highest - term, ended, peak_mib: peak / MIB, lost, hostile_cpu_micros, tally })
+    Ok(Outcome {
+        seen,
+        elections: terms.highest - term,
+        when,
+        ended,
+        peak_mib: peak / MIB,
+        lost,
+        hostile_cpu_micros,
+        tally,
+    })
 }
 
 /// The processes are children: one that has ended has no memory any more.
@@ -351,6 +393,13 @@ impl Terms {
             }
         }
     }
+}
+
+/// The kinds that a hostile process tried at this moment, by what it has printed.
+fn turn_at(text: &str, millis: u128) -> Option<&str> {
+    let turns = text.lines().filter_map(|line| line.strip_prefix("turn ")?.split_once(' '));
+    let begun = |at: &str| at.parse().is_ok_and(|at: u128| at <= millis);
+    turns.take_while(|(at, _)| begun(at)).last().map(|(_, kinds)| kinds)
 }
 
 /// What a hostile process has printed.
@@ -398,6 +447,9 @@ fn report(args: &Args, outcome: &Outcome, control: Option<&Outcome>) -> Vec<Stri
         outcome.peak_mib,
         outcome.hostile_cpu_micros.iter().sum::<u64>() as f64 / 1e6
     );
+    for when in &outcome.when {
+        println!("    {when}");
+    }
     println!("  hostile clients: served {}", outcome.tally.served);
     for (text, count) in &outcome.tally.refused {
         println!("    {count:>7}  {text}");
