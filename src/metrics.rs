@@ -96,10 +96,7 @@ pub struct Metrics {
     /// Comparisons of the members' states that this process made as leader, and those that found a difference.
     pub self_checks: IntCounter,
     pub self_checks_differing: IntCounter,
-    /// Log lines that nobody read in time.
-    pub log_lines_lost: IntCounter,
-    /// Log lines that were one too many of their kind.
-    pub log_lines_left_out: IntCounter,
+    pub log_lines: LogLines,
     /// Requests over the JSON gateway.
     pub gateway_requests: IntCounter,
     /// What answering on watch streams takes.
@@ -246,6 +243,30 @@ impl Tls {
     }
 }
 
+/// Log lines that were not written.
+pub struct LogLines {
+    /// Nobody read them in time.
+    pub lost: IntCounter,
+    /// They were too many of a kind.
+    pub left_out: IntCounter,
+}
+
+impl LogLines {
+    fn new(r: &Registry) -> Self {
+        let counter = |name: &str, help: &str| register(r, IntCounter::new(name, help));
+        Self {
+            lost: counter(
+                "quorate_log_lines_lost_total",
+                "Log lines that were lost because standard error was not read in time.",
+            ),
+            left_out: counter(
+                "quorate_log_lines_left_out_total",
+                "Log lines that were left out because the same place had written 30 in a minute.",
+            ),
+        }
+    }
+}
+
 impl Metrics {
     fn new() -> Self {
         let registry = Registry::new();
@@ -300,14 +321,7 @@ impl Metrics {
                 "quorate_self_checks_differing_total",
                 "Comparisons in which members' states differed.",
             ),
-            log_lines_lost: counter(
-                "quorate_log_lines_lost_total",
-                "Log lines that were lost because standard error was not read in time.",
-            ),
-            log_lines_left_out: counter(
-                "quorate_log_lines_left_out_total",
-                "Log lines that were left out because the same place had written 30 in a minute.",
-            ),
+            log_lines: LogLines::new(r),
             gateway_requests: counter("quorate_gateway_requests_total", "Requests over the JSON gateway."),
             watch: Watch::new(r),
             requests: requests(r),

@@ -26,7 +26,7 @@ pub struct Background(Lines);
 impl Background {
     /// Installs the subscriber, also for panics. Call it once; a second one is refused.
     pub fn init(telemetry: &Telemetry) -> anyhow::Result<Self> {
-        let lines = Lines::start(|| metrics().log_lines_lost.inc())?;
+        let lines = Lines::start(|| metrics().log_lines.lost.inc())?;
         let writer = lines.clone();
         subscriber(telemetry, move || Writer(writer.clone()))?.try_init()?;
         let writer = lines.clone();

@@ -101,7 +101,7 @@ impl Cluster for Api {
             // As etcd, which looks for the member first.
             Err(fault) => {
                 node.read_index().await?;
-                let is_known = node.store().read(|s| s.membership.nodes().any(|(known, _)| *known == id));
+                let is_known = node.membership().nodes().any(|(known, _)| *known == id);
                 return Err(if is_known { fault } else { Error::MemberNotFound }.into());
             }
         };

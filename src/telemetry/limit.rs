@@ -69,7 +69,7 @@ impl<S: Subscriber> Layer<S> for Limit {
         let left_out = self.take(event.metadata().callsite(), Instant::now());
         match left_out {
             Some(left_out) => LEFT_OUT.set(left_out),
-            None => metrics().log_lines_left_out.inc(),
+            None => metrics().log_lines.left_out.inc(),
         }
         left_out.is_some()
     }
