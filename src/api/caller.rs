@@ -1,7 +1,7 @@
 //! Who asks: what a request shows of it.
 //!
-//! A token counts before the certificate of the connection. Invariant: while authentication is off nothing is looked at.
-//! Absent: what somebody may do (`kv::auth`, by way of `node`).
+//! Invariant: while authentication is off nothing is looked at. Absent: what somebody may do (`kv::auth`, by way of `node`), and users
+//! that are named by the certificate of their connection.
 
 use std::sync::Arc;
 
