@@ -108,7 +108,7 @@ pub struct NewPassword {
 #[derive(Debug, clap::Args)]
 pub struct UserAddArgs {
     name: String,
-    /// The user never has a password: a certificate names it
+    /// The user never has a password: it can ask for no token
     #[arg(long, conflicts_with_all = ["new_user_password", "new_user_password_file"])]
     no_password: bool,
     #[command(flatten)]
