@@ -58,13 +58,13 @@ pub struct Passwords {
 #[derive(Default)]
 struct Failures {
     begun: Option<Instant>,
-    /// By host, and by host and user.
-    counts: HashMap<(u64, Option<String>), u32>,
+    /// By host, and by host and the number of a user: a name that is guessed may be as long as a request.
+    counts: HashMap<(u64, Option<u64>), u32>,
 }
 
 impl Failures {
     /// Those of the window that `now` is in.
-    fn now(&mut self, now: Instant) -> &mut HashMap<(u64, Option<String>), u32> {
+    fn now(&mut self, now: Instant) -> &mut HashMap<(u64, Option<u64>), u32> {
         let is_over = self.begun.is_none_or(|begun| now - begun >= WINDOW);
         if is_over || self.counts.len() >= COUNTED_MAX {
             self.counts.clear();
@@ -75,8 +75,8 @@ impl Failures {
 
     fn check(&mut self, host: u64, user: &str, now: Instant) -> Result<(), Error> {
         let counts = self.now(now);
-        let of = |name: Option<String>| counts.get(&(host, name)).copied().unwrap_or(0);
-        if of(None) >= FAILURES_OF_HOST_MAX || of(Some(user.to_owned())) >= FAILURES_OF_USER_MAX {
+        let of = |user: Option<u64>| counts.get(&(host, user)).copied().unwrap_or(0);
+        if of(None) >= FAILURES_OF_HOST_MAX || of(Some(number_of(user))) >= FAILURES_OF_USER_MAX {
             return Err(Error::TooManyRequests);
         }
         Ok(())
@@ -84,8 +84,8 @@ impl Failures {
 
     fn note(&mut self, host: u64, user: &str, now: Instant) {
         let counts = self.now(now);
-        for name in [None, Some(user.to_owned())] {
-            *counts.entry((host, name)).or_default() += 1;
+        for user in [None, Some(number_of(user))] {
+            *counts.entry((host, user)).or_default() += 1;
         }
     }
 }
@@ -169,10 +169,15 @@ impl Passwords {
     }
 }
 
-fn turn_of(name: &str) -> usize {
+/// A name as a number; two may share one.
+fn number_of(name: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     name.hash(&mut hasher);
-    (hasher.finish() % TURNS as u64) as usize
+    hasher.finish()
+}
+
+fn turn_of(name: &str) -> usize {
+    (number_of(name) % TURNS as u64) as usize
 }
 
 fn refused(refused: Refused) -> Error {

@@ -1,12 +1,13 @@
 //! Changes of users and roles, with etcd 3.7's rules and refusals.
 //!
-//! Invariant: what is refused changes nothing; what is done is recorded, the facts last.
+//! Invariants: what is refused changes nothing; what is done is recorded, the facts last. One user or role, and all of them together, have
+//! bounds: each is one record of a snapshot, and a change of a role may write every user anew.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Auth, ROOT};
+use super::{Auth, ROOT, entry_bytes};
 use crate::error::Error;
 use crate::kv::State;
 use crate::pb::authpb::Permission;
@@ -17,6 +18,11 @@ use crate::pb::etcd::{
 use crate::pb::log::auth_change::Change as Asked;
 use crate::pb::log::change::Change;
 use crate::pb::log::{AuthChange, AuthChanged, AuthEnable, AuthRole, AuthUser, UserPassword};
+
+/// Most bytes of one user with its roles, or of one role with its permissions: thousands of them.
+const ENTRY_BYTES_MAX: u64 = 256 << 10;
+/// Most bytes of all users and roles: a hundred thousand users.
+pub(super) const ALL_BYTES_MAX: u64 = 64 << 20;
 
 /// What a change came to: what is different then, in order.
 type Changes = Result<Vec<Change>, Error>;
@@ -74,8 +80,27 @@ impl Auth {
         vec![Change::Auth(facts)]
     }
 
-    /// These changes, and the revision that they make.
+    /// These changes, and the revision that they make. Refuses what makes more than the bounds allow; what makes less is always done.
     fn made(&self, mut changes: Vec<Change>) -> Changes {
+        let mut more = 0;
+        for change in &changes {
+            let (now, before) = match change {
+                Change::AuthUser(user) if !user.gone => {
+                    (entry_bytes(user), self.user(&user.name).map_or(0, entry_bytes))
+                }
+                Change::AuthRole(role) if !role.gone => {
+                    (entry_bytes(role), self.role(&role.name).map_or(0, entry_bytes))
+                }
+                _ => continue,
+            };
+            if now > ENTRY_BYTES_MAX.max(before) {
+                return Err(Error::RequestTooLarge);
+            }
+            more += now.saturating_sub(before);
+        }
+        if more > 0 && self.bytes + more > ALL_BYTES_MAX {
+            return Err(Error::NoSpace);
+        }
         changes.push(Change::Auth(super::AuthFacts { revision: self.revision + 1, ..self.facts() }));
         Ok(changes)
     }

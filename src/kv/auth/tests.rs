@@ -339,3 +339,39 @@ fn users_take_space_and_give_it_back() {
     world.make(Asked::UserDelete(AuthUserDeleteRequest { name: "u".into() }));
     assert_eq!(world.0.bytes(), empty);
 }
+
+#[test]
+fn users_and_roles_have_bounds_by_themselves_and_together() {
+    let seed = fastrand::u64(..);
+    let (mut random, mut world, mut refused) = (fastrand::Rng::with_seed(seed), World::new(), 0);
+    let text = |random: &mut fastrand::Rng| random.alphanumeric().to_string().repeat(1 << random.u32(10..20));
+    for _ in 0..600 {
+        let name = format!("role {}", random.u8(..8));
+        let key = Bytes::from(text(&mut random));
+        let perm = Some(Permission { perm_type: 0, key, range_end: Bytes::new() });
+        let asked = match random.u8(..8) {
+            0 => Asked::RoleAdd(AuthRoleAddRequest { name: text(&mut random) }),
+            1 => Asked::RoleAdd(AuthRoleAddRequest { name }),
+            2 => Asked::UserAdd(UserPassword { user: text(&mut random), ..password("", "hash") }),
+            _ => Asked::RoleGrantPermission(AuthRoleGrantPermissionRequest { name, perm }),
+        };
+        refused += usize::from(world.change(&Caller::Internal, asked) == Err(Error::RequestTooLarge));
+        let sizes = world.0.auth().users().map(entry_bytes).chain(world.0.auth().roles().map(entry_bytes));
+        assert!(sizes.max().unwrap() <= 256 << 10, "seed {seed}");
+    }
+    assert!(refused > 100, "seed {seed}: {refused}");
+    // All together; without a look at the whole state each time.
+    let mut world = World::new();
+    let user = |n: u32| UserPassword { user: format!("{n} {}", "u".repeat(250_000)), ..password("", "hash") };
+    let add = |world: &mut World, n: u32| {
+        let change = Some(Asked::UserAdd(user(n)));
+        let mut command = Command::new(AUTH_SINCE, Request::Auth(AuthChange { change }));
+        command.asker = Caller::Internal.to_pb();
+        world.0.apply(&command, true).unwrap().map(drop)
+    };
+    let full = (0..1000).find(|n| add(&mut world, *n) == Err(Error::NoSpace));
+    assert!(full.is_some() && world.0.auth().bytes() <= change::ALL_BYTES_MAX, "{full:?}");
+    // What takes less is done.
+    world.make(Asked::UserDelete(AuthUserDeleteRequest { name: user(0).user }));
+    world.make(Asked::UserAdd(user(0)));
+}
