@@ -8,7 +8,7 @@
 //! Hostile clients are processes of their own. The control run has as many, each of which burns the processor time that the hostile
 //! one has used and sends nothing: what the good clients suffer then is the machine's doing. `--program` names the server to try, such
 //! as one of another version. Ends with exit code 1 if a member ended, leadership changed, something acknowledged is missing, a good
-//! client was told something wrong, memory went over its bound, or the good clients' p99 rose by more than `--rise-max`.
+//! client was told something wrong, memory went over what settings and data allow, or the good clients' p99 rose by more than `--rise-max`.
 
 #[path = "../compare/servers.rs"]
 #[allow(dead_code, reason = "what the example `compare` needs beside")]
@@ -29,7 +29,7 @@ use anyhow::{Context as _, bail, ensure};
 use clap::Parser as _;
 use good::{Good, Seen};
 use kinds::{Attack, FILLED, KINDS, Tally};
-use quorate::config::units;
+use quorate::config::{Bytes, Config, units};
 use quorate::env::process::raise_open_files_max;
 use quorate::pb::etcd::kv_client::KvClient;
 use quorate::pb::etcd::maintenance_client::MaintenanceClient;
@@ -71,9 +71,9 @@ struct Args {
     /// Keys of 200 bytes that are there from the beginning
     #[arg(long, default_value_t = 100_000)]
     keys: usize,
-    /// Most memory of a member, in MiB
-    #[arg(long, default_value_t = 1024.0)]
-    memory_max: f64,
+    /// Most memory of a member, in MiB; without it, what the settings come to together with the data that was there
+    #[arg(long)]
+    memory_max: Option<f64>,
     /// Most by which the good clients' p99 may be above the control run's, in milliseconds
     #[arg(long, default_value_t = 20.0)]
     rise_max: f64,
@@ -123,6 +123,8 @@ struct Outcome {
     when: Vec<String>,
     ended: Vec<u64>,
     peak_mib: f64,
+    /// What the settings allow a member with as much data as there was at most.
+    allowed_mib: f64,
     /// What is missing, or differs, or is not served, after the attack.
     lost: Option<String>,
     hostile_cpu_micros: Vec<u64>,
@@ -293,16 +295,17 @@ async fn run(args: &Args, load: Load<'_>) -> anyhow::Result<Outcome> {
     // So that the first elections and the fill are not counted.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let hostile = load.start(args, &servers)?;
-    let term = Terms::of(&servers).await.highest;
+    let mut told = Told::of(&servers).await;
+    let term = told.term;
     let begun = Instant::now();
     let until = begun + args.duration;
-    let (mut peak, mut terms, mut rises) = (0.0_f64, Terms { highest: term }, Vec::new());
+    let (mut peak, mut rises) = (0.0_f64, Vec::new());
     while Instant::now() < until {
         peak = peak.max(servers.pids().into_iter().map(resident_bytes).fold(0.0, f64::max));
-        let before = terms.highest;
-        terms.look(&servers).await;
-        if terms.highest > before {
-            rises.push((begun.elapsed(), before, terms.highest));
+        let before = told.term;
+        told.look(&servers).await;
+        if told.term > before {
+            rises.push((begun.elapsed(), before, told.term));
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
@@ -310,9 +313,9 @@ async fn run(args: &Args, load: Load<'_>) -> anyhow::Result<Outcome> {
     for child in hostile {
         let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await??;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let (cpu, told) = told(&text);
+        let (cpu, calls) = printed(&text);
         hostile_cpu_micros.push(cpu);
-        tally.add(told);
+        tally.add(calls);
         turns.push(text);
     }
     let when = rises.iter().map(|(at, from, to)| {
@@ -326,7 +329,7 @@ async fn run(args: &Args, load: Load<'_>) -> anyhow::Result<Outcome> {
             std::fs::write(logs.join(format!("{}-{slot}.log", load.name())), servers.log_text(slot))?;
         }
     }
-    terms.look(&servers).await;
+    told.look(&servers).await;
     let ended: Vec<u64> = (0..MEMBERS).filter(|slot| has_ended(&servers, *slot)).collect();
     let (mut lost, mut seen) = (None, Seen::default());
     if ended.is_empty() {
@@ -343,10 +346,11 @@ async fn run(args: &Args, load: Load<'_>) -> anyhow::Result<Outcome> {
     }
     Ok(Outcome {
         seen,
-        elections: terms.highest - term,
+        elections: told.term - term,
         when,
         ended,
         peak_mib: peak / MIB,
+        allowed_mib: memory_allowed(told.data_bytes) / MIB,
         lost,
         hostile_cpu_micros,
         tally,
@@ -373,26 +377,36 @@ async fn equal_hashes(servers: &Servers) -> anyhow::Result<()> {
     servers.wait("equal hashes", look).await
 }
 
-/// The terms that members tell.
-struct Terms {
-    highest: u64,
+/// The most that members have told.
+#[derive(Default)]
+struct Told {
+    term: u64,
+    data_bytes: u64,
 }
 
-impl Terms {
+impl Told {
     async fn of(servers: &Servers) -> Self {
-        let mut terms = Self { highest: 0 };
-        terms.look(servers).await;
-        terms
+        let mut told = Self::default();
+        told.look(servers).await;
+        told
     }
 
     async fn look(&mut self, servers: &Servers) {
         for slot in 0..MEMBERS {
             let status = tokio::time::timeout(Duration::from_secs(2), servers.status(slot)).await;
             if let Ok(Ok(status)) = status {
-                self.highest = self.highest.max(status.raft_term);
+                self.term = self.term.max(status.raft_term);
+                self.data_bytes = self.data_bytes.max(status.db_size.try_into().unwrap_or(0));
             }
         }
     }
+}
+
+/// What a member of the default settings may take beside so much data: base, data and account.
+fn memory_allowed(data_bytes: u64) -> f64 {
+    let mut config = Config::default();
+    config.storage.quota_bytes = Bytes(data_bytes);
+    config.memory_bytes_max() as f64
 }
 
 /// The kinds that a hostile process tried at this moment, by what it has printed.
@@ -403,7 +417,7 @@ fn turn_at(text: &str, millis: u128) -> Option<&str> {
 }
 
 /// What a hostile process has printed.
-fn told(text: &str) -> (u64, Tally) {
+fn printed(text: &str) -> (u64, Tally) {
     let (mut cpu, mut tally) = (0, Tally::default());
     for line in text.lines() {
         match line.split_once(' ') {
@@ -476,8 +490,9 @@ fn report(args: &Args, outcome: &Outcome, control: Option<&Outcome>) -> Vec<Stri
     if outcome.elections > args.elections_max {
         faults.push(format!("{} elections", outcome.elections));
     }
-    if outcome.peak_mib > args.memory_max {
-        faults.push(format!("a member took {:.0} MiB, of {:.0}", outcome.peak_mib, args.memory_max));
+    let allowed = args.memory_max.unwrap_or(outcome.allowed_mib);
+    if outcome.peak_mib > allowed {
+        faults.push(format!("a member took {:.0} MiB, of {allowed:.0}", outcome.peak_mib));
     }
     faults.extend(outcome.lost.clone());
     faults.extend(outcome.seen.wrong.iter().take(5).cloned());

@@ -114,8 +114,7 @@ impl State {
         let taken = limit(r).map_or(count, |limit| limit.min(count));
         let is_last = r.sort_order == SortOrder::Descend as i32;
         let first = if is_last { ranks.end - taken } else { ranks.start };
-        let mut kvs = Vec::with_capacity(taken);
-        kvs.extend(self.live.iter_at(first).take(taken).cloned());
+        let mut kvs = self.live.cloned(first..first + taken);
         if is_last {
             kvs.reverse();
         }

@@ -299,6 +299,20 @@ impl Tree {
         }
     }
 
+    /// The items of these ranks, which exist; taken leaf by leaf.
+    pub(super) fn cloned(&self, ranks: std::ops::Range<usize>) -> Vec<KeyValue> {
+        let mut items = Vec::with_capacity(ranks.len());
+        let mut from = self.iter_at(ranks.start);
+        loop {
+            let run = from.run();
+            let taken = run.len().min(ranks.len() - items.len());
+            if taken == 0 {
+                return items;
+            }
+            items.extend_from_slice(&run[..taken]);
+        }
+    }
+
     /// Puts what `make` makes of the item at this place, if there is one, in its place. Returns the item that it replaces.
     pub(super) fn insert(
         &mut self,
@@ -626,6 +640,32 @@ pub(super) struct Iter<'a> {
     leaf: std::slice::Iter<'a, KeyValue>,
 }
 
+impl<'a> Iter<'a> {
+    /// Goes on to the next leaf; `None` behind the last.
+    fn turn(&mut self) -> Option<()> {
+        loop {
+            match self.above.last_mut()?.next() {
+                None => {
+                    self.above.pop();
+                }
+                Some(child) => match &child.node {
+                    Node::Leaf(leaf) => {
+                        self.leaf = leaf.entries.iter();
+                        return Some(());
+                    }
+                    Node::Branch(branch) => self.above.push(branch.entries.iter()),
+                },
+            }
+        }
+    }
+
+    /// What is left of a leaf; empty behind the last item only.
+    fn run(&mut self) -> &'a [KeyValue] {
+        while self.leaf.as_slice().is_empty() && self.turn().is_some() {}
+        std::mem::take(&mut self.leaf).as_slice()
+    }
+}
+
 impl<'a> Iterator for Iter<'a> {
     type Item = &'a KeyValue;
 
@@ -634,15 +674,7 @@ impl<'a> Iterator for Iter<'a> {
             if let Some(item) = self.leaf.next() {
                 return Some(item);
             }
-            match self.above.last_mut()?.next() {
-                None => {
-                    self.above.pop();
-                }
-                Some(child) => match &child.node {
-                    Node::Leaf(leaf) => self.leaf = leaf.entries.iter(),
-                    Node::Branch(branch) => self.above.push(branch.entries.iter()),
-                },
-            }
+            self.turn()?;
         }
     }
 }
@@ -756,6 +788,8 @@ mod tests {
                 assert_eq!(tree.bytes_before(rank), bytes(map.range(..&entry).map(|(_, v)| v)));
                 assert_eq!(tree.last_before(place), map.range(..&entry).next_back().map(|(_, v)| v));
                 assert!(tree.iter_at(rank).take(40).eq(map.range(&entry..).take(40).map(|(_, v)| v)));
+                let some = rank..tree.len().min(rank + random.usize(..400));
+                assert!(tree.cloned(some.clone()).iter().eq(tree.iter_at(some.start).take(some.len())));
                 assert_eq!(tree.rank(Place::before(&key)), map.range(..&first).count());
                 assert_eq!(tree.rank(Place::after(&key)), map.range(..=(key.clone(), i64::MAX)).count());
                 let of_key = map.range(first..=(key.clone(), i64::MAX)).map(|(_, v)| v);

@@ -148,11 +148,7 @@ impl Encoded {
     fn versions(&mut self, field: u32, versions: Vec<KeyValue>) {
         let content: usize = versions.iter().map(|kv| delimited_len(kv.as_encoded().len())).sum();
         self.bytes += content;
-        self.pieces.versions(versions, move |kv, _, out| {
-            encode_key(field, WireType::LengthDelimited, out);
-            encode_varint(kv.as_encoded().len() as u64, out);
-            out.extend_from_slice(kv.as_encoded());
-        });
+        self.pieces.versions(versions, move |kv, _, out| write_version(field, kv, out));
     }
 
     fn message(&mut self, field: u32, inner: Self) {
@@ -205,11 +201,11 @@ impl LargeAnswer {
     pub fn in_grpc(self) -> Pieces {
         let bytes = self.encoded_len();
         let mut pieces = Pieces::default();
-        // The library encodes faster what is one piece anyway.
+        // What is one piece anyway is written at once.
         if bytes <= PIECE_BYTES {
             let mut message = grpc_head(bytes, bytes);
             match self {
-                Self::Range(answer) => answer.encode_raw(&mut message),
+                Self::Range(answer) => write_range(answer, &mut message),
                 Self::DeleteRange(answer) => answer.encode_raw(&mut message),
                 Self::Txn(answer) => answer.encode_raw(&mut message),
             }
@@ -235,6 +231,33 @@ fn grpc_head(bytes: usize, room: usize) -> Vec<u8> {
     head.push(0);
     head.extend_from_slice(&bytes.to_be_bytes());
     head
+}
+
+/// As the library encodes it, but for the versions, which are most of it.
+fn write_range(answer: RangeResponse, out: &mut Vec<u8>) {
+    let RangeResponse { header, kvs, more, count } = answer;
+    RangeResponse { header, ..RangeResponse::default() }.encode_raw(out);
+    for kv in &kvs {
+        write_version(RANGE_KVS, kv, out);
+    }
+    RangeResponse { more, count, ..RangeResponse::default() }.encode_raw(out);
+}
+
+/// A version as one of a list; `field` is below 16. The library writes a head byte by byte, which costs as much as the copy of a small version.
+#[inline]
+fn write_version(field: u32, kv: &KeyValue, out: &mut Vec<u8>) {
+    let content = kv.as_encoded();
+    match content.len() {
+        len @ 0x80..0x4000 => {
+            let tag = (field << 3) as u8 | WireType::LengthDelimited as u8;
+            out.extend_from_slice(&[tag, len as u8 | 0x80, (len >> 7) as u8]);
+        }
+        len => {
+            encode_key(field, WireType::LengthDelimited, out);
+            encode_varint(len as u64, out);
+        }
+    }
+    out.extend_from_slice(content);
 }
 
 fn range(answer: RangeResponse) -> Encoded {
