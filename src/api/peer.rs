@@ -4,6 +4,7 @@
 //! the same cluster that mean this very member. With TLS no call arrives without a certificate of the members' CA; who speaks as a member,
 //! or joins, must also have one for the address of that member.
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,7 +20,7 @@ use crate::identity::{check_node, host_port, shown};
 use crate::kv;
 use crate::lease::Leases;
 use crate::metrics::metrics;
-use crate::node::Node;
+use crate::node::{AppendsEnded, Node};
 use crate::pb::log::node::Kind;
 use crate::pb::peer::peer_server::Peer;
 use crate::pb::peer::{
@@ -46,6 +47,25 @@ struct Proven {
     is_reader: AtomicBool,
     /// It was logged that the certificate is for another address.
     is_told: AtomicBool,
+    /// Where the connection comes from.
+    from: Option<IpAddr>,
+}
+
+/// Tells the member, when a stream of appends has ended, whose it was.
+struct Appends {
+    node: Node,
+    from: Option<IpAddr>,
+    /// The leader whose appends were taken from it; 0: none were.
+    leader: AtomicU64,
+}
+
+impl Drop for Appends {
+    fn drop(&mut self) {
+        let leader = *self.leader.get_mut();
+        if let Some(from) = self.from.filter(|_| leader != 0) {
+            self.node.end_appends(AppendsEnded { leader, from });
+        }
+    }
 }
 
 /// In what capacity a member calls.
@@ -59,6 +79,11 @@ enum As {
 impl Proof {
     fn of<T>(request: &Request<T>) -> Self {
         request.extensions().get::<Self>().cloned().unwrap_or_default()
+    }
+
+    /// Of a new connection from there.
+    pub fn from(address: IpAddr) -> Self {
+        Self(Arc::new(Proven { from: Some(address), ..Proven::default() }))
     }
 
     pub fn give(&self) {
@@ -192,7 +217,12 @@ impl PeerApi {
         )))
     }
 
-    async fn append_one(&self, request: AppendRequest, proof: &Proof) -> Result<AppendResponse, Status> {
+    async fn append_one(
+        &self,
+        request: AppendRequest,
+        proof: &Proof,
+        appends: &Appends,
+    ) -> Result<AppendResponse, Status> {
         let running = self.running()?;
         let (from, bytes) = (request.envelope.map_or(0, |envelope| envelope.from), request.encoded_len());
         self.check_member(&running, proof, As::Voter, from)?;
@@ -203,6 +233,7 @@ impl PeerApi {
         counters.count_sent(response.encoded_len());
         if response.outcome() != append_response::Outcome::HigherVote {
             running.node.hear_leader();
+            appends.leader.store(from, Ordering::Relaxed);
         }
         Ok(response)
     }
@@ -256,16 +287,18 @@ impl Peer for PeerApi {
     type AppendStream = Pin<Box<dyn Stream<Item = Result<AppendResponse, Status>> + Send>>;
 
     async fn append(&self, request: Request<Streaming<AppendRequest>>) -> Result<Response<Self::AppendStream>, Status> {
-        let shutdown = self.running()?.node.env().shutdown.clone();
+        let node = self.running()?.node;
+        let shutdown = node.env().shutdown.clone();
         let (api, proof) = (self.clone(), Proof::of(&request));
+        let appends = Arc::new(Appends { node, from: proof.0.from, leader: AtomicU64::new(0) });
         // Taken at once: a leader opens the stream before it has something to say.
         let requests = stream::unfold((request.into_inner(), true), |(mut requests, is_first)| async move {
             let next = if is_first { Some(first_message(&mut requests).await) } else { requests.next().await };
             Some((next?, (requests, false)))
         });
         let answers = requests.then(move |request| {
-            let (api, proof) = (api.clone(), proof.clone());
-            async move { api.append_one(request?, &proof).await.inspect(|_| proof.give()) }
+            let (api, proof, appends) = (api.clone(), proof.clone(), appends.clone());
+            async move { api.append_one(request?, &proof, &appends).await.inspect(|_| proof.give()) }
         });
         Ok(Response::new(Box::pin(answers.take_until(shutdown.cancelled_owned()))))
     }

@@ -10,6 +10,7 @@
 //! leaderless what a member says that runs Raft and knows no leader
 //! reconcile  the leader's loop: observe, plan, carry out
 //! audit      the leader's comparison of the members' states
+//! dead_leader what a voter does when the leader's process has died
 //! fence      what a member does whose state that comparison, or a person, has found to be wrong
 //! plan       the next change of the membership: a pure function of what the leader observes
 //! manual     what a person asks of the membership, through the same gate
@@ -28,6 +29,7 @@
 
 pub mod audit;
 pub mod bootstrap;
+pub mod dead_leader;
 pub mod decide;
 pub mod fence;
 pub mod formation;
@@ -45,6 +47,7 @@ pub mod wanted;
 
 pub use audit::Audit;
 pub use bootstrap::{Bootstrap, RaftFacts};
+pub use dead_leader::DeadLeader;
 pub use fence::Fence;
 pub use formation::{Outcome, Places};
 pub use manage::Manager;

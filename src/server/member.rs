@@ -14,7 +14,7 @@ use super::{Ended, Server};
 use crate::api::Running;
 use crate::cluster::decide::Wait;
 use crate::cluster::{
-    Audit, Fence, Manager, Outcome, RaftFacts, Reconciler, Wanted, formation, leaderless, recall, reconcile,
+    Audit, DeadLeader, Fence, Manager, Outcome, RaftFacts, Reconciler, Wanted, formation, leaderless, recall, reconcile,
 };
 use crate::config::MemberKind;
 use crate::env::{Env, Instant, Pool, fail_point, interval, timeout};
@@ -309,6 +309,10 @@ impl Server {
         self.peer_api.set_audit(audit.clone());
         env.spawn(audit.run());
         env.spawn(Fence::new(node.clone(), self.peers.clone(), self.config.raft.election_timeout_max).run());
+        // A leader that only looks dead to a quorum would answer with what is old by then.
+        if !self.config.raft.lease_reads {
+            env.spawn(DeadLeader::new(node.clone(), self.config.raft.election_timeout_max).run());
+        }
         let leases = Leases::start(node.clone(), self.lease_settings());
         let manager = Manager::new(node.clone(), self.peers.clone(), reconciler.clone());
         self.peer_api.set_running(Some(Running {

@@ -12,6 +12,7 @@ mod cli;
 mod clients;
 mod compare;
 mod corpus;
+mod dead_leader;
 mod dev;
 mod differ;
 mod disks;

@@ -1,0 +1,96 @@
+//! What a voter does when the leader's *process* has died: it does not wait for the election timeout.
+//!
+//! The kernel ends the connections of a process that dies, and refuses who dials its port. A voter that has seen both itself, of the very
+//! leader whose appends it took, gives up that leader's lease, and stands for election by pre-vote: it leads only if a quorum of
+//! voters has given up the lease, too, and has no more of the log. Voters stand one after the other, so that they do not split the vote.
+//! Invariants: a timeout, an address that is unreachable or does not resolve, and a connection that was merely ended are no proof: a leader
+//! that lives keeps its office. The address dialled is the one that the leader's own connection came from, so a name that has moved
+//! to another machine proves nothing. No safety hangs on any of this, as long as no read trusts a lease (`raft.lease_reads`): then nobody
+//! runs it.
+//! Absent: a leader that is cut off, or hangs: that is what Raft's timeouts are for.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::env::{Instant, sleep, timeout};
+use crate::identity::host_port;
+use crate::node::{AppendsEnded, Node, Trust};
+
+/// The kernel takes a process down piece by piece, so the port is dialled so often before its leader counts as alive.
+const DIALS: usize = 5;
+const DIAL_PAUSE: Duration = Duration::from_millis(10);
+/// Who is on this side of the world refuses sooner.
+const DIAL_PATIENCE: Duration = Duration::from_millis(250);
+/// Between two voters that stand.
+const TURN: Duration = Duration::from_millis(25);
+
+/// See the module's head.
+pub struct DeadLeader {
+    node: Node,
+    /// The longest that an election takes; after that Raft's own timers have acted.
+    election: Duration,
+}
+
+impl DeadLeader {
+    pub fn new(node: Node, election: Duration) -> Self {
+        Self { node, election }
+    }
+
+    /// Works until shutdown.
+    pub async fn run(self) {
+        let shutdown = self.node.env().shutdown.clone();
+        let mut ended = self.node.appends_ended();
+        let watch = async {
+            while ended.changed().await.is_ok() {
+                let leader = *ended.borrow_and_update();
+                if let Some(leader) = leader
+                    && self.is_dead(leader).await
+                {
+                    self.succeed(leader.leader).await;
+                }
+            }
+        };
+        tokio::select! {
+            () = watch => {}
+            () = shutdown.cancelled() => {}
+        }
+    }
+
+    /// Whether nobody listens any more where the leader's appends came from.
+    async fn is_dead(&self, AppendsEnded { leader, from }: AppendsEnded) -> bool {
+        let status = self.node.status();
+        if status.leader != Some(leader) || status.is_leader || self.node.trust() == Trust::Fenced {
+            return false;
+        }
+        let address = status.membership.get_node(&leader).map(|node| node.peer_address.clone());
+        let Some(port) = address.as_deref().and_then(host_port).map(|(_, port)| port) else { return false };
+        let address = SocketAddr::new(from, port).to_string();
+        for _ in 0..DIALS {
+            match timeout(DIAL_PATIENCE, self.node.env().net.connect(address.clone())).await {
+                Ok(Err(error)) => return error.kind() == io::ErrorKind::ConnectionRefused,
+                Ok(Ok(_)) => sleep(DIAL_PAUSE).await,
+                Err(_) => return false,
+            }
+        }
+        false
+    }
+
+    /// Stands for election, in turn with the other voters, until there is a newer term.
+    async fn succeed(&self, leader: u64) {
+        let (this, begun, status) = (self.node.member().member_id, Instant::now(), self.node.status());
+        let voters: Vec<u64> = status.membership.voter_ids().filter(|id| *id != leader).collect();
+        let Some(turn) = voters.iter().position(|id| *id == this) else { return };
+        tracing::info!(leader = format!("{leader:x}"), "the leader's process has died; electing another one");
+        if self.node.forget_leader(leader).await.is_err() {
+            return;
+        }
+        sleep(TURN * turn as u32).await;
+        while self.node.status().term == status.term && begun.elapsed() < self.election {
+            if self.node.stand().await.is_err() {
+                return;
+            }
+            sleep(TURN * voters.len() as u32).await;
+        }
+    }
+}
