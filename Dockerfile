@@ -1,5 +1,5 @@
 # The Quorate image: a dynamically linked glibc binary on a minimal base, so that host names resolve through NSS as anywhere
-# else on the base. Needs BuildKit.
+# else on the base. The binary is stripped; `release/build` keeps what was taken off. Needs BuildKit.
 #
 #   docker build -t quorate .
 #
@@ -13,7 +13,7 @@ FROM ${BUILD_IMAGE} AS built
 WORKDIR /src
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
-    cargo build --release --locked --bin quorate && cp target/release/quorate /quorate && mkdir /data
+    cargo build --release --locked --bin quorate && strip -o /quorate target/release/quorate && mkdir /data
 
 FROM scratch AS prebuilt
 COPY quorate /quorate

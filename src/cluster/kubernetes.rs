@@ -182,6 +182,8 @@ impl Inner {
         };
         let url = self.options.url.parse().map_err(|fault| setup(format!("{}: {fault}", self.options.url)))?;
         let mut config = Config::new(url);
+        // In place of the platform's roots, which an image without a CA bundle lacks, and which would not be asked anyway.
+        config.root_cert = Some(Vec::new());
         // Both are read anew every minute, for the kubelet rotates them.
         config.root_cert_file = Some(dir.join("ca.crt"));
         config.auth_info.token_file = Some(dir.join("token").display().to_string());
@@ -306,6 +308,12 @@ impl WantedSource for Kubernetes {
 
     fn interval(&self) -> Duration {
         self.0.options.poll_interval
+    }
+
+    fn is_withdrawn(&self) -> bool {
+        let was_answered = self.0.uid.lock().is_some();
+        let failure = self.0.failure.lock().as_ref().map(|(failure, _)| *failure);
+        was_answered && matches!(failure, Some(Failure::Unauthorized | Failure::Forbidden | Failure::NotFound))
     }
 
     /// Dropped if too many wait: the log has it too.

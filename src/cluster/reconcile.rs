@@ -40,6 +40,10 @@ const CHANGE_PATIENCE: Duration = Duration::from_secs(10);
 const CAUGHT_UP_ENTRIES: u64 = 64;
 /// Operations by hand that wait; a further one is told so.
 const OPERATIONS_MAX: usize = 16;
+/// Reasons that pass by themselves within moments, at every change: no news to anybody who reads Events.
+const PASSES: [&str; 3] = ["change-in-flight", "leader-is-new", "second-observation"];
+/// A reason that lasts so long is told in an Event. A pod that starts is not dialled at once, as its name resolves a moment later.
+const TELL_AFTER: Duration = Duration::from_secs(5);
 /// What a member has to hear that it is being removed by hand.
 const STAY_OUT_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -79,6 +83,8 @@ struct Shown {
     /// The change that is made, or was made last.
     change: String,
     blocked: Option<Remark>,
+    /// Since when it has been this reason, while no Event has told of it.
+    untold_since: Option<Instant>,
 }
 
 /// An operation by hand that is not done yet.
@@ -264,17 +270,24 @@ impl Reconciler {
 
     fn set_blocked(&self, reason: Option<Remark>) {
         let mut shown = self.shown.lock();
-        if shown.blocked == reason {
-            return;
-        }
         // A sentence may hold numbers that change all the time; the log and the Events say each state once.
         let is_news = shown.blocked.as_ref().map(|r| &r.name) != reason.as_ref().map(|r| &r.name);
+        if is_news {
+            shown.untold_since =
+                reason.as_ref().filter(|reason| !PASSES.contains(&&reason.name[..])).map(|_| Instant::now());
+        }
         shown.blocked = reason.clone();
+        let lasts = shown.untold_since.is_some_and(|since| since.elapsed() >= TELL_AFTER);
+        if lasts {
+            shown.untold_since = None;
+        }
         drop(shown);
-        if let Some(reason) = reason.filter(|_| is_news) {
+        let Some(reason) = reason else { return };
+        if is_news {
             tracing::info!(name = reason.name, reason = reason.sentence, "no membership change now");
-            let warning = !matches!(&reason.name[..], "change-in-flight" | "leader-is-new" | "second-observation");
-            self.tell(&reason.name, reason.sentence, warning);
+        }
+        if lasts {
+            self.tell(&reason.name, reason.sentence, true);
         }
     }
 

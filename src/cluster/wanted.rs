@@ -58,6 +58,11 @@ pub trait WantedSource: Send + Sync + 'static {
         Duration::from_secs(3)
     }
 
+    /// Whether this was answered once, and is refused now: the account, its rights or the object itself are gone, as when all is uninstalled.
+    fn is_withdrawn(&self) -> bool {
+        false
+    }
+
     /// Makes a notice visible. The leader calls it, once a state; failures are the source's own to log.
     fn tell(&self, notice: Notice) -> BoxFuture<()> {
         drop(notice);

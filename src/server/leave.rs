@@ -4,6 +4,7 @@
 //! |---|---|
 //! | is condemned: its slot is not wanted any more | keeps voting until its removal is committed |
 //! | restarts, or nobody can say | waits until the others hold a quorum without it |
+//! | was refused by the Kubernetes API, which knew it before: an uninstall | waits for the same, but for moments |
 //! | is a reader | has the leader remove it |
 //! | is the only voter, or no pod is wanted, or all are uninstalled | goes at once |
 //!
@@ -26,6 +27,8 @@ use crate::pb::peer::manage_request::Operation;
 const LOOK: Duration = Duration::from_millis(50);
 /// What the Kubernetes API has to say whether this pod is wanted.
 const API_PATIENCE: Duration = Duration::from_secs(2);
+/// How long who is uninstalled waits for the others, which may be gone: enough to see that they are not, should it be none.
+const UNINSTALL_WAIT: Duration = Duration::from_secs(3);
 /// What the leader has to remove a reader; later it is removed for its silence.
 const READER_PATIENCE: Duration = Duration::from_secs(3);
 /// For stopping Raft and the tasks, after the clients' requests have ended.
@@ -36,6 +39,8 @@ const STOP_TIME: Duration = Duration::from_secs(3);
 enum Fate {
     Condemned,
     Restart,
+    /// What this pod asks with was taken away; the others stop too, it seems.
+    Uninstalled,
     /// All stop.
     Shutdown,
 }
@@ -64,6 +69,10 @@ impl Server {
                 match fate {
                     Fate::Condemned => self.wait_removed(life, deadline).await,
                     Fate::Restart => self.wait_others(life, deadline.min(begun + self.config.server.quorum_wait)).await,
+                    Fate::Uninstalled => {
+                        let wait = self.config.server.quorum_wait.min(UNINSTALL_WAIT);
+                        self.wait_others(life, deadline.min(begun + wait)).await;
+                    }
                     Fate::Shutdown => {}
                 }
             } => {}
@@ -84,6 +93,7 @@ impl Server {
                 Wanted::Slots { slots, .. } if slots.contains(&slot) => return Fate::Restart,
                 Wanted::Slots { .. } => return Fate::Condemned,
                 Wanted::Shutdown => return Fate::Shutdown,
+                Wanted::Unknown(_) if watch.source().is_withdrawn() => return Fate::Uninstalled,
                 Wanted::Unknown(_) => {}
             }
         }

@@ -16,6 +16,7 @@
 //! - Every method returns after its change is durable, and changes what it shows only then. After an error the disk's state is
 //!   unknown: the caller stops the node.
 //! - What cannot be read is refused by its file's name, and never deleted: [`MemberDir::open_anew`] goes on beside it.
+//! - An empty directory gets no self while the data of a member lies where it was meant to be.
 //!
 //! Absent: the log, snapshots and state themselves; the decision to become another self (`cluster`).
 
@@ -53,6 +54,12 @@ pub enum Error {
         path = path.display()
     )]
     Etcds { path: PathBuf, found: &'static str },
+    #[error(
+        "{root} is empty, but {found} holds the data of a member: expected it in {root}; move what is in {found} there, or, if this node is to \
+         begin anew, move it elsewhere; nothing was changed",
+        root = root.display(), found = found.display()
+    )]
+    Misplaced { root: PathBuf, found: PathBuf },
     #[error("{path}: another process uses this data directory", path = path.display())]
     InUse { path: PathBuf },
     #[error("{path}: not an identity file of quorate", path = path.display())]
@@ -76,7 +83,11 @@ impl Error {
         match self {
             Self::Foreign { .. } | Self::Damaged { .. } | Self::NoCurrent { .. } => true,
             Self::Io { path, source } => source.kind() == io::ErrorKind::NotFound && path.ends_with("identity"),
-            Self::Etcds { .. } | Self::InUse { .. } | Self::Format { .. } | Self::WrongSlot { .. } => false,
+            Self::Etcds { .. }
+            | Self::Misplaced { .. }
+            | Self::InUse { .. }
+            | Self::Format { .. }
+            | Self::WrongSlot { .. } => false,
         }
     }
 }
@@ -115,6 +126,9 @@ impl MemberDir {
     ///
     /// Leftovers of a crash (a self that was never switched to, a deletion half done) are removed.
     pub fn open(disk: Arc<dyn Disk>, root: &Path, slot: u64, name: &str, mint: impl FnOnce() -> u64) -> Result<Opened> {
+        if let Some(found) = misplaced(&disk, root, slot, name) {
+            return Err(Error::Misplaced { root: root.to_owned(), found });
+        }
         let mut dir = Self::lock(disk, root, slot, name)?;
         let selves = dir.read_current()?;
         dir.sweep(&selves)?;
@@ -475,6 +489,21 @@ impl MemberDir {
         at(&self.root, self.disk.sync_dir(&self.root))?;
         at(&removed, self.disk.remove_dir_all(&removed))
     }
+}
+
+/// A member's directory near an empty data directory: a level too high, or in the directory that `snapshot restore` names after the node. Whoever
+/// has put a backup there must not get an empty cluster in silence.
+fn misplaced(disk: &Arc<dyn Disk>, root: &Path, slot: u64, name: &str) -> Option<PathBuf> {
+    if disk.exists(&root.join("current")) {
+        return None;
+    }
+    let holds = |dir: &Path| MemberDir::peek(disk.clone(), dir).ok().flatten();
+    let above = root.parent()?;
+    if holds(above).is_some() {
+        return Some(above.to_owned());
+    }
+    let named = [root.join(name), above.join(name)];
+    named.into_iter().find(|dir| dir != root && holds(dir).is_some_and(|identity| identity.slot == slot))
 }
 
 fn directory(member_id: u64) -> String {

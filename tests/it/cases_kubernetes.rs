@@ -159,3 +159,70 @@ async fn lost_disk_heals_with_all_its_data() {
     assert_eq!(set.kv(1).range(all).await.unwrap().into_inner().count, count as i64);
     assert_eq!(set.get(1, &format!("k/{:06}", count - 1)).await, Some(value));
 }
+
+/// An image without a CA bundle: what the kubelet mounts is all that a pod needs to ask the API server.
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_form_a_cluster_on_a_base_without_a_ca_bundle() {
+    let nowhere = "/nowhere/ca-certificates";
+    let set = StatefulSet::quick(3).env("SSL_CERT_FILE", nowhere).env("SSL_CERT_DIR", nowhere).start().await;
+    set.put(0, "k", "v").await;
+    assert!(set.api.gets() > 0);
+}
+
+/// `helm uninstall` takes the Role before the pods end, and then the account: it is no restart, whose pods would wait for one another.
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_of_an_uninstalled_release_end_within_seconds() {
+    for refuses in [Mode::Forbids, Mode::KnowsNobody, Mode::KnowsNothing] {
+        let set = StatefulSet::quick(3).start().await;
+        set.put(0, "k", "v").await;
+        set.api.set_mode(refuses);
+        set.uninstall();
+        set.wait_pods([]).await;
+        let ended = set.ended();
+        println!("{refuses:?}: {:?}", ended.iter().map(|one| one.took).collect::<Vec<_>>());
+        // A restart waits for half a minute if the others do not come back.
+        assert!(ended.iter().all(|one| !one.was_killed() && one.took < Duration::from_secs(15)), "{ended:?}");
+        assert!((0..3).any(|ordinal| set.log_text(ordinal).contains("Uninstalled")), "{}", set.log_text(0));
+    }
+}
+
+/// A pod that starts is not dialled in its first moments, and a new leader plans nothing in its own: that is no news.
+#[tokio::test(flavor = "multi_thread")]
+async fn joining_makes_no_warning_events() {
+    let set = StatefulSet::blueprint(1).dns_delay(Duration::from_secs(1)).start().await;
+    set.scale(3);
+    set.wait_ready().await;
+    set.wait_voters(0..3).await;
+    set.move_leader((set.leader().await + 1) % 3).await;
+    set.scale(5);
+    set.wait_ready().await;
+    set.wait_voters(0..5).await;
+    let events = set.api.events();
+    let is_news = |event: &&serde_json::Value| event["type"] != "Normal" || event["reason"] != "MembershipChange";
+    assert_eq!(events.iter().filter(is_news).collect::<Vec<_>>(), Vec::<&serde_json::Value>::new());
+    assert!(events.len() >= 4, "{events:?}");
+}
+
+/// What lasts is told, once: two disks of three are away, so that nothing can be removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_stays_blocked_is_told_once() {
+    let set = StatefulSet::quick(5).start().await;
+    set.hold(1);
+    set.hold(2);
+    set.scale(3);
+    let told = wait_for("an Event about what blocks the change", async || {
+        let events = set.api.events();
+        events.iter().find(|event| event["type"] == "Warning").cloned().ok_or_else(|| format!("{events:?}"))
+    })
+    .await;
+    assert!(told["message"].as_str().is_some_and(|text| !text.is_empty()), "{told}");
+    // Meanwhile the leader has looked at it several times more.
+    let asked = set.api.gets();
+    wait_for("some more questions of the members", async || {
+        let now = set.api.gets();
+        if now > asked + 9 { Ok(()) } else { Err(format!("{now} after {asked}")) }
+    })
+    .await;
+    let same = set.api.events().iter().filter(|event| event["reason"] == told["reason"]).count();
+    assert_eq!(same, 1, "{:?}", set.api.events());
+}

@@ -332,3 +332,32 @@ fn second_process_is_refused_on_a_real_disk() {
     drop(first);
     assert!(!open().unwrap().minted);
 }
+
+/// What was copied a level too high, or with its directory, is found; a neighbour's is nobody's business.
+#[test]
+fn data_that_lies_beside_an_empty_directory_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let open = |root: &Path, slot: u64, name: &str| {
+        MemberDir::open(disk.clone(), root, slot, name, || 0x100 + slot).map(|opened| opened.minted)
+    };
+    let claim = dir.path().join("claim");
+    for (held, refused) in [
+        (claim.clone(), true),
+        (claim.join("kv-2"), true),
+        (claim.join("data/kv-2"), true),
+        (claim.join("kv-1"), false),
+    ] {
+        let slot = if held.ends_with("kv-1") { 1 } else { 2 };
+        assert!(open(&held, slot, &format!("kv-{slot}")).unwrap());
+        let root = claim.join("data");
+        match open(&root, 2, "kv-2") {
+            Err(Error::Misplaced { root: empty, found }) => {
+                assert!(refused && empty == root && found == held, "{found:?}")
+            }
+            other => assert!(!refused && other.unwrap(), "{held:?}"),
+        }
+        assert!(!refused || !root.join("LOCK").exists(), "nothing was made");
+        std::fs::remove_dir_all(&claim).unwrap();
+    }
+}

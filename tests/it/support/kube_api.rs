@@ -27,6 +27,8 @@ pub enum Mode {
     Serves,
     /// 403 to everything: no RBAC.
     Forbids,
+    /// 401 to everything: the account is gone.
+    KnowsNobody,
     /// 403 to Events alone.
     ForbidsEvents,
     /// 404: the StatefulSet has another name.
@@ -167,6 +169,7 @@ async fn serve(State((seen, (set, events))): State<(Shared, (String, String))>, 
     match mode {
         Mode::Hangs => std::future::pending().await,
         Mode::Forbids => status(StatusCode::FORBIDDEN, "Forbidden", "no RBAC policy matched"),
+        Mode::KnowsNobody => status(StatusCode::UNAUTHORIZED, "Unauthorized", "who are you"),
         Mode::KnowsNothing => status(StatusCode::NOT_FOUND, "NotFound", "not found"),
         Mode::Serves | Mode::ForbidsEvents if is_get => {
             let mut seen = seen.lock().unwrap();
