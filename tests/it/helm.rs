@@ -2,8 +2,12 @@
 //!
 //! Absent: a Kubernetes cluster.
 
+mod lookup;
+mod monitoring;
 mod objects;
+mod pairs;
 mod readme;
+mod schema;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -38,14 +42,33 @@ image:
   digest: sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
 imagePullSecrets: [{name: pull}]
 config:
-  raft: {heartbeat_interval: 200ms}
-  limits: {request_bytes_max: 1048576, ratio: 0.25}
-  telemetry: {extra: true, tags: [a, "b\"<c>"]}
+  raft: {heartbeat_interval: 200ms, queue_requests_max: 1048576}
+  http: {cors: [a, "b\"<c>"]}
   server: {listen_client: null}
   kubernetes: {poll_interval: 1s}
 resources: {limits: {memory: 8Gi}}
 persistence: {size: 100Gi, storageClass: fast, annotations: {backup: daily}, whenDeleted: Delete, whenScaled: Delete}
-service: {type: LoadBalancer, port: 12379, annotations: {team: core}}
+service:
+  type: LoadBalancer
+  port: 12379
+  annotations: {team: core}
+  labels: {lb: external}
+  nodePort: 30379
+  loadBalancerSourceRanges: [10.0.0.0/8]
+  loadBalancerClass: example.org/lb
+  externalTrafficPolicy: Local
+  internalTrafficPolicy: Local
+  ipFamilyPolicy: PreferDualStack
+  ipFamilies: [IPv6, IPv4]
+ingress: {enabled: true, className: nginx, annotations: {a: b}, hosts: [kv.example.org], tls: [{secretName: web}]}
+grpcRoute: {enabled: true, parentRefs: [{name: gateway}], hostnames: [kv.example.org], annotations: {c: d}}
+openshift: {enabled: true}
+commonAnnotations: {owner: us}
+hostAliases: [{ip: 10.0.0.9, hostnames: [other]}]
+dnsPolicy: Default
+dnsConfig: {options: [{name: ndots, value: "2"}]}
+lifecycle: {preStop: {sleep: {seconds: 2}}}
+initContainers: [{name: first, image: "first:1"}]
 serviceAccount: {annotations: {role: reader}}
 networkPolicy: {enabled: true, clients: [{podSelector: {matchLabels: {app: shop}}}], monitoring: [{namespaceSelector: {}}], restrictEgress: true, apiServerPorts: [8443]}
 spread: {zone: DoNotSchedule, node: DoNotSchedule}
@@ -92,8 +115,11 @@ struct Rendered(Vec<Value>);
 
 impl Rendered {
     fn new(helm: &PathBuf, values: &str) -> Self {
-        let text = run(&mut template(helm, values));
-        let documents = serde_yaml_ng::Deserializer::from_str(&text);
+        Self::of(&run(&mut template(helm, values)))
+    }
+
+    fn of(text: &str) -> Self {
+        let documents = serde_yaml_ng::Deserializer::from_str(text);
         Self(documents.map(|document| Value::deserialize(document).expect("Helm prints YAML")).collect())
     }
 
@@ -151,6 +177,10 @@ fn chart_lints() {
         run(Command::new(&helm)
             .args(["lint", "--strict", CHART, "--kube-version", KUBERNETES, "--values"])
             .arg(values_file(values)));
+    }
+    for entry in std::fs::read_dir(format!("{CHART}/ci")).expect("there are values for CI") {
+        let file = entry.expect("it can be listed").path();
+        run(Command::new(&helm).args(["lint", "--strict", CHART, "--kube-version", KUBERNETES, "--values"]).arg(file));
     }
 }
 
@@ -265,8 +295,10 @@ fn pods_run_with_the_least_rights() {
         let pod = &rendered.pod()["spec"];
         assert_eq!(pod["enableServiceLinks"], false);
         assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
-        assert_eq!(pod["securityContext"]["runAsUser"], 65532);
-        assert_eq!(pod["securityContext"]["fsGroup"], 65532);
+        if values.is_empty() {
+            assert_eq!(pod["securityContext"]["runAsUser"], 65532);
+            assert_eq!(pod["securityContext"]["fsGroup"], 65532);
+        }
         assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
         let container = &pod["containers"][0]["securityContext"];
         assert_eq!(container["allowPrivilegeEscalation"], false);
@@ -502,21 +534,60 @@ fn every_value_reaches_its_place() {
     let service = rendered.find("Service", "store");
     assert_eq!(service["spec"]["type"], "LoadBalancer");
     assert_eq!(service["spec"]["ports"][0]["port"], 12379);
-    assert_eq!(service["metadata"]["annotations"], json!({"team": "core"}));
+    assert_eq!(service["metadata"]["annotations"], json!({"team": "core", "owner": "us"}));
+    assert_eq!(container["lifecycle"], json!({"preStop": {"sleep": {"seconds": 2}}}));
+    assert_eq!(pod["initContainers"], json!([{"name": "first", "image": "first:1"}]));
 
     let settings = rendered.settings();
     assert_eq!(settings["raft"]["heartbeat_interval"].as_str(), Some("200ms"));
-    assert_eq!(settings["limits"]["request_bytes_max"].as_integer(), Some(1_048_576), "whole numbers stay whole");
-    assert_eq!(settings["limits"]["ratio"].as_float(), Some(0.25));
-    assert_eq!(settings["telemetry"]["extra"].as_bool(), Some(true));
-    assert_eq!(settings["telemetry"]["tags"][1].as_str(), Some("b\"<c>"));
+    assert_eq!(settings["raft"]["queue_requests_max"].as_integer(), Some(1_048_576), "whole numbers stay whole");
+    assert_eq!(settings["http"]["cors"][1].as_str(), Some("b\"<c>"));
     let server = settings["server"].as_table().expect("a section is a table");
     assert!(!server.contains_key("listen_client"), "null takes a setting away");
-    assert!(server.contains_key("listen_peer"), "the rest of its section stays");
+    assert_eq!(server["listen_peer"].as_str(), Some("[::]:2380"), "the rest of its section stays, for both families");
     assert_eq!(settings["cluster"]["first_slot"].as_integer(), Some(3));
     assert_eq!(settings["kubernetes"]["poll_interval"].as_str(), Some("1s"));
     assert_eq!(settings["kubernetes"]["stateful_set"].as_str(), Some("store"));
     assert_eq!(settings["cluster"]["peers"].as_str(), Some("store-%d.store-headless.data.svc:2380"));
+}
+
+#[test]
+fn options_of_networks_reach_their_places() {
+    let Some(helm) = require(&HELM) else { return };
+    let rendered = Rendered::new(&helm, ALL_VALUES);
+    let (service, pod) = (rendered.find("Service", "store"), &rendered.pod()["spec"]);
+    assert_eq!(service["metadata"]["labels"]["lb"], "external");
+    let given = &service["spec"];
+    assert_eq!(
+        (&given["ports"][0]["nodePort"], &given["loadBalancerClass"]),
+        (&json!(30379), &json!("example.org/lb"))
+    );
+    assert_eq!(given["loadBalancerSourceRanges"], json!(["10.0.0.0/8"]));
+    assert_eq!((&given["externalTrafficPolicy"], &given["internalTrafficPolicy"]), (&json!("Local"), &json!("Local")));
+    for name in ["store", "store-headless", "store-readers"] {
+        let families = &rendered.find("Service", name)["spec"];
+        assert_eq!(families["ipFamilyPolicy"], "PreferDualStack", "{name}");
+        assert_eq!(families["ipFamilies"], json!(["IPv6", "IPv4"]), "{name}");
+    }
+    let route = rendered.find("Ingress", "store");
+    assert_eq!(
+        (&route["spec"]["ingressClassName"], &route["spec"]["tls"]),
+        (&json!("nginx"), &json!([{"secretName": "web"}]))
+    );
+    assert_eq!(route["spec"]["rules"][0]["host"], "kv.example.org");
+    let route = rendered.find("GRPCRoute", "store");
+    assert_eq!(route["metadata"]["annotations"], json!({"c": "d", "owner": "us"}));
+    assert_eq!(route["spec"]["backendRefs"], Value::Null);
+    assert_eq!(route["spec"]["rules"][0]["backendRefs"], json!([{"name": "store", "port": 12379}]));
+    assert_eq!(pod["securityContext"].get("runAsUser"), None, "OpenShift gives one");
+    let readers = &rendered.find("Deployment", "store-readers")["spec"]["template"]["spec"];
+    for spec in [pod, readers, &rendered.find("Pod", "store-test")["spec"]] {
+        assert_eq!(spec["hostAliases"], json!([{"ip": "10.0.0.9", "hostnames": ["other"]}]));
+        assert_eq!(
+            (&spec["dnsPolicy"], &spec["dnsConfig"]["options"][0]["name"]),
+            (&json!("Default"), &json!("ndots"))
+        );
+    }
 }
 
 #[test]
@@ -542,11 +613,43 @@ fn wrong_values_are_refused_with_their_name() {
         ("resources: {limits: {memory: lots}}", "memory"),
         ("service: {port: 70000}", "service/port"),
         ("tls: {client: {mode: \"on\"}}", "tls/client/mode"),
-        ("tls: {client: {mode: auto}}", "tls.client.secret is needed"),
+        ("tls: {client: {mode: auto}}", "tls.client.secret is needed here: without a look into a cluster"),
+        ("tls: {peer: {mode: auto}}", "tls.peer.secret is needed here"),
+        ("tls: {peer: {mode: certManager}}", "tls.peer.issuerRef.name is needed"),
+        ("tls: {client: {mode: certManager, secret: s, issuerRef: {name: i}}}", "tls.client.secret has no use"),
+        ("config: {peer_tls: {mode: auto}}", "set tls.peer.mode"),
+        ("podLabels: {app.kubernetes.io/name: x}", "podLabels may not have app.kubernetes.io/name"),
+        ("readers: {podLabels: {app.kubernetes.io/instance: x}}", "readers.podLabels may not have"),
+        ("commonLabels: {app.kubernetes.io/version: x}", "commonLabels may not have"),
+        ("podAnnotations: {checksum/settings: x}", "podAnnotations may not have"),
+        ("readers: {autoscaling: {minReplicas: 11}}", "minReplicas is 11, expected at most maxReplicas, 10"),
+        ("fullnameOverride: 3kv", "expected a name that begins with a letter"),
+        ("config: {server: {listen_client: \"0.0.0.0:2378\"}}", "expected port 2379"),
+        ("config: {server: {listen_client: \"unix:/a,0.0.0.0:1\"}}", "expected port 2379"),
+        ("config: {server: {listen_status: \"off\"}}", "expected port 2381"),
+        ("config: {server: {data_dir: /data}}", "below /var/lib/quorate"),
+        ("config: {server: {grace_period: 2m}}", "fewer than terminationGracePeriodSeconds"),
+        ("config: {server: {grace_period: 120s}}", "fewer than terminationGracePeriodSeconds"),
+        ("config: {server: {advertise_peer: \"a:1\"}}", "config.server.advertise_peer is not for values"),
+        ("config: {identity: {name: kv-0}}", "config.identity.name is not for values"),
+        (
+            "extraEnv: [{name: QUORATE_SERVER__LISTEN_PEER, value: x}]",
+            "extraEnv may not have QUORATE_SERVER__LISTEN_PEER",
+        ),
+        ("extraEnv: [{name: POD_NAME, value: x}]", "extraEnv may not have POD_NAME"),
+        ("extraVolumes: [{name: data, emptyDir: {}}]", "extraVolumes may not have data"),
+        ("extraVolumeMounts: [{name: x, mountPath: /etc/quorate/}]", "extraVolumeMounts may not have /etc/quorate/"),
+        ("initContainers: [{name: quorate}]", "may not have quorate"),
+        ("ingress: {enabled: true}", "ingress.hosts is empty"),
+        ("grpcRoute: {enabled: true}", "grpcRoute.parentRefs is empty"),
+        ("service: {nodePort: 30000}", "service.nodePort needs"),
+        ("service: {loadBalancerClass: x}", "need service.type LoadBalancer"),
+        ("service: {externalTrafficPolicy: Local}", "service.externalTrafficPolicy needs"),
+        ("monitoring: {serviceMonitor: {interval: often}}", "interval"),
         ("tls: {peer: {mode: secret}}", "tls.peer.secret is needed"),
         ("tls: {client: {clientCert: required}}", "needs tls.client.mode"),
         (
-            "tls: {peer: {mode: auto, secret: p}}\nreaders: {enabled: true}",
+            "tls: {peer: {mode: secret, secret: p}}\nreaders: {enabled: true}",
             "readers.enabled cannot go with tls.peer.mode",
         ),
     ] {

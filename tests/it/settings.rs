@@ -156,3 +156,42 @@ async fn a_second_process_does_not_open_a_live_log_though_lock_is_gone() {
     assert!(!status.success() && text.contains("another process uses this data directory"), "{status}: {text}");
     cluster.put(0, "k", "v").await;
 }
+
+/// Where the chart's Services have IPv6 too, members listen at `[::]`: clients of both families reach them.
+#[tokio::test(flavor = "multi_thread")]
+async fn listening_at_all_addresses_of_ipv6_is_for_ipv4_too() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        return crate::support::tools::skip("there is no IPv6 here", false);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let settings = ["server.listen_client=[::]:0", "server.listen_peer=[::]:0", "server.listen_status=[::]:0"];
+    let mut server = Command::new(env!("CARGO_BIN_EXE_quorate"))
+        .args(["serve", "--name", "kv-0", "--data-dir"])
+        .arg(dir.path().join("data"))
+        .args(settings.iter().flat_map(|setting| ["--set", setting]))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(dir.path().join("out")).unwrap())
+        .spawn()
+        .unwrap();
+    let text = || std::fs::read_to_string(dir.path().join("out")).unwrap();
+    let ports = wait_for("the ports of all listeners", async || {
+        let text = text();
+        let found: std::collections::BTreeSet<u16> = text
+            .match_indices("[::]:")
+            .filter_map(|(at, prefix)| {
+                let digits = text[at + prefix.len()..].split(|c: char| !c.is_ascii_digit()).next()?;
+                digits.parse().ok().filter(|port| *port != 0)
+            })
+            .collect();
+        if text.contains("ready=true") && found.len() >= 3 { Ok(found) } else { Err(text) }
+    })
+    .await;
+    for port in ports {
+        for host in ["127.0.0.1", "[::1]"] {
+            assert!(std::net::TcpStream::connect(format!("{host}:{port}")).is_ok(), "{host}:{port}: {}", text());
+        }
+    }
+    server.kill().unwrap();
+    server.wait().unwrap();
+}

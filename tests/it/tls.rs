@@ -414,3 +414,40 @@ async fn members_make_their_certificates_and_renew_them_while_they_serve() {
     );
     assert_eq!(read.trim(), "2");
 }
+
+/// As the chart has them: a reader makes its certificate with the members' CA, for its pod's address, and asks for members under the one name of
+/// them all. From then on it takes their log, and members take its answers, over TLS alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_makes_its_certificate_joins_over_tls() {
+    let mut cluster = Cluster::new(3);
+    let peers = Pki::new(&cluster.root().join("peers"));
+    let settings = [
+        ("peer_tls.mode", "auto".to_owned()),
+        ("peer_tls.issuer_cert_file", peers.path("ca.crt")),
+        ("peer_tls.issuer_key_file", peers.path("ca.key")),
+        ("peer_tls.names", "members.test".to_owned()),
+        ("peer_tls.plain", "until-all".to_owned()),
+        ("cluster.readers", "true".to_owned()),
+    ];
+    for (key, value) in &settings {
+        cluster.set(key, value);
+    }
+    cluster.start_all().await;
+    cluster.put(0, "k", "v").await;
+    let lines = (0..3).map(|slot| format!("{} members.test\n", host(&cluster.peer_address(slot)))).collect::<String>();
+    let hosts = cluster.root().join("hosts");
+    std::fs::write(&hosts, lines).unwrap();
+    let mut reader = Command::new(binary());
+    reader.args(["serve", "--name", "reader-x", "--reader", "--join", "members.test:2380", "--data-dir"]);
+    reader.arg(cluster.data_dir(20)).args(["--listen-peer", &cluster.peer_address(20)]);
+    reader.args(["--listen-client", &cluster.endpoint(20)]);
+    reader.env("POD_IP", host(&cluster.peer_address(20))).env("QUORATE_TEST_HOSTS", &hosts);
+    for (key, value) in &settings {
+        reader.args(["--set", &format!("{key}={value}")]);
+    }
+    cluster.start_command(20, reader);
+    wait_serving(&cluster, 20).await;
+    assert_eq!(cluster.get(20, "k").await.as_deref(), Some("v"));
+    let members = cluster.members(0).await.unwrap();
+    assert_eq!(members.len(), 4, "{members:?}");
+}

@@ -53,6 +53,82 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ include "quorate.sharedLabels" . }}
 {{- end -}}
 
+{{/* Labels of an object, with its own over them. Takes `root` and `own`. */}}
+{{- define "quorate.labelsWith" -}}
+{{- merge (deepCopy .own) (include "quorate.labels" .root | fromYaml) | toYaml -}}
+{{- end -}}
+
+{{/* Annotations of an object: those of all objects, and its own over them. Takes `root`, and `own` if it has any. */}}
+{{- define "quorate.annotations" -}}
+{{- with mergeOverwrite (deepCopy .root.Values.commonAnnotations) (deepCopy (default dict .own)) -}}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end -}}
+{{- end -}}
+
+{{/* How many members there are to be. The StatefulSet's own number where `replicaCount` is null: to leave the field out would make it 1. */}}
+{{- define "quorate.replicas" -}}
+{{- if kindIs "invalid" .Values.replicaCount -}}
+{{- $set := lookup "apps/v1" "StatefulSet" .Release.Namespace (include "quorate.fullname" .) -}}
+{{- if $set -}}{{- int $set.spec.replicas -}}{{- else -}}3{{- end -}}
+{{- else -}}
+{{- int .Values.replicaCount -}}
+{{- end -}}
+{{- end -}}
+
+{{/* All interfaces: with IPv6 among the Services' families those of both. */}}
+{{- define "quorate.anyHost" -}}
+{{- $service := .Values.service -}}
+{{- if or (has "IPv6" $service.ipFamilies) (has $service.ipFamilyPolicy (list "PreferDualStack" "RequireDualStack")) -}}
+[::]
+{{- else -}}
+0.0.0.0
+{{- end -}}
+{{- end -}}
+
+{{/* IP families of a Service. */}}
+{{- define "quorate.ipFamilies" -}}
+{{- with .Values.service.ipFamilyPolicy }}
+ipFamilyPolicy: {{ . }}
+{{- end }}
+{{- with .Values.service.ipFamilies }}
+ipFamilies:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* What all pods of the release have in their spec. */}}
+{{- define "quorate.podNetwork" -}}
+{{- with .Values.hostAliases }}
+hostAliases:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.dnsPolicy }}
+dnsPolicy: {{ . }}
+{{- end }}
+{{- with .Values.dnsConfig }}
+dnsConfig:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* OpenShift's SCC gives each namespace users and groups, and refuses others. */}}
+{{- define "quorate.podSecurityContext" -}}
+{{- $context := .Values.podSecurityContext -}}
+{{- if .Values.openshift.enabled -}}
+{{- $context = omit $context "runAsUser" "runAsGroup" "fsGroup" "supplementalGroups" -}}
+{{- end -}}
+{{- toYaml $context -}}
+{{- end -}}
+
+{{- define "quorate.securityContext" -}}
+{{- $context := .Values.securityContext -}}
+{{- if .Values.openshift.enabled -}}
+{{- $context = omit $context "runAsUser" "runAsGroup" -}}
+{{- end -}}
+{{- toYaml $context -}}
+{{- end -}}
+
 {{- define "quorate.image" -}}
 {{- if .Values.image.digest -}}
 {{- printf "%s@%s" .Values.image.repository .Values.image.digest -}}
@@ -70,6 +146,21 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- default (include "quorate.fullname" .) .Values.serviceAccount.name -}}
 {{- end -}}
 
+{{/* What the pods' settings follow from; where nothing is turned on, as it was in 0.1. Takes `root`, and whether there are `readers`. */}}
+{{- define "quorate.checksum" -}}
+{{- $values := .root.Values -}}
+{{- $of := $values.config -}}
+{{- if or (ne $values.tls.client.mode "off") (ne $values.tls.peer.mode "off") -}}
+{{- $of = dict "config" $of "tls" $values.tls "readers" .readers -}}
+{{- else if .readers -}}
+{{- $of = dict "config" $of "readers" true -}}
+{{- end -}}
+{{- if ne (include "quorate.anyHost" .root) "0.0.0.0" -}}
+{{- $of = dict "of" $of "host" (include "quorate.anyHost" .root) -}}
+{{- end -}}
+{{- $of | toJson | sha256sum -}}
+{{- end -}}
+
 {{/* Where clients inside of the cluster connect. */}}
 {{- define "quorate.endpoint" -}}
 {{- $scheme := ternary "" "https://" (eq .Values.tls.client.mode "off") -}}
@@ -82,139 +173,27 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- printf "%s-%%d.%s-headless.%s.svc:2380" $name $name .Release.Namespace -}}
 {{- end -}}
 
-{{/* Refuses values of TLS that cannot work. */}}
-{{- define "quorate.checkTls" -}}
-{{- range $port, $tls := .Values.tls -}}
-{{- if and (ne $tls.mode "off") (not $tls.secret) -}}
-{{- fail (printf "tls.%s.secret is needed for tls.%s.mode %s: the chart makes no certificates" $port $port $tls.mode) -}}
-{{- end -}}
-{{- end -}}
-{{- if and (ne .Values.tls.peer.mode "off") .Values.readers.enabled -}}
-{{- fail "readers.enabled cannot go with tls.peer.mode: a reader is known by its pod's address, which is in no certificate" -}}
-{{- end -}}
-{{- if and (ne .Values.tls.client.clientCert "off") (eq .Values.tls.client.mode "off") -}}
-{{- fail "tls.client.clientCert needs tls.client.mode" -}}
-{{- end -}}
-{{- end -}}
-
-{{/* Settings of one port's files. Takes `mode` and `port`. */}}
-{{- define "quorate.tlsFiles" -}}
-{{- $dir := printf "/etc/quorate-tls/%s" .port -}}
-{{- if eq .mode "auto" -}}
-mode: auto
-issuer_cert_file: {{ $dir }}/tls.crt
-issuer_key_file: {{ $dir }}/tls.key
-{{- else -}}
-mode: files
-cert_file: {{ $dir }}/tls.crt
-key_file: {{ $dir }}/tls.key
-{{- end -}}
-{{- end -}}
-
-{{/* What the pods' settings follow from; with TLS off, as it was before there was any. */}}
-{{- define "quorate.checksum" -}}
-{{- $of := .config -}}
-{{- if or (ne .tls.client.mode "off") (ne .tls.peer.mode "off") -}}
-{{- $of = dict "config" .config "tls" .tls "readers" .readers -}}
-{{- else if .readers -}}
-{{- $of = dict "config" .config "readers" true -}}
-{{- end -}}
-{{- $of | toJson | sha256sum -}}
-{{- end -}}
-
-{{/* Directories, not subPaths: a file mounted by subPath would keep the certificate of the day its pod started. */}}
-{{- define "quorate.tlsMounts" -}}
-{{- range $port, $tls := .Values.tls }}
-{{- if ne $tls.mode "off" }}
-- name: tls-{{ $port }}
-  mountPath: /etc/quorate-tls/{{ $port }}
-  readOnly: true
-{{- end }}
-{{- end }}
-{{- end -}}
-
-{{- define "quorate.tlsVolumes" -}}
-{{- range $port, $tls := .Values.tls }}
-{{- if ne $tls.mode "off" }}
-- name: tls-{{ $port }}
-  secret:
-    secretName: {{ $tls.secret | quote }}
-    defaultMode: 288 # 0440
-{{- end }}
-{{- end }}
-{{- end -}}
-
-{{/* What the client in a member's own container goes by: the status port, which is plain, and the CA for the others. */}}
-{{- define "quorate.tlsEnv" -}}
-{{- if ne .Values.tls.client.mode "off" -}}
-- name: QUORATE_ENDPOINTS
-  value: http://127.0.0.1:2381
-- name: QUORATE_CACERT
-  value: {{ include "quorate.clientCa" . }}
-{{- end -}}
-{{- end -}}
-
-{{- define "quorate.clientCa" -}}
-/etc/quorate-tls/client/{{ ternary "tls.crt" "ca.crt" (eq .Values.tls.client.mode "auto") }}
-{{- end -}}
-
 {{/* The settings as TOML. JSON's scalars and arrays are TOML's too, and keep whole numbers whole. Takes `root` and `role`. */}}
 {{- define "quorate.toml" -}}
 {{- $root := .root -}}
 {{- $values := $root.Values -}}
-{{- if hasKey (default dict $values.config.cluster) "size" -}}
-{{- fail "config.cluster.size is not for values: set replicaCount" -}}
-{{- end -}}
-{{- if hasKey (default dict $values.config.cluster) "first_slot" -}}
-{{- fail "config.cluster.first_slot is not for values: set firstOrdinal" -}}
-{{- end -}}
-{{- if hasKey (default dict $values.config.kubernetes) "stateful_set" -}}
-{{- fail "config.kubernetes.stateful_set is not for values: set kubernetesApi.enabled" -}}
-{{- end -}}
 {{- $server := dict
       "data_dir" "/var/lib/quorate/data"
-      "listen_client" "0.0.0.0:2379"
-      "listen_peer" "0.0.0.0:2380"
+      "listen_client" (printf "%s:2379" (include "quorate.anyHost" $root))
+      "listen_peer" (printf "%s:2380" (include "quorate.anyHost" $root))
       "grace_period" (printf "%ds" (sub $values.terminationGracePeriodSeconds 5)) -}}
 {{- $defaults := dict
       "server" $server
       "cluster" (dict "peers" (include "quorate.peers" $root))
       "telemetry" (dict "format" "json") -}}
 {{- /* Left out where it is off: a member of an older version that is rolled forward would not know it. */}}
-{{- $_ := include "quorate.checkTls" $root -}}
-{{- $client := $values.tls.client -}}
-{{- if ne $client.mode "off" -}}
-{{- $tls := include "quorate.tlsFiles" (dict "mode" $client.mode "port" "client") | fromYaml -}}
-{{- if eq $client.mode "auto" -}}
-{{- $name := include "quorate.fullname" $root -}}
-{{- $names := list -}}
-{{- range list $name (printf "%s-readers" $name) -}}
-{{- $names = concat $names (list . (printf "%s.%s" . $root.Release.Namespace) (printf "%s.%s.svc" . $root.Release.Namespace)) -}}
-{{- end -}}
-{{- $_ := set $tls "names" $names -}}
-{{- end -}}
-{{- if ne $client.clientCert "off" -}}
-{{- $_ := set $tls "client_cert" $client.clientCert -}}
-{{- if eq $client.mode "secret" -}}
-{{- $_ := set $tls "ca_file" "/etc/quorate-tls/client/ca.crt" -}}
-{{- end -}}
-{{- end -}}
-{{- $_ := set $defaults "client_tls" $tls -}}
-{{- end -}}
-{{- $peer := $values.tls.peer -}}
-{{- if ne $peer.mode "off" -}}
-{{- $tls := include "quorate.tlsFiles" (dict "mode" $peer.mode "port" "peer") | fromYaml -}}
-{{- if eq $peer.mode "secret" -}}
-{{- $_ := set $tls "ca_file" "/etc/quorate-tls/peer/ca.crt" -}}
-{{- end -}}
-{{- $_ := set $defaults "peer_tls" $tls -}}
-{{- end -}}
+{{- $defaults := merge $defaults (include "quorate.tlsSettings" $root | fromYaml) -}}
 {{- $sections := mergeOverwrite $defaults (deepCopy $values.config) -}}
 {{- /* Left out while nobody wants any: a member of an older version that is rolled forward would not know it. */}}
 {{- if and $values.readers.enabled (not (hasKey $sections.cluster "readers")) -}}
 {{- $_ := set $sections.cluster "readers" true -}}
 {{- end -}}
-{{- $_ := set $sections.cluster "size" (max 1 (int $values.replicaCount)) -}}
+{{- $_ := set $sections.cluster "size" (max 1 (int (include "quorate.replicas" $root))) -}}
 {{- $_ := set $sections.cluster "first_slot" (int $values.firstOrdinal) -}}
 {{- if eq .role "member" -}}
 {{- $kubernetes := default dict $sections.kubernetes -}}
