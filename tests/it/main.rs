@@ -17,6 +17,7 @@ mod dev;
 mod differ;
 mod disks;
 mod docker;
+mod docs;
 mod etcd_line;
 mod etcdctl;
 mod faults;
