@@ -13,6 +13,7 @@ mod kv;
 mod lease;
 mod lock;
 mod maintenance;
+mod man;
 mod member;
 mod migrate;
 mod output;
@@ -109,6 +110,9 @@ pub enum Command {
         /// Which shell's
         shell: clap_complete::Shell,
     },
+    /// Write the manual pages into a directory
+    #[command(hide = true)]
+    Man(man::ManArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -160,6 +164,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Cert(command) => print(&cert::run(command)?),
         Command::Completion { shell } => print(&completion(shell)),
+        Command::Man(args) => man::run(&args),
         Command::Status(args) => request(status::status(args)),
         Command::Member(command) => member(command),
         Command::Recover(args) => {
@@ -338,6 +343,7 @@ mod tests {
         "defrag --endpoints a:1,b:1",
         "hash --rev 7 -o json",
         "completion bash",
+        "man pages",
     ];
 
     #[test]

@@ -40,6 +40,7 @@ mod overload;
 mod peers;
 mod permissions;
 mod poison;
+mod release;
 mod scaling;
 mod self_check;
 mod services;

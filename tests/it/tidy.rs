@@ -59,6 +59,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("std::thread::sleep", WORLD),
     ("std::thread::Builder", WORLD),
     ("bcrypt", &["src/secure"]),
+    ("clap_mangen", &["src/cli"]),
     ("ring::hmac", &["src/secure"]),
     ("ring::rand", &["src/env"]),
     ("rand", &["src/env"]),
