@@ -142,7 +142,7 @@ const TEXT_BYTES_MAX: usize = 512;
 const URLS_MAX: usize = 16;
 
 /// Whether a character changes what a terminal shows beside itself.
-fn is_hostile(c: char) -> bool {
+pub fn is_hostile(c: char) -> bool {
     c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 

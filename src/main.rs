@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use quorate::cli::{self, Cli};
 
 #[cfg(not(feature = "count-allocations"))]
@@ -19,12 +18,12 @@ fn main() -> ExitCode {
         program if cli::etcd::is_called(program.as_ref()) => {
             cli::run(Cli { command: cli::Command::Etcd { args: args.collect() } })
         }
-        _ => cli::run(Cli::parse()),
+        _ => cli::run(cli::parse()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("quorate: {error:#}");
+            eprintln!("quorate: {}", cli::said(&error));
             ExitCode::FAILURE
         }
     }

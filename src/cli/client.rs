@@ -1,27 +1,33 @@
 //! Connections of the client commands, and their errors as one line.
 //!
 //! Owns the choice of an endpoint: the first that can be dialled; and of whom is trusted there: the CAs that the user names, else those
-//! that the system does. Absent: retries of a request that was sent; only the user knows whether sending it twice is safe. A way to trust
-//! anybody.
+//! that the system does. What only reads goes on at the next endpoint when one has no answer ([`ClientArgs::read`]). Absent: retries of a
+//! change that was sent; only the user knows whether sending it twice is safe. A way to trust anybody.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
+use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tonic::codegen::http;
 use tonic::transport::{self, Endpoint, Uri};
 use tonic::{Code, Response, Status};
+use tower::Service as _;
 
 use super::credentials::{Channel, UserArgs};
 use crate::config::STATUS_PORT_OFFSET;
 use crate::config::units::duration;
-use crate::env::{Env, timeout};
+use crate::env::{Env, Instant, timeout};
 use crate::identity::{host_port, read_bounded};
 use crate::secure::{Dialer, roots_of, system_roots};
 
 /// Largest answer that is taken, in bytes.
 pub const ANSWER_BYTES_MAX: usize = 1 << 30;
+
+/// Least wait for an answer to a read, however many endpoints are left to ask.
+const LEAST_SHARE: Duration = Duration::from_millis(200);
 
 /// Between signs of life that are asked of a connection, and the wait for one.
 const KEEPALIVE: Duration = Duration::from_secs(5);
@@ -42,7 +48,13 @@ pub struct ClientArgs {
     pub user: UserArgs,
     #[command(flatten)]
     pub tls: TlsArgs,
+    /// Where the endpoints were named, for advice.
+    #[arg(skip = ENDPOINTS_FLAG)]
+    pub named_by: &'static str,
 }
+
+/// Where most commands have their endpoints from.
+pub const ENDPOINTS_FLAG: &str = "--endpoints or QUORATE_ENDPOINTS";
 
 /// Whom to trust, and what to show. The ids are others than the flags: many a command has an argument `key`.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -100,7 +112,7 @@ impl ClientArgs {
                 Err(failure) => failures.push(format!("{endpoint}: {failure}")),
             }
         }
-        bail!("{}", unreachable(&failures))
+        bail!("{}", unreachable_at(&failures, self.named_by))
     }
 
     /// Connects to the first endpoint at which a member says something of itself, though it may not serve clients yet.
@@ -112,7 +124,7 @@ impl ClientArgs {
                 Err(failure) => failures.push(format!("{endpoint}: {failure}")),
             }
         }
-        bail!("{}", unreachable(&failures))
+        bail!("{}", unreachable_at(&failures, self.named_by))
     }
 
     /// Connects to one endpoint, or to the status port beside it: a member that starts has no other.
@@ -160,6 +172,50 @@ impl ClientArgs {
         }
     }
 
+    /// Asks for what changes nothing: when an endpoint cannot be reached, has no leader or does not answer, the next one is asked. Who is
+    /// silent leaves the others their share of the time.
+    pub async fn read<T>(
+        &self,
+        ask: impl AsyncFn(Channel) -> Result<Response<T>, Status>,
+    ) -> anyhow::Result<Response<T>> {
+        let endpoints: Vec<&str> = self.endpoints().collect();
+        let deadline = Instant::now() + self.timeout;
+        let mut failures = Vec::new();
+        let mut last = None;
+        for (asked, endpoint) in endpoints.iter().enumerate() {
+            let channel = match self.dial(endpoint).await {
+                Ok(channel) => channel,
+                Err(failure) => {
+                    failures.push(format!("{endpoint}: {failure}"));
+                    continue;
+                }
+            };
+            let left = (endpoints.len() - asked) as u32;
+            let share = (deadline.saturating_duration_since(Instant::now()) / left).max(LEAST_SHARE);
+            match timeout(share, ask(channel)).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(status)) if may_be_elsewhere(&status) => {
+                    failures.push(format!("{endpoint}: {}", reason(&status)));
+                    last = Some(failure(&status));
+                }
+                Ok(Err(status)) => return Err(failure(&status)),
+                Err(_) => {
+                    let waited = humantime::format_duration(Duration::from_millis(share.as_millis() as u64));
+                    failures.push(format!("{endpoint}: no answer within {waited}"));
+                    last = Some(anyhow!("no answer within {waited}; see `quorate status`, or raise --timeout"));
+                }
+            }
+        }
+        Err(match last {
+            None => anyhow!("{}", unreachable_at(&failures, self.named_by)),
+            Some(only) if failures.len() == 1 => only,
+            Some(_) => anyhow!(
+                "no endpoint has an answer ({}); see `quorate status` for who answers and who leads, then retry",
+                failures.join(", ")
+            ),
+        })
+    }
+
     /// Waits for an answer.
     pub async fn answer<T>(
         &self,
@@ -190,6 +246,12 @@ fn explained(failure: String) -> String {
         }
         text if text.contains("NotValidForName") => "its certificate is for other names: use one of them",
         text if text.contains("InvalidContentType") => "it speaks no TLS: use http://",
+        text if text.contains("frame with invalid size") => {
+            "it speaks no gRPC: it is a port of another program, or one that wants https://; name a client port (2379)"
+        }
+        text if text.contains("broken pipe") || text.contains("reset by peer") => {
+            "it has closed the connection: its member has stopped, or it speaks no gRPC and is a port of another program"
+        }
         text if text.contains("CertificateRequired") => "it wants a certificate: --cert and --key",
         _ => return failure,
     };
@@ -203,13 +265,40 @@ fn beside(endpoint: &str) -> Option<String> {
     Some(format!("http://{host}:{}", port.parse::<u16>().ok()?.checked_add(STATUS_PORT_OFFSET)?))
 }
 
+/// Largest page that is taken, in bytes.
+const PAGE_BYTES_MAX: usize = 16 << 20;
+
+/// A page that a member serves beside gRPC, over the same connection.
+pub async fn page(mut channel: Channel, path: &str) -> Result<String, String> {
+    let request = http::Request::get(path).body(tonic::body::Body::empty()).map_err(|error| error.to_string())?;
+    std::future::poll_fn(|context| channel.poll_ready(context)).await.map_err(|error| error.to_string())?;
+    let answer = channel.call(request).await.map_err(|error| error.to_string())?;
+    if !answer.status().is_success() {
+        return Err(format!("{path}: {}", answer.status()));
+    }
+    let body = http_body_util::Limited::new(answer.into_body(), PAGE_BYTES_MAX).collect().await;
+    Ok(String::from_utf8_lossy(&body.map_err(|error| error.to_string())?.to_bytes()).into_owned())
+}
+
 /// What to say when no endpoint could be reached.
 pub fn unreachable(failures: &[String]) -> String {
-    const ACTION: &str = "check that the server runs and serves (`quorate status` also shows members that start), and name its client addresses with --endpoints or QUORATE_ENDPOINTS";
+    unreachable_at(failures, ENDPOINTS_FLAG)
+}
+
+/// The same, where the endpoints came from another flag.
+fn unreachable_at(failures: &[String], named_by: &str) -> String {
+    let action = format!(
+        "check that the server runs and serves (`quorate status` also shows members that start), and name its client addresses with {named_by}"
+    );
     match failures {
-        [] => format!("no endpoint given; {ACTION}"),
-        failures => format!("no endpoint can be reached ({}); {ACTION}", failures.join(", ")),
+        [] => format!("no endpoint given; {action}"),
+        failures => format!("no endpoint can be reached ({}); {action}", failures.join(", ")),
     }
+}
+
+/// Whether another member may have the answer to what changes nothing. A connection that breaks has any code.
+fn may_be_elsewhere(status: &Status) -> bool {
+    matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded) || std::error::Error::source(status).is_some()
 }
 
 /// An endpoint as a URL: `host:port`, or with `http://` or `https://` before it.
@@ -257,17 +346,29 @@ pub fn failure(status: &Status) -> anyhow::Error {
         }
         Code::ResourceExhausted => "the server is overloaded: retry later",
         Code::OutOfRange => "choose a revision between the compacted and the current one",
+        Code::Unimplemented if serves_no_clients(status) => {
+            "no client is served at this port: is it the one of peers (2380), or another program's? Name the clients' port (2379)"
+        }
         Code::Unimplemented => "this server does not offer it: check its version with `quorate status`",
         Code::InvalidArgument | Code::FailedPrecondition | Code::NotFound => "correct the request",
         Code::PermissionDenied | Code::Unauthenticated => "ask for the permission",
         _ => "see the server's log",
     };
-    let text = match (status.message(), broken(status)) {
+    anyhow!("{} ({:?}); {action}", reason(status), status.code())
+}
+
+/// What a status says, without what to do.
+fn reason(status: &Status) -> String {
+    match (status.message(), broken(status)) {
         (_, Some(cause)) => explained(cause),
         ("", _) => "the server gave no reason".to_owned(),
         (message, _) => message.replace('\n', " "),
-    };
-    anyhow!("{text} ({:?}); {action}", status.code())
+    }
+}
+
+/// Members' ports answer a client's call without a word, and web servers with a page; the clients' port names what it does not know.
+fn serves_no_clients(status: &Status) -> bool {
+    status.message().is_empty() || status.message().contains("HTTP status code")
 }
 
 #[cfg(test)]
@@ -281,6 +382,7 @@ mod tests {
             timeout: Duration::from_secs(5),
             user: UserArgs::default(),
             tls: TlsArgs::default(),
+            named_by: ENDPOINTS_FLAG,
         }
     }
 

@@ -48,15 +48,24 @@ pub struct Args {
     /// Address on which pods listen for clients; %d is the pod's ordinal, as in 127.0.0.%d
     #[arg(long, default_value = "127.0.0.1")]
     host: String,
-    /// Peer addresses; %d is the pod's ordinal
-    #[arg(long, default_value = "127.0.0.1:2380%d")]
-    peers: String,
+    /// Peer addresses; %d is the pod's ordinal [default: port 2380%d of --host, or 2380 where that has a %d itself]
+    #[arg(long)]
+    peers: Option<String>,
     /// With TLS on all ports and certificates made for it; what clients need is printed
     #[arg(long)]
     tls: bool,
 }
 
 impl Args {
+    /// Addresses of their own for pods of another host, so that one dev can run beside another.
+    fn peers(&self) -> String {
+        match &self.peers {
+            Some(peers) => peers.clone(),
+            None if self.host.contains("%d") => format!("{}:2380", self.host),
+            None => format!("{}:2380%d", self.host),
+        }
+    }
+
     fn client_port(&self, pod: u16) -> Result<u16, anyhow::Error> {
         let offset = match (self.port_step, pod) {
             (_, 0) => 0,
@@ -135,11 +144,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     if let Some(dir) = &dev.tls {
         dev.make_certificates(dir)?;
     }
+    let stop = Stop::new()?;
     for pod in 0..dev.pods.len() {
         dev.start(pod)?;
     }
     dev.greet();
-    let result = dev.watch(&env).await;
+    let result = dev.watch(&env, stop).await;
     println!("stopping all pods ...");
     dev.stop().await;
     match temporary {
@@ -147,6 +157,24 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         None => println!("the data stays in {}", dev.root.display()),
     }
     result
+}
+
+/// What ends it. Heard from before the first word is printed, so that no pod is left behind by whoever is quick.
+struct Stop {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn new() -> anyhow::Result<Self> {
+        let heard = |kind: SignalKind| signal(kind).context("cannot hear signals");
+        Ok(Self {
+            interrupt: heard(SignalKind::interrupt())?,
+            terminate: heard(SignalKind::terminate())?,
+            hangup: heard(SignalKind::hangup())?,
+        })
+    }
 }
 
 impl Dev {
@@ -158,7 +186,7 @@ impl Dev {
     /// A CA for clients and one for members, a certificate for the pods of each, and one for the user. With a data directory that is
     /// kept they are, too.
     fn make_certificates(&self, dir: &Path) -> anyhow::Result<()> {
-        let peers = self.pods.iter().map(|pod| self.args.peers.replace("%d", &pod.slot.to_string()));
+        let peers = self.pods.iter().map(|pod| self.args.peers().replace("%d", &pod.slot.to_string()));
         let hosts = |addresses: Vec<String>| {
             let host = |address: &String| Some(host_port(address)?.0.trim_matches(['[', ']']).to_owned());
             let mut hosts: Vec<String> = addresses.iter().filter_map(host).chain(["localhost".to_owned()]).collect();
@@ -221,13 +249,13 @@ impl Dev {
             .append(true)
             .open(&pod.log)
             .with_context(|| format!("log file {}", pod.log.display()))?;
-        let address = self.args.peers.replace("%d", &pod.slot.to_string());
+        let address = self.args.peers().replace("%d", &pod.slot.to_string());
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         let mut command = Command::new(own_binary(Path::new("/proc/self/exe")));
         command
             .arg("serve")
             .args(["--name", &pod.name])
-            .args(["--peers", &self.args.peers])
+            .args(["--peers", &self.args.peers()])
             .args(["--size", &self.args.replicas.to_string()])
             .args(["--listen-peer", &address])
             .args(["--listen-client", &pod.endpoint])
@@ -254,18 +282,16 @@ impl Dev {
     }
 
     /// Watches the pods until a signal: says who leads, restarts who died.
-    async fn watch(&mut self, env: &Env) -> anyhow::Result<()> {
-        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        let mut hangup = signal(SignalKind::hangup())?;
+    async fn watch(&mut self, env: &Env, mut stop: Stop) -> anyhow::Result<()> {
         let mut look = interval(Duration::from_millis(500));
         let mut leader = None;
         let mut next_kill = self.args.kill_one_every.map(|every| Instant::now() + every);
         let started = Instant::now();
         loop {
             tokio::select! {
-                _ = interrupt.recv() => return Ok(()),
-                _ = terminate.recv() => return Ok(()),
-                _ = hangup.recv() => return Ok(()),
+                _ = stop.interrupt.recv() => return Ok(()),
+                _ = stop.terminate.recv() => return Ok(()),
+                _ = stop.hangup.recv() => return Ok(()),
                 _ = look.tick() => {}
             }
             self.revive(started)?;
@@ -385,4 +411,29 @@ fn threads(pods: u16) -> usize {
 /// The path of the running binary.
 fn own_binary(otherwise: &Path) -> PathBuf {
     std::env::current_exe().unwrap_or_else(|_| otherwise.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn peers_are_on_the_host_of_the_clients_port() {
+        for (line, expected) in [
+            ("x", "127.0.0.1:2380%d"),
+            ("x --host 127.0.0.2", "127.0.0.2:2380%d"),
+            ("x --host 127.0.%d.9", "127.0.%d.9:2380"),
+            ("x --host 127.0.0.2 --peers 127.0.0.3:7%d", "127.0.0.3:7%d"),
+        ] {
+            assert_eq!(Line::try_parse_from(line.split(' ')).unwrap().args.peers(), expected, "{line}");
+        }
+    }
 }

@@ -1,23 +1,23 @@
-//! `get`, `put`, `del` and `compact`.
+//! `put`, `del` and `compact`, and what they share with `get` and `txn`.
 //!
 //! Keys and values are bytes throughout: arguments are taken as the system gives them, and output is raw unless JSON is
-//! asked for.
+//! asked for, or a terminal is written to.
 
 use std::ffi::OsString;
-use std::io::Read;
+use std::io::{IsTerminal as _, Read};
 use std::os::unix::ffi::OsStrExt;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::client::{ANSWER_BYTES_MAX, ClientArgs};
 use super::credentials::Channel;
-use super::output::{Format, header_json, json_line, key_value_json};
-use crate::pb::KeyValue;
+use super::output::{Format, Lines, escaped, header_json, json_line, key_value_json};
 use crate::pb::etcd::kv_client::KvClient;
 use crate::pb::etcd::{
-    CompactionRequest, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest, RangeResponse,
+    CompactionRequest, Compare, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest,
+    RequestOp, TxnRequest, compare, request_op, response_op,
 };
 
 /// Most bytes of a value from standard input; every server refuses less.
@@ -38,58 +38,57 @@ pub struct KeyRange {
     from_key: bool,
 }
 
+/// What is written; also in a transaction.
 #[derive(Debug, clap::Args)]
-pub struct GetArgs {
-    #[command(flatten)]
-    range: KeyRange,
-    /// Most keys to print; 0: all
-    #[arg(long, default_value_t = 0)]
-    limit: i64,
-    /// As of this revision; 0: now
-    #[arg(long, default_value_t = 0)]
-    rev: i64,
-    /// Take the answer of the one member that is asked; it may be behind
-    #[arg(long)]
-    serializable: bool,
-    /// Print no values
-    #[arg(long, conflicts_with_all = ["count_only", "print_value_only"])]
-    keys_only: bool,
-    /// Print how many keys there are, and nothing else
-    #[arg(long, conflicts_with = "print_value_only")]
-    count_only: bool,
-    /// Print no keys
-    #[arg(long)]
-    print_value_only: bool,
-    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
-    output: Format,
-    #[command(flatten)]
-    client: ClientArgs,
-}
-
-#[derive(Debug, clap::Args)]
-pub struct PutArgs {
+pub struct Write {
     key: OsString,
     /// The value; left out: standard input to its end
+    #[arg(conflicts_with = "ignore_value")]
     value: Option<OsString>,
     /// The key goes when this lease ends; hexadecimal
-    #[arg(long, value_parser = super::lease::parse_id)]
+    #[arg(long, value_parser = super::lease::parse_id, conflicts_with = "ignore_lease")]
     lease: Option<i64>,
     /// Print what was there before
     #[arg(long)]
     prev_kv: bool,
+    /// Leave the value as it is, and change the lease alone
+    #[arg(long)]
+    ignore_value: bool,
+    /// Leave the lease as it is, and change the value alone
+    #[arg(long)]
+    ignore_lease: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct PutArgs {
+    #[command(flatten)]
+    write: Write,
+    /// Only if the last change of the key was at this revision; else nothing is written, and the exit code is 1
+    #[arg(long, value_name = "REVISION", conflicts_with = "if_absent", value_parser = clap::value_parser!(i64).range(1..))]
+    if_rev: Option<i64>,
+    /// Only if the key does not exist; else nothing is written, and the exit code is 1
+    #[arg(long)]
+    if_absent: bool,
     #[arg(short, long, value_enum, default_value_t = Format::Simple)]
     output: Format,
     #[command(flatten)]
     client: ClientArgs,
 }
 
+/// What is deleted; also in a transaction.
 #[derive(Debug, clap::Args)]
-pub struct DelArgs {
+pub struct Delete {
     #[command(flatten)]
     range: KeyRange,
     /// Print what was deleted
     #[arg(long)]
     prev_kv: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct DelArgs {
+    #[command(flatten)]
+    delete: Delete,
     #[arg(short, long, value_enum, default_value_t = Format::Simple)]
     output: Format,
     #[command(flatten)]
@@ -103,6 +102,8 @@ pub struct CompactArgs {
     /// Wait until the space is free
     #[arg(long)]
     physical: bool,
+    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
+    output: Format,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -136,72 +137,89 @@ pub(super) fn prefix_end(prefix: &[u8]) -> Vec<u8> {
     }
 }
 
-async fn connect(client: &ClientArgs) -> anyhow::Result<KvClient<Channel>> {
+pub(super) async fn connect(client: &ClientArgs) -> anyhow::Result<KvClient<Channel>> {
     Ok(KvClient::new(client.connect().await?).max_decoding_message_size(ANSWER_BYTES_MAX))
 }
 
-pub async fn get(args: GetArgs) -> anyhow::Result<Vec<u8>> {
-    let (key, range_end) = args.range.bounds();
-    let request = RangeRequest {
-        key,
-        range_end,
-        limit: args.limit,
-        revision: args.rev,
-        serializable: args.serializable,
-        keys_only: args.keys_only,
-        count_only: args.count_only,
-        ..RangeRequest::default()
-    };
-    let mut client = connect(&args.client).await?;
-    let answer = args.client.answer(client.range(request)).await?.into_inner();
-    Ok(format_get(&args, &answer))
+impl Write {
+    /// With the value of `stdin` where none is given: once, at most.
+    pub fn request(&self, stdin: impl FnOnce() -> anyhow::Result<Bytes>) -> anyhow::Result<PutRequest> {
+        let value = match &self.value {
+            Some(value) => Bytes::copy_from_slice(value.as_bytes()),
+            None if self.ignore_value => Bytes::new(),
+            None => stdin()?,
+        };
+        Ok(PutRequest {
+            key: Bytes::copy_from_slice(self.key.as_bytes()),
+            value,
+            lease: self.lease.unwrap_or(0),
+            prev_kv: self.prev_kv,
+            ignore_value: self.ignore_value,
+            ignore_lease: self.ignore_lease,
+        })
+    }
 }
 
-fn format_get(args: &GetArgs, answer: &RangeResponse) -> Vec<u8> {
-    if args.output == Format::Json {
-        return json_line(&json!({
-            "header": header_json(answer.header.as_ref()),
-            "kvs": answer.kvs.iter().map(key_value_json).collect::<Vec<_>>(),
-            "more": answer.more,
-            "count": answer.count,
-        }));
+impl Delete {
+    pub fn request(&self) -> DeleteRangeRequest {
+        let (key, range_end) = self.range.bounds();
+        DeleteRangeRequest { key, range_end, prev_kv: self.prev_kv }
     }
-    if args.count_only {
-        return format!("{}\n", answer.count).into_bytes();
-    }
-    let mut out = Vec::new();
-    for kv in &answer.kvs {
-        if !args.print_value_only {
-            line(&mut out, kv.key());
-        }
-        if !args.keys_only {
-            line(&mut out, kv.value());
-        }
-    }
-    out
-}
-
-fn line(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.extend_from_slice(bytes);
-    out.push(b'\n');
-}
-
-pub(super) fn key_value_lines(out: &mut Vec<u8>, kv: &KeyValue) {
-    line(out, kv.key());
-    line(out, kv.value());
 }
 
 pub async fn put(args: PutArgs) -> anyhow::Result<Vec<u8>> {
-    let value = match &args.value {
-        Some(value) => Bytes::copy_from_slice(value.as_bytes()),
-        None => read_value(std::io::stdin().lock())?,
-    };
-    let key = Bytes::copy_from_slice(args.key.as_bytes());
-    let lease = args.lease.unwrap_or(0);
-    let request = PutRequest { key, value, lease, prev_kv: args.prev_kv, ..PutRequest::default() };
+    let request = args.write.request(|| {
+        let stdin = std::io::stdin();
+        if stdin.is_terminal() {
+            eprintln!("quorate: type the value, and end it with Ctrl-D on a line of its own");
+        }
+        read_value(stdin.lock())
+    })?;
     let mut client = connect(&args.client).await?;
-    let answer = args.client.answer(client.put(request)).await?.into_inner();
+    let answer = match (args.if_rev, args.if_absent) {
+        (None, false) => args.client.answer(client.put(request)).await?.into_inner(),
+        (condition, _) => put_if(&args.client, &mut client, request, condition).await?,
+    };
     Ok(format_put(args.output, &answer))
+}
+
+/// Writes only if the key's last change was at `revision`; `None`: only if there is no such key.
+async fn put_if(
+    args: &ClientArgs,
+    client: &mut KvClient<Channel>,
+    put: PutRequest,
+    revision: Option<i64>,
+) -> anyhow::Result<PutResponse> {
+    let key = put.key.clone();
+    let read = RangeRequest { key: key.clone(), keys_only: true, ..RangeRequest::default() };
+    let compare = Compare {
+        key: key.clone(),
+        target: compare::CompareTarget::Mod.into(),
+        result: compare::CompareResult::Equal.into(),
+        // Of what does not exist it is 0.
+        target_union: Some(compare::TargetUnion::ModRevision(revision.unwrap_or(0))),
+        ..Compare::default()
+    };
+    let op = |request| vec![RequestOp { request: Some(request) }];
+    let txn = TxnRequest {
+        compare: vec![compare],
+        success: op(request_op::Request::RequestPut(put)),
+        failure: op(request_op::Request::RequestRange(read)),
+    };
+    let answer = args.answer(client.txn(txn)).await?.into_inner();
+    let header = answer.header;
+    match answer.responses.into_iter().next().and_then(|one| one.response) {
+        Some(response_op::Response::ResponsePut(put)) => Ok(PutResponse { header, ..put }),
+        Some(response_op::Response::ResponseRange(found)) => {
+            let is = match found.kvs.first() {
+                Some(kv) => format!("it was last changed at revision {}", kv.mod_revision()),
+                None => "it does not exist".to_owned(),
+            };
+            let wanted = revision.map_or("--if-absent".to_owned(), |revision| format!("--if-rev {revision}"));
+            bail!("{:?} is not written, because of {wanted}: {is}", escaped(&key, &[]))
+        }
+        _ => bail!("the answer does not fit the request; see the server's version with `quorate status`"),
+    }
 }
 
 fn read_value(input: impl Read) -> anyhow::Result<Bytes> {
@@ -212,47 +230,66 @@ fn read_value(input: impl Read) -> anyhow::Result<Bytes> {
     Ok(value.into())
 }
 
+pub fn put_json(answer: &PutResponse) -> Value {
+    let mut object = json!({ "header": header_json(answer.header.as_ref()) });
+    if let Some(kv) = &answer.prev_kv {
+        object["prev_kv"] = key_value_json(kv);
+    }
+    object
+}
+
+pub fn put_lines(lines: &mut Lines, answer: &PutResponse) {
+    lines.text("OK");
+    answer.prev_kv.iter().for_each(|kv| lines.key_value(kv));
+}
+
 fn format_put(format: Format, answer: &PutResponse) -> Vec<u8> {
     if format == Format::Json {
-        let mut object = json!({ "header": header_json(answer.header.as_ref()) });
-        if let Some(kv) = &answer.prev_kv {
-            object["prev_kv"] = key_value_json(kv);
-        }
-        return json_line(&object);
+        return json_line(&put_json(answer));
     }
-    let mut out = b"OK\n".to_vec();
-    if let Some(kv) = &answer.prev_kv {
-        key_value_lines(&mut out, kv);
-    }
-    out
+    let mut lines = Lines::new(false);
+    put_lines(&mut lines, answer);
+    lines.finish()
 }
 
 pub async fn del(args: DelArgs) -> anyhow::Result<Vec<u8>> {
-    let (key, range_end) = args.range.bounds();
     let mut client = connect(&args.client).await?;
-    let request = DeleteRangeRequest { key, range_end, prev_kv: args.prev_kv };
-    let answer = args.client.answer(client.delete_range(request)).await?.into_inner();
+    let answer = args.client.answer(client.delete_range(args.delete.request())).await?.into_inner();
     Ok(format_del(args.output, &answer))
+}
+
+pub fn del_json(answer: &DeleteRangeResponse) -> Value {
+    json!({
+        "header": header_json(answer.header.as_ref()),
+        "deleted": answer.deleted,
+        "prev_kvs": answer.prev_kvs.iter().map(key_value_json).collect::<Vec<_>>(),
+    })
+}
+
+pub fn del_lines(lines: &mut Lines, answer: &DeleteRangeResponse) {
+    lines.text(&answer.deleted.to_string());
+    answer.prev_kvs.iter().for_each(|kv| lines.key_value(kv));
 }
 
 fn format_del(format: Format, answer: &DeleteRangeResponse) -> Vec<u8> {
     if format == Format::Json {
-        return json_line(&json!({
-            "header": header_json(answer.header.as_ref()),
-            "deleted": answer.deleted,
-            "prev_kvs": answer.prev_kvs.iter().map(key_value_json).collect::<Vec<_>>(),
-        }));
+        return json_line(&del_json(answer));
     }
-    let mut out = format!("{}\n", answer.deleted).into_bytes();
-    answer.prev_kvs.iter().for_each(|kv| key_value_lines(&mut out, kv));
-    out
+    let mut lines = Lines::new(false);
+    del_lines(&mut lines, answer);
+    lines.finish()
 }
 
 pub async fn compact(args: CompactArgs) -> anyhow::Result<Vec<u8>> {
     let request = CompactionRequest { revision: args.revision, physical: args.physical };
     let mut client = connect(&args.client).await?;
-    args.client.answer(client.compact(request)).await?;
-    Ok(format!("compacted revision {}\n", args.revision).into_bytes())
+    let answer = args.client.answer(client.compact(request)).await?.into_inner();
+    Ok(match args.output {
+        Format::Simple => format!("compacted revision {}\n", args.revision).into_bytes(),
+        Format::Json => {
+            json_line(&json!({ "header": header_json(answer.header.as_ref()), "compacted": args.revision }))
+        }
+    })
 }
 
 #[cfg(test)]
@@ -260,16 +297,16 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::pb::Fields;
+    use crate::pb::{Fields, KeyValue};
 
     #[derive(Parser)]
     struct Line {
         #[command(flatten)]
-        get: GetArgs,
+        range: KeyRange,
     }
 
-    fn parse(words: &[&str]) -> GetArgs {
-        Line::try_parse_from(std::iter::once(&"x").chain(words)).unwrap().get
+    fn parse(words: &[&str]) -> KeyRange {
+        Line::try_parse_from(std::iter::once(&"x").chain(words)).unwrap().range
     }
 
     #[test]
@@ -284,46 +321,23 @@ mod tests {
             (&["--", "-k"], b"-k", b""),
         ];
         for (words, key, end) in cases {
-            assert_eq!(parse(words).range.bounds(), (Bytes::from_static(key), Bytes::from_static(end)), "{words:?}");
+            assert_eq!(parse(words).bounds(), (Bytes::from_static(key), Bytes::from_static(end)), "{words:?}");
         }
         assert_eq!(prefix_end(b"a\xff\xff"), b"b");
         assert_eq!(prefix_end(b"\xff\xff"), b"\0");
     }
 
-    fn answer() -> RangeResponse {
-        let kv = |key, value| KeyValue::new(Fields { key, value, version: 1, ..Fields::default() });
-        RangeResponse { kvs: vec![kv(b"a", b"1\xff"), kv(b"b", b"")], count: 2, ..RangeResponse::default() }
-    }
-
-    #[test]
-    fn get_prints_raw_lines() {
-        let cases: [(&[&str], &[u8]); 4] = [
-            (&["a"], b"a\n1\xff\nb\n\n"),
-            (&["a", "--print-value-only"], b"1\xff\n\n"),
-            (&["a", "--keys-only"], b"a\nb\n"),
-            (&["a", "--count-only"], b"2\n"),
-        ];
-        for (words, expected) in cases {
-            assert_eq!(format_get(&parse(words), &answer()), expected, "{words:?}");
-        }
-        assert_eq!(format_get(&parse(&["a"]), &RangeResponse::default()), b"");
-    }
-
-    #[test]
-    fn get_prints_json_with_base64() {
-        let text = format_get(&parse(&["a", "-o", "json"]), &answer());
-        let object: serde_json::Value = serde_json::from_slice(&text).unwrap();
-        assert_eq!((&object["count"], &object["kvs"][0]["key"]), (&json!(2), &json!("YQ==")));
-        assert_eq!(object["kvs"][0]["value"], json!("Mf8="));
+    fn former() -> KeyValue {
+        KeyValue::new(Fields { key: b"a", value: b"1\xff", version: 1, ..Fields::default() })
     }
 
     #[test]
     fn put_and_del_print_former_values() {
-        let put = PutResponse { prev_kv: Some(answer().kvs.remove(0)), ..PutResponse::default() };
+        let put = PutResponse { prev_kv: Some(former()), ..PutResponse::default() };
         assert_eq!(format_put(Format::Simple, &put), b"OK\na\n1\xff\n");
         assert!(format_put(Format::Json, &put).starts_with(b"{\"header\":"));
-        let del = DeleteRangeResponse { deleted: 2, prev_kvs: answer().kvs, ..DeleteRangeResponse::default() };
-        assert_eq!(format_del(Format::Simple, &del), b"2\na\n1\xff\nb\n\n");
+        let del = DeleteRangeResponse { deleted: 2, prev_kvs: vec![former()], ..DeleteRangeResponse::default() };
+        assert_eq!(format_del(Format::Simple, &del), b"2\na\n1\xff\n");
     }
 
     #[test]

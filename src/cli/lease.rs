@@ -10,7 +10,7 @@ use futures_util::StreamExt as _;
 use serde_json::json;
 
 use super::client::{ClientArgs, failure};
-use super::output::{Format, header_json, json_line, table};
+use super::output::{Format, Lines, base64, header_json, json_line, lease_id, table};
 use super::print;
 use crate::cli::credentials::Channel;
 use crate::config::units::duration;
@@ -36,8 +36,8 @@ pub enum LeaseCommand {
 
 #[derive(Debug, clap::Args)]
 pub struct GrantArgs {
-    /// How long it lives without being kept alive, such as 60s; whole seconds, and at least what the server says
-    #[arg(value_parser = duration::parse)]
+    /// How long it lives without being kept alive, such as 90s, or 60 for seconds; the server may raise it to the least that it grants
+    #[arg(value_parser = parse_ttl)]
     ttl: Duration,
     /// The id, hexadecimal; left out: the server chooses
     #[arg(long, value_parser = parse_id)]
@@ -56,6 +56,8 @@ pub struct KeepAliveArgs {
     /// Once, and end
     #[arg(long)]
     once: bool,
+    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
+    output: Format,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -65,6 +67,8 @@ pub struct IdArgs {
     /// Hexadecimal
     #[arg(value_parser = parse_id)]
     id: i64,
+    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
+    output: Format,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -106,11 +110,25 @@ pub async fn run(command: LeaseCommand) -> anyhow::Result<()> {
         LeaseCommand::KeepAlive(args) => keep_alive(args).await,
         LeaseCommand::Revoke(args) => {
             let mut client = LeaseClient::new(args.client.connect().await?);
-            args.client.answer(client.lease_revoke(LeaseRevokeRequest { id: args.id })).await?;
-            print(format!("{:x} revoked\n", args.id).as_bytes())
+            let answer =
+                args.client.answer(client.lease_revoke(LeaseRevokeRequest { id: args.id })).await?.into_inner();
+            print(&match args.output {
+                Format::Simple => format!("{} revoked\n", lease_id(args.id)).into_bytes(),
+                Format::Json => {
+                    json_line(&json!({ "header": header_json(answer.header.as_ref()), "id": lease_id(args.id) }))
+                }
+            })
         }
         LeaseCommand::List(args) => list(args).await,
         LeaseCommand::Ttl(args) => ttl(args).await,
+    }
+}
+
+/// A number alone is seconds, as etcd's own client takes it.
+fn parse_ttl(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+        Err(_) => duration::parse(text).map_err(|error| error.to_string()),
     }
 }
 
@@ -122,21 +140,25 @@ pub fn seconds(ttl: Duration) -> i64 {
 async fn grant(args: GrantArgs) -> anyhow::Result<()> {
     let mut client = LeaseClient::new(args.client.connect().await?);
     let request = LeaseGrantRequest { ttl: seconds(args.ttl), id: args.id.unwrap_or(0) };
+    let asked = request.ttl;
     let answer = args.client.answer(client.lease_grant(request)).await?.into_inner();
+    if answer.ttl != asked {
+        eprintln!("quorate: the lease lives {}s, not {asked}s: the server grants no less", answer.ttl);
+    }
     match args.output {
-        Format::Simple => print(format!("{:x}\n", answer.id).as_bytes()),
+        Format::Simple => print(format!("{}\n", lease_id(answer.id)).as_bytes()),
         Format::Json => print(&json_line(&json!({
             "header": header_json(answer.header.as_ref()),
-            "id": format!("{:x}", answer.id),
+            "id": lease_id(answer.id),
             "ttl": answer.ttl,
         }))),
     }
 }
 
 async fn list(args: ListArgs) -> anyhow::Result<()> {
-    let mut client = LeaseClient::new(args.client.connect().await?);
-    let answer = args.client.answer(client.lease_leases(LeaseLeasesRequest {})).await?.into_inner();
-    let ids = answer.leases.iter().map(|lease| format!("{:x}", lease.id));
+    let ask = async |channel: Channel| LeaseClient::new(channel).lease_leases(LeaseLeasesRequest {}).await;
+    let answer = args.client.read(ask).await?.into_inner();
+    let ids = answer.leases.iter().map(|lease| lease_id(lease.id));
     match args.output {
         Format::Simple => print(ids.map(|id| id + "\n").collect::<String>().as_bytes()),
         Format::Json => print(&json_line(&json!({
@@ -147,32 +169,36 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
 }
 
 async fn ttl(args: TtlArgs) -> anyhow::Result<()> {
-    let mut client = LeaseClient::new(args.client.connect().await?);
     let request = LeaseTimeToLiveRequest { id: args.id, keys: args.keys };
-    let answer = args.client.answer(client.lease_time_to_live(request)).await?.into_inner();
+    let ask = async |channel: Channel| LeaseClient::new(channel).lease_time_to_live(request).await;
+    let answer = args.client.read(ask).await?.into_inner();
     ensure!(answer.ttl >= 0, "{}", gone(args.id));
-    let keys: Vec<String> = answer.keys.iter().map(|key| String::from_utf8_lossy(key).into_owned()).collect();
     if args.output == Format::Json {
         return print(&json_line(&json!({
             "header": header_json(answer.header.as_ref()),
-            "id": format!("{:x}", answer.id),
+            "id": lease_id(answer.id),
             "ttl": answer.ttl,
             "granted_ttl": answer.granted_ttl,
-            "keys": keys,
+            "keys": answer.keys.iter().map(|key| base64(key)).collect::<Vec<_>>(),
         })));
     }
-    let row = vec![format!("{:x}", answer.id), format!("{}s", answer.granted_ttl), format!("{}s", answer.ttl)];
-    let mut out = table(&["LEASE", "GRANTED", "LEFT"], &[row]);
-    keys.iter().for_each(|key| out.extend_from_slice(format!("{key}\n").as_bytes()));
-    print(&out)
+    let row = vec![lease_id(answer.id), format!("{}s", answer.granted_ttl), format!("{}s", answer.ttl)];
+    let mut keys = Lines::new(false);
+    answer.keys.iter().for_each(|key| keys.key(key));
+    print(&[table(&["LEASE", "GRANTED", "LEFT"], &[row]), keys.finish()].concat())
 }
 
 fn gone(id: i64) -> String {
-    format!("there is no lease {id:x}: it has expired or was revoked; grant a new one")
+    format!("there is no lease {}: it has expired or was revoked; grant a new one", lease_id(id))
 }
 
 async fn keep_alive(args: KeepAliveArgs) -> anyhow::Result<()> {
-    let renewed = |ttl: i64| print(format!("{:x} lives {ttl}s\n", args.id).as_bytes());
+    let renewed = |ttl: i64| {
+        print(&match args.output {
+            Format::Simple => format!("{} lives {ttl}s\n", lease_id(args.id)).into_bytes(),
+            Format::Json => json_line(&json!({ "id": lease_id(args.id), "ttl": ttl })),
+        })
+    };
     if args.once {
         return renewed(renew(&args.client, args.client.timeout, &mut None, args.id).await?);
     }
@@ -258,6 +284,12 @@ mod tests {
         for wrong in ["", "0", "g", "1 2", "10000000000000000"] {
             assert!(parse_id(wrong).unwrap_err().contains("hexadecimal"), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_number_alone_is_seconds() {
+        assert_eq!((parse_ttl("60"), parse_ttl("1m")), (Ok(Duration::from_secs(60)), Ok(Duration::from_secs(60))));
+        assert!(parse_ttl("60x").is_err() && parse_ttl("-1").is_err());
     }
 
     #[test]

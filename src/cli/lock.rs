@@ -15,12 +15,14 @@ use anyhow::{Context, anyhow};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 use super::client::{ClientArgs, failure};
 use super::lease::{keep, seconds};
+use super::output::{Format, Lines, base64, json_line};
 use super::print;
 use crate::cli::credentials::Channel;
 use crate::config::units::duration;
@@ -48,6 +50,8 @@ pub struct LockArgs {
     /// exit code is passed on. Left out: prints the key, and holds the lock until Ctrl-C
     #[arg(last = true)]
     command: Vec<OsString>,
+    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
+    output: Format,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -64,6 +68,8 @@ pub struct ElectArgs {
     /// How long leadership stays taken if this program dies without a word
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration::parse)]
     ttl: Duration,
+    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
+    output: Format,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -82,7 +88,7 @@ pub async fn lock(args: LockArgs) -> anyhow::Result<i32> {
         };
         let revision = create_revision(&args.client, &key).await?;
         if args.command.is_empty() {
-            print(&[&key[..], b"\n"].concat())?;
+            print(&held_text(args.output, &key, None))?;
             stop.cancelled().await;
             return Ok(0);
         }
@@ -97,7 +103,7 @@ pub async fn elect(args: ElectArgs) -> anyhow::Result<i32> {
     let Some(value) = &args.value else {
         let mut signals = Signals::new()?;
         return tokio::select! {
-            failed = listen(&args.client, &name) => Err(failed),
+            failed = listen(&args.client, &name, args.output) => Err(failed),
             () = signals.next() => Ok(0),
         };
     };
@@ -111,11 +117,22 @@ pub async fn elect(args: ElectArgs) -> anyhow::Result<i32> {
             leader = campaigning => leader?,
             () = stop.cancelled() => return Ok(0),
         };
-        print(&[&leader.key[..], b"\n", &value, b"\n"].concat())?;
+        print(&held_text(args.output, &leader.key, Some(&value)))?;
         stop.cancelled().await;
         Ok(0)
     })
     .await
+}
+
+/// What is held, and what is proclaimed with it.
+fn held_text(format: Format, key: &[u8], value: Option<&[u8]>) -> Vec<u8> {
+    if format == Format::Json {
+        return json_line(&json!({ "key": base64(key), "value": value.map(base64) }));
+    }
+    let mut lines = Lines::new(false);
+    lines.key(key);
+    value.into_iter().for_each(|value| lines.value(value));
+    lines.finish()
 }
 
 /// The signals by which a user or a supervisor ends this program.
@@ -241,7 +258,7 @@ fn exit_code(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
-async fn listen(client: &ClientArgs, name: &Bytes) -> anyhow::Error {
+async fn listen(client: &ClientArgs, name: &Bytes, format: Format) -> anyhow::Error {
     let mut client = client.clone();
     let mut told: Option<(Vec<u8>, i64)> = None;
     loop {
@@ -251,7 +268,7 @@ async fn listen(client: &ClientArgs, name: &Bytes) -> anyhow::Error {
         };
         let observing = ElectionClient::new(channel).observe(LeaderRequest { name: name.clone() }).await;
         let status = match observing {
-            Ok(stream) => match show(stream.into_inner(), &mut told).await {
+            Ok(stream) => match show(stream.into_inner(), &mut told, format).await {
                 Ok(status) => status,
                 Err(error) => return error,
             },
@@ -269,6 +286,7 @@ async fn listen(client: &ClientArgs, name: &Bytes) -> anyhow::Error {
 async fn show(
     mut stream: tonic::Streaming<LeaderResponse>,
     told: &mut Option<(Vec<u8>, i64)>,
+    format: Format,
 ) -> anyhow::Result<Status> {
     while let Some(answer) = stream.next().await {
         let kv = match answer {
@@ -277,7 +295,7 @@ async fn show(
         };
         let now = Some((kv.key().to_vec(), kv.mod_revision()));
         if *told != now {
-            print(&[kv.key(), b"\n", kv.value(), b"\n"].concat())?;
+            print(&held_text(format, kv.key(), Some(kv.value())))?;
             *told = now;
         }
     }

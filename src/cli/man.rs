@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use clap::{Args, CommandFactory as _};
+use clap::Args;
 
 #[derive(Debug, Args)]
 pub struct ManArgs {
@@ -14,7 +14,7 @@ pub struct ManArgs {
 }
 
 pub fn run(args: &ManArgs) -> anyhow::Result<()> {
-    clap_mangen::generate_to(super::Cli::command(), &args.dir).with_context(|| {
+    clap_mangen::generate_to(super::command(), &args.dir).with_context(|| {
         format!("the pages cannot be written to {}; expected a directory that exists", args.dir.display())
     })
 }

@@ -7,10 +7,11 @@ use anyhow::bail;
 use serde_json::json;
 
 use super::client::ClientArgs;
-use super::output::{Format, json_line, table};
+use super::members;
+use super::output::{Format, id, json_line, table};
 use super::status::{member_json, members_text};
 use crate::http::membership_json;
-use crate::identity::SLOT_MAX;
+use crate::identity::{SLOT_MAX, shown};
 use crate::pb::admin::admin_client::AdminClient;
 use crate::pb::admin::{MembershipRequest, MembershipView, ScaleRequest};
 use crate::pb::etcd::cluster_client::ClusterClient;
@@ -31,10 +32,9 @@ pub struct AddArgs {
 }
 
 #[derive(Debug, clap::Args)]
-pub struct IdArgs {
-    /// Member id, hexadecimal, as `member list` prints it
-    #[arg(value_parser = member_id)]
-    id: u64,
+pub struct WhichArgs {
+    /// Its name, or its id
+    member: String,
     #[arg(short, long, value_enum, default_value_t = Format::Simple)]
     output: Format,
     #[command(flatten)]
@@ -43,9 +43,8 @@ pub struct IdArgs {
 
 #[derive(Debug, clap::Args)]
 pub struct UpdateArgs {
-    /// Member id, hexadecimal, as `member list` prints it
-    #[arg(value_parser = member_id)]
-    id: u64,
+    /// Its name, or its id
+    member: String,
     /// Its new peer address, as HOST:PORT or http://HOST:PORT
     peer: String,
     #[arg(short, long, value_enum, default_value_t = Format::Simple)]
@@ -65,6 +64,8 @@ pub struct ScaleArgs {
     /// Want no size any more: every member stays
     #[arg(long)]
     unset: bool,
+    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
+    output: Format,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -75,12 +76,6 @@ pub struct WhyArgs {
     output: Format,
     #[command(flatten)]
     client: ClientArgs,
-}
-
-fn member_id(text: &str) -> Result<u64, String> {
-    let digits = text.strip_prefix("0x").unwrap_or(text);
-    u64::from_str_radix(digits, 16)
-        .map_err(|_| format!("{text:?} is no member id; expected up to 16 hexadecimal digits"))
 }
 
 fn url(peer: &str) -> String {
@@ -98,28 +93,39 @@ pub async fn add(args: AddArgs) -> anyhow::Result<Vec<u8>> {
     let mut cluster = ClusterClient::new(args.client.connect().await?);
     let request = MemberAddRequest { peer_ur_ls: vec![url(&args.peer)], is_learner: args.learner };
     let answer = args.client.answer(cluster.member_add(request)).await?.into_inner();
-    let id = answer.member.unwrap_or_default().id;
+    let id = id(answer.member.unwrap_or_default().id);
     let then = if args.learner { "`member promote` lets it vote" } else { "it votes when it has caught up" };
-    Ok(done(args.output, &format!("added {id:x} as a learner; {then}"), &answer.members))
+    Ok(done(args.output, &format!("added {id} as a learner; {then}"), &answer.members))
 }
 
-pub async fn remove(args: IdArgs) -> anyhow::Result<Vec<u8>> {
+/// The id of a member, and what it is called in sentences.
+async fn named(client: &ClientArgs, text: &str) -> anyhow::Result<(u64, String)> {
+    let members = members::list(client).await?;
+    let number = members::resolve(&members, text)?;
+    let name = members.iter().find(|member| member.id == number && !member.name.is_empty());
+    Ok((number, name.map_or_else(|| id(number), |member| format!("{} ({})", shown(&member.name), id(number)))))
+}
+
+pub async fn remove(args: WhichArgs) -> anyhow::Result<Vec<u8>> {
+    let (id, label) = named(&args.client, &args.member).await?;
     let mut cluster = ClusterClient::new(args.client.connect().await?);
-    let answer = args.client.answer(cluster.member_remove(MemberRemoveRequest { id: args.id })).await?.into_inner();
-    Ok(done(args.output, &format!("removed {:x}", args.id), &answer.members))
+    let answer = args.client.answer(cluster.member_remove(MemberRemoveRequest { id })).await?.into_inner();
+    Ok(done(args.output, &format!("removed {label}"), &answer.members))
 }
 
 pub async fn update(args: UpdateArgs) -> anyhow::Result<Vec<u8>> {
+    let (id, label) = named(&args.client, &args.member).await?;
     let mut cluster = ClusterClient::new(args.client.connect().await?);
-    let request = MemberUpdateRequest { id: args.id, peer_ur_ls: vec![url(&args.peer)] };
+    let request = MemberUpdateRequest { id, peer_ur_ls: vec![url(&args.peer)] };
     let answer = args.client.answer(cluster.member_update(request)).await?.into_inner();
-    Ok(done(args.output, &format!("updated {:x}", args.id), &answer.members))
+    Ok(done(args.output, &format!("updated {label}"), &answer.members))
 }
 
-pub async fn promote(args: IdArgs) -> anyhow::Result<Vec<u8>> {
+pub async fn promote(args: WhichArgs) -> anyhow::Result<Vec<u8>> {
+    let (id, label) = named(&args.client, &args.member).await?;
     let mut cluster = ClusterClient::new(args.client.connect().await?);
-    let answer = args.client.answer(cluster.member_promote(MemberPromoteRequest { id: args.id })).await?.into_inner();
-    Ok(done(args.output, &format!("{:x} votes", args.id), &answer.members))
+    let answer = args.client.answer(cluster.member_promote(MemberPromoteRequest { id })).await?.into_inner();
+    Ok(done(args.output, &format!("{label} votes"), &answer.members))
 }
 
 pub async fn scale(args: ScaleArgs) -> anyhow::Result<Vec<u8>> {
@@ -127,11 +133,19 @@ pub async fn scale(args: ScaleArgs) -> anyhow::Result<Vec<u8>> {
     let request = ScaleRequest { replicas: args.replicas.unwrap_or(0), start: args.start };
     let wanted = args.client.answer(admin.scale(request)).await?.into_inner().wanted.unwrap_or_default();
     let view = args.client.answer(admin.membership(MembershipRequest {})).await?.into_inner();
+    let remarks = || view.remarks.iter().filter(|remark| remark.name == "two-sizes");
+    if args.output == Format::Json {
+        return Ok(json_line(&json!({
+            "replicas": (wanted.replicas > 0).then_some(wanted.replicas),
+            "start": (wanted.replicas > 0).then_some(wanted.start),
+            "remarks": remarks().map(|remark| remark.sentence.clone()).collect::<Vec<_>>(),
+        })));
+    }
     let mut text = match wanted.replicas {
         0 => "no size is wanted; every member stays\n".to_owned(),
         replicas => format!("wanted: {replicas} members, slots {} to {}\n", wanted.start, wanted.start + replicas - 1),
     };
-    for remark in view.remarks.iter().filter(|remark| remark.name == "two-sizes") {
+    for remark in remarks() {
         text += &format!("{}\n", remark.sentence);
     }
     Ok(text.into_bytes())
@@ -211,11 +225,5 @@ mod tests {
         let text = String::from_utf8(why_text(&view)).unwrap();
         assert!(text.contains("3 members, slots 0 to 2 (from command)"), "{text}");
         assert!(text.contains("[quorum] it needs 2"), "{text}");
-    }
-
-    #[test]
-    fn member_ids_are_hexadecimal() {
-        assert_eq!((member_id("a0001"), member_id("0xa0001")), (Ok(0xa0001), Ok(0xa0001)));
-        assert!(member_id("kv-0").unwrap_err().contains("hexadecimal"));
     }
 }

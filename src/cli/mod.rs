@@ -4,29 +4,38 @@
 //! one line that says what to do, and exit code 1. Absent: settings (`config`), which flags only feed.
 
 mod auth;
+mod bench;
 mod cert;
 mod client;
 mod credentials;
 pub mod dev;
 pub mod etcd;
+mod examples;
+mod get;
+mod health;
+mod inspect;
 mod kv;
 mod lease;
 mod lock;
 mod maintenance;
 mod man;
 mod member;
+mod members;
 mod migrate;
 mod output;
+mod progress;
 mod recover;
 mod settings;
 mod snapshot;
 mod status;
+mod top;
+mod txn;
 mod watch;
 
 use std::io::Write;
 
-use anyhow::Context;
-use clap::{CommandFactory, Parser, Subcommand};
+use anyhow::{Context, bail};
+use clap::{CommandFactory, FromArgMatches as _, Parser, Subcommand};
 
 use crate::config::{Config, MANUAL, cgroup_memory_limit};
 use crate::env::{Env, threads};
@@ -62,12 +71,18 @@ pub enum Command {
     Member(MemberCommand),
     /// Form a new cluster from a survivor's disk, when a quorum is lost for good
     Recover(recover::RecoverArgs),
+    /// A table of all members that is drawn anew, with how much each does
+    Top(top::TopArgs),
+    /// Ask every member whether it serves; the exit code is the verdict
+    Health(health::HealthArgs),
     /// Read keys
-    Get(kv::GetArgs),
+    Get(get::GetArgs),
     /// Write a key
     Put(kv::PutArgs),
     /// Delete keys
     Del(kv::DelArgs),
+    /// Compare, and then write, read and delete, all at one revision
+    Txn(txn::TxnArgs),
     /// Print changes as they happen
     Watch(watch::WatchArgs),
     /// Forget revisions below this one
@@ -77,13 +92,26 @@ pub enum Command {
     Snapshot(snapshot::SnapshotCommand),
     /// Copy a live etcd into this cluster, and follow it until you switch
     Migrate(migrate::MigrateArgs),
+    /// Keep the keys of one prefix the same as those of another, here or in another cluster
+    Mirror(migrate::mirror::MirrorArgs),
     /// Alarms that are on
     #[command(subcommand)]
     Alarm(maintenance::AlarmCommand),
     /// Give disk space back that members' state stores no longer need
     Defrag(maintenance::DefragArgs),
-    /// Print the hash of each member's data: equal revisions must have equal hashes
-    Hash(maintenance::HashArgs),
+    /// Compare the members' data by its hash; the exit code is the verdict
+    Hash(health::HashArgs),
+    /// Have another member lead
+    MoveLeader(maintenance::MoveLeaderArgs),
+    /// Measure how the cluster does under a load
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
+    /// Check what the cluster is good for
+    #[command(subcommand)]
+    Check(bench::CheckCommand),
+    /// What the files of a member hold
+    #[command(subcommand)]
+    Log(inspect::LogCommand),
     /// Leases: keys that are put with one go when it ends
     #[command(subcommand)]
     Lease(lease::LeaseCommand),
@@ -105,6 +133,8 @@ pub enum Command {
     Cert(cert::CertCommand),
     /// Print the settings in force, and where each comes from
     Config(ConfigArgs),
+    /// Print the versions of this program, and of the API that it speaks
+    Version(VersionArgs),
     /// Print a completion script
     Completion {
         /// Which shell's
@@ -122,11 +152,11 @@ pub enum MemberCommand {
     /// Add a node that runs with an empty disk; it votes when it has caught up
     Add(member::AddArgs),
     /// Remove a member for good; the leader hands over first
-    Remove(member::IdArgs),
+    Remove(member::WhichArgs),
     /// Tell the others a member's new peer address
     Update(member::UpdateArgs),
     /// Let a learner vote that was added with --learner
-    Promote(member::IdArgs),
+    Promote(member::WhichArgs),
     /// Say how many members there should be, outside of Kubernetes; those of higher slots are removed
     Scale(member::ScaleArgs),
     /// What the leader sees, wants and does about the membership, and what keeps it from more
@@ -136,10 +166,51 @@ pub enum MemberCommand {
 #[derive(Debug, clap::Args)]
 pub struct ConfigArgs {
     /// Print the commented default file instead, which is also the manual
-    #[arg(long)]
+    #[arg(long, conflicts_with = "output")]
     manual: bool,
+    #[arg(short, long, value_enum, default_value_t = output::Format::Simple)]
+    output: output::Format,
     #[command(flatten)]
     settings: SettingsArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct VersionArgs {
+    #[arg(short, long, value_enum, default_value_t = output::Format::Simple)]
+    output: output::Format,
+}
+
+/// The command line of this process; one that is wrong, or asks for help, ends it.
+pub fn parse() -> Cli {
+    let mut command = command();
+    let cli = Cli::from_arg_matches(&command.get_matches_mut());
+    cli.unwrap_or_else(|error| error.format(&mut command).exit())
+}
+
+/// The command line with what derives from all of it: examples, and etcdctl's name for the form of what is printed.
+pub fn command() -> clap::Command {
+    examples::add(with_write_out(Cli::command()))
+}
+
+fn with_write_out(mut command: clap::Command) -> clap::Command {
+    if command.get_arguments().any(|arg| arg.get_id() == "output") {
+        let named = |arg: clap::Arg| arg.visible_short_alias('w').visible_alias("write-out");
+        command = command.mut_arg("output", |arg| named(arg).help("How it is printed"));
+    }
+    command.mut_subcommands(with_write_out)
+}
+
+/// An error and its causes as one line. A cause that its error has said already is not said twice.
+pub fn said(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(|cause| cause.to_string()) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text.replace('\n', " ")
 }
 
 /// Runs the command on a runtime that suits it.
@@ -155,13 +226,14 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         crate::env::process::keep_files_private();
     }
     match cli.command {
-        Command::Serve(args) => start(args.load(&Env::real())?.config, &[]),
+        Command::Serve(args) => {
+            let loaded = args.load(&Env::real())?;
+            start(loaded.config, &loaded.mistakes)
+        }
         Command::Etcd { args } => etcd::run(&args),
         Command::Dev(args) => runtime(0)?.block_on(dev::run(args)),
-        Command::Config(args) => {
-            let text = if args.manual { MANUAL.to_owned() } else { args.settings.load(&Env::real())?.describe() };
-            print(text.as_bytes())
-        }
+        Command::Config(args) => config(&args),
+        Command::Version(args) => print(&version(args.output)),
         Command::Cert(command) => print(&cert::run(command)?),
         Command::Completion { shell } => print(&completion(shell)),
         Command::Man(args) => man::run(&args),
@@ -171,15 +243,23 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
             telemetry::init(&crate::config::Telemetry { level: "warn".into(), ..Default::default() })?;
             print(&runtime(1)?.block_on(recover::recover(args))?)
         }
-        Command::Get(args) => request(kv::get(args)),
+        Command::Top(args) => client_runtime()?.block_on(top::top(args)),
+        Command::Health(args) => client_runtime()?.block_on(health::health(args)),
+        Command::Get(args) => request(get::get(args)),
+        Command::Txn(args) => request(txn::txn(args)),
         Command::Put(args) => request(kv::put(args)),
         Command::Del(args) => request(kv::del(args)),
         Command::Compact(args) => request(kv::compact(args)),
         Command::Snapshot(command) => request(snapshot::run(command)),
         Command::Migrate(args) => request(migrate::migrate(args)),
+        Command::Mirror(args) => request(migrate::mirror::mirror(args)),
         Command::Alarm(command) => request(maintenance::alarm(command)),
-        Command::Defrag(args) => request(maintenance::defrag(args)),
-        Command::Hash(args) => request(maintenance::hash(args)),
+        Command::Defrag(args) => client_runtime()?.block_on(maintenance::defrag(args)),
+        Command::Hash(args) => client_runtime()?.block_on(health::hash(args)),
+        Command::MoveLeader(args) => request(maintenance::move_leader(args)),
+        Command::Bench(command) => client_runtime()?.block_on(bench::bench(command)),
+        Command::Check(command) => client_runtime()?.block_on(bench::check(command)),
+        Command::Log(command) => print(&inspect::run(command)?),
         Command::User(command) => request(auth::user(command)),
         Command::Role(command) => request(auth::role(command)),
         Command::Auth(command) => request(auth::auth(command)),
@@ -220,7 +300,7 @@ fn start(config: Config, notes: &[String]) -> anyhow::Result<()> {
     let ended = runtime(config.server.worker_threads)?.block_on(crate::server::run(config));
     let Err(error) = ended else { return Ok(()) };
     // As `main` says it, but whoever reads it may be stuck.
-    log.last(&format!("quorate: {error:#}"));
+    log.last(&format!("quorate: {}", said(&error)));
     drop(log);
     exit(1)
 }
@@ -248,8 +328,37 @@ fn exit(code: i32) -> anyhow::Result<()> {
 
 fn completion(shell: clap_complete::Shell) -> Vec<u8> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "quorate", &mut script);
+    clap_complete::generate(shell, &mut command(), "quorate", &mut script);
     script
+}
+
+fn config(args: &ConfigArgs) -> anyhow::Result<()> {
+    if args.manual {
+        return print(MANUAL.as_bytes());
+    }
+    let loaded = args.settings.load(&Env::real())?;
+    loaded.mistakes.iter().for_each(|mistake| eprintln!("quorate: {mistake}"));
+    match args.output {
+        output::Format::Simple => print(loaded.describe().as_bytes()),
+        output::Format::Json => print(&output::json_line(&loaded.json())),
+    }
+}
+
+fn version(format: output::Format) -> Vec<u8> {
+    let (own, api) = (env!("CARGO_PKG_VERSION"), crate::api::ETCD_VERSION);
+    match format {
+        output::Format::Simple => format!("quorate version: {own}\netcd API version: {api}\n").into_bytes(),
+        output::Format::Json => output::json_line(&serde_json::json!({ "quorate": own, "etcd_api": api })),
+    }
+}
+
+/// Prints what was found, and ends with an error if there is a fault in it.
+fn verdict(found: &[u8], fault: Option<String>) -> anyhow::Result<()> {
+    print(found)?;
+    match fault {
+        None => Ok(()),
+        Some(fault) => bail!("{fault}"),
+    }
 }
 
 /// Writes to standard output. A reader that has seen enough (`quorate get ... | head -1`) is no error.
@@ -342,20 +451,45 @@ mod tests {
         "alarm disarm",
         "defrag --endpoints a:1,b:1",
         "hash --rev 7 -o json",
+        "hash --only-endpoints --write-out table",
+        "health -w json --serializable",
+        "defrag --only-endpoints -o json",
+        "move-leader",
+        "move-leader kv-1",
+        "member remove kv-0",
+        "member promote kv-0 -w json",
+        "get k --prefix --sort-by modify --order descend --limit 3 --hex -w table",
+        "get k -w fields",
+        "put k --ignore-value --lease 1f",
+        "put k v --ignore-lease",
+        "put k v --if-rev 7",
+        "put k v --if-absent -w json",
+        "txn",
+        "txn - -o json",
+        "txn file.txt",
+        "lease grant 60",
+        "bench put --clients 10 --connections 2 --duration 5s --rate 100",
+        "bench get --total 1000 --serializable",
+        "check perf --load m --duration 10s -o json",
+        "mirror --from a:1 --to b:1 --prefix a/ --to-prefix b/ --until-synced",
+        "top --interval 1s --count 3",
+        "log inspect /var/lib/quorate --entries 10 -o json",
+        "version -o json",
+        "config -o json",
         "completion bash",
         "man pages",
     ];
 
     #[test]
     fn command_line_is_consistent() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]
     fn every_command_parses() {
         for line in LINES {
             let words = std::iter::once("quorate").chain(line.split(' '));
-            assert!(Cli::try_parse_from(words).is_ok(), "{line}");
+            assert!(command().try_get_matches_from(words).is_ok(), "{line}");
         }
     }
 
@@ -373,7 +507,11 @@ mod tests {
             "get a -o yaml",
             "put k v w",
             "compact x",
-            "lease grant 60",
+            "put k v --if-rev 7 --if-absent",
+            "put k v --ignore-value",
+            "put k v --if-rev 0",
+            "put k v --ignore-lease --lease 1f",
+            "lease grant 60x",
             "user add u --no-password --new-user-password x",
             "role grant-permission r all k",
             "user grant-role u",
@@ -393,12 +531,20 @@ mod tests {
             "member scale 0",
             "member scale",
             "member scale 3 --unset",
-            "member remove kv-0",
+            "get a --sort-by size",
+            "bench put --total 5 --duration 5s",
         ];
         for line in lines {
             let words = std::iter::once("quorate").chain(line.split(' ').filter(|word| !word.is_empty()));
             assert!(Cli::try_parse_from(words).is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn a_cause_is_said_once_and_on_one_line() {
+        let cause = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        let twice = anyhow::Error::new(cause()).context(format!("/file: {}", cause())).context("cannot\nread");
+        assert_eq!(said(&twice), format!("cannot read: /file: {}", cause()));
     }
 
     #[test]

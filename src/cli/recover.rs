@@ -6,13 +6,15 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
+use serde_json::{Value, json};
 
+use super::output::{Format, id, json_line, lease_id};
 use crate::env::Env;
 use crate::identity;
 use crate::pb::log::command::Request;
 use crate::pb::log::{Batch, Identity, Node};
 use crate::raft::Member;
-use crate::raft::revive::{self, Places, Skipped, Survivor};
+use crate::raft::revive::{self, Places, Point, Skipped, Survivor};
 use crate::storage::member_dir::MemberDir;
 
 #[derive(Debug, clap::Args)]
@@ -26,6 +28,8 @@ pub struct RecoverArgs {
     /// Drop the entry at this log index, which no program can apply: as if it had changed nothing; may be given several times
     #[arg(long, value_name = "INDEX")]
     skip_entry: Vec<u64>,
+    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
+    output: Format,
 }
 
 pub async fn recover(args: RecoverArgs) -> anyhow::Result<Vec<u8>> {
@@ -45,7 +49,7 @@ pub async fn recover(args: RecoverArgs) -> anyhow::Result<Vec<u8>> {
     let skip = args.skip_entry.iter().copied().collect();
     let survivor =
         revive::examine(&env, this, &Places { log: &log, snapshot: &snapshot, state: &state }, &skip).await?;
-    let mut text = report(&held, &survivor);
+    let (mut text, mut object) = (report(&held, &survivor), report_json(&held, &survivor));
     if args.dry_run {
         let skip: String = args.skip_entry.iter().map(|index| format!(" --skip-entry {index}")).collect();
         text += &format!(
@@ -58,6 +62,7 @@ pub async fn recover(args: RecoverArgs) -> anyhow::Result<Vec<u8>> {
         let (log, snapshot, state) = (path.join("log"), path.join("snapshot"), path.join("state"));
         survivor.found(&env, new, &Places { log: &log, snapshot: &snapshot, state: &state }).await?;
         dir.adopt(new.cluster_id, new.member_id)?;
+        object["formed"] = json!({ "member": id(new.member_id), "cluster": id(new.cluster_id) });
         text += &format!(
             "next:     this disk is now member {:016x} of cluster {:016x}, its only voter; start it, then start the others with empty \
              disks, and they join\n",
@@ -65,7 +70,25 @@ pub async fn recover(args: RecoverArgs) -> anyhow::Result<Vec<u8>> {
         );
     }
     env.stop(std::time::Duration::from_secs(10)).await;
-    Ok(text.into_bytes())
+    Ok(match args.output {
+        Format::Simple => text.into_bytes(),
+        Format::Json => json_line(&object),
+    })
+}
+
+fn report_json(held: &Identity, survivor: &Survivor) -> Value {
+    let point = |p: Point| json!({ "index": p.log_id.index, "term": p.log_id.term, "revision": p.revision });
+    let gone = survivor.voters.iter().filter(|(voter, _)| *voter != held.member_id);
+    let gone = gone.map(|(voter, node)| json!({ "id": id(*voter), "name": node.name, "peer": node.peer_address }));
+    let dropped = survivor
+        .skipped
+        .iter()
+        .map(|entry| json!({ "index": entry.log_id.index, "term": entry.log_id.term, "bytes": entry.bytes }));
+    json!({
+        "member": id(held.member_id), "name": held.name, "slot": held.slot, "cluster": id(held.cluster_id),
+        "certain": survivor.certain.map(point), "last": point(survivor.last),
+        "dropped": dropped.collect::<Vec<_>>(), "must_never_run_again": gone.collect::<Vec<_>>(), "formed": Value::Null,
+    })
 }
 
 fn report(held: &Identity, survivor: &Survivor) -> String {
@@ -124,7 +147,8 @@ fn dropped(entry: &Skipped) -> String {
     text
 }
 
-fn request(request: &Request) -> String {
+/// What a command is to do, in a line.
+pub(super) fn request(request: &Request) -> String {
     // Quoted, so that no byte of it means anything to a terminal.
     let quoted = |bytes: &[u8]| format!("{:?}", String::from_utf8_lossy(bytes));
     match request {
@@ -139,10 +163,10 @@ fn request(request: &Request) -> String {
         }
         Request::Compact(r) => format!("compaction at revision {}", r.revision),
         Request::SetClusterVersion(r) => format!("cluster version {}", r.version),
-        Request::LeaseGrant(r) => format!("grant of lease {:x}, {} s", r.id, r.ttl),
-        Request::LeaseRevoke(r) => format!("end of lease {:x}", r.id),
+        Request::LeaseGrant(r) => format!("grant of lease {}, {} s", lease_id(r.id), r.ttl),
+        Request::LeaseRevoke(r) => format!("end of lease {}", lease_id(r.id)),
         Request::LeaseCheckpoint(r) => format!("checkpoints of {} leases", r.checkpoints.len()),
-        Request::Alarm(r) => format!("alarm {} of member {:x}, action {}", r.alarm, r.member_id, r.action),
+        Request::Alarm(r) => format!("alarm {} of member {}, action {}", r.alarm, id(r.member_id), r.action),
         Request::Auth(_) => "a change of users or roles".to_owned(),
         Request::StartDigest(_) => "digests begun anew".to_owned(),
         Request::WantedSize(r) => format!("wanted size: {} members from slot {}", r.replicas, r.start),

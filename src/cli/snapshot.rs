@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::client::{ANSWER_BYTES_MAX, ClientArgs, failure};
 use super::output::{Format, human_bytes, json_line, table};
+use super::progress::{Progress, Unit};
 use crate::env::{Env, File, OpenMode, timeout};
 use crate::pb::etcd::SnapshotRequest;
 use crate::pb::etcd::maintenance_client::MaintenanceClient;
@@ -29,6 +30,8 @@ pub enum SnapshotCommand {
 #[derive(Debug, clap::Args)]
 pub struct SaveArgs {
     file: PathBuf,
+    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
+    output: Format,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -93,7 +96,12 @@ async fn save(args: SaveArgs) -> anyhow::Result<Vec<u8>> {
     name.push(".part");
     let part = PathBuf::from(name);
     let file = env.disk.open(&part, OpenMode::CreateTruncate).with_context(|| format!("{}", part.display()))?;
-    let taken = take(&args, file.into(), &part).await;
+    let taken = tokio::select! {
+        taken = take(&args, file.into(), &part) => taken,
+        interrupted = tokio::signal::ctrl_c() => {
+            interrupted.map_err(anyhow::Error::from).and_then(|()| bail!("interrupted; nothing was saved"))
+        }
+    };
     let bytes = match taken {
         Ok(bytes) => bytes,
         Err(error) => {
@@ -104,7 +112,10 @@ async fn save(args: SaveArgs) -> anyhow::Result<Vec<u8>> {
     };
     env.disk.rename(&part, &args.file).with_context(|| format!("{}", args.file.display()))?;
     env.disk.sync_dir(parent(&args.file)).with_context(|| format!("{}", args.file.display()))?;
-    Ok(format!("saved {} ({})\n", args.file.display(), human_bytes(bytes)).into_bytes())
+    Ok(match args.output {
+        Format::Simple => format!("saved {} ({})\n", args.file.display(), human_bytes(bytes)).into_bytes(),
+        Format::Json => json_line(&json!({ "file": args.file, "bytes": bytes })),
+    })
 }
 
 fn parent(file: &Path) -> &Path {
@@ -117,6 +128,7 @@ async fn take(args: &SaveArgs, file: Arc<dyn File>, path: &Path) -> anyhow::Resu
     let mut maintenance = MaintenanceClient::new(client.connect().await?).max_decoding_message_size(ANSWER_BYTES_MAX);
     let mut pieces = client.answer(maintenance.snapshot(SnapshotRequest {})).await?.into_inner();
     let (mut offset, mut remaining) = (0, 0);
+    let mut progress = Progress::new("saving", Unit::Bytes, None);
     loop {
         let piece = match timeout(client.timeout, pieces.message()).await {
             Ok(Ok(Some(piece))) => piece,
@@ -127,6 +139,8 @@ async fn take(args: &SaveArgs, file: Arc<dyn File>, path: &Path) -> anyhow::Resu
         file.write_at(&piece.blob, offset)?;
         offset += piece.blob.len() as u64;
         remaining = piece.remaining_bytes;
+        progress.set_total(offset + remaining);
+        progress.at(offset);
     }
     ensure!(remaining == 0, "the stream ended {remaining} bytes too early; the member may have stopped: try again");
     let name = path.display().to_string();
@@ -201,19 +215,23 @@ async fn restore(args: RestoreArgs) -> anyhow::Result<Vec<u8>> {
             let rows: Vec<Vec<String>> = made
                 .members
                 .iter()
-                .map(|(slot, id, dir)| vec![slot.to_string(), format!("{id:x}"), dir.display().to_string()])
+                .map(|(slot, id, dir)| vec![slot.to_string(), super::output::id(*id), dir.display().to_string()])
                 .collect();
-            let head =
-                format!("a new cluster {:x} with {} keys at revision {}\n", made.cluster_id, made.keys, made.revision);
+            let head = format!(
+                "a new cluster {} with {} keys at revision {}\n",
+                super::output::id(made.cluster_id),
+                made.keys,
+                made.revision
+            );
             [head.into_bytes(), table(&["SLOT", "MEMBER", "DATA DIRECTORY"], &rows)].concat()
         }
     })
 }
 
 fn restored_json(made: &Restored) -> serde_json::Value {
-    let member = |(slot, id, dir): &(u16, u64, PathBuf)| json!({ "slot": slot, "memberID": id, "dataDir": dir });
+    let member = |(slot, id, dir): &(u16, u64, PathBuf)| json!({ "slot": slot, "memberID": super::output::id(*id), "dataDir": dir });
     json!({
-        "clusterID": made.cluster_id,
+        "clusterID": super::output::id(made.cluster_id),
         "revision": made.revision,
         "keys": made.keys,
         "members": made.members.iter().map(member).collect::<Vec<_>>(),

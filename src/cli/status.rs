@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tonic::Response;
 
 use super::client::{ClientArgs, unreachable};
-use super::output::{Format, header_json, human_bytes, json_line, table};
+use super::output::{Format, by_name, header_json, human_bytes, id, json_line, table};
 use crate::cli::credentials::Channel;
 use crate::identity::{READER_SLOT, slot_of};
 use crate::pb::etcd::cluster_client::ClusterClient;
@@ -277,7 +277,11 @@ impl Overview {
 }
 
 pub async fn member_list(args: MemberListArgs) -> anyhow::Result<Vec<u8>> {
-    let list = member_list_of(&args.client, args.client.connect().await?).await?;
+    let ask = async |channel: Channel| {
+        ClusterClient::new(channel).member_list(MemberListRequest { linearizable: false }).await
+    };
+    let mut list = args.client.read(ask).await?.into_inner();
+    list.members.sort_by(|one, other| by_name(&one.name, &other.name).then(one.id.cmp(&other.id)));
     Ok(match args.output {
         Format::Simple => members_text(&list.members),
         Format::Json => {
@@ -290,8 +294,7 @@ pub async fn member_list(args: MemberListArgs) -> anyhow::Result<Vec<u8>> {
 pub(super) fn members_text(members: &[Member]) -> Vec<u8> {
     let cells = |member: &Member| {
         let role = if member.is_learner { "learner" } else { "voter" };
-        let (id, peers, clients) =
-            (format!("{:x}", member.id), member.peer_ur_ls.join(","), member.client_ur_ls.join(","));
+        let (id, peers, clients) = (id(member.id), member.peer_ur_ls.join(","), member.client_ur_ls.join(","));
         vec![id, member.name.clone(), role.to_owned(), peers, clients]
     };
     table(&["ID", "NAME", "ROLE", "PEER URLS", "CLIENT URLS"], &members.iter().map(cells).collect::<Vec<_>>())
@@ -299,7 +302,7 @@ pub(super) fn members_text(members: &[Member]) -> Vec<u8> {
 
 pub(super) fn member_json(member: &Member) -> Value {
     json!({
-        "ID": member.id,
+        "ID": id(member.id),
         "name": member.name,
         "peerURLs": member.peer_ur_ls,
         "clientURLs": member.client_ur_ls,
@@ -424,6 +427,7 @@ mod tests {
             timeout: Duration::from_secs(5),
             user: Default::default(),
             tls: Default::default(),
+            named_by: "",
         };
         StatusArgs { output, client }
     }
@@ -493,7 +497,7 @@ mod tests {
         };
         let text = String::from_utf8(members_text(std::slice::from_ref(&member))).unwrap();
         let line: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
-        assert_eq!(line, ["a0000", "kv-0", "learner", "http://kv-0:2380", "http://kv-0:2379"]);
-        assert_eq!(member_json(&member)["ID"], 0xa_0000);
+        assert_eq!(line, ["00000000000a0000", "kv-0", "learner", "http://kv-0:2380", "http://kv-0:2379"]);
+        assert_eq!(member_json(&member)["ID"], "00000000000a0000");
     }
 }

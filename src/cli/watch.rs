@@ -18,8 +18,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tonic::{Code, Request, Status, Streaming};
 
 use super::client::{ANSWER_BYTES_MAX, ClientArgs, failure, unreachable};
-use super::kv::{KeyRange, key_value_lines};
-use super::output::{Format, header_json, json_line, key_value_json};
+use super::kv::KeyRange;
+use super::output::{Format, Lines, header_json, json_line, key_value_json};
 use crate::env::{Instant, sleep, timeout};
 use crate::pb::etcd::watch_client::WatchClient;
 use crate::pb::etcd::watch_request::RequestUnion;
@@ -282,13 +282,12 @@ fn format_events(format: Format, response: &WatchResponse) -> Vec<u8> {
             "events": response.events.iter().map(event_json).collect::<Vec<_>>(),
         }));
     }
-    let mut out = Vec::new();
+    let mut lines = Lines::new(false);
     for event in &response.events {
-        out.extend_from_slice(type_name(event).as_bytes());
-        out.push(b'\n');
-        event.prev_kv.iter().chain(&event.kv).for_each(|kv| key_value_lines(&mut out, kv));
+        lines.text(type_name(event));
+        event.prev_kv.iter().chain(&event.kv).for_each(|kv| lines.key_value(kv));
     }
-    out
+    lines.finish()
 }
 
 fn format_progress(format: Format, response: &WatchResponse) -> Vec<u8> {

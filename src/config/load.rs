@@ -57,6 +57,8 @@ pub struct Loaded {
     pub config: Config,
     /// By `section.key`; a key that is absent has its default.
     pub origins: BTreeMap<String, String>,
+    /// What was probably meant as a setting and is none: a line each.
+    pub mistakes: Vec<String>,
 }
 
 /// Reads the sources and checks the result.
@@ -77,7 +79,20 @@ pub fn load(disk: &dyn Disk, sources: &Sources) -> Result<Loaded, Error> {
     let config: Config = merged.try_deserialize().map_err(|error| Error::Invalid(vec![reason(&error)]))?;
     config.validate()?;
     let origins = leaves.into_iter().filter_map(|(key, value)| Some((key, value.origin()?.to_owned()))).collect();
-    Ok(Loaded { config, origins })
+    Ok(Loaded { config, origins, mistakes: mistakes(&sources.env) })
+}
+
+/// Variables that would be settings if they had two underscores. They are no errors: the environment is not ours alone.
+fn mistakes(env: &BTreeMap<String, String>) -> Vec<String> {
+    let meant = known_keys().into_iter().filter_map(|key| {
+        let (section, key) = key.split_once('.')?;
+        let name = |separator: &str| format!("{ENV_PREFIX}{section}{separator}{key}").to_uppercase();
+        let (found, right) = (name("_"), name(ENV_SEPARATOR));
+        env.get(&found).is_some_and(|text| !text.is_empty()).then(|| {
+            format!("{found} in the environment is no setting and has no effect; {right} is, with two underscores between section and key")
+        })
+    });
+    meant.collect()
 }
 
 impl Loaded {
@@ -92,6 +107,20 @@ impl Loaded {
             }
         }
         text
+    }
+
+    /// The same as an object: by section and key, value and source.
+    pub fn json(&self) -> serde_json::Value {
+        let mut object = serde_json::Map::new();
+        for (section, keys) in table(&self.config) {
+            let keys = keys.as_table().into_iter().flatten().map(|(key, value)| {
+                let origin = self.origins.get(&format!("{section}.{key}")).map_or("default", String::as_str);
+                (key.clone(), serde_json::json!({ "value": value, "from": origin }))
+            });
+            let keys = serde_json::Value::Object(keys.collect());
+            object.insert(section, keys);
+        }
+        object.into()
     }
 }
 

@@ -165,6 +165,16 @@ fn variables_of_kubernetes_and_empty_ones_are_ignored() {
 }
 
 #[test]
+fn a_setting_with_one_underscore_is_named_as_a_likely_mistake() {
+    let env = [("QUORATE_RAFT_HEARTBEAT_INTERVAL", "50ms"), ("QUORATE_RAFT_LEASE_READS", ""), ("QUORATE_PORT", "1")];
+    let loaded = read(None, &env, &[]).unwrap();
+    assert_eq!(loaded.config, Config::default());
+    let [mistake] = &loaded.mistakes[..] else { panic!("{:?}", loaded.mistakes) };
+    assert!(mistake.starts_with("QUORATE_RAFT_HEARTBEAT_INTERVAL"), "{mistake}");
+    assert!(mistake.contains("QUORATE_RAFT__HEARTBEAT_INTERVAL is, with two underscores"), "{mistake}");
+}
+
+#[test]
 fn unknown_key_is_named_with_source_and_nearest_key() {
     let cases = [
         (

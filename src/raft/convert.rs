@@ -94,6 +94,27 @@ pub(crate) fn entry_from_record(record: Record) -> Result<Entry, String> {
     Ok(Entry { log_id, payload })
 }
 
+/// What a record of the log holds, for people to look at.
+pub enum Look {
+    /// The first entry of a leader.
+    Blank,
+    Batch(pb::log::Batch),
+    Membership(pb::log::Membership),
+    /// Why nobody can tell.
+    Unknown(String),
+}
+
+/// Of a record's kind and payload.
+pub fn look(kind: u8, payload: &[u8]) -> Look {
+    let decoded = match kind {
+        BLANK => return Look::Blank,
+        BATCH => pb::log::Batch::decode(payload).map(Look::Batch),
+        MEMBERSHIP => pb::log::Membership::decode(payload).map(Look::Membership),
+        other => return Look::Unknown(format!("kind {other}, which a newer version has written")),
+    };
+    decoded.unwrap_or_else(|error| Look::Unknown(error.to_string()))
+}
+
 pub(crate) fn entry_to_pb(entry: Entry) -> pb::log::Entry {
     use pb::log::entry::Payload;
     let payload = match entry.payload {

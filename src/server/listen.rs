@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use futures_util::stream::select_all;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server as Grpc;
@@ -41,7 +40,7 @@ pub(super) struct Places {
 impl Places {
     /// Takes all of them, or says which one is not free.
     pub(super) fn bind(env: &Env, key: &'static str, places: &[Place]) -> anyhow::Result<Self> {
-        let bind = |place: &Place| env.net.bind(place).with_context(|| taken(key, place));
+        let bind = |place: &Place| env.net.bind(place).map_err(|error| taken(key, place, error));
         Ok(Self { key, bound: places.iter().map(bind).collect::<Result<_, _>>()? })
     }
 
@@ -55,7 +54,7 @@ impl Places {
         let key = self.key;
         let listen = |bound: Box<dyn Bound>| {
             let place = bound.address();
-            bound.listen().with_context(|| taken(key, &place))
+            bound.listen().map_err(|error| taken(key, &place, error))
         };
         let mut incoming = self.bound.into_iter().map(listen).collect::<Result<Vec<_>, _>>()?;
         Ok(match incoming.len() {

@@ -1,5 +1,10 @@
 //! Quorate's own commands against a cluster, as a user and as a script sees them.
 
+mod faults;
+mod keys;
+mod members;
+mod page;
+mod terminal;
 mod watch;
 
 use std::io::Write as _;

@@ -23,7 +23,7 @@ impl Dev {
         let (a, b) = free_host();
         let root = tempfile::tempdir().unwrap();
         let mut child = Command::new(binary())
-            .args(["dev", "--host", &format!("127.{a}.%d.{b}"), "--peers", &format!("127.{a}.%d.{b}:2380")])
+            .args(["dev", "--host", &format!("127.{a}.%d.{b}")])
             .args(flags)
             .arg("--data-dir")
             .arg(root.path())

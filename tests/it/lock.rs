@@ -261,22 +261,25 @@ async fn the_lease_commands_do_what_they_say() {
     let id = cluster.client(&["lease", "grant", "60s"]).await;
     let id = id.trim();
     assert!(i64::from_str_radix(id, 16).is_ok_and(|id| id > 0), "{id}");
-    assert_eq!(cluster.client(&["lease", "grant", "90s", "--id", "1f"]).await, "1f\n");
+    assert_eq!(cluster.client(&["lease", "grant", "90s", "--id", "1f"]).await, "000000000000001f\n");
+    let raised = cluster.client(&["lease", "grant", "1"]).await;
+    assert!(raised.contains("not 1s: the server grants no less"), "{raised}");
+    cluster.client(&["lease", "revoke", raised.lines().next().unwrap()]).await;
     assert_eq!(cluster.client(&["put", "k", "v", "--lease", "1f"]).await, "OK\n");
     let shown = cluster.client(&["lease", "ttl", "1f", "--keys"]).await;
     assert!(shown.contains("90s") && shown.ends_with("\nk\n"), "{shown}");
     let listed = cluster.client(&["lease", "list"]).await;
     assert!(listed.lines().count() == 2 && listed.lines().any(|line| line == id), "{listed}");
-    assert_eq!(cluster.client(&["lease", "keep-alive", "1f", "--once"]).await, "1f lives 90s\n");
+    assert_eq!(cluster.client(&["lease", "keep-alive", "1f", "--once"]).await, "000000000000001f lives 90s\n");
     let mut kept = Running::start(&cluster, &["lease", "keep-alive", "1f"]);
-    assert_eq!(kept.line().await, "1f lives 90s");
+    assert_eq!(kept.line().await, "000000000000001f lives 90s");
     kept.signal(Signal::INT);
     kept.ends_with(0).await;
-    assert_eq!(cluster.client(&["lease", "revoke", "1f"]).await, "1f revoked\n");
+    assert_eq!(cluster.client(&["lease", "revoke", "1f"]).await, "000000000000001f revoked\n");
     assert_eq!(cluster.get(0, "k").await, None);
     for args in [["lease", "ttl", "1f"], ["lease", "keep-alive", "1f"]] {
         let text = cluster.client(&args).await;
-        assert!(text.contains("there is no lease 1f"), "{args:?}: {text}");
+        assert!(text.contains("there is no lease 000000000000001f"), "{args:?}: {text}");
     }
     let text = cluster.client(&["lease", "revoke", "1f"]).await;
     assert!(text.contains("requested lease not found"), "{text}");

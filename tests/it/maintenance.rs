@@ -65,7 +65,7 @@ async fn alarms_are_known_to_all_and_survive_restarts() {
         assert!(alarm(&cluster, slot, AlarmAction::Get, AlarmType::Corrupt).await.unwrap().is_empty());
     }
     wait_put(&cluster, 0, Err(no_space)).await;
-    let listed = format!("{:x} NOSPACE", cluster.member_id(0).await);
+    let listed = format!("{:016x} NOSPACE", cluster.member_id(0).await);
     assert!(cluster.client(&["alarm", "list"]).await.contains(&listed));
     assert_eq!(cluster.client(&["alarm", "disarm"]).await, "");
     wait_put(&cluster, 0, Ok(())).await;

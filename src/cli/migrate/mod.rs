@@ -6,6 +6,8 @@
 //! Invariants: the source is only read; the target holds what the source held at one revision whenever this ends well.
 //! Absent: create revisions, mod revisions and versions of keys, which are the target's own; users and roles.
 
+mod follow;
+pub mod mirror;
 mod target;
 mod users;
 mod verify;
@@ -15,20 +17,19 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
-use futures_util::StreamExt as _;
-use tokio::signal::unix::{SignalKind, signal};
+use serde_json::json;
 use tonic::{Code, Status};
 
 use super::client::{ANSWER_BYTES_MAX, ClientArgs, TlsArgs, failure};
 use super::kv::prefix_end;
+use super::output::{Format, json_line};
+use super::progress::{Progress, Unit};
 use crate::cli::credentials::{Channel, UserArgs};
 use crate::config::units::duration;
-use crate::env::{Instant, interval, timeout};
-use crate::pb::EventType;
+use crate::env::timeout;
 use crate::pb::etcd::kv_client::KvClient;
-use crate::pb::etcd::watch_client::WatchClient;
-use crate::pb::etcd::watch_request::RequestUnion;
-use crate::pb::etcd::{RangeRequest, RangeResponse, WatchCreateRequest, WatchRequest, WatchResponse};
+use crate::pb::etcd::{RangeRequest, RangeResponse};
+use follow::Follower;
 use target::{Change, Target};
 
 /// Keys asked for at a time.
@@ -37,8 +38,9 @@ const PAGE_KEYS: i64 = 200;
 const COPIES_MAX: u32 = 3;
 const TICK: Duration = Duration::from_secs(1);
 
-#[derive(Debug, clap::Args)]
-pub struct MigrateArgs {
+/// The source, and who asks there.
+#[derive(Clone, Debug, clap::Args)]
+pub struct SourceArgs {
     /// Client addresses of the source, with commas
     #[arg(long, value_name = "ENDPOINTS", value_delimiter = ',', required = true)]
     from: Vec<String>,
@@ -51,6 +53,14 @@ pub struct MigrateArgs {
     /// Its private key
     #[arg(long, value_name = "FILE", requires = "from_cert")]
     from_key: Option<PathBuf>,
+    /// User of the source, as NAME:PASSWORD
+    #[arg(long, env = "QUORATE_FROM_USER", hide_env_values = true, value_name = "NAME:PASSWORD")]
+    from_user: Option<String>,
+}
+
+/// The target, who asks there, and how long both are waited for.
+#[derive(Clone, Debug, clap::Args)]
+pub struct TargetArgs {
     /// Client addresses of the target
     #[arg(
         long,
@@ -60,6 +70,22 @@ pub struct MigrateArgs {
         default_value = "127.0.0.1:2379"
     )]
     to: Vec<String>,
+    /// Longest wait for a connection to one endpoint
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration::parse)]
+    dial_timeout: Duration,
+    /// Longest wait for one answer
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration::parse)]
+    timeout: Duration,
+    #[command(flatten)]
+    user: UserArgs,
+    #[command(flatten)]
+    tls: TlsArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct MigrateArgs {
+    #[command(flatten)]
+    source: SourceArgs,
     /// Only keys that begin so [default: all]
     #[arg(long, default_value = "")]
     prefix: String,
@@ -72,19 +98,36 @@ pub struct MigrateArgs {
     /// Make the source's users and roles in the target, too; no etcd tells their passwords, so each needs another
     #[arg(long)]
     with_users: bool,
-    /// User of the source, as NAME:PASSWORD
-    #[arg(long, env = "QUORATE_FROM_USER", hide_env_values = true, value_name = "NAME:PASSWORD")]
-    from_user: Option<String>,
+    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
+    output: Format,
     #[command(flatten)]
-    user: UserArgs,
-    /// Longest wait for a connection to one endpoint
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration::parse)]
-    dial_timeout: Duration,
-    /// Longest wait for one answer
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration::parse)]
-    timeout: Duration,
-    #[command(flatten)]
-    tls: TlsArgs,
+    target: TargetArgs,
+}
+
+impl SourceArgs {
+    fn client(&self, target: &TargetArgs) -> ClientArgs {
+        ClientArgs {
+            endpoints: self.from.clone(),
+            dial_timeout: target.dial_timeout,
+            timeout: target.timeout,
+            user: UserArgs { user: self.from_user.clone(), ..UserArgs::default() },
+            tls: TlsArgs { cacert: self.from_cacert.clone(), cert: self.from_cert.clone(), key: self.from_key.clone() },
+            named_by: "--from",
+        }
+    }
+}
+
+impl TargetArgs {
+    fn client(&self) -> ClientArgs {
+        ClientArgs {
+            endpoints: self.to.clone(),
+            dial_timeout: self.dial_timeout,
+            timeout: self.timeout,
+            user: self.user.clone(),
+            tls: self.tls.clone(),
+            named_by: "--to or QUORATE_ENDPOINTS",
+        }
+    }
 }
 
 /// One side: how it is reached, and the keys that are meant.
@@ -97,16 +140,9 @@ pub(super) struct Side {
 }
 
 impl Side {
-    async fn connect(
-        name: &str,
-        endpoints: &[String],
-        (user, tls): (UserArgs, TlsArgs),
-        args: &MigrateArgs,
-    ) -> anyhow::Result<Self> {
-        let (endpoints, dial_timeout, timeout) = (endpoints.to_vec(), args.dial_timeout, args.timeout);
-        let client = ClientArgs { endpoints, dial_timeout, timeout, user, tls };
+    /// `name` is what it is called in messages.
+    pub(super) async fn connect(name: &str, client: ClientArgs, prefix: &[u8]) -> anyhow::Result<Self> {
         let channel = client.connect().await.with_context(|| format!("the {name}"))?;
-        let prefix = args.prefix.as_bytes();
         let key = if prefix.is_empty() { Bytes::from_static(b"\0") } else { Bytes::copy_from_slice(prefix) };
         let kv = KvClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
         Ok(Self { client, kv, key, range_end: prefix_end(prefix).into() })
@@ -124,6 +160,12 @@ impl Side {
         let range = RangeRequest { count_only: true, ..self.all() };
         let answer = self.range(range).await.map_err(|status| failure(&status))?;
         Ok((answer.count, answer.header.unwrap_or_default().revision))
+    }
+
+    async fn cluster_id(&self) -> anyhow::Result<u64> {
+        let range = RangeRequest { count_only: true, serializable: true, ..self.all() };
+        let answer = self.range(range).await.map_err(|status| failure(&status))?;
+        Ok(answer.header.unwrap_or_default().cluster_id)
     }
 
     /// Whether a key is among those that are meant.
@@ -146,21 +188,17 @@ impl Side {
 
 struct Migration {
     args: MigrateArgs,
-    from: Side,
-    to: Target,
-    /// All changes of the source up to this revision are in the target.
-    applied: i64,
-    /// The newest revision of the source that is known.
-    newest: i64,
-    shown: Instant,
+    follower: Follower,
 }
 
 pub async fn migrate(args: MigrateArgs) -> anyhow::Result<Vec<u8>> {
-    let user = UserArgs { user: args.from_user.clone(), ..UserArgs::default() };
-    let tls = (args.from_cacert.clone(), args.from_cert.clone(), args.from_key.clone());
-    let tls = TlsArgs { cacert: tls.0, cert: tls.1, key: tls.2 };
-    let from = Side::connect("source", &args.from, (user, tls), &args).await?;
-    let to = Side::connect("target", &args.to, (args.user.clone(), args.tls.clone()), &args).await?;
+    let prefix = args.prefix.as_bytes();
+    let from = Side::connect("source", args.source.client(&args.target), prefix).await?;
+    let to = Side::connect("target", args.target.client(), prefix).await?;
+    ensure!(
+        from.cluster_id().await? != to.cluster_id().await?,
+        "--from and --to are of the same cluster, and nothing can move from it to itself; name the new cluster with --to"
+    );
     let (present, _) = to.count().await?;
     ensure!(
         present == 0 || args.into_used,
@@ -171,7 +209,7 @@ pub async fn migrate(args: MigrateArgs) -> anyhow::Result<Vec<u8>> {
     }
     let to = Target::new(&from, to).await?;
     let upkeep = to.clone();
-    let mut migration = Migration { args, from, to, applied: 0, newest: 0, shown: Instant::now() };
+    let mut migration = Migration { args, follower: Follower::new(from, to) };
     tokio::select! {
         done = migration.run() => done,
         failed = upkeep.keep_leases() => Err(failed),
@@ -181,9 +219,10 @@ pub async fn migrate(args: MigrateArgs) -> anyhow::Result<Vec<u8>> {
 impl Migration {
     async fn run(&mut self) -> anyhow::Result<Vec<u8>> {
         self.copy().await?;
-        let revision = self.follow().await?;
+        let hint = "following the source; stop its writers, then end this with Ctrl-C";
+        let revision = self.follower.follow(self.args.until_synced, hint).await?;
         eprintln!("comparing as of the source's revision {revision} ...");
-        let compared = verify::compare(&self.from, revision, self.to.side()).await?;
+        let compared = verify::compare(&self.follower.from, revision, self.follower.to.side()).await?;
         if compared.differences > 0 {
             bail!(
                 "{} keys differ after the copy, such as {:?}; does somebody else write to the target?",
@@ -192,25 +231,29 @@ impl Migration {
             );
         }
         let keys = compared.keys;
-        Ok(format!("the target holds what the source held at revision {revision}: {keys} keys, all equal\n")
-            .into_bytes())
+        Ok(match self.args.output {
+            Format::Json => json_line(&json!({ "revision": revision, "keys": keys, "equal": true })),
+            Format::Simple => {
+                format!("the target holds what the source held at revision {revision}: {keys} keys, all equal\n").into()
+            }
+        })
     }
 
     /// Copies everything as of one revision.
     async fn copy(&mut self) -> anyhow::Result<()> {
         for attempt in 1.. {
-            let (count, revision) = self.from.count().await?;
-            self.newest = revision;
+            let (count, revision) = self.follower.from.count().await?;
+            self.follower.newest = revision;
             match self.copy_at(revision, count).await? {
                 true => {
-                    self.applied = revision;
+                    self.follower.applied = revision;
                     break;
                 }
                 false if attempt < COPIES_MAX => {
                     eprintln!("the source has compacted revision {revision}; the copy begins anew");
                     if !self.args.into_used {
                         // Of what was put, some may be gone at the source by now, and no watch will say so.
-                        self.to.clear().await?;
+                        self.follower.to.clear().await?;
                     }
                 }
                 false => {
@@ -223,10 +266,11 @@ impl Migration {
 
     /// False if the source has compacted the revision meanwhile.
     async fn copy_at(&mut self, revision: i64, count: i64) -> anyhow::Result<bool> {
-        let mut next = Some(self.from.key.clone());
-        let mut copied = 0;
+        let mut next = Some(self.follower.from.key.clone());
+        let mut copied: u64 = 0;
+        let mut progress = Progress::new("copying keys", Unit::Things, Some(count.max(0) as u64));
         while let Some(from) = next.take() {
-            let page = match self.from.page(&from, revision).await {
+            let page = match self.follower.from.page(&from, revision).await {
                 Ok((page, following)) => {
                     next = following;
                     page
@@ -234,122 +278,11 @@ impl Migration {
                 Err(status) if status.code() == Code::OutOfRange => return Ok(false),
                 Err(status) => return Err(failure(&status)),
             };
-            copied += page.kvs.len();
-            self.to.apply(page.kvs.into_iter().map(Change::Put)).await?;
-            self.show(&format!("copied {copied} of {count} keys as of revision {revision}"));
+            copied += page.kvs.len() as u64;
+            self.follower.to.apply(page.kvs.into_iter().map(Change::Put)).await?;
+            progress.at(copied);
         }
-        eprintln!("copied {copied} keys as of revision {revision}");
+        progress.say(&format!("copied {copied} keys as of revision {revision}"));
         Ok(true)
-    }
-
-    fn show(&mut self, text: &str) {
-        if self.shown.elapsed() >= 2 * TICK {
-            self.shown = Instant::now();
-            eprintln!("{text}");
-        }
-    }
-
-    /// Applies what the source changes until told to stop; returns the revision that the target is at then.
-    async fn follow(&mut self) -> anyhow::Result<i64> {
-        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        // Where to stop, once that is decided.
-        let mut end = if self.args.until_synced { Some(self.from.count().await?.1) } else { None };
-        if end.is_none() {
-            eprintln!("following the source; stop its writers, then end this with Ctrl-C");
-        }
-        loop {
-            let lost = tokio::select! {
-                lost = self.watch(&mut end) => lost?,
-                _ = interrupt.recv(), if end.is_none() => None,
-                _ = terminate.recv(), if end.is_none() => None,
-            };
-            match (lost, end) {
-                (None, Some(end)) => return Ok(end),
-                (None, None) => {
-                    end = Some(self.from.count().await?.1);
-                    eprintln!("catching up to the source's revision {} ...", end.unwrap_or(0));
-                }
-                (Some(reason), _) => {
-                    eprintln!("the watch was lost ({reason}); it goes on from revision {}", self.applied + 1);
-                    crate::env::sleep(TICK).await;
-                }
-            }
-        }
-    }
-
-    /// One watch. `None` when `end` is reached, else why it is over.
-    async fn watch(&mut self, end: &mut Option<i64>) -> anyhow::Result<Option<String>> {
-        if end.is_some_and(|end| self.applied >= end) {
-            return Ok(None);
-        }
-        let channel = match self.from.client.connect().await {
-            Ok(channel) => channel,
-            Err(error) => return Ok(Some(error.to_string())),
-        };
-        let (requests, outgoing) = tokio::sync::mpsc::channel(4);
-        // Of all keys, whatever the prefix: then every revision shows itself by its events. Progress notifications would not do, as
-        // etcd before 3.4.25 and 3.5.8 sends them ahead of events.
-        let create = WatchCreateRequest {
-            key: Bytes::from_static(b"\0"),
-            range_end: Bytes::from_static(b"\0"),
-            start_revision: self.applied + 1,
-            ..WatchCreateRequest::default()
-        };
-        let create = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
-        requests.send(create).await.context("the watch's queue")?;
-        let outgoing = tokio_stream::wrappers::ReceiverStream::new(outgoing);
-        let mut client = WatchClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
-        let mut answers = match client.watch(outgoing).await {
-            Ok(answers) => answers.into_inner(),
-            Err(status) => return Ok(Some(status.message().to_owned())),
-        };
-        let mut tick = interval(TICK);
-        loop {
-            tokio::select! {
-                answer = answers.next() => match answer {
-                    Some(Ok(answer)) => self.take(answer, *end).await?,
-                    Some(Err(status)) => return Ok(Some(status.message().to_owned())),
-                    None => return Ok(Some("the source ended it".into())),
-                },
-                _ = tick.tick() => {
-                    self.newest = self.newest.max(self.from.count().await?.1);
-                    let (applied, newest) = (self.applied, self.newest);
-                    self.show(&format!("at revision {applied} of the source's {newest}"));
-                }
-            }
-            if end.is_some_and(|end| self.applied >= end) {
-                return Ok(None);
-            }
-        }
-    }
-
-    /// Applies an answer of the watch, but nothing beyond `end`: the comparison is as of that revision.
-    async fn take(&mut self, answer: WatchResponse, end: Option<i64>) -> anyhow::Result<()> {
-        if answer.canceled {
-            ensure!(
-                answer.compact_revision == 0,
-                "the source has compacted revision {} before it was copied: begin anew",
-                answer.compact_revision
-            );
-            bail!("the source refused to be watched: {}", answer.cancel_reason);
-        }
-        let end = end.unwrap_or(i64::MAX);
-        let mut last = self.applied;
-        let mut changes = Vec::with_capacity(answer.events.len());
-        for event in answer.events {
-            let kind = event.r#type();
-            let Some(kv) = event.kv else { continue };
-            if kv.mod_revision() > end {
-                break;
-            }
-            last = last.max(kv.mod_revision());
-            if !self.from.holds(kv.key()) {
-                continue;
-            }
-            changes.push(if kind == EventType::Put { Change::Put(kv) } else { Change::Delete(kv) });
-        }
-        self.to.apply(changes.into_iter()).await?;
-        self.applied = last;
-        Ok(())
     }
 }

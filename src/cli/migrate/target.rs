@@ -1,12 +1,14 @@
 //! The target of a migration: puts and deletions in transactions, and leases under the source's ids.
 //!
-//! A lease is granted with what is left of it at the source, and kept alive here as long as it lives there; so the target expires
-//! nothing by itself while it follows.
+//! A migration grants a lease with what is left of it at the source, and keeps it alive here as long as it lives there; so the target expires
+//! nothing by itself while it follows. A mirror's keys have no leases: they go when the source says so. Its keys may have another prefix.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::anyhow;
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use parking_lot::Mutex;
 use tonic::{Code, Status};
@@ -14,6 +16,7 @@ use tonic::{Code, Status};
 use super::{Side, TICK};
 use crate::cli::client::failure;
 use crate::cli::credentials::Channel;
+use crate::cli::output::lease_id;
 use crate::env::{interval, timeout};
 use crate::pb::KeyValue;
 use crate::pb::etcd::lease_client::LeaseClient;
@@ -23,7 +26,7 @@ use crate::pb::etcd::{
 };
 
 /// Operations of one transaction: below every server's limit.
-const OPS_MAX: usize = 100;
+pub(super) const OPS_MAX: usize = 100;
 /// Bytes of one transaction, unless one key-value pair alone is larger.
 const TXN_BYTES_MAX: usize = 512 << 10;
 
@@ -46,17 +49,48 @@ impl Change {
 #[derive(Clone)]
 pub(super) struct Target {
     side: Side,
-    source_leases: LeaseClient<Channel>,
-    leases: LeaseClient<Channel>,
+    /// `None`: keys are put without leases.
+    leases: Option<Leases>,
+    rename: Rename,
+}
+
+/// The prefix of keys at the source, and what takes its place at the target.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Rename {
+    pub from: Bytes,
+    pub to: Bytes,
+}
+
+impl Rename {
+    /// The key at the target of a key of the source.
+    pub(super) fn key(&self, key: &[u8]) -> Bytes {
+        Bytes::from([&self.to[..], key.strip_prefix(&self.from[..]).unwrap_or(key)].concat())
+    }
+
+    /// The key at the source that a key of the target stands for.
+    pub(super) fn key_at_source(&self, key: &[u8]) -> Bytes {
+        Bytes::from([&self.from[..], key.strip_prefix(&self.to[..]).unwrap_or(key)].concat())
+    }
+}
+
+#[derive(Clone)]
+struct Leases {
+    at_source: LeaseClient<Channel>,
+    here: LeaseClient<Channel>,
     /// Granted at the target.
     granted: Arc<Mutex<BTreeSet<i64>>>,
 }
 
 impl Target {
     pub(super) async fn new(source: &Side, side: Side) -> anyhow::Result<Self> {
-        let source_leases = LeaseClient::new(source.client.connect().await?);
-        let leases = LeaseClient::new(side.client.connect().await?);
-        Ok(Self { side, source_leases, leases, granted: Arc::default() })
+        let at_source = LeaseClient::new(source.client.connect().await?);
+        let here = LeaseClient::new(side.client.connect().await?);
+        Ok(Self { side, leases: Some(Leases { at_source, here, granted: Arc::default() }), rename: Rename::default() })
+    }
+
+    /// Without leases, and under another prefix.
+    pub(super) fn renamed(side: Side, rename: Rename) -> Self {
+        Self { side, leases: None, rename }
     }
 
     pub(super) fn side(&self) -> &Side {
@@ -99,7 +133,9 @@ impl Target {
             match timeout(self.side.client.timeout, self.side.kv.clone().txn(txn)).await {
                 Ok(Ok(_)) => return Ok(()),
                 // A lease has ended between its grant and its use.
-                Ok(Err(status)) if status.code() == Code::NotFound && tries_left > 0 => self.granted.lock().clear(),
+                Ok(Err(status)) if status.code() == Code::NotFound && tries_left > 0 => {
+                    self.leases.iter().for_each(|leases| leases.granted.lock().clear());
+                }
                 Ok(Err(status)) => return Err(failure(&status).context("the target refused a change")),
                 Err(_) => return Err(anyhow!("the target did not answer in time; raise --timeout")),
             }
@@ -110,13 +146,16 @@ impl Target {
     async fn operation(&self, change: &Change) -> anyhow::Result<RequestOp> {
         let request = match change {
             Change::Put(kv) => request_op::Request::RequestPut(PutRequest {
-                key: kv.key().to_vec().into(),
+                key: self.rename.key(kv.key()),
                 value: kv.value().to_vec().into(),
-                lease: if kv.lease() == 0 { 0 } else { self.grant(kv.lease()).await? },
+                lease: match &self.leases {
+                    Some(leases) if kv.lease() != 0 => self.grant(leases, kv.lease()).await?,
+                    _ => 0,
+                },
                 ..PutRequest::default()
             }),
             Change::Delete(kv) => request_op::Request::RequestDeleteRange(DeleteRangeRequest {
-                key: kv.key().to_vec().into(),
+                key: self.rename.key(kv.key()),
                 ..DeleteRangeRequest::default()
             }),
         };
@@ -124,43 +163,52 @@ impl Target {
     }
 
     /// Makes sure of a lease at the target; returns its id, or 0 if it has ended at the source: its keys' deletion follows.
-    async fn grant(&self, id: i64) -> anyhow::Result<i64> {
-        if self.granted.lock().contains(&id) {
+    async fn grant(&self, leases: &Leases, id: i64) -> anyhow::Result<i64> {
+        if leases.granted.lock().contains(&id) {
             return Ok(id);
         }
-        let left = self.left(id).await.map_err(|status| failure(&status).context("the source"))?;
+        let left = leases.left(id).await.map_err(|status| failure(&status).context("the source"))?;
         if left <= 0 {
             return Ok(0);
         }
         let grant = LeaseGrantRequest { id, ttl: left };
-        match self.side.client.answer(self.leases.clone().lease_grant(grant)).await {
+        match self.side.client.answer(leases.here.clone().lease_grant(grant)).await {
             Ok(_) => {}
             Err(error) if error.to_string().contains("lease already exists") => {}
             Err(error) => return Err(error.context("the target refused a lease")),
         }
-        self.granted.lock().insert(id);
+        leases.granted.lock().insert(id);
         Ok(id)
     }
 
+    /// Keeps alive here what lives at the source. Never returns.
+    pub(super) async fn keep_leases(self) -> anyhow::Error {
+        match self.leases {
+            Some(leases) => leases.keep(self.side.client.timeout).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Leases {
     /// Seconds that a lease has left at the source; 0 or less: it has ended.
     async fn left(&self, id: i64) -> Result<i64, Status> {
         let ask = LeaseTimeToLiveRequest { id, keys: false };
-        match self.source_leases.clone().lease_time_to_live(ask).await {
+        match self.at_source.clone().lease_time_to_live(ask).await {
             Ok(answer) => Ok(answer.into_inner().ttl),
             Err(status) if status.code() == Code::NotFound => Ok(-1),
             Err(status) => Err(status),
         }
     }
 
-    /// Keeps alive here what lives there. Never returns but with a failure that makes going on senseless.
-    pub(super) async fn keep_leases(self) -> anyhow::Error {
+    async fn keep(self, patience: Duration) -> anyhow::Error {
         let mut tick = interval(TICK);
         loop {
             tick.tick().await;
             let all: Vec<i64> = self.granted.lock().iter().copied().collect();
             for id in all {
                 match self.left(id).await {
-                    Ok(left) if left > 0 => self.keep_alive(id).await,
+                    Ok(left) if left > 0 => self.keep_alive(id, patience).await,
                     // Its keys' deletion comes by the watch.
                     Ok(_) => drop(self.granted.lock().remove(&id)),
                     // Tried again at the next tick.
@@ -170,16 +218,16 @@ impl Target {
         }
     }
 
-    async fn keep_alive(&self, id: i64) {
+    async fn keep_alive(&self, id: i64, patience: Duration) {
         let request = futures_util::stream::iter([LeaseKeepAliveRequest { id }]);
         let answered = async {
-            let mut answers = self.leases.clone().lease_keep_alive(request).await?.into_inner();
+            let mut answers = self.here.clone().lease_keep_alive(request).await?.into_inner();
             answers.next().await.transpose()
         };
-        if let Ok(Ok(Some(answer))) = timeout(self.side.client.timeout, answered).await
+        if let Ok(Ok(Some(answer))) = timeout(patience, answered).await
             && answer.ttl == 0
         {
-            eprintln!("lease {id:x} has ended at the target before its time at the source");
+            eprintln!("lease {} has ended at the target before its time at the source", lease_id(id));
             self.granted.lock().remove(&id);
         }
     }

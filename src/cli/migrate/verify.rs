@@ -57,19 +57,22 @@ fn step(source: &mut VecDeque<KeyValue>, target: &mut VecDeque<KeyValue>, compar
     true
 }
 
-struct Walk<'a> {
+/// All keys of a side in their order, a page of them in memory.
+pub(super) struct Walk<'a> {
     side: &'a Side,
     revision: i64,
     next: Option<Bytes>,
-    found: VecDeque<KeyValue>,
+    pub(super) found: VecDeque<KeyValue>,
 }
 
 impl<'a> Walk<'a> {
-    fn new(side: &'a Side, revision: i64) -> Self {
+    /// As of `revision`; 0: each page as it is when it comes.
+    pub(super) fn new(side: &'a Side, revision: i64) -> Self {
         Self { side, revision, next: Some(side.key.clone()), found: VecDeque::new() }
     }
 
-    async fn fill(&mut self) -> anyhow::Result<()> {
+    /// Has keys in `found` again, if there are more.
+    pub(super) async fn fill(&mut self) -> anyhow::Result<()> {
         while self.found.is_empty()
             && let Some(from) = self.next.take()
         {

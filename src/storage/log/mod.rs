@@ -25,6 +25,7 @@
 #[cfg(any(test, feature = "testing"))]
 pub mod damage;
 mod flusher;
+mod inspect;
 mod mark;
 mod record;
 mod recovery;
@@ -45,6 +46,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
 pub use flusher::FsyncStats;
+pub use inspect::{Inspected, Segment, inspect};
 
 use crate::env::{Disk, Env, File, OpenMode, Pool, planted};
 use crate::pb::log::{LogId, Vote};

@@ -38,13 +38,13 @@ pub(super) struct Recovered {
 }
 
 /// A segment file, all of it in memory: recovery holds one or two at a time.
-struct Loaded {
-    number: u32,
-    path: PathBuf,
+pub(super) struct Loaded {
+    pub number: u32,
+    pub path: PathBuf,
     file: Arc<dyn File>,
-    file_bytes: u64,
+    pub file_bytes: u64,
     /// Without the zeros at the file's end.
-    bytes: Vec<u8>,
+    pub bytes: Vec<u8>,
 }
 
 /// The file without the zeros at its end (to within a piece): most of a preallocated segment is unused, and is not worth
@@ -66,9 +66,9 @@ fn read_used(file: &dyn File) -> io::Result<Vec<u8>> {
 }
 
 impl Loaded {
-    fn new(disk: &dyn Disk, dir: &Path, number: u32) -> io::Result<Self> {
+    pub fn new(disk: &dyn Disk, dir: &Path, number: u32, mode: OpenMode) -> io::Result<Self> {
         let path = segment::path(dir, number);
-        let file = disk.open(&path, OpenMode::ReadWrite)?;
+        let file = disk.open(&path, mode)?;
         let (file_bytes, mut bytes) = (file.len()?, read_used(&*file)?);
         if planted!("torn-tail-accepted") {
             // A lost sector reads as zeros.
@@ -78,7 +78,7 @@ impl Loaded {
     }
 
     /// The header, if it has one; then the file is as long as the header says.
-    fn header(&self) -> Result<Option<Header>, Error> {
+    pub fn header(&self) -> Result<Option<Header>, Error> {
         let header = Header::decode(&self.bytes, self.number, &self.path)?;
         if let Some(made) = header.as_ref().map(|header| header.file_bytes)
             && self.file_bytes < made
@@ -88,7 +88,7 @@ impl Loaded {
         Ok(header)
     }
 
-    fn corrupt(&self, offset: usize, reason: impl Into<String>) -> Error {
+    pub fn corrupt(&self, offset: usize, reason: impl Into<String>) -> Error {
         Error::Corrupt { file: self.path.clone(), offset: offset as u64, reason: reason.into() }
     }
 
@@ -116,34 +116,36 @@ impl Loaded {
     }
 }
 
-struct Replay {
-    durable: Durable,
-    next_frame: u64,
+pub(super) struct Replay {
+    pub durable: Durable,
+    pub next_frame: u64,
     /// The newest frame in the segment; the header goes with the first.
     frame_start: usize,
     /// Where the frames of the segment end.
-    end: usize,
+    pub end: usize,
     /// Where the next frame would be but goes wrong.
     bad: usize,
     records: Vec<(Head, u32)>,
 }
 
 impl Replay {
-    fn new(header: &Header) -> Self {
+    pub fn new(header: &Header) -> Self {
         let mut durable = Durable { state: header.state, ..Durable::default() };
         durable.base = durable.state.next_index();
         let next_frame = header.first_frame;
         Self { durable, next_frame, frame_start: 0, end: HEADER_BYTES, bad: HEADER_BYTES, records: Vec::new() }
     }
 
-    /// Replays a segment whose header is valid.
-    fn segment(&mut self, segment: &Loaded) -> Result<(), Error> {
+    /// Replays a segment whose header is valid; `each` sees every record of a whole frame, and its payload.
+    pub fn segment(&mut self, segment: &Loaded, each: &mut dyn FnMut(&Head, &[u8])) -> Result<(), Error> {
         (self.frame_start, self.end) = (0, HEADER_BYTES);
         loop {
             match segment.frame(self.end, self.next_frame, &mut self.records) {
                 Ok(end) => {
                     for (head, offset) in &self.records {
                         apply(&mut self.durable, *head, segment, *offset)?;
+                        let payload = *offset as usize + HEAD_BYTES;
+                        each(head, &segment.bytes[payload..payload + head.payload_bytes as usize]);
                     }
                     // The first frame of a segment was written with its header.
                     self.frame_start = if self.end == HEADER_BYTES { 0 } else { self.end };
@@ -159,7 +161,7 @@ impl Replay {
     }
 
     /// Checks that `header` goes on where the segment `before` ended.
-    fn check_follows(&self, header: &Header, before: &Loaded, next: &Loaded) -> Result<(), Error> {
+    pub fn check_follows(&self, header: &Header, before: &Loaded, next: &Loaded) -> Result<(), Error> {
         if header.previous_end != self.end as u64 || header.first_frame != self.next_frame {
             return Err(before.corrupt(self.bad, "a later segment is intact"));
         }
@@ -208,17 +210,17 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path, owner: Owner, options: &Optio
     }
 
     let mut segments = BTreeMap::new();
-    let mut active = Loaded::new(disk, dir, first)?;
+    let mut active = Loaded::new(disk, dir, first, OpenMode::ReadWrite)?;
     let header = active.header()?.ok_or_else(|| active.corrupt(0, "it has no valid header"))?;
     check_owner(&header, owner, &active)?;
     let mut replay = Replay::new(&header);
-    replay.segment(&active)?;
+    replay.segment(&active, &mut |_, _| {})?;
     for &number in &numbers[1..] {
-        let next = Loaded::new(disk, dir, number)?;
+        let next = Loaded::new(disk, dir, number, OpenMode::ReadWrite)?;
         let Some(header) = next.header()? else { break };
         check_owner(&header, owner, &next)?;
         replay.check_follows(&header, &active, &next)?;
-        replay.segment(&next)?;
+        replay.segment(&next, &mut |_, _| {})?;
         segments.insert(active.number, active.file);
         active = next;
     }
@@ -257,7 +259,7 @@ fn check_owner(header: &Header, expected: Owner, segment: &Loaded) -> Result<(),
 }
 
 /// Checks that what was replayed is all there.
-fn check_complete(replay: &Replay, active: &Loaded, first: u32) -> Result<(), Error> {
+pub(super) fn check_complete(replay: &Replay, active: &Loaded, first: u32) -> Result<(), Error> {
     let state = replay.durable.state;
     if replay.durable.base != state.first_index() {
         let (base, want) = (replay.durable.base, state.first_index());
@@ -275,7 +277,13 @@ fn check_complete(replay: &Replay, active: &Loaded, first: u32) -> Result<(), Er
 }
 
 /// Checks that the log reaches as far as its mark says.
-fn check_mark(disk: &dyn Disk, dir: &Path, owner: Owner, replay: &Replay, active: &Loaded) -> Result<(), Error> {
+pub(super) fn check_mark(
+    disk: &dyn Disk,
+    dir: &Path,
+    owner: Owner,
+    replay: &Replay,
+    active: &Loaded,
+) -> Result<(), Error> {
     let Some(mark) = mark::read(disk, dir, owner)?.filter(|mark| mark.frame >= replay.next_frame) else {
         return Ok(());
     };
@@ -304,7 +312,7 @@ fn look_behind(
     let (mut spares, mut dirty) = (VecDeque::new(), Vec::new());
     let mut before: Option<Loaded> = None;
     for number in numbers {
-        let spare = Loaded::new(disk, dir, number)?;
+        let spare = Loaded::new(disk, dir, number, OpenMode::ReadWrite)?;
         if let Some(before) = before.filter(|before| before.file_bytes < spare.file_bytes) {
             // One is made only when the one before it is whole.
             return Err(before.corrupt(before.file_bytes as usize, "the file was cut; the next one is longer"));

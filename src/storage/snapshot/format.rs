@@ -241,7 +241,8 @@ pub struct Reader {
 }
 
 impl Reader {
-    pub(super) fn open(file: Arc<dyn File>, name: &str) -> Result<Self, Error> {
+    /// Of a whole file, which need not be one of ours; its head is verified now, the rest as it is read.
+    pub fn open(file: Arc<dyn File>, name: &str) -> Result<Self, Error> {
         let len = file.len()?;
         Self::open_part(file, len, 0, name)
     }
