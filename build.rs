@@ -5,7 +5,7 @@ use prost::Message as _;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(
-        ["rpc.proto", "lock.proto", "election.proto", "admin.proto", "log.proto", "peer.proto"],
+        ["rpc.proto", "lock.proto", "election.proto", "admin.proto", "log.proto", "peer.proto", "backup.proto"],
         ["proto"],
     )?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);

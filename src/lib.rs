@@ -24,8 +24,11 @@ pub mod node;
 
 pub mod watch;
 
-pub mod api;
 pub mod cluster;
+
+pub mod backup;
+
+pub mod api;
 pub mod http;
 
 pub mod server;

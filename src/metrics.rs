@@ -99,6 +99,7 @@ pub struct Metrics {
     pub log_lines: LogLines,
     /// Requests over the JSON gateway.
     pub gateway_requests: IntCounter,
+    pub backup: Backup,
     /// What answering on watch streams takes.
     pub watch: Watch,
     /// By [`RequestKind`], those that failed and those that did not.
@@ -267,6 +268,46 @@ impl LogLines {
     }
 }
 
+/// Backups that the cluster makes of itself; all 0 where it makes none.
+pub struct Backup {
+    /// 1 while it is this member's turn.
+    pub active: IntGauge,
+    /// The leader's time, up to which everything is archived; and for how long nothing has been.
+    pub archived: IntGauge,
+    pub age: IntGauge,
+    pub full: IntGauge,
+    pub sent_bytes: IntCounter,
+    pub records: IntCounter,
+    pub fulls: IntCounter,
+    pub failures: IntCounter,
+}
+
+impl Backup {
+    fn new(r: &Registry) -> Self {
+        let counter = |name: &str, help: &str| register(r, IntCounter::new(name, help));
+        let gauge = |name: &str, help: &str| register(r, IntGauge::new(name, help));
+        Self {
+            active: gauge("quorate_backup_active", "1 on the member whose turn it is to make the backups."),
+            archived: gauge(
+                "quorate_backup_last_success_timestamp_seconds",
+                "Everything that was applied before this time, in seconds since 1970, is archived; every member tells what it has heard.",
+            ),
+            age: gauge(
+                "quorate_backup_age_seconds",
+                "How long ago that was, by the leader's clock: what a loss of all disks would cost.",
+            ),
+            full: gauge(
+                "quorate_backup_last_full_timestamp_seconds",
+                "When the newest full backup was made, in seconds since 1970.",
+            ),
+            sent_bytes: counter("quorate_backup_sent_bytes_total", "Bytes of backups that this member has sent."),
+            records: counter("quorate_backup_records_total", "Records of changes that this member has archived."),
+            fulls: counter("quorate_backup_fulls_total", "Full backups that this member has made."),
+            failures: counter("quorate_backup_failures_total", "Times that this member could not make a backup."),
+        }
+    }
+}
+
 impl Metrics {
     fn new() -> Self {
         let registry = Registry::new();
@@ -323,6 +364,7 @@ impl Metrics {
             ),
             log_lines: LogLines::new(r),
             gateway_requests: counter("quorate_gateway_requests_total", "Requests over the JSON gateway."),
+            backup: Backup::new(r),
             watch: Watch::new(r),
             requests: requests(r),
             peer_sent_bytes: counters("etcd_network_peer_sent_bytes_total", "Bytes sent to a member.", &["To"]),

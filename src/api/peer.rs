@@ -14,6 +14,7 @@ use parking_lot::RwLock;
 use prost::Message as _;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::backup;
 use crate::cluster::{Audit, Bootstrap, Manager, Reconciler};
 use crate::error::Error;
 use crate::identity::{check_node, host_port, shown};
@@ -24,10 +25,11 @@ use crate::node::{AppendsEnded, Node};
 use crate::pb::log::node::Kind;
 use crate::pb::peer::peer_server::Peer;
 use crate::pb::peer::{
-    AbandonRequest, AbandonResponse, AcceptRequest, AcceptResponse, AppendRequest, AppendResponse, Envelope,
-    ForwardRequest, ForwardResponse, JoinRequest, JoinResponse, LeasesRequest, LeasesResponse, ManageRequest,
-    ManageResponse, SnapshotChunk, SnapshotHead, SnapshotOffsetResponse, SnapshotResponse, TransferLeaderRequest,
-    TransferLeaderResponse, VoteRequest, VoteResponse, WhoRequest, WhoResponse, append_response,
+    AbandonRequest, AbandonResponse, AcceptRequest, AcceptResponse, AppendRequest, AppendResponse, BackupRequest,
+    BackupResponse, Envelope, ForwardRequest, ForwardResponse, JoinRequest, JoinResponse, LeasesRequest,
+    LeasesResponse, ManageRequest, ManageResponse, SnapshotChunk, SnapshotHead, SnapshotOffsetResponse,
+    SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse, WhoRequest,
+    WhoResponse, append_response,
 };
 use crate::raft::{Peers, Rpc, first_message};
 use crate::secure::Presented;
@@ -108,6 +110,8 @@ pub struct Running {
     pub reconciler: Arc<Reconciler>,
     pub leases: Leases,
     pub manager: Arc<Manager>,
+    /// Its part in backups, if any are made.
+    pub backup: Option<Arc<backup::Duty>>,
 }
 
 /// The peer service of one process.
@@ -348,6 +352,11 @@ impl Peer for PeerApi {
             return Ok(Response::new(LeasesResponse { error, detail, ..LeasesResponse::default() }));
         }
         Ok(Response::new(running.leases.answer_peer(&request).await))
+    }
+
+    async fn backup(&self, request: Request<BackupRequest>) -> Result<Response<BackupResponse>, Status> {
+        let (running, request) = self.checked(request, As::Member, |request| request.envelope.as_ref())?;
+        Ok(Response::new(running.backup.map_or_else(BackupResponse::default, |duty| duty.answer(&request))))
     }
 
     type ForwardStream = Pin<Box<dyn Stream<Item = Result<ForwardResponse, Status>> + Send>>;

@@ -78,6 +78,19 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     ("compact", &[("quorate compact 1000", "forget what was before revision 1000")]),
+    ("backup now", &[("quorate backup now s3://backups/kv", "a full backup, before something dangerous")]),
+    ("backup list", &[("quorate backup list s3://backups/kv", "what can be restored")]),
+    ("backup status", &[("quorate backup status s3://backups/kv", "how old the newest is")]),
+    ("backup verify", &[("quorate backup verify s3://backups/kv", "all of it, against what the members had")]),
+    ("backup prune", &[("quorate backup prune s3://backups/kv --keep-fulls 3 --dry-run", "what would go")]),
+    (
+        "backup restore",
+        &[
+            ("quorate backup restore s3://backups/kv --data-dir restored", "the newest moment, for one member"),
+            ("quorate backup restore s3://backups/kv --data-dir restored --at 2026-11-29T10:15:00Z", "as it was then"),
+        ],
+    ),
+    ("backup adopt", &[("quorate backup adopt s3://backups/kv", "the cluster that wrote there is gone for good")]),
     ("snapshot save", &[("quorate snapshot save backup.db", "of the first endpoint that answers")]),
     ("snapshot status", &[("quorate snapshot status backup.db", "what is in it")]),
     (

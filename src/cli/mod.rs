@@ -4,6 +4,7 @@
 //! one line that says what to do, and exit code 1. Absent: settings (`config`), which flags only feed.
 
 mod auth;
+mod backup;
 mod bench;
 mod cert;
 mod client;
@@ -22,6 +23,7 @@ mod man;
 mod member;
 mod members;
 mod migrate;
+mod new_cluster;
 mod output;
 mod progress;
 mod recover;
@@ -90,6 +92,9 @@ pub enum Command {
     /// Back up, and restore
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
+    /// Backups at a path, made by a cluster itself or by `backup now`: list, check and restore them
+    #[command(subcommand)]
+    Backup(backup::BackupCommand),
     /// Copy a live etcd into this cluster, and follow it until you switch
     Migrate(migrate::MigrateArgs),
     /// Keep the keys of one prefix the same as those of another, here or in another cluster
@@ -221,6 +226,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     | Command::Dev(_)
     | Command::Recover(_)
     | Command::Snapshot(_)
+    | Command::Backup(_)
     | Command::Cert(_) = cli.command
     {
         crate::env::process::keep_files_private();
@@ -251,6 +257,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Del(args) => request(kv::del(args)),
         Command::Compact(args) => request(kv::compact(args)),
         Command::Snapshot(command) => request(snapshot::run(command)),
+        Command::Backup(command) => request(backup::run(command)),
         Command::Migrate(args) => request(migrate::migrate(args)),
         Command::Mirror(args) => request(migrate::mirror::mirror(args)),
         Command::Alarm(command) => request(maintenance::alarm(command)),
@@ -445,6 +452,14 @@ mod tests {
         "snapshot status backup.db -o json",
         "snapshot restore backup.db --data-dir d --name kv-%d --peers kv-%d.kv:2380 --size 3 --bump-revision 9",
         "snapshot restore backup.db --data-dir d --peers kv-%d.kv:2380 --size 3 --slot 2 --token x",
+        "backup now s3://b/p --store-endpoint http://s:9000 --key-file k --endpoints a:1",
+        "backup list /d -o json",
+        "backup status /d",
+        "backup verify /d --newest",
+        "backup prune /d --keep-fulls 3 --keep-age 30days --dry-run",
+        "backup restore /d --data-dir x --at 2026-11-29T10:15:00Z --peers kv-%d:2380 --name kv-%d --size 3",
+        "backup restore /d --data-dir x --revision 7 --generation 2 --same-revisions",
+        "backup adopt /d --endpoints a:1",
         "migrate --from a:1,b:1 --to c:1 --until-synced",
         "migrate --from a:1 --with-users --from-user root:p --user root --password p",
         "alarm list",
@@ -526,6 +541,9 @@ mod tests {
             "completion tcsh",
             "serve --slot 70000",
             "snapshot restore f --data-dir d --slot 1",
+            "backup restore /d --data-dir x --at yesterday",
+            "backup restore /d --data-dir x --at latest --revision 7",
+            "backup list",
             "migrate",
             "serve --reader --by-hand",
             "member scale 0",

@@ -54,6 +54,10 @@ pub struct SettingsArgs {
     /// Address that members are told
     #[arg(long, value_name = "HOST:PORT")]
     pub advertise_peer: Option<String>,
+    /// Begin a new cluster with a backup: a path as of `quorate backup`, with @latest, @TIME or @REVISION after it. A cluster that there is
+    /// already is not touched
+    #[arg(long, value_name = "URL[@WHEN]")]
+    pub restore_from: Option<String>,
     /// A level, or levels by module: info,quorate::raft=debug
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
@@ -99,6 +103,7 @@ impl SettingsArgs {
             ("server.listen_status", "--listen-status", &self.listen_status),
             ("server.advertise_client", "--advertise-client", &self.advertise_client),
             ("server.advertise_peer", "--advertise-peer", &self.advertise_peer),
+            ("restore.from", "--restore-from", &self.restore_from),
             ("telemetry.level", "--log-level", &self.log_level),
             ("telemetry.format", "--log-format", &self.log_format),
         ];
@@ -143,7 +148,7 @@ mod tests {
     fn every_named_flag_reaches_its_key() {
         let line = "x --name kv-4 --slot 1 --data-dir /d --peers kv-%d:2380 --size 3 --listen-client 127.0.0.1:1 \
                     --listen-peer 127.0.0.1:2 --listen-status 127.0.0.1:9 --advertise-client http://a:1 --advertise-peer a:2 --log-level debug \
-                    --log-format json --set raft.lease_reads=true";
+                    --log-format json --restore-from /b@latest --set raft.lease_reads=true";
         let words = line.split_whitespace().collect::<Vec<_>>().join(" ");
         let sources = Sources { flags: flags(&words).unwrap(), ..Sources::default() };
         let loaded = config::load(&crate::config::tests::Files::default(), &sources).unwrap();
@@ -161,8 +166,9 @@ mod tests {
             ("http://a:1", "a:2")
         );
         assert_eq!((config.telemetry.level.as_str(), config.telemetry.format), ("debug", config::LogFormat::Json));
+        assert_eq!(config.restore.from, "/b@latest");
         assert!(config.raft.lease_reads && config.server.data_dir.ends_with("d"));
-        assert_eq!((loaded.origins.len(), loaded.origins["cluster.size"].as_str()), (13, "--size"));
+        assert_eq!((loaded.origins.len(), loaded.origins["cluster.size"].as_str()), (14, "--size"));
     }
 
     #[test]

@@ -9,12 +9,13 @@ use anyhow::{Context as _, anyhow, bail, ensure};
 use serde_json::json;
 
 use super::client::{ANSWER_BYTES_MAX, ClientArgs, failure};
+use super::new_cluster::NewClusterArgs;
 use super::output::{Format, human_bytes, json_line, table};
 use super::progress::{Progress, Unit};
 use crate::env::{Env, File, OpenMode, timeout};
 use crate::pb::etcd::SnapshotRequest;
 use crate::pb::etcd::maintenance_client::MaintenanceClient;
-use crate::server::restore::{self, Restore, Restored};
+use crate::server::restore;
 use crate::storage::snapshot::backup;
 
 #[derive(Debug, clap::Subcommand)]
@@ -46,40 +47,12 @@ pub struct StatusArgs {
 #[derive(Debug, clap::Args)]
 pub struct RestoreArgs {
     file: PathBuf,
-    /// Where to; with several members a directory each below it, named as the member. It must be empty, or not be there
-    #[arg(long, value_name = "DIR")]
-    data_dir: PathBuf,
-    /// Peer address of every slot of the new cluster, as in kv-%d.kv-headless:2380 [default: none, a cluster of one]
-    #[arg(long, value_name = "PATTERN", default_value = "")]
-    peers: String,
-    /// Members of the new cluster
-    #[arg(long, default_value_t = 1)]
-    size: u16,
-    /// The lowest slot
-    #[arg(long, default_value_t = 0)]
-    first_slot: u16,
-    /// The members' name, with %d in the slot's place [default: quorate-%d]; with --initial-cluster the one member whose directory is made,
-    /// at DIR itself, which needs --token
-    #[arg(long)]
-    name: Option<String>,
-    /// The members of the new cluster by any names, as `quorate etcd` starts them: infra0=http://10.0.1.10:2380,infra1=http://10.0.1.11:2380
-    #[arg(long, value_name = "NAME=URL,...", conflicts_with_all = ["peers", "size", "first_slot", "slot"])]
-    initial_cluster: Option<String>,
-    /// Port that clients use, until the members say otherwise themselves
-    #[arg(long, default_value_t = 2379)]
-    client_port: u16,
-    /// Make only this slot's directory, at DIR itself; needs --token
-    #[arg(long, requires = "token")]
-    slot: Option<u16>,
-    /// A word that was never used for a restore before, the same for all members of this one [default: random]
-    #[arg(long, visible_alias = "initial-cluster-token")]
-    token: Option<String>,
+    #[command(flatten)]
+    to: NewClusterArgs,
     /// Go on so many revisions later, and call everything before compacted: for clients that remember revisions newer than the
     /// backup's
     #[arg(long, value_name = "REVISIONS", default_value_t = 0, value_parser = clap::value_parser!(i64).range(0..=1 << 50))]
     bump_revision: i64,
-    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
-    output: Format,
 }
 
 pub async fn run(command: SnapshotCommand) -> anyhow::Result<Vec<u8>> {
@@ -97,7 +70,7 @@ async fn save(args: SaveArgs) -> anyhow::Result<Vec<u8>> {
     let part = PathBuf::from(name);
     let file = env.disk.open(&part, OpenMode::CreateTruncate).with_context(|| format!("{}", part.display()))?;
     let taken = tokio::select! {
-        taken = take(&args, file.into(), &part) => taken,
+        taken = take(&args.client, file.into(), &part) => taken,
         interrupted = tokio::signal::ctrl_c() => {
             interrupted.map_err(anyhow::Error::from).and_then(|()| bail!("interrupted; nothing was saved"))
         }
@@ -123,8 +96,7 @@ fn parent(file: &Path) -> &Path {
 }
 
 /// Writes the stream to `file`, verifies it and makes it durable; returns its size.
-async fn take(args: &SaveArgs, file: Arc<dyn File>, path: &Path) -> anyhow::Result<u64> {
-    let client = &args.client;
+pub(super) async fn take(client: &ClientArgs, file: Arc<dyn File>, path: &Path) -> anyhow::Result<u64> {
     let mut maintenance = MaintenanceClient::new(client.connect().await?).max_decoding_message_size(ANSWER_BYTES_MAX);
     let mut pieces = client.answer(maintenance.snapshot(SnapshotRequest {})).await?.into_inner();
     let (mut offset, mut remaining) = (0, 0);
@@ -183,57 +155,7 @@ fn status(args: &StatusArgs) -> anyhow::Result<Vec<u8>> {
 
 async fn restore(args: RestoreArgs) -> anyhow::Result<Vec<u8>> {
     let env = Env::real();
-    let members = match &args.initial_cluster {
-        Some(list) => restore::listed(list, args.client_port)?,
-        None => {
-            let name = args.name.as_deref().unwrap_or("quorate-%d");
-            restore::members(&args.peers, name, args.first_slot, args.size, args.client_port)?
-        }
-    };
-    let alone = match (&args.initial_cluster, &args.name) {
-        (Some(list), Some(name)) => {
-            ensure!(
-                args.token.is_some(),
-                "--name with --initial-cluster makes one member's directory, and needs --token"
-            );
-            let member = members.iter().find(|member| member.name == *name);
-            Some(member.with_context(|| format!("--name {name:?} is not among the members of {list:?}"))?.slot)
-        }
-        (Some(_), None) => None,
-        (None, _) => args.slot.or(args.peers.is_empty().then_some(args.first_slot)),
-    };
-    let directories = match alone {
-        Some(slot) => vec![(slot, args.data_dir.clone())],
-        None => members.iter().map(|member| (member.slot, args.data_dir.join(&member.name))).collect(),
-    };
-    let token = args.token.clone().unwrap_or_else(|| format!("{:016x}{:016x}", env.random_u64(), env.random_u64()));
-    let wanted = Restore { file: args.file.clone(), members, token, bump_revision: args.bump_revision, directories };
-    let made = restore::restore(&env, wanted).await?;
-    Ok(match args.output {
-        Format::Json => json_line(&restored_json(&made)),
-        Format::Simple => {
-            let rows: Vec<Vec<String>> = made
-                .members
-                .iter()
-                .map(|(slot, id, dir)| vec![slot.to_string(), super::output::id(*id), dir.display().to_string()])
-                .collect();
-            let head = format!(
-                "a new cluster {} with {} keys at revision {}\n",
-                super::output::id(made.cluster_id),
-                made.keys,
-                made.revision
-            );
-            [head.into_bytes(), table(&["SLOT", "MEMBER", "DATA DIRECTORY"], &rows)].concat()
-        }
-    })
-}
-
-fn restored_json(made: &Restored) -> serde_json::Value {
-    let member = |(slot, id, dir): &(u16, u64, PathBuf)| json!({ "slot": slot, "memberID": super::output::id(*id), "dataDir": dir });
-    json!({
-        "clusterID": super::output::id(made.cluster_id),
-        "revision": made.revision,
-        "keys": made.keys,
-        "members": made.members.iter().map(member).collect::<Vec<_>>(),
-    })
+    let wanted = args.to.wanted(&env, args.bump_revision)?;
+    let made = restore::restore(&env, wanted, async { restore::load(&env, &args.file) }).await?;
+    Ok(args.to.describe(&made, "", json!({})))
 }

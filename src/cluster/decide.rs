@@ -166,6 +166,8 @@ pub enum Wait {
     Join { cluster_id: u64, address: String, why: String },
     #[error("waits for {address}, which refuses: {why}")]
     Refused { address: String, why: String },
+    #[error("waits for the backup that the cluster is to begin with: {why}")]
+    Restore { why: String },
 }
 
 fn outside(slot: u64, slots: &Range<u64>) -> String {

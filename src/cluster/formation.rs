@@ -13,6 +13,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -24,7 +25,8 @@ use super::slot_of;
 use crate::env::net::BoxFuture;
 use crate::env::{self, Env, fail_point};
 use crate::identity::SLOT_MAX;
-use crate::pb::log::{Formation, membership};
+use crate::kv;
+use crate::pb::log::{Formation, Moment, membership};
 use crate::pb::peer::join_response::Outcome as JoinOutcome;
 use crate::pb::peer::{JoinResponse, WhoResponse};
 use crate::storage::member_dir::Error;
@@ -34,6 +36,9 @@ pub(super) mod tests;
 
 /// The address of a slot; `None` for one that has none.
 pub type Expand = Arc<dyn Fn(u64) -> Option<String> + Send + Sync>;
+
+/// Finds the moment of a backup that a new cluster is to begin with; an error is a sentence.
+pub type Resolve = Arc<dyn Fn() -> BoxFuture<Result<Moment, String>> + Send + Sync>;
 
 /// Where the others are.
 #[derive(Clone)]
@@ -46,6 +51,8 @@ pub struct Places {
     pub resolve: Option<Arc<dyn Fn() -> BoxFuture<Vec<String>> + Send + Sync>>,
     /// At most so many members of a new cluster vote; `None`: all, as who has listed them wants it.
     pub max_voters: Option<usize>,
+    /// A cluster that is formed begins with a backup; whoever proposes it says with which moment.
+    pub restore: Option<Resolve>,
     /// How long a peer may take to answer.
     pub patience: Duration,
 }
@@ -120,7 +127,7 @@ pub async fn run(bootstrap: &Arc<Bootstrap>, peers: &Arc<dyn Peers>, places: &Pl
         return Ok(Outcome::Resume { cluster_id: identity.cluster_id, formation: identity.formation });
     }
     let stopping = bootstrap.env().stopping.clone();
-    let driver = Driver { bootstrap, peers, places };
+    let driver = Driver { bootstrap, peers, places, has_looked: AtomicBool::new(false) };
     let outcome = tokio::select! {
         biased;
         () = stopping.cancelled() => Ok(Outcome::Shutdown),
@@ -140,7 +147,7 @@ pub async fn watch(
     formed: impl Fn() -> bool,
 ) -> Watched {
     let env = bootstrap.env();
-    let driver = Driver { bootstrap, peers, places };
+    let driver = Driver { bootstrap, peers, places, has_looked: AtomicBool::new(false) };
     let mut backoff = Backoff(FIRST_DELAY);
     loop {
         if formed() {
@@ -168,7 +175,7 @@ pub async fn is_led_by_others(
     cluster_id: u64,
 ) -> bool {
     let env = bootstrap.env();
-    let driver = Driver { bootstrap, peers, places };
+    let driver = Driver { bootstrap, peers, places, has_looked: AtomicBool::new(false) };
     for _ in 0..LEADER_TRIES {
         if led(&driver.look().await, cluster_id) {
             return true;
@@ -232,6 +239,8 @@ struct Driver<'a> {
     bootstrap: &'a Arc<Bootstrap>,
     peers: &'a Arc<dyn Peers>,
     places: &'a Places,
+    /// For the moment of a backup.
+    has_looked: AtomicBool,
 }
 
 impl Driver<'_> {
@@ -335,13 +344,18 @@ impl Driver<'_> {
     }
 
     async fn propose(&self, members: Vec<membership::Member>) -> Result<Next, Error> {
+        let moment = match self.moment(&members).await {
+            Ok(moment) => moment,
+            Err(why) => return Ok(Next::After(JOIN_DELAY_MAX, Wait::Restore { why })),
+        };
+        fail_point("restore.resolved");
         let cluster_id = self.bootstrap.env().random_u64().max(1);
         let others: Vec<String> = members
             .iter()
             .filter(|member| member.id != self.bootstrap.identity().member_id)
             .filter_map(|member| self.places.expand.as_ref().and_then(|expand| expand(slot_of(member.id))))
             .collect();
-        let formation = Formation { cluster_id, members };
+        let formation = Formation { cluster_id, members, moment };
         if !self.bootstrap.accept(formation.clone()).await?.accepted {
             return Ok(Next::Again);
         }
@@ -355,6 +369,22 @@ impl Driver<'_> {
         self.ask_to_accept(&formation, others, Wait::Accepting { cluster_id }).await;
         fail_point("formation.after_propose");
         Ok(Next::Again)
+    }
+
+    /// What the new cluster begins with. Members of versions that know no such thing would begin with nothing.
+    async fn moment(&self, members: &[membership::Member]) -> Result<Option<Moment>, String> {
+        let Some(resolve) = &self.places.restore else { return Ok(None) };
+        let version = |member: &membership::Member| member.node.as_ref().map_or(0, |node| node.apply_version);
+        if let Some(old) = members.iter().find(|member| version(member) < kv::RESTORE_SINCE) {
+            return Err(format!("slot {} runs a version that cannot begin with a backup", slot_of(old.id)));
+        }
+        // Once: after that the last failure is what is waited for.
+        if !self.has_looked.swap(true, Ordering::Relaxed) {
+            self.bootstrap.set_waits(Some("looks for the moment of the backup that the cluster begins with".into()));
+        }
+        let moment = resolve().await?;
+        tracing::info!(path = moment.url, revision = moment.revision, "the cluster begins with a moment of a backup");
+        Ok(Some(moment))
     }
 
     async fn ask_to_accept(&self, formation: &Formation, ask: Vec<String>, then: Wait) -> Next {

@@ -16,6 +16,9 @@ const MIB: u64 = 1 << 20;
 const LIMIT_LEAST: u64 = 128 * MIB;
 /// The program, its threads, connections to members, the state store's own, and buffers of the log.
 const FIXED_BYTES: u64 = 64 * MIB;
+/// Backups: a record of changes while it is sealed, sent and read back, and parts of a full one. A larger limit is needed for them.
+const BACKUP_BYTES: u64 = 32 * MIB;
+const LIMIT_LEAST_WITH_BACKUP: u64 = 192 * MIB;
 /// Data may take this share of a large limit, and this of what is left of a small one.
 const QUOTA_PERCENT_OF_LIMIT: u64 = 40;
 const QUOTA_PERCENT_OF_REST: u64 = 45;
@@ -60,25 +63,32 @@ fn limit_files(line: &str) -> Vec<PathBuf> {
 }
 
 /// The largest quota within a limit.
-fn quota_max(limit: u64) -> u64 {
-    let rest = limit.saturating_sub(FIXED_BYTES);
+fn quota_max(limit: u64, fixed: u64) -> u64 {
+    let rest = limit.saturating_sub(fixed);
     (limit / 100 * QUOTA_PERCENT_OF_LIMIT).min(rest / 100 * QUOTA_PERCENT_OF_REST)
 }
 
 impl Config {
+    /// What does not depend on amounts that are set.
+    fn fixed_bytes(&self) -> u64 {
+        FIXED_BYTES + if self.backup.is_on() { BACKUP_BYTES } else { 0 }
+    }
+
     /// These settings with every amount of memory lowered to what fits into the limit. A quota of 0 stays what it is: no quota.
     ///
     /// Errors: the limit is too small for a member that serves.
     pub fn within_memory(mut self, limit: Option<u64>) -> Result<Self, Error> {
         let Some(limit) = limit else { return Ok(self) };
-        if limit < LIMIT_LEAST {
-            return Err(Error::Memory { limit: Bytes(limit), least: Bytes(LIMIT_LEAST) });
+        let least = if self.backup.is_on() { LIMIT_LEAST_WITH_BACKUP } else { LIMIT_LEAST };
+        if limit < least {
+            return Err(Error::Memory { limit: Bytes(limit), least: Bytes(least) });
         }
+        let fixed = self.fixed_bytes();
         let quota = &mut self.storage.quota_bytes;
-        quota.0 = quota.0.min(quota_max(limit));
+        quota.0 = quota.0.min(quota_max(limit, fixed));
         // Without a quota the data's part is kept free all the same.
-        let data = if quota.0 > 0 { quota.0 } else { quota_max(limit) };
-        let rest = limit - FIXED_BYTES - data / 100 * DATA_PERCENT;
+        let data = if quota.0 > 0 { quota.0 } else { quota_max(limit, fixed) };
+        let rest = limit - fixed - data / 100 * DATA_PERCENT;
         // Their sum, at their most, is less than 31 of 32 parts.
         let parts = |count: u64| Bytes(rest / 32 * count);
         for (setting, most) in [
@@ -100,7 +110,7 @@ impl Config {
     pub fn memory_bytes_max(&self) -> u64 {
         let of = |bytes: Bytes, percent: u64| (bytes.0 / 100).saturating_mul(percent);
         [
-            FIXED_BYTES,
+            self.fixed_bytes(),
             of(self.storage.quota_bytes, DATA_PERCENT),
             self.limits.receive_bytes_max.0,
             self.limits.answer_bytes_max.0,

@@ -18,8 +18,8 @@ pub use load::{DEFAULT_FILE, File, Flag, Loaded, Sources, load};
 pub use memory::cgroup_memory_limit;
 pub use node::Node;
 pub use sections::{
-    Auth, Cluster, Compaction, CompactionMode, Http, Identity, Kubernetes, Lease, Limits, Listen, Log, LogFormat,
-    MemberKind, Raft, STATUS_PORT_OFFSET, Server, State, StatusListen, Storage, Telemetry, Watch,
+    Auth, Backup, Cluster, Compaction, CompactionMode, Http, Identity, Kubernetes, Lease, Limits, Listen, Log,
+    LogFormat, MemberKind, Raft, Restore, STATUS_PORT_OFFSET, Server, State, StatusListen, Storage, Telemetry, Watch,
 };
 pub use tls::{ClientCert, ClientTls, PeerTls, PlainPeers, TlsMode, TlsVersion};
 pub use units::Bytes;
@@ -41,6 +41,8 @@ pub struct Config {
     pub raft: Raft,
     pub lease: Lease,
     pub auth: Auth,
+    pub backup: Backup,
+    pub restore: Restore,
     pub log: Log,
     pub state: State,
     pub storage: Storage,

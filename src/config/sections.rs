@@ -360,6 +360,67 @@ impl Default for Auth {
     }
 }
 
+/// `[backup]`: backups that the cluster makes of itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Backup {
+    /// A directory that all members have, or `s3://bucket/path`, `gs://bucket/path`, `az://container/path`; empty: none are made.
+    pub url: String,
+    /// URL of an S3 server that is not Amazon's; empty: what the environment says (`AWS_ENDPOINT_URL`).
+    pub endpoint: String,
+    /// CAs, in PEM, that the store's certificate must come from; empty: those that the system trusts.
+    pub ca_file: PathBuf,
+    /// Between records of changes: what a loss of all disks may cost.
+    #[serde(with = "units::duration")]
+    pub interval: Duration,
+    /// Between full backups: a restore applies at most the changes of so long.
+    #[serde(with = "units::duration")]
+    pub full_every: Duration,
+    /// Full backups that stay, however old they are.
+    pub keep_fulls: usize,
+    /// Full backups stay for so long, however many they are.
+    #[serde(with = "units::duration")]
+    pub keep_age: Duration,
+    /// File with 32 bytes in hexadecimal that all of it is encrypted with; empty: it is not.
+    pub key_file: PathBuf,
+    /// Most bytes a second of a full backup, so that the network and the disk are left to requests.
+    pub bandwidth: Bytes,
+}
+
+impl Backup {
+    pub fn is_on(&self) -> bool {
+        !self.url.is_empty()
+    }
+}
+
+impl Default for Backup {
+    fn default() -> Self {
+        const DAY: Duration = Duration::from_secs(24 * 3600);
+        Self {
+            url: String::new(),
+            endpoint: String::new(),
+            ca_file: PathBuf::new(),
+            interval: Duration::from_secs(10),
+            full_every: DAY,
+            keep_fulls: 7,
+            keep_age: 7 * DAY,
+            key_file: PathBuf::new(),
+            bandwidth: Bytes::mib(32),
+        }
+    }
+}
+
+/// `[restore]`: what a new cluster begins with.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Restore {
+    /// The path of a backup, as `backup.url`, with `@latest`, `@<time>` or `@<revision>` after it, or with nothing for the latest moment;
+    /// empty: a new cluster is empty. A cluster that there is already is never touched.
+    pub from: String,
+    /// Its revisions go on; else they jump, for clients may remember later ones.
+    pub same_revisions: bool,
+}
+
 /// `[log]`: the Raft log on disk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

@@ -19,6 +19,8 @@ const COUNT_MAX: u64 = 1_000_000_000_000;
 const SEGMENT_BYTES_MAX: Bytes = Bytes::gib(1);
 /// Less, and sled does not open.
 const STATE_CACHE_BYTES_MIN: Bytes = Bytes::mib(1);
+/// Leaders are asked for the time of records once a second.
+const BACKUP_INTERVAL_MIN: Duration = Duration::from_secs(1);
 const WORKER_THREADS_MAX: usize = 1024;
 /// bcrypt's least, and what takes seconds (`secure::password`).
 const BCRYPT_COSTS: std::ops::RangeInclusive<usize> = 4..=16;
@@ -63,6 +65,7 @@ impl Config {
         self.check_timing(&mut faults);
         self.check_sizes(&mut faults);
         self.check_storage(&mut faults);
+        self.check_backup(&mut faults);
         if faults.0.is_empty() { Ok(()) } else { Err(Error::Invalid(faults.0)) }
     }
 
@@ -77,6 +80,26 @@ impl Config {
                 }
             }
         }
+    }
+
+    fn check_backup(&self, faults: &mut Faults) {
+        let backup = &self.backup;
+        for (key, url) in [("backup.url", &backup.url), ("restore.from", &self.restore.from)] {
+            let scheme = url.split_once("://").map(|(scheme, _)| scheme);
+            let known =
+                url.is_empty() || url.starts_with('/') || ["file", "s3", "gs", "az"].map(Some).contains(&scheme);
+            let expected = "an absolute directory, s3://bucket/path, gs://bucket/path or az://container/path";
+            faults.check(known, key, format!("{url:?}"), expected, "correct it");
+        }
+        let shown = humantime::format_duration;
+        let interval = backup.interval;
+        faults.check(interval >= BACKUP_INTERVAL_MIN, "backup.interval", shown(interval), "at least 1s", "raise it");
+        let every = backup.full_every;
+        let expected = format!("at least backup.interval ({})", shown(interval));
+        faults.check(every >= interval, "backup.full_every", shown(every), expected, "raise it, or lower the other");
+        faults.positive("backup.keep_fulls", backup.keep_fulls as u64);
+        let (got, least) = (backup.bandwidth, Bytes::kib(64));
+        faults.check(got >= least, "backup.bandwidth", got, format!("at least {least} a second"), "raise it");
     }
 
     fn check_server(&self, faults: &mut Faults) {
@@ -479,6 +502,13 @@ mod tests {
             ("watch.watchers_max", |c| c.watch.watchers_max = 49_999),
             ("watch.stream_bytes_max", |c| c.watch.stream_bytes_max = Bytes(1)),
             ("watch.progress_interval", |c| c.watch.progress_interval = Duration::from_millis(99)),
+            ("backup.url", |c| c.backup.url = "backups".into()),
+            ("backup.url", |c| c.backup.url = "ftp://host/backups".into()),
+            ("restore.from", |c| c.restore.from = "backups@latest".into()),
+            ("backup.interval", |c| c.backup.interval = Duration::from_millis(999)),
+            ("backup.full_every", |c| c.backup.full_every = Duration::from_secs(9)),
+            ("backup.keep_fulls", |c| c.backup.keep_fulls = 0),
+            ("backup.bandwidth", |c| c.backup.bandwidth = Bytes::kib(63)),
             ("telemetry.level", |c| c.telemetry.level = "quorate=loud".into()),
             ("telemetry.level", |c| c.telemetry.level = "inof".into()),
         ];

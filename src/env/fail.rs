@@ -22,6 +22,9 @@ pub const FAIL_POINTS: &[&str] = &[
     "log.before_started",
     "log.started",
     "formation.initialized",
+    // A formation that begins with a backup: the moment is known, its state is on this member's disk.
+    "restore.resolved",
+    "restore.written",
     // A formation that is given up.
     "formation.before_abandon",
     "formation.abandoned",

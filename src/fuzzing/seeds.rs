@@ -110,7 +110,7 @@ fn messages() -> Vec<Seed> {
     };
     let proposal = peer::forward_request::Proposal { id: 2, command: small_commands()[0].encode_to_vec().into() };
     let forward = peer::ForwardRequest { proposals: vec![proposal], read_index_id: 3, ..Default::default() };
-    let formation = Formation { cluster_id: 7, members: members().members };
+    let formation = Formation { cluster_id: 7, members: members().members, moment: None };
     let kinds: [(&'static str, u8, Vec<u8>); 6] = [
         ("append", 0, append.encode_to_vec()),
         (

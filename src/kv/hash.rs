@@ -8,6 +8,7 @@ use super::State;
 use super::range::Interval;
 use crate::error::Error;
 use crate::pb::KeyValue;
+use crate::pb::log::{Change, change};
 
 /// What [`State::hash_kv`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +17,31 @@ pub struct HashKv {
     pub hash: u32,
     pub compact_revision: i64,
     pub hash_revision: i64,
+}
+
+/// Makes [`State::hash_kv`] of the present from [`State::changes`], as they pass.
+#[derive(Default)]
+pub struct ChangesHash {
+    hash: u32,
+    versions: u64,
+}
+
+impl ChangesHash {
+    pub fn add(&mut self, change: &Change) {
+        if let Some(change::Change::Version(version)) = &change.change {
+            self.hash = append(self.hash, version);
+            self.versions += 1;
+        }
+    }
+
+    pub fn hash(&self) -> u32 {
+        self.hash
+    }
+
+    /// Versions that were added.
+    pub fn versions(&self) -> u64 {
+        self.versions
+    }
 }
 
 impl State {

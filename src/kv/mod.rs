@@ -32,7 +32,7 @@ pub use alarm::{Members, any_op, takes_space};
 pub use auth::{Auth, Wants};
 pub use cost::{Cost, plain_keys};
 pub use digest::DIGEST_VERSION;
-pub use hash::HashKv;
+pub use hash::{ChangesHash, HashKv};
 pub use history::Revision;
 pub use journal::Journal;
 pub use lease::{LEASES_SINCE, Lease, LeaseTable, TTL_MAX_SECONDS, only_in_term};
@@ -55,6 +55,9 @@ pub const RESERVATIONS_SINCE: u32 = 3;
 
 /// Transactions that builds before this could not decode in a batch need this version.
 pub const DEEP_TXNS_SINCE: u32 = 3;
+
+/// Members that know this apply version can form a cluster that begins with a backup.
+pub const RESTORE_SINCE: u32 = 3;
 
 /// The cluster version from which on there are users and roles.
 pub const AUTH_SINCE: u32 = 3;

@@ -196,6 +196,13 @@ impl Housekeeping {
         }
     }
 
+    /// Whether what could be purged is still to be archived, and the log is not twice as long as it should be.
+    fn is_log_held(&self, snapshot: Option<u64>, state_bytes: u64) -> bool {
+        self.purged_behind != snapshot
+            && snapshot >= Some(self.node.store().log_wanted_from())
+            && self.log.bytes() < 2 * self.settings.log_bytes_max.max(state_bytes)
+    }
+
     /// Asks for a snapshot when the log is long, and purges behind the newest one.
     async fn bound_log(&mut self) {
         let (snapshot, applied) = {
@@ -203,6 +210,10 @@ impl Housekeeping {
             let m = metrics.borrow_watched();
             (m.snapshot.as_ref().map(|l| l.index()), m.last_applied.as_ref().map(|l| l.index()))
         };
+        let state_bytes = self.node.store().read(|s| s.kv.bytes());
+        if self.is_log_held(snapshot, state_bytes) {
+            return;
+        }
         if let Some(snapshot) = snapshot
             && self.purged_behind != Some(snapshot)
         {
@@ -213,7 +224,6 @@ impl Housekeeping {
                 self.kept_bytes = self.settings.log_bytes_max / 4;
             }
         }
-        let state_bytes = self.node.store().read(|s| s.kv.bytes());
         let behind = self.log.bytes().saturating_sub(self.kept_bytes);
         let long = behind > self.settings.log_bytes_max.max(state_bytes)
             || applied.unwrap_or(0).saturating_sub(snapshot.unwrap_or(0)) > self.settings.log_entries_max;

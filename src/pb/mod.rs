@@ -46,6 +46,11 @@ pub mod quorate {
             tonic::include_proto!("quorate.admin.v1");
         }
     }
+    pub mod backup {
+        pub mod v1 {
+            tonic::include_proto!("quorate.backup.v1");
+        }
+    }
     pub mod log {
         pub mod v1 {
             tonic::include_proto!("quorate.log.v1");
@@ -63,6 +68,8 @@ pub use etcdserverpb as etcd;
 pub use mvccpb::{Event, event::EventType};
 /// What people ask of the membership (`proto/admin.proto`).
 pub use quorate::admin::v1 as admin;
+/// What backups hold (`proto/backup.proto`).
+pub use quorate::backup::v1 as backup;
 /// What is replicated and stored (`proto/log.proto`).
 pub use quorate::log::v1 as log;
 /// Between members (`proto/peer.proto`).

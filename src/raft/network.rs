@@ -184,6 +184,12 @@ impl Peers {
         limited(client.leases(request)).await.map_err(reason)
     }
 
+    /// Asks the leader who is to make the backups.
+    pub async fn backup(&self, address: &str, request: peer::BackupRequest) -> Result<peer::BackupResponse, String> {
+        let mut client = self.client(address, Purpose::Ask).map_err(reason)?;
+        limited(client.backup(request)).await.map_err(reason)
+    }
+
     /// Has the member at `address` do or say something about the membership.
     pub async fn manage(
         &self,

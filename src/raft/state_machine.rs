@@ -106,6 +106,30 @@ impl Applied {
         Ok(outcomes)
     }
 
+    /// Applies an entry that nobody waits for, whose commands were decoded. With `revision_max`, no command that would make a later revision,
+    /// and none after it; false if there was one.
+    pub(super) fn replay(&mut self, entry: Entry, commands: &[Command], revision_max: Option<i64>) -> io::Result<bool> {
+        let waiters = Waiters::default();
+        let wanted = Wanted { waiters: &waiters, by_senders: false };
+        let reached = self.kv.revision() + commands.len() as i64;
+        let Some(max) = revision_max.filter(|max| *max < reached) else {
+            self.apply(entry, commands, wanted)?;
+            return Ok(true);
+        };
+        // A command makes one revision or none: a few before the one that is too much are tried by themselves.
+        let term = **entry.log_id.committed_leader_id();
+        for command in commands {
+            let before = self.kv.clone();
+            self.apply_commands(std::slice::from_ref(command), term, wanted)?;
+            if self.kv.revision() > max {
+                self.kv = before;
+                return Ok(false);
+            }
+        }
+        self.log_id = Some(entry.log_id);
+        Ok(true)
+    }
+
     /// This state, to be changed beside the one that readers see and then put in its place: the journal goes along.
     fn take_over(&mut self) -> Self {
         Self { kv: self.kv.take_over(), log_id: self.log_id, membership: self.membership.clone() }
@@ -113,7 +137,7 @@ impl Applied {
 }
 
 /// The commands of an entry.
-fn commands_of(entry: &Entry) -> io::Result<Vec<Command>> {
+pub(super) fn commands_of(entry: &Entry) -> io::Result<Vec<Command>> {
     let EntryPayload::Normal(batch) = &entry.payload else { return Ok(Vec::new()) };
     let mut batch = pb::log::Batch::decode(batch.0.clone()).map_err(|error| poison(entry.log_id.index(), error))?;
     if let Some(key) = crate::env::fail::corrupt_key() {
@@ -201,6 +225,8 @@ pub struct Store {
     generation: AtomicU64,
     /// The first revision that watchers have not read yet.
     unread: AtomicI64,
+    /// The first entry of the log that is not archived yet.
+    unarchived: AtomicU64,
     /// Whether alarm CORRUPT is on for whomever; changes under the lock, and before the applied index says so.
     corrupt: AtomicBool,
     /// Whether users and roles count; changes as `corrupt` does.
@@ -273,6 +299,7 @@ impl Store {
             sweep_asked: Notify::new(),
             generation: AtomicU64::new(0),
             unread: AtomicI64::new(i64::MAX),
+            unarchived: AtomicU64::new(u64::MAX),
             waiters: Arc::default(),
         })
     }
@@ -344,6 +371,16 @@ impl Store {
     /// Asks that compacted history from `revision` on be kept until this is called again; `i64::MAX` keeps none.
     pub fn keep_history(&self, revision: i64) {
         self.unread.store(revision, Ordering::Release);
+    }
+
+    /// Asks that the log be kept from the entry at `index` on, as far as there is room for it; `u64::MAX` keeps none.
+    pub fn keep_log(&self, index: u64) {
+        self.unarchived.store(index, Ordering::Release);
+    }
+
+    /// The first entry of the log that somebody still wants.
+    pub fn log_wanted_from(&self) -> u64 {
+        self.unarchived.load(Ordering::Acquire)
     }
 
     /// Whether somebody still wants history that is compacted.

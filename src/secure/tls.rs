@@ -160,6 +160,15 @@ impl Dialer {
         Self::new(&trust, versions(TlsVersion::V1_2), own)
     }
 
+    /// For a client of HTTP/1.1: trusts these CAs.
+    pub fn for_https(roots: RootCertStore) -> Result<Self, Error> {
+        let trust = Trust { roots: Arc::new(roots), lists: Vec::new(), provider: provider(&[])? };
+        let dialer = Self::new(&trust, versions(TlsVersion::V1_2), None)?;
+        let mut config = ClientConfig::clone(dialer.0.config());
+        config.alpn_protocols = Vec::new();
+        Ok(Self(Arc::new(config).into()))
+    }
+
     /// Makes a connection to `host`, a name or an address, one of TLS.
     pub async fn dial(&self, host: &str, stream: Box<dyn Stream>) -> io::Result<Box<dyn Stream>> {
         let host = host.trim_start_matches('[').trim_end_matches(']');

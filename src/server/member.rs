@@ -12,6 +12,7 @@ use tonic_health::ServingStatus;
 
 use super::{Ended, Server};
 use crate::api::Running;
+use crate::backup;
 use crate::cluster::decide::Wait;
 use crate::cluster::{
     Audit, DeadLeader, Fence, Manager, Outcome, RaftFacts, Reconciler, Wanted, formation, leaderless, recall, reconcile,
@@ -21,6 +22,7 @@ use crate::env::{Env, Instant, Pool, fail_point, interval, timeout};
 use crate::lease::{self, Leases};
 use crate::node::housekeeping::{Housekeeping, Settings};
 use crate::node::{self, Node};
+use crate::pb::backup::Origin;
 use crate::pb::log::Formation;
 use crate::pb::peer::WhoResponse;
 use crate::raft::{self, Checkpointer, Guard, LogStore, Member, Network, Past, Reach, Rpc, StateMachine, recover};
@@ -68,6 +70,13 @@ impl Server {
             Outcome::Joined { .. } => (true, None),
             Outcome::Shutdown => return Ok(Ended::Shutdown),
         };
+        if fresh
+            && let Some(formation) = &formation
+            && let Some(moment) = &formation.moment
+            && !self.begin_with(formation, moment).await?
+        {
+            return Ok(Ended::Shutdown);
+        }
         let env = self.env.child();
         let life = match self.begin(&env, fresh, formation.as_ref()).await? {
             Ok(life) => life,
@@ -213,8 +222,8 @@ impl Server {
         let past = Past::new(log.clone(), self.peers.clone(), fresh);
         let raft = self.start_raft(env, this, &past, &recovered.store, snapshots.clone(), &guard).await?;
         guard.start(raft.clone());
-        let rpc =
-            Rpc::new(env.clone(), raft.clone(), guard, recovered.store.clone(), snapshots).with_past(past.clone());
+        let rpc = Rpc::new(env.clone(), raft.clone(), guard, recovered.store.clone(), snapshots.clone())
+            .with_past(past.clone());
         let node = Node::start(
             env.clone(),
             self.node_options(),
@@ -230,14 +239,16 @@ impl Server {
         env.spawn_thread("checkpoint", checkpointer.run());
         let housekeeping = Housekeeping::new(node.clone(), log.clone(), self.housekeeping()?);
         env.spawn(housekeeping.run());
-        let (manager, reconciler, removed) = self.connect(env, &node, rpc.within(log.room()));
+        let backup = self.start_backup(env, &node, &log, snapshots);
+        let (manager, reconciler, removed) = self.connect(env, &node, rpc.within(log.room()), backup);
         let over = env.stopping.child_token();
         env.spawn(self.clone().open_in_time(env.clone(), node.clone(), over.clone()));
         let went_back = CancellationToken::new();
         if !fresh {
             self.recall(env, node.clone(), past, went_back.clone());
         }
-        if let Some(formation) = formation {
+        // One that begins with a backup has its membership in that.
+        if let Some(formation) = formation.filter(|formation| formation.moment.is_none()) {
             self.initialize(&node, formation).await?;
         }
         Ok(Ok(Life { env: env.clone(), node, manager, reconciler, removed, over, went_back, log }))
@@ -286,6 +297,7 @@ impl Server {
         env: &Env,
         node: &Node,
         rpc: Rpc,
+        backup: Option<Arc<backup::Duty>>,
     ) -> (Arc<Manager>, Arc<Reconciler>, CancellationToken) {
         let reconciler = Reconciler::new(
             node.clone(),
@@ -321,6 +333,7 @@ impl Server {
             reconciler: reconciler.clone(),
             leases: leases.clone(),
             manager: manager.clone(),
+            backup,
         }));
         self.api.set_leases(Some(leases));
         self.api.set_node(Some(node.clone()));
@@ -332,6 +345,31 @@ impl Server {
         env.spawn(self.clone().announce(env.clone(), node.clone()));
         env.spawn(self.clone().follow_tls(env.clone(), node.clone()));
         (manager, reconciler, removed)
+    }
+
+    /// This member's part in the cluster's backups, if there are to be any.
+    fn start_backup(&self, env: &Env, node: &Node, log: &Log, snapshots: snapshot::Dir) -> Option<Arc<backup::Duty>> {
+        let settings = &self.config.backup;
+        if !settings.is_on() {
+            return None;
+        }
+        let parts = backup::Parts { node: node.clone(), log: log.clone(), snapshots, peers: self.peers.clone() };
+        let settings = backup::Settings {
+            url: settings.url.clone(),
+            access: backup::Access::of(settings),
+            interval: settings.interval,
+            full_every: settings.full_every,
+            keep: backup::plan::Retention { fulls: settings.keep_fulls, age: settings.keep_age },
+            bandwidth: settings.bandwidth.0,
+            origin: self.origin(&settings.url),
+        };
+        Some(backup::Duty::start(env, parts, settings))
+    }
+
+    /// Where this cluster comes from, if it was formed from a backup at this path.
+    fn origin(&self, url: &str) -> Option<Origin> {
+        let moment = self.bootstrap.identity().formation?.moment.filter(|moment| moment.url == url)?;
+        Some(Origin { generation: moment.generation, revision: moment.revision })
     }
 
     fn start_hub(&self, env: &Env, node: &Node) -> Hub {

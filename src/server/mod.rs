@@ -9,6 +9,7 @@ pub(crate) mod authority;
 mod budget;
 mod clients;
 mod connection;
+mod first;
 mod health;
 mod inflate;
 mod leave;
@@ -319,6 +320,7 @@ fn places(env: &Env, config: &Config, this: &config::Node, wanted: Option<&Watch
             }) as Arc<dyn Fn() -> crate::env::net::BoxFuture<Vec<String>> + Send + Sync>
         }),
         max_voters,
+        restore: first::resolver(env, config),
         patience: WHO_PATIENCE,
     }
 }

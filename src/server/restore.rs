@@ -24,12 +24,11 @@ use crate::storage::member_dir::MemberDir;
 use crate::storage::snapshot::{self, backup};
 
 /// The entry that the restored state stands for: the first of the new log, as a formation's membership is.
-const FIRST: LogId = LogId { term: 0, index: 0 };
+pub(super) const FIRST: LogId = LogId { term: 0, index: 0 };
 
 /// What to make of a backup.
 #[derive(Clone, Debug)]
 pub struct Restore {
-    pub file: PathBuf,
     /// All members of the new cluster: slot, name, peer address, client URLs. Ascending by slot.
     pub members: Vec<NewMember>,
     /// Tells this restore from every other one of the same backup.
@@ -111,14 +110,19 @@ fn client_urls(peer_address: &str, client_port: u16) -> Vec<String> {
     vec![format!("http://{host}:{client_port}")]
 }
 
-/// Makes the directories; see the head of this module.
-pub async fn restore(env: &Env, wanted: Restore) -> anyhow::Result<Restored> {
+/// Makes the directories; see the head of this module. `loading` gives the state, and what stands for the backup that it is from; it is asked
+/// when nothing is in the way.
+pub async fn restore(
+    env: &Env,
+    wanted: Restore,
+    loading: impl Future<Output = anyhow::Result<(kv::State, [u8; 32])>>,
+) -> anyhow::Result<Restored> {
     for (_, directory) in &wanted.directories {
         refuse_used(env, directory)?;
     }
-    let (state, sha) = load(env, &wanted.file)?;
+    let (state, sha) = loading.await?;
     let plan = Plan::new(&wanted, &sha);
-    let view = plan.view(state)?;
+    let view = beginning(state, &plan.membership, plan.bump_revision)?;
     let mut made = Vec::new();
     for (slot, directory) in &wanted.directories {
         let member = wanted.members.iter().find(|member| member.slot == *slot);
@@ -155,6 +159,22 @@ pub fn load(env: &Env, file: &Path) -> anyhow::Result<(kv::State, [u8; 32])> {
     let sha = backup::verify(&*open, &name)?;
     let (state, _) = raft::load_backup(open, &name)?;
     Ok((state, sha))
+}
+
+/// The state that all members of a new cluster begin with, which goes on `jump` revisions later.
+pub(super) fn beginning(mut state: kv::State, membership: &StoredMembership, jump: i64) -> anyhow::Result<Applied> {
+    let version = state.cluster_version();
+    ensure!(
+        version <= kv::APPLY_VERSION,
+        "the backup is of a cluster at version {version}, and this build knows {}: use a newer one",
+        kv::APPLY_VERSION
+    );
+    state.clear_alarms();
+    if jump > 0 {
+        state.bump_revision(jump).with_context(|| format!("{jump} revisions later is too far"))?;
+    }
+    let membership = raft::stored_membership_from_pb(Some(membership)).map_err(anyhow::Error::msg)?;
+    Ok(Applied { kv: state, log_id: Some(raft::log_id_from_pb(FIRST)), membership })
 }
 
 /// What follows from the backup, the token and the options.
@@ -210,22 +230,6 @@ impl Plan {
         let configs = vec![membership::Config { voters }];
         let membership = StoredMembership { log_id: Some(FIRST), membership: Some(Membership { configs, members }) };
         Self { cluster_id: derive(b"cluster").max(1), ids, membership, bump_revision: wanted.bump_revision }
-    }
-
-    /// The state that all members begin with.
-    fn view(&self, mut state: kv::State) -> anyhow::Result<Applied> {
-        let version = state.cluster_version();
-        ensure!(
-            version <= kv::APPLY_VERSION,
-            "the backup is of a cluster at version {version}, and this build knows {}: use a newer one",
-            kv::APPLY_VERSION
-        );
-        state.clear_alarms();
-        if self.bump_revision > 0 {
-            state.bump_revision(self.bump_revision).context("--bump-revision goes too far")?;
-        }
-        let membership = raft::stored_membership_from_pb(Some(&self.membership)).map_err(anyhow::Error::msg)?;
-        Ok(Applied { kv: state, log_id: Some(raft::log_id_from_pb(FIRST)), membership })
     }
 
     /// Makes one member's directory; returns its id. The mark that the log exists comes last: until then no server starts on it.

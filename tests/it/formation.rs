@@ -77,6 +77,8 @@ async fn form_with_crashes(point: &str, victims: &[u64]) {
 async fn crash_at_any_step_of_the_formation_leads_to_one_cluster() {
     let elsewhere = ["formation.before_abandon", "formation.abandoned"];
     let points = FAIL_POINTS.iter().filter(|p| !p.starts_with("join.") && !elsewhere.contains(p));
+    // A formation that begins with a backup: `backup::first`.
+    let points = points.filter(|p| !p.starts_with("restore."));
     let mut runs: Vec<(&str, &[u64])> = Vec::new();
     for point in points {
         runs.push((point, &[0]));

@@ -5,6 +5,7 @@
 
 mod api;
 mod auth;
+mod backup;
 mod cases_kubernetes;
 mod cases_rollout;
 mod cases_scaling;

@@ -183,7 +183,7 @@ impl Stranger {
             }
             _ => {
                 let members = vec![membership::Member { id: self.number(), node: Some(self.node()) }];
-                let formation = Formation { cluster_id: self.number(), members };
+                let formation = Formation { cluster_id: self.number(), members, moment: None };
                 let _ = client.accept(AcceptRequest { formation: Some(formation) }).await;
                 let _ = client.abandon(AbandonRequest { cluster_id: self.number() }).await;
                 client

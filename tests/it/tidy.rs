@@ -20,15 +20,16 @@ const LAYERS: &[&[&str]] = &[
     &["raft"],
     &["node"],
     &["watch", "lease"],
-    &["cluster", "api", "http"],
+    &["cluster"],
+    &["backup"],
+    &["api", "http"],
     &["server"],
     &["cli"],
     &["fuzzing", "testing"],
 ];
 
 /// Imports within one line of [`LAYERS`]: importer, imported.
-const SIBLINGS: &[(&str, &str)] =
-    &[("pb", "env"), ("config", "identity"), ("telemetry", "config"), ("api", "cluster"), ("http", "api")];
+const SIBLINGS: &[(&str, &str)] = &[("pb", "env"), ("config", "identity"), ("telemetry", "config"), ("http", "api")];
 
 /// Where a crate, or a path below one, may be named: path prefix, homes. A home ending in `*` is any path that begins so; another
 /// is the module of that name.
@@ -40,6 +41,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("tonic_prost", GRPC),
     ("tonic_reflection", GRPC),
     ("kube", &["src/cluster/kubernetes"]),
+    ("object_store", &["src/backup"]),
     ("tokio_rustls", &["src/secure"]),
     ("rustls_native_certs", &["src/secure"]),
     ("rcgen", &["src/secure"]),

@@ -22,7 +22,8 @@ fn who(member_id: u64, state: PeerState, cluster_id: u64) -> WhoResponse {
 }
 
 fn formation(cluster_id: u64, slots: Range<u64>) -> Formation {
-    Formation { cluster_id, members: slots.map(|slot| Member { id: id(slot), node: Some(node(slot)) }).collect() }
+    let members = slots.map(|slot| Member { id: id(slot), node: Some(node(slot)) }).collect();
+    Formation { cluster_id, members, moment: None }
 }
 
 fn with_formation(mut answer: WhoResponse, formation: &Formation) -> WhoResponse {

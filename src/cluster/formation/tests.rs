@@ -112,6 +112,7 @@ impl Town {
             expected: Arc::new(move || Expected { slots: 0..size, also: 0..0, one_by_one: false, unknown: None }),
             resolve: None,
             max_voters: Some(5),
+            restore: None,
             patience: Duration::from_secs(1),
         }
     }
@@ -377,7 +378,7 @@ async fn promise_and_abandonment_exclude_each_other() {
     let town = Town::new(1);
     let node = town.start(0);
     let member = membership::Member { id: node.identity().member_id, node: Some(Node::default()) };
-    let formation = |cluster_id| Formation { cluster_id, members: vec![member.clone()] };
+    let formation = |cluster_id| Formation { cluster_id, members: vec![member.clone()], moment: None };
     assert!(!node.abandon(7).await.unwrap().abandoned, "it has not accepted it");
     assert!(node.accept(formation(7)).await.unwrap().accepted);
     assert!(node.accept(formation(7)).await.unwrap().accepted, "the same bytes again");
@@ -402,7 +403,7 @@ async fn crash_while_leaving_a_dead_formation_never_resumes_it() {
         let town = Town::new(1);
         let node = town.start(0);
         let member = membership::Member { id: node.identity().member_id, node: Some(Node::default()) };
-        node.accept(Formation { cluster_id: 7, members: vec![member] }).await.unwrap();
+        node.accept(Formation { cluster_id: 7, members: vec![member], moment: None }).await.unwrap();
         node.begin().await.unwrap().unwrap();
         make_log(&town.disk(0), &node.with_dir(MemberDir::log_path)).unwrap();
         node.mark_log_started().await.unwrap();

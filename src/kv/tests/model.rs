@@ -287,7 +287,7 @@ pub(crate) fn put_request() -> impl Strategy<Value = PutRequest> {
     )
 }
 
-fn lease_request() -> impl Strategy<Value = Request> {
+pub(crate) fn lease_request() -> impl Strategy<Value = Request> {
     let id = || 1..4_i64;
     prop_oneof![
         3 => (id(), 1..9_i64).prop_map(|(id, ttl)| Request::LeaseGrant(LeaseGrantRequest { ttl, id })),

@@ -102,6 +102,9 @@ impl Peer for Played {
     async fn leases(&self, _: Request<LeasesRequest>) -> Grpc<LeasesResponse> {
         no()
     }
+    async fn backup(&self, _: Request<BackupRequest>) -> Grpc<BackupResponse> {
+        no()
+    }
     async fn vote(&self, _: Request<VoteRequest>) -> Grpc<VoteResponse> {
         no()
     }

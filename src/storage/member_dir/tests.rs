@@ -15,7 +15,7 @@ fn open_with(disk: &MemDisk, id: u64) -> Result<Opened> {
 }
 
 fn formation(cluster_id: u64) -> Formation {
-    Formation { cluster_id, members: Vec::new() }
+    Formation { cluster_id, members: Vec::new(), moment: None }
 }
 
 fn make_log(dir: &MemberDir) -> Result<()> {

@@ -123,7 +123,17 @@ pub fn verify(file: &dyn File, name: &str) -> Result<[u8; 32], Error> {
 
 /// The changes in a backup whose trailer was verified.
 pub fn open(file: Arc<dyn File>, name: &str) -> Result<Reader, Error> {
-    let len = file.len()?.saturating_sub(SHA_BYTES);
+    let len = content_bytes(&*file)?;
+    read(file, len, name)
+}
+
+/// Bytes of a backup before its trailer.
+pub fn content_bytes(file: &dyn File) -> std::io::Result<u64> {
+    Ok(file.len()?.saturating_sub(SHA_BYTES))
+}
+
+/// The changes in the first `len` bytes of `file`, which are a snapshot file's or a backup's before its trailer. It is read from begin to end.
+pub fn read(file: Arc<dyn File>, len: u64, name: &str) -> Result<Reader, Error> {
     Reader::open_part(file, len, ALIGNMENT - 1, name)
 }
 

@@ -64,6 +64,11 @@ impl SnapshotFile {
         &self.head.meta
     }
 
+    /// For whoever keeps a copy; it stays readable whatever becomes of its name.
+    pub fn file(&self) -> Arc<dyn File> {
+        self.file.clone()
+    }
+
     /// All changes, in order, holding one block in memory. Ends with an error if the file is not whole.
     pub fn read(&self) -> Result<Reader, Error> {
         Reader::open(self.file.clone(), &self.id)

@@ -12,5 +12,7 @@ pub mod namespace;
 pub mod pki;
 #[allow(dead_code, reason = "not every program that shares this runs others")]
 pub mod process;
+#[allow(dead_code, reason = "not every program that shares this has a store")]
+pub mod s3;
 pub mod statefulset;
 pub mod tools;
