@@ -121,7 +121,7 @@ impl Archive {
             let generations = self.generations().await?;
             let newest = generations.last();
             if let Some(own) = newest.filter(|newest| newest.cluster_id == cluster_id) {
-                return Ok(own.clone());
+                return Ok(*own);
             }
             let follows = |newest: &Generation| origin.is_some_and(|origin| origin.generation == newest.number);
             if let Some(other) = newest.filter(|newest| !follows(newest)) {

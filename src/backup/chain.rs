@@ -44,7 +44,7 @@ impl Chain {
     pub(super) async fn open(archive: &Archive, generation: &Generation) -> Result<Self> {
         let mut chain = Self {
             archive: archive.clone(),
-            generation: generation.clone(),
+            generation: *generation,
             number: 0,
             before: Vec::new(),
             end: None,

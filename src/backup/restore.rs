@@ -228,8 +228,9 @@ impl Player {
                 _ => (u64::MAX, false),
             };
             let passed = marks.iter().filter(|mark| mark.index <= upto);
-            let passed = passed.filter(|mark| !matches!(until, Until::Moment(Target::Time(at)) if mark.at_millis > at));
-            if let Some(mark) = passed.last() {
+            let mut passed =
+                passed.filter(|mark| !matches!(until, Until::Moment(Target::Time(at)) if mark.at_millis > at));
+            if let Some(mark) = passed.next_back() {
                 self.mark = (mark.at_millis, mark.index);
             }
             if !self.apply(upto, until).await? || is_last {

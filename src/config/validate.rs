@@ -425,6 +425,13 @@ mod tests {
             ("server.worker_threads", |c| c.server.worker_threads = 1025),
             ("raft.queue_requests_max", |c| c.raft.queue_requests_max = usize::MAX),
             ("log.entries_max", |c| c.log.entries_max = u64::MAX),
+            ("backup.url", |c| c.backup.url = "backups".into()),
+            ("backup.url", |c| c.backup.url = "ftp://host/backups".into()),
+            ("restore.from", |c| c.restore.from = "backups@latest".into()),
+            ("backup.interval", |c| c.backup.interval = Duration::from_millis(999)),
+            ("backup.full_every", |c| c.backup.full_every = Duration::from_secs(9)),
+            ("backup.keep_fulls", |c| c.backup.keep_fulls = 0),
+            ("backup.bandwidth", |c| c.backup.bandwidth = Bytes::kib(63)),
         ]);
     }
 
@@ -502,13 +509,6 @@ mod tests {
             ("watch.watchers_max", |c| c.watch.watchers_max = 49_999),
             ("watch.stream_bytes_max", |c| c.watch.stream_bytes_max = Bytes(1)),
             ("watch.progress_interval", |c| c.watch.progress_interval = Duration::from_millis(99)),
-            ("backup.url", |c| c.backup.url = "backups".into()),
-            ("backup.url", |c| c.backup.url = "ftp://host/backups".into()),
-            ("restore.from", |c| c.restore.from = "backups@latest".into()),
-            ("backup.interval", |c| c.backup.interval = Duration::from_millis(999)),
-            ("backup.full_every", |c| c.backup.full_every = Duration::from_secs(9)),
-            ("backup.keep_fulls", |c| c.backup.keep_fulls = 0),
-            ("backup.bandwidth", |c| c.backup.bandwidth = Bytes::kib(63)),
             ("telemetry.level", |c| c.telemetry.level = "quorate=loud".into()),
             ("telemetry.level", |c| c.telemetry.level = "inof".into()),
         ];
