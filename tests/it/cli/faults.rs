@@ -61,7 +61,8 @@ fn what_went_wrong_is_said_once() {
     }
     let error = cli.fails(&["serve", "--listen-client", "192.0.2.1:2379", "--data-dir", dir.path().to_str().unwrap()]);
     assert!(error.contains("192.0.2.1:2379: cannot listen; this machine has no such address"), "{error}");
-    let etcds = dir.path().join("etcd");
+    let other = tempfile::tempdir().unwrap();
+    let etcds = other.path().join("etcd");
     std::fs::create_dir_all(etcds.join("member/snap")).unwrap();
     for args in [&["serve", "--data-dir"][..], &["log", "inspect"]] {
         let error = cli.fails(&[args, &[etcds.to_str().unwrap()]].concat());

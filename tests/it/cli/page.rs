@@ -90,9 +90,14 @@ async fn the_page_names_every_command_and_each_of_its_blocks_runs() {
     let lines: Vec<&str> = blocks.iter().flat_map(|(_, block)| block.lines()).collect();
     let mut commands = Vec::new();
     leaves(&quorate::cli::command(), "quorate", &mut commands);
-    let missing: Vec<&String> =
-        commands.iter().filter(|words| !lines.iter().any(|line| line.contains(&words[..]))).collect();
-    assert!(missing.is_empty(), "not in docs/cli.md: {missing:?}");
+    // Backups have a page of their own, and so has what is asked of a member that does not serve.
+    let elsewhere = ["backup.md", "monitor.md"]
+        .map(|name| std::fs::read_to_string(format!("{}/docs/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap());
+    let is_named = |words: &str| {
+        lines.iter().any(|line| line.contains(words)) || elsewhere.iter().any(|page| page.contains(words))
+    };
+    let missing: Vec<&String> = commands.iter().filter(|words| !is_named(words)).collect();
+    assert!(missing.is_empty(), "in no block of docs/cli.md: {missing:?}");
 
     let mut cluster = Cluster::start(3).await;
     cluster.start_slotless(20, "--by-hand");
