@@ -134,7 +134,8 @@ async fn members_restored_apart_agree() {
         })
         .collect();
     assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
-    let elsewhere = new.root().join("elsewhere");
+    // Not beside the directory of the same member, where a server would take it for misplaced.
+    let elsewhere = new.root().join("other").join("place");
     let other: Value = serde_json::from_str(&restore(0, &elsewhere, "tuesday", "1000").unwrap()).unwrap();
     assert_ne!(other["clusterID"], ids[0], "another token is another cluster");
     new.start_all().await;
