@@ -17,11 +17,12 @@
 //! clock does). A record names the SHA-256 of the one before it, and both it and a full backup tell the digest of the state that they
 //! lead to: what is restored has that digest, or is refused with the name of the object. A full backup counts only once its data was
 //! read back. No time of day decides anything but which moment a person meant.
-//! Absent: the format of a snapshot (`storage::snapshot`), and data directories (`server::restore`).
+//! etcd's own snapshot file is none of this, and is read by `etcd_file`. Absent: the format of a snapshot (`storage::snapshot`), and data directories (`server::restore`).
 
 pub mod archive;
 mod chain;
 mod duty;
+pub mod etcd_file;
 pub mod full;
 mod http;
 pub mod plan;

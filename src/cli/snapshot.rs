@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
 use serde_json::json;
@@ -12,19 +13,21 @@ use super::client::{ANSWER_BYTES_MAX, ClientArgs, failure};
 use super::new_cluster::NewClusterArgs;
 use super::output::{Format, human_bytes, json_line, table};
 use super::progress::{Progress, Unit};
+use crate::backup::etcd_file::About;
+use crate::config::units::duration;
 use crate::env::{Env, File, OpenMode, timeout};
 use crate::pb::etcd::SnapshotRequest;
 use crate::pb::etcd::maintenance_client::MaintenanceClient;
-use crate::server::restore;
+use crate::server::restore::{self, Loaded};
 use crate::storage::snapshot::backup;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum SnapshotCommand {
     /// Take a backup of the whole state into FILE; of the first endpoint that can be reached
     Save(Box<SaveArgs>),
-    /// Say what is in a backup
+    /// Say what is in a backup, or in etcd's snapshot file
     Status(StatusArgs),
-    /// Make data directories of a new cluster from a backup
+    /// Make data directories of a new cluster from a backup, or from etcd's snapshot file with its revisions, leases and users
     Restore(Box<RestoreArgs>),
 }
 
@@ -40,6 +43,9 @@ pub struct SaveArgs {
 #[derive(Debug, clap::Args)]
 pub struct StatusArgs {
     file: PathBuf,
+    /// Of etcd's file: do not look at the checksum at its end; a copy of a member's `member/snap/db` has none
+    #[arg(long)]
+    skip_hash_check: bool,
     #[arg(short, long, value_enum, default_value_t = Format::Simple)]
     output: Format,
 }
@@ -53,6 +59,12 @@ pub struct RestoreArgs {
     /// backup's
     #[arg(long, value_name = "REVISIONS", default_value_t = 0, value_parser = clap::value_parser!(i64).range(0..=1 << 50))]
     bump_revision: i64,
+    /// Let leases last at least so long from the start of the new cluster on: for the time until `migrate --same-revisions` keeps them alive
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration::parse)]
+    hold_leases: Duration,
+    /// Of etcd's file: do not look at the checksum at its end; a copy of a member's `member/snap/db` has none
+    #[arg(long)]
+    skip_hash_check: bool,
 }
 
 pub async fn run(command: SnapshotCommand) -> anyhow::Result<Vec<u8>> {
@@ -126,7 +138,7 @@ pub(super) async fn take(client: &ClientArgs, file: Arc<dyn File>, path: &Path) 
 
 fn status(args: &StatusArgs) -> anyhow::Result<Vec<u8>> {
     let env = Env::real();
-    let (state, sha) = restore::load(&env, &args.file)?;
+    let Loaded { state, sha, etcd } = restore::load(&env, &args.file, args.skip_hash_check)?;
     let bytes = env.disk.open(&args.file, OpenMode::Read)?.len()?;
     let hash = state.hash_kv(0).map_err(|error| anyhow!(error))?;
     let sha: String = sha.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -139,6 +151,7 @@ fn status(args: &StatusArgs) -> anyhow::Result<Vec<u8>> {
             "totalSize": bytes,
             "clusterVersion": state.cluster_version(),
             "sha256": sha,
+            "etcd": etcd.as_ref().map(etcd_json),
         })),
         Format::Simple => {
             let row = vec![
@@ -148,7 +161,8 @@ fn status(args: &StatusArgs) -> anyhow::Result<Vec<u8>> {
                 state.key_count().to_string(),
                 human_bytes(bytes),
             ];
-            table(&["HASH", "REVISION", "COMPACTED", "KEYS", "SIZE"], &[row])
+            let table = table(&["HASH", "REVISION", "COMPACTED", "KEYS", "SIZE"], &[row]);
+            [etcd.as_ref().map(describe).unwrap_or_default().into_bytes(), table].concat()
         }
     })
 }
@@ -156,6 +170,26 @@ fn status(args: &StatusArgs) -> anyhow::Result<Vec<u8>> {
 async fn restore(args: RestoreArgs) -> anyhow::Result<Vec<u8>> {
     let env = Env::real();
     let wanted = args.to.wanted(&env, args.bump_revision)?;
-    let made = restore::restore(&env, wanted, async { restore::load(&env, &args.file) }).await?;
-    Ok(args.to.describe(&made, "", json!({})))
+    let mut about = None;
+    let loading = async {
+        let mut loaded = restore::load(&env, &args.file, args.skip_hash_check)?;
+        loaded.hold_leases(args.hold_leases);
+        about = loaded.etcd;
+        Ok((loaded.state, loaded.sha))
+    };
+    let made = restore::restore(&env, wanted, loading).await?;
+    let head = about.as_ref().map(describe).unwrap_or_default();
+    Ok(args.to.describe(&made, &head, json!({ "etcd": about.as_ref().map(etcd_json) })))
+}
+
+/// Of etcd's file.
+fn describe(about: &About) -> String {
+    let About { version, leases, users, roles, notes } = about;
+    let head = format!("a snapshot file of etcd {version}, with {leases} leases, {users} users and {roles} roles\n");
+    notes.iter().fold(head, |text, note| text + "note: " + note + "\n")
+}
+
+fn etcd_json(about: &About) -> serde_json::Value {
+    let About { version, leases, users, roles, notes } = about;
+    json!({ "version": version, "leases": leases, "users": users, "roles": roles, "notes": notes })
 }

@@ -5,6 +5,7 @@
 //! Absent: what needs a running member (`tests/it/overload.rs` sends bad bytes to one).
 
 mod disk;
+mod etcd_file;
 mod requests;
 pub mod seeds;
 mod text;
@@ -27,6 +28,7 @@ pub const TARGETS: &[Target] = &[
     ("snapshot_chunks", disk::snapshot_chunks),
     ("state_records", disk::state_records),
     ("member_dir", disk::member_dir),
+    ("etcd_file", etcd_file::etcd_file),
     ("config", text::config),
     ("names", text::names),
     ("authority", text::authority),

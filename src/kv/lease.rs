@@ -122,6 +122,14 @@ impl Leases {
         self.attached.iter().map(|attached| attached.0.lease()).find(|id| self.table.get(*id).is_none())
     }
 
+    /// All of them, ascending.
+    pub(super) fn missing_all(&self) -> Vec<i64> {
+        let mut named: Vec<i64> = self.attached.iter().map(|attached| attached.0.lease()).collect();
+        named.dedup();
+        named.retain(|id| self.table.get(*id).is_none());
+        named
+    }
+
     /// Takes a stored change over.
     pub(super) fn load(&mut self, lease: &log::Lease) {
         if lease.ttl <= 0 {

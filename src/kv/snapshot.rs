@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::State;
 use super::history::{Event, Events, History};
 use super::range::Interval;
 use super::tree::Tree;
+use super::{Auth, State};
 use crate::pb::KeyValue;
-use crate::pb::log::{Alarms, Change, change};
+use crate::pb::log::{Alarms, Change, Lease, change};
 
 /// The greatest revision that is loaded, and the greatest count of a key's versions: a million writes a second take 140,000 years to it,
 /// and there is room for what is added to it afterwards.
@@ -229,6 +229,11 @@ impl Loader {
         self.newest_revision = next;
     }
 
+    /// The leases that keys are attached to so far and that were not loaded, ascending.
+    pub fn missing_leases(&self) -> Vec<i64> {
+        self.state.leases.missing_all()
+    }
+
     /// The state as of `revision`, which is stored beside the changes: the last events may be dead, and dropped.
     pub fn finish(mut self, revision: i64) -> Result<State, LoadError> {
         if !(1..=REVISION_MAX).contains(&revision) {
@@ -274,5 +279,21 @@ impl State {
     /// Takes all alarms off: those of a former cluster's members mean nothing in a restored one.
     pub fn clear_alarms(&mut self) {
         self.alarms.clear();
+    }
+
+    /// Gives every lease at least so much time, until another leader counts for it: for a restored state whose leases are kept alive elsewhere.
+    pub fn hold_leases(&mut self, seconds: i64) {
+        let short: Vec<_> = self.leases().iter().filter(|(_, lease)| lease.start_seconds() < seconds).collect();
+        for (id, lease) in short {
+            self.leases.load(&Lease { id, ttl: lease.ttl_seconds, remaining_ttl: seconds });
+        }
+    }
+
+    /// Gives tokens a key to be signed with, if authentication is on and there is none: another server's file has no key of ours.
+    pub fn ensure_token_key(&mut self, key: impl FnOnce(&Auth) -> Bytes) {
+        if self.auth.is_enabled() && self.auth.token_key().is_empty() {
+            let key = key(&self.auth);
+            Arc::make_mut(&mut self.auth).set_token_key(key);
+        }
     }
 }

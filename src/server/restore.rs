@@ -4,17 +4,20 @@
 //! the first log entry: the membership, and all data. Raft starts on it as after any restart.
 //! Invariants: the cluster id, the member ids and the membership follow from the backup's SHA-256, the token and the options, and
 //! from nothing else; so members restored apart agree, and a restore with anything different is another cluster, whose members
-//! refuse one another's calls. No member id of the backup is used again. A backup that does not verify, and a directory that holds
+//! refuse one another's calls; so does the key that tokens are signed with, which etcd's file lacks. No member id of the backup is used again. A backup that does not verify, and a directory that holds
 //! anything, are refused before anything is written.
 //! Absent: taking backups (`api`), and the choice of a token that was never used before (`cli`).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
-use crate::env::{Env, OpenMode};
+use crate::backup::etcd_file;
+use crate::env::{Env, File, OpenMode};
 use crate::identity::{self, PeerList, PeerPattern};
 use crate::kv;
 use crate::pb::log::{LogId, Membership, Node, StoredMembership, membership, node};
@@ -120,8 +123,9 @@ pub async fn restore(
     for (_, directory) in &wanted.directories {
         refuse_used(env, directory)?;
     }
-    let (state, sha) = loading.await?;
+    let (mut state, sha) = loading.await?;
     let plan = Plan::new(&wanted, &sha);
+    state.ensure_token_key(|auth| plan.token_key(auth));
     let view = beginning(state, &plan.membership, plan.bump_revision)?;
     let mut made = Vec::new();
     for (slot, directory) in &wanted.directories {
@@ -151,14 +155,38 @@ fn refuse_used(env: &Env, directory: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The state in a backup, and the backup's checksum.
-pub fn load(env: &Env, file: &Path) -> anyhow::Result<(kv::State, [u8; 32])> {
+/// What a file holds.
+pub struct Loaded {
+    pub state: kv::State,
+    /// Of its content.
+    pub sha: [u8; 32],
+    /// Of etcd's file, if it is one.
+    pub etcd: Option<etcd_file::About>,
+}
+
+impl Loaded {
+    /// Leases last at least so long before they are kept alive. What is made of it then is another cluster.
+    pub fn hold_leases(&mut self, hold: Duration) {
+        if !hold.is_zero() {
+            let seconds = hold.as_secs().min(kv::TTL_MAX_SECONDS as u64) as i64;
+            self.state.hold_leases(seconds);
+            self.sha = Sha256::new_with_prefix(self.sha).chain_update(seconds.to_le_bytes()).finalize().into();
+        }
+    }
+}
+
+/// The state in a backup, or in a file of etcd, which is told by its content. With `skip_hash_check` etcd's is believed without its checksum.
+pub fn load(env: &Env, file: &Path, skip_hash_check: bool) -> anyhow::Result<Loaded> {
     let name = file.display().to_string();
     let open = env.disk.open(file, OpenMode::Read).with_context(|| format!("{name} cannot be opened"))?;
-    let open: Arc<dyn crate::env::File> = open.into();
+    let open: Arc<dyn File> = open.into();
+    if etcd_file::is_one(&*open) {
+        let etcd_file::EtcdFile { state, sha256, about } = etcd_file::load(open, &name, skip_hash_check)?;
+        return Ok(Loaded { state, sha: sha256, etcd: Some(about) });
+    }
     let sha = backup::verify(&*open, &name)?;
     let (state, _) = raft::load_backup(open, &name)?;
-    Ok((state, sha))
+    Ok(Loaded { state, sha, etcd: None })
 }
 
 /// The state that all members of a new cluster begin with, which goes on `jump` revisions later.
@@ -184,6 +212,8 @@ struct Plan {
     ids: Vec<(u16, u64)>,
     membership: StoredMembership,
     bump_revision: i64,
+    /// From which all of it was derived.
+    all: [u8; 32],
 }
 
 impl Plan {
@@ -202,7 +232,7 @@ impl Plan {
             add(member.name.as_bytes());
             add(member.peer_address.as_bytes());
         }
-        let all = all.finalize();
+        let all: [u8; 32] = all.finalize().into();
         let derive = |what: &[u8]| {
             let digest = Sha256::new_with_prefix(all).chain_update(what).finalize();
             u64::from_le_bytes(digest[..8].try_into().expect("a digest has 32 bytes"))
@@ -229,7 +259,19 @@ impl Plan {
         voters.sort_unstable();
         let configs = vec![membership::Config { voters }];
         let membership = StoredMembership { log_id: Some(FIRST), membership: Some(Membership { configs, members }) };
-        Self { cluster_id: derive(b"cluster").max(1), ids, membership, bump_revision: wanted.bump_revision }
+        let cluster_id = derive(b"cluster").max(1);
+        Self { cluster_id, ids, membership, bump_revision: wanted.bump_revision, all }
+    }
+
+    /// The same for members that are restored apart. Who does not have the file does not know the hashes, and cannot make it.
+    fn token_key(&self, auth: &kv::Auth) -> Bytes {
+        let mut key = Sha256::new_with_prefix(b"quorate: key of tokens 1");
+        key.update(self.all);
+        for user in auth.users() {
+            key.update((user.password_hash.len() as u64).to_le_bytes());
+            key.update(&user.password_hash);
+        }
+        Bytes::copy_from_slice(&key.finalize())
     }
 
     /// Makes one member's directory; returns its id. The mark that the log exists comes last: until then no server starts on it.
@@ -245,7 +287,7 @@ impl Plan {
         let life = env.child();
         let log = Log::create(&life, &dir.log_path(), owner, log::Options::default())?;
         log.close().await;
-        life.stop(std::time::Duration::from_secs(10)).await;
+        life.stop(Duration::from_secs(10)).await;
         env.disk.sync_dir(&dir.path())?;
         dir.mark_log_started()?;
         Ok(*id)

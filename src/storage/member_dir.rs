@@ -49,8 +49,8 @@ pub enum Error {
     #[error("{path}: {source}", path = path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error(
-        "{path} is the data directory of an etcd: it holds {found}; it is left as it is; name another one (--data-dir), and copy the data \
-         from the running etcd with `quorate migrate`",
+        "{path} is the data directory of an etcd: it holds {found}; it is left as it is; name another one (--data-dir), made by \
+         `quorate snapshot restore` from etcd's snapshot file, or empty and filled from the running etcd by `quorate migrate`",
         path = path.display()
     )]
     Etcds { path: PathBuf, found: &'static str },

@@ -19,6 +19,7 @@ mod differ;
 mod disks;
 mod docker;
 mod docs;
+mod etcd_file;
 mod etcd_line;
 mod etcdctl;
 mod faults;

@@ -28,12 +28,14 @@ pub(super) struct Follower {
     pub(super) applied: i64,
     /// The newest revision of the source that is known.
     pub(super) newest: i64,
+    /// Every revision is made as the source made it (`same`).
+    pub(super) is_same: bool,
     shown: Instant,
 }
 
 impl Follower {
     pub(super) fn new(from: Side, to: Target) -> Self {
-        Self { from, to, applied: 0, newest: 0, shown: Instant::now() }
+        Self { from, to, applied: 0, newest: 0, is_same: false, shown: Instant::now() }
     }
 
     /// A line every few seconds while it is behind.
@@ -124,6 +126,9 @@ impl Follower {
             bail!("the source refused to be watched: {}", answer.cancel_reason);
         }
         let end = end.unwrap_or(i64::MAX);
+        if self.is_same {
+            return self.take_same(answer.events, end).await;
+        }
         let mut last = self.applied;
         let mut changes = Vec::with_capacity(answer.events.len());
         for event in answer.events {

@@ -4,10 +4,12 @@
 //! and lease as of one revision of the source. So clients may write to the source until the switch: stop them, end this with Ctrl-C
 //! (or have given `--until-synced`), wait for the comparison, and start them at the target.
 //! Invariants: the source is only read; the target holds what the source held at one revision whenever this ends well.
-//! Absent: create revisions, mod revisions and versions of keys, which are the target's own; users and roles.
+//! Create revisions, mod revisions and versions of keys are the target's own, unless it was restored from a snapshot file of the source
+//! (`same`). Absent: passwords of users.
 
 mod follow;
 pub mod mirror;
+mod same;
 mod target;
 mod users;
 mod verify;
@@ -98,6 +100,10 @@ pub struct MigrateArgs {
     /// Make the source's users and roles in the target, too; no etcd tells their passwords, so each needs another
     #[arg(long)]
     with_users: bool,
+    /// The target was restored from a snapshot file of the source (`quorate snapshot restore`): go on from its revision, so that every
+    /// revision is the source's
+    #[arg(long, conflicts_with_all = ["prefix", "into_used", "with_users"])]
+    same_revisions: bool,
     #[arg(short, long, value_enum, default_value_t = Format::Simple)]
     output: Format,
     #[command(flatten)]
@@ -201,13 +207,14 @@ pub async fn migrate(args: MigrateArgs) -> anyhow::Result<Vec<u8>> {
     );
     let (present, _) = to.count().await?;
     ensure!(
-        present == 0 || args.into_used,
-        "the target holds {present} keys already; name an empty one, or say --into-used to write among them"
+        present == 0 || args.into_used || args.same_revisions,
+        "the target holds {present} keys already; name an empty one, say --into-used to write among them, or --same-revisions if it was \
+         restored from a snapshot of the source"
     );
     if args.with_users {
         eprint!("{}", users::copy(&from.client, &to.client).await?.describe());
     }
-    let to = Target::new(&from, to).await?;
+    let to = Target::new(&from, to, args.same_revisions).await?;
     let upkeep = to.clone();
     let mut migration = Migration { args, follower: Follower::new(from, to) };
     tokio::select! {
@@ -218,11 +225,19 @@ pub async fn migrate(args: MigrateArgs) -> anyhow::Result<Vec<u8>> {
 
 impl Migration {
     async fn run(&mut self) -> anyhow::Result<Vec<u8>> {
-        self.copy().await?;
+        let is_same = self.args.same_revisions;
+        if is_same {
+            self.follower.begin_same().await?
+        } else {
+            self.copy().await?
+        }
         let hint = "following the source; stop its writers, then end this with Ctrl-C";
         let revision = self.follower.follow(self.args.until_synced, hint).await?;
+        if is_same {
+            self.follower.to.settle_leases().await?;
+        }
         eprintln!("comparing as of the source's revision {revision} ...");
-        let compared = verify::compare(&self.follower.from, revision, self.follower.to.side()).await?;
+        let compared = verify::compare(&self.follower.from, revision, self.follower.to.side(), is_same).await?;
         if compared.differences > 0 {
             bail!(
                 "{} keys differ after the copy, such as {:?}; does somebody else write to the target?",
@@ -234,7 +249,9 @@ impl Migration {
         Ok(match self.args.output {
             Format::Json => json_line(&json!({ "revision": revision, "keys": keys, "equal": true })),
             Format::Simple => {
-                format!("the target holds what the source held at revision {revision}: {keys} keys, all equal\n").into()
+                let how = if is_same { ", with their revisions" } else { "" };
+                format!("the target holds what the source held at revision {revision}: {keys} keys, all equal{how}\n")
+                    .into()
             }
         })
     }

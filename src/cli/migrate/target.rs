@@ -1,7 +1,7 @@
 //! The target of a migration: puts and deletions in transactions, and leases under the source's ids.
 //!
 //! A migration grants a lease with what is left of it at the source, and keeps it alive here as long as it lives there; so the target expires
-//! nothing by itself while it follows. A mirror's keys have no leases: they go when the source says so. Its keys may have another prefix.
+//! nothing by itself while it follows. Where all is to be the same it has what it was granted there. A mirror's keys have no leases: they go when the source says so. Its keys may have another prefix.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -29,6 +29,8 @@ use crate::pb::etcd::{
 pub(super) const OPS_MAX: usize = 100;
 /// Bytes of one transaction, unless one key-value pair alone is larger.
 const TXN_BYTES_MAX: usize = 512 << 10;
+/// Of a lease that has ended at the source, until the deletion of its keys comes by the watch.
+const ENDED_SECONDS: i64 = 3600;
 
 /// What the source has changed.
 pub(super) enum Change {
@@ -38,7 +40,7 @@ pub(super) enum Change {
 }
 
 impl Change {
-    fn kv(&self) -> &KeyValue {
+    pub(super) fn kv(&self) -> &KeyValue {
         match self {
             Change::Put(kv) | Change::Delete(kv) => kv,
         }
@@ -74,18 +76,21 @@ impl Rename {
 }
 
 #[derive(Clone)]
-struct Leases {
+pub(super) struct Leases {
     at_source: LeaseClient<Channel>,
     here: LeaseClient<Channel>,
     /// Granted at the target.
     granted: Arc<Mutex<BTreeSet<i64>>>,
+    /// A lease is to have what it was granted at the source, and a version is to name its lease though that has ended.
+    is_same: bool,
 }
 
 impl Target {
-    pub(super) async fn new(source: &Side, side: Side) -> anyhow::Result<Self> {
+    pub(super) async fn new(source: &Side, side: Side, is_same: bool) -> anyhow::Result<Self> {
         let at_source = LeaseClient::new(source.client.connect().await?);
         let here = LeaseClient::new(side.client.connect().await?);
-        Ok(Self { side, leases: Some(Leases { at_source, here, granted: Arc::default() }), rename: Rename::default() })
+        let leases = Leases { at_source, here, granted: Arc::default(), is_same };
+        Ok(Self { side, leases: Some(leases), rename: Rename::default() })
     }
 
     /// Without leases, and under another prefix.
@@ -134,7 +139,7 @@ impl Target {
                 Ok(Ok(_)) => return Ok(()),
                 // A lease has ended between its grant and its use.
                 Ok(Err(status)) if status.code() == Code::NotFound && tries_left > 0 => {
-                    self.leases.iter().for_each(|leases| leases.granted.lock().clear());
+                    self.forget_leases();
                 }
                 Ok(Err(status)) => return Err(failure(&status).context("the target refused a change")),
                 Err(_) => return Err(anyhow!("the target did not answer in time; raise --timeout")),
@@ -143,7 +148,16 @@ impl Target {
         unreachable!("the second try returns")
     }
 
-    async fn operation(&self, change: &Change) -> anyhow::Result<RequestOp> {
+    /// Grants leases again when they are next needed.
+    pub(super) fn forget_leases(&self) {
+        self.leases.iter().for_each(|leases| leases.granted.lock().clear());
+    }
+
+    pub(super) fn leases(&self) -> Option<&Leases> {
+        self.leases.as_ref()
+    }
+
+    pub(super) async fn operation(&self, change: &Change) -> anyhow::Result<RequestOp> {
         let request = match change {
             Change::Put(kv) => request_op::Request::RequestPut(PutRequest {
                 key: self.rename.key(kv.key()),
@@ -163,15 +177,19 @@ impl Target {
     }
 
     /// Makes sure of a lease at the target; returns its id, or 0 if it has ended at the source: its keys' deletion follows.
-    async fn grant(&self, leases: &Leases, id: i64) -> anyhow::Result<i64> {
+    pub(super) async fn grant(&self, leases: &Leases, id: i64) -> anyhow::Result<i64> {
         if leases.granted.lock().contains(&id) {
             return Ok(id);
         }
-        let left = leases.left(id).await.map_err(|status| failure(&status).context("the source"))?;
-        if left <= 0 {
-            return Ok(0);
-        }
-        let grant = LeaseGrantRequest { id, ttl: left };
+        let asked = leases.left_and_granted(id).await;
+        let (left, granted) = asked.map_err(|status| failure(&status).context("the source"))?;
+        let ttl = match (left > 0, leases.is_same) {
+            (true, false) => left,
+            (true, true) => granted,
+            (false, false) => return Ok(0),
+            (false, true) => ENDED_SECONDS,
+        };
+        let grant = LeaseGrantRequest { id, ttl };
         match self.side.client.answer(leases.here.clone().lease_grant(grant)).await {
             Ok(_) => {}
             Err(error) if error.to_string().contains("lease already exists") => {}
@@ -193,12 +211,29 @@ impl Target {
 impl Leases {
     /// Seconds that a lease has left at the source; 0 or less: it has ended.
     async fn left(&self, id: i64) -> Result<i64, Status> {
+        Ok(self.left_and_granted(id).await?.0)
+    }
+
+    async fn left_and_granted(&self, id: i64) -> Result<(i64, i64), Status> {
         let ask = LeaseTimeToLiveRequest { id, keys: false };
         match self.at_source.clone().lease_time_to_live(ask).await {
-            Ok(answer) => Ok(answer.into_inner().ttl),
-            Err(status) if status.code() == Code::NotFound => Ok(-1),
+            Ok(answer) => Ok((answer.get_ref().ttl, answer.get_ref().granted_ttl)),
+            Err(status) if status.code() == Code::NotFound => Ok((-1, 0)),
             Err(status) => Err(status),
         }
+    }
+
+    /// Takes over leases that the target has without having been asked by us.
+    pub(super) fn adopt(&self, ids: Vec<i64>) {
+        self.granted.lock().extend(ids);
+    }
+
+    pub(super) fn at_source(&self) -> LeaseClient<Channel> {
+        self.at_source.clone()
+    }
+
+    pub(super) fn here(&self) -> LeaseClient<Channel> {
+        self.here.clone()
     }
 
     async fn keep(self, patience: Duration) -> anyhow::Error {

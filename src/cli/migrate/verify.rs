@@ -20,22 +20,31 @@ pub(super) struct Compared {
     pub examples: Vec<String>,
 }
 
-/// Compares the source as of `revision` with the target as it is.
-pub(super) async fn compare(source: &Side, revision: i64, target: &Side) -> anyhow::Result<Compared> {
+/// Compares the source as of `revision` with the target as it is; if revisions are to be the same, all that is known of a key.
+pub(super) async fn compare(source: &Side, revision: i64, target: &Side, is_same: bool) -> anyhow::Result<Compared> {
     let at_target = target.count().await?.1;
+    anyhow::ensure!(
+        !is_same || at_target == revision,
+        "the target is at revision {at_target}, and not at the source's {revision}: somebody else has written to it"
+    );
     let (mut ours, mut theirs) = (Walk::new(source, revision), Walk::new(target, at_target));
     let mut compared = Compared::default();
     loop {
         ours.fill().await?;
         theirs.fill().await?;
-        if !step(&mut ours.found, &mut theirs.found, &mut compared) {
+        if !step(&mut ours.found, &mut theirs.found, &mut compared, is_same) {
             return Ok(compared);
         }
     }
 }
 
 /// Takes the first key of both and compares; false when there is none.
-fn step(source: &mut VecDeque<KeyValue>, target: &mut VecDeque<KeyValue>, compared: &mut Compared) -> bool {
+fn step(
+    source: &mut VecDeque<KeyValue>,
+    target: &mut VecDeque<KeyValue>,
+    compared: &mut Compared,
+    is_same: bool,
+) -> bool {
     let order = match (source.front(), target.front()) {
         (None, None) => return false,
         (Some(_), None) => Ordering::Less,
@@ -45,7 +54,8 @@ fn step(source: &mut VecDeque<KeyValue>, target: &mut VecDeque<KeyValue>, compar
     let (source, target) =
         (if order.is_le() { source.pop_front() } else { None }, if order.is_ge() { target.pop_front() } else { None });
     compared.keys += u64::from(source.is_some());
-    let same = |a: &KeyValue, b: &KeyValue| a.value() == b.value() && a.lease() == b.lease();
+    let same =
+        |a: &KeyValue, b: &KeyValue| if is_same { a == b } else { a.value() == b.value() && a.lease() == b.lease() };
     let equal = source.as_ref().zip(target.as_ref()).is_some_and(|(source, target)| same(source, target));
     if !equal {
         compared.differences += 1;
@@ -116,7 +126,7 @@ mod tests {
             ("", "", 0, vec![]),
         ] {
             let (mut source, mut target, mut compared) = (side(source), side(target), Compared::default());
-            while step(&mut source, &mut target, &mut compared) {}
+            while step(&mut source, &mut target, &mut compared, false) {}
             assert_eq!(
                 (compared.keys, &compared.examples),
                 (keys, &examples.iter().map(|e| (*e).to_owned()).collect())
@@ -126,10 +136,23 @@ mod tests {
     }
 
     #[test]
+    fn a_revision_is_a_difference_only_where_they_are_to_be_the_same() {
+        let at = |mod_revision| {
+            let fields = Fields { key: b"a", value: b"1", version: 1, mod_revision, ..Fields::default() };
+            VecDeque::from([KeyValue::new(fields)])
+        };
+        for (is_same, differences) in [(false, 0), (true, 1)] {
+            let mut compared = Compared::default();
+            step(&mut at(5), &mut at(6), &mut compared, is_same);
+            assert_eq!(compared.differences, differences);
+        }
+    }
+
+    #[test]
     fn a_lost_lease_is_a_difference() {
         let mut compared = Compared::default();
         let bare = KeyValue::new(Fields { key: b"a", value: b"leased", version: 1, ..Fields::default() });
-        step(&mut side("a=leased"), &mut VecDeque::from([bare]), &mut compared);
+        step(&mut side("a=leased"), &mut VecDeque::from([bare]), &mut compared, false);
         assert_eq!(compared.differences, 1);
     }
 }

@@ -108,6 +108,10 @@ impl Auth {
         &self.token_key
     }
 
+    pub(super) fn set_token_key(&mut self, key: Bytes) {
+        self.token_key = key;
+    }
+
     pub fn user(&self, name: &str) -> Option<&AuthUser> {
         self.users.get(name).map(|user| &user.facts)
     }

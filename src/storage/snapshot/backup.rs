@@ -18,8 +18,10 @@ use super::format::{self, Encoder, Head, Reader, Sink};
 use crate::env::File;
 use crate::pb::log::Change;
 
-const ALIGNMENT: u64 = 512;
-const SHA_BYTES: u64 = 32;
+/// A file with a trailer has a multiple of this, and the trailer.
+pub const ALIGNMENT: u64 = 512;
+/// Bytes of the trailer.
+pub const SHA_BYTES: u64 = 32;
 /// Read at a time while the checksum is verified.
 const READ_BYTES: usize = 1 << 20;
 
@@ -106,19 +108,25 @@ pub fn verify(file: &dyn File, name: &str) -> Result<[u8; 32], Error> {
     if len < ALIGNMENT || len % ALIGNMENT != SHA_BYTES {
         return Err(damaged("it is cut, or no backup: its size does not fit"));
     }
+    let found = sha256(file, len - SHA_BYTES)?;
+    let mut expected = [0; SHA_BYTES as usize];
+    file.read_exact_at(&mut expected, len - SHA_BYTES)?;
+    if found != expected {
+        return Err(damaged("its SHA-256 does not match its content"));
+    }
+    Ok(expected)
+}
+
+/// The SHA-256 of the first `len` bytes.
+pub fn sha256(file: &dyn File, len: u64) -> std::io::Result<[u8; SHA_BYTES as usize]> {
     let (mut sha, mut offset, mut buffer) = (Sha256::new(), 0, vec![0; READ_BYTES]);
-    while offset < len - SHA_BYTES {
-        let part = &mut buffer[..READ_BYTES.min((len - SHA_BYTES - offset) as usize)];
+    while offset < len {
+        let part = &mut buffer[..READ_BYTES.min((len - offset) as usize)];
         file.read_exact_at(part, offset)?;
         sha.update(&*part);
         offset += part.len() as u64;
     }
-    let mut expected = [0; SHA_BYTES as usize];
-    file.read_exact_at(&mut expected, len - SHA_BYTES)?;
-    if sha.finalize()[..] != expected {
-        return Err(damaged("its SHA-256 does not match its content"));
-    }
-    Ok(expected)
+    Ok(sha.finalize().into())
 }
 
 /// The changes in a backup whose trailer was verified.

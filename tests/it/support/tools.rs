@@ -18,6 +18,8 @@ pub const ETCDCTL: Tool = Tool { name: "etcdctl", install: "`apt-get install etc
 /// No registry has it as a program: `.ci/run` builds it.
 pub const ETCD_37: Tool =
     Tool { name: "etcd-3.7", install: "`cd .ci/etcd && go build -o DIR/etcd-3.7 go.etcd.io/etcd/server/v3`" };
+pub const ETCDCTL_37: Tool =
+    Tool { name: "etcdctl-3.7", install: "`cd .ci/etcd && go build -o DIR/etcdctl-3.7 go.etcd.io/etcd/etcdctl/v3`" };
 pub const CURL: Tool = Tool { name: "curl", install: "`apt-get install curl`" };
 /// `QUORATE_PYTHON` names another.
 pub const PYTHON: Tool = Tool { name: "python3", install: "`pip install -r examples/clients/requirements.txt`" };
