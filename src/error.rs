@@ -126,9 +126,16 @@ pub enum Error {
     NoPasswordUser,
     #[error("bcrypt: password length exceeds 72 bytes")]
     PasswordTooLong,
+    #[error(
+        "quorate: users and roles are declared (auth.bootstrap) and not in force at this member yet: ask again in a moment"
+    )]
+    UsersNotYet,
     /// Its operations together would take too long, or answer too much. The text is whole, but for etcd's sentence before it.
     #[error("etcdserver: request is too large: {0}")]
     TooCostly(String),
+    /// As `NoSpace`, of what a role may store. The text is whole, but for etcd's sentence before it.
+    #[error("etcdserver: mvcc: database space exceeded: {0}")]
+    QuotaExceeded(String),
     /// A request that no member may take, with no text of etcd's. The text is whole.
     #[error("quorate: {0}")]
     InvalidRequest(String),
@@ -190,11 +197,17 @@ impl Error {
             InvalidAuthToken => Code::Unauthenticated,
             PermissionDenied => Code::PermissionDenied,
             Compacted | FutureRevision | LeaseTtlTooLarge => Code::OutOfRange,
-            NoSpace | TooManyRequests | AnswerTooLarge(_) | MessageTooLarge(_) => Code::ResourceExhausted,
-            LeaseNotFound | MemberNotFound => Code::NotFound,
-            NoLeader | LeaderChanged | Timeout | TimeoutLeaderFailure | TimeoutConnectionLost | Stopped => {
-                Code::Unavailable
+            NoSpace | QuotaExceeded(_) | TooManyRequests | AnswerTooLarge(_) | MessageTooLarge(_) => {
+                Code::ResourceExhausted
             }
+            LeaseNotFound | MemberNotFound => Code::NotFound,
+            UsersNotYet
+            | NoLeader
+            | LeaderChanged
+            | Timeout
+            | TimeoutLeaderFailure
+            | TimeoutConnectionLost
+            | Stopped => Code::Unavailable,
             NotLeader | NotSupportedForLearner | BadLeaderTransferee | NoDowngrade | LeaseExists => {
                 Code::FailedPrecondition
             }
@@ -286,6 +299,8 @@ impl Error {
             InvalidAuthToken => 117,
             NoPasswordUser => 118,
             PasswordTooLong => 119,
+            UsersNotYet => 130,
+            QuotaExceeded(_) => 131,
         }
     }
 
@@ -296,6 +311,7 @@ impl Error {
             | Error::MemberUnreachable(text)
             | Error::Membership(text)
             | Error::TooCostly(text)
+            | Error::QuotaExceeded(text)
             | Error::AnswerTooLarge(text)
             | Error::MessageTooLarge(text)
             | Error::InvalidRequest(text) => text.clone(),
@@ -313,6 +329,7 @@ impl Error {
             66 => return TooCostly(detail),
             71 => return InvalidRequest(detail),
             91 => return MessageTooLarge(detail),
+            131 => return QuotaExceeded(detail),
             _ => {}
         }
         PLAIN.iter().find(|e| e.number() == number).cloned().unwrap_or(Unsupported(detail))
@@ -382,6 +399,7 @@ const PLAIN: &[Error] = {
         InvalidAuthToken,
         NoPasswordUser,
         PasswordTooLong,
+        UsersNotYet,
     ]
 };
 
@@ -405,6 +423,7 @@ mod tests {
             .chain(81..=88)
             .chain([91])
             .chain(110..=119)
+            .chain([130, 131])
         {
             assert_eq!(Error::from_number(number, String::new()).number(), number);
         }
@@ -413,7 +432,7 @@ mod tests {
 
     /// A failure with a word of its own for each number: those that carry a text besides.
     fn all() -> Vec<Error> {
-        let told = [25, 58, 59, 61, 66, 71].map(|number| Error::from_number(number, "why".into()));
+        let told = [25, 58, 59, 61, 66, 71, 131].map(|number| Error::from_number(number, "why".into()));
         PLAIN.iter().cloned().chain(told).collect()
     }
 
@@ -437,7 +456,7 @@ mod tests {
         // What says to be etcd's is.
         for error in all() {
             let text = error.to_string();
-            let own = matches!(error, Error::TooCostly(_));
+            let own = matches!(error, Error::TooCostly(_) | Error::QuotaExceeded(_));
             assert!(!text.starts_with("etcdserver:") || own || table.iter().any(|row| row[2] == text), "{text}");
         }
     }

@@ -248,6 +248,8 @@ impl Tls {
 pub struct LogLines {
     /// Nobody read them in time.
     pub lost: IntCounter,
+    /// Of the audit log: it could not be written in time.
+    pub audit_lost: IntCounter,
     /// They were too many of a kind.
     pub left_out: IntCounter,
 }
@@ -259,6 +261,10 @@ impl LogLines {
             lost: counter(
                 "quorate_log_lines_lost_total",
                 "Log lines that were lost because standard error was not read in time.",
+            ),
+            audit_lost: counter(
+                "quorate_audit_lines_lost_total",
+                "Lines of the audit log that were lost because they could not be written in time.",
             ),
             left_out: counter(
                 "quorate_log_lines_left_out_total",

@@ -3,6 +3,7 @@
 //! Owns the process's one subscriber. A server never waits for who reads its lines (`env::stderr`): those that are not read in time are
 //! lost, and counted. Nothing fills a disk with lines of one kind (`limit`). Absent: every decision about what is logged.
 
+pub mod audit;
 mod limit;
 
 use std::io::{self, IsTerminal, Write};

@@ -40,7 +40,6 @@ impl Server {
     }
 
     /// The same, for who shows a token.
-    #[allow(dead_code, reason = "only the test of permissions does")]
     pub fn with_token(&self, token: &str) -> Self {
         Self { token: Some(token.to_owned()), ..self.clone() }
     }
@@ -60,7 +59,9 @@ impl Server {
             one => one.to_string(),
         };
         let path = format!("/v3/{}", call.path());
-        let asked = http_request(&self.endpoint, "POST", &path, &[], &body);
+        // As etcd's gateway takes it.
+        let headers: Vec<(&str, &str)> = self.token.iter().map(|token| ("Authorization", token.as_str())).collect();
+        let asked = http_request(&self.endpoint, "POST", &path, &headers, &body);
         match tokio::time::timeout(patience(&call.method), asked).await {
             Ok(Ok((code, text))) => {
                 // A stream's answer is a line a message.

@@ -13,6 +13,8 @@ use serde_json::Value;
 
 /// Kinds of steps that are no request.
 pub const RESTART: &str = "restart";
+/// Who shows a token that is none.
+pub const STRANGER: &str = "stranger";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -30,6 +32,9 @@ pub struct Call {
     pub method: String,
     /// The request's fields, or of a stream of requests a list; through the gateway a string is the body itself. A watch's are `slot` (the stream) and `request`.
     pub body: Value,
+    /// Whose token is shown; [`STRANGER`]: one that nobody has issued.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
 }
 
 /// Paths of the gateway, and what they call.

@@ -6,6 +6,7 @@
 mod cluster;
 mod kv;
 mod lease;
+mod users;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE};
@@ -21,6 +22,10 @@ pub struct Generator {
     held: std::collections::BTreeMap<String, i64>,
     /// Requests until an alarm is taken off.
     alarm_for: Option<u32>,
+    /// Users ask, whose permissions change meanwhile.
+    has_users: bool,
+    /// What comes first.
+    first: std::collections::VecDeque<Call>,
 }
 
 /// One request of so many goes through the gateway, one step is a restart of a member.
@@ -36,21 +41,36 @@ impl Generator {
             door: Door::Grpc,
             held: Default::default(),
             alarm_for: None,
+            has_users: false,
+            first: Default::default(),
         }
     }
 
+    /// The same, once there are users, and authentication is on.
+    pub fn with_users(seed: u64, members: u64) -> Self {
+        Self { has_users: true, first: users::first(), ..Self::new(seed, members) }
+    }
+
     pub fn call(&mut self) -> Call {
+        if let Some(call) = self.first.pop_front() {
+            return call;
+        }
+        let call = self.any_call();
+        if self.has_users && call.method != RESTART { self.asked_by_somebody(call) } else { call }
+    }
+
+    fn any_call(&mut self) -> Call {
         let member = self.rng.u64(..self.members);
         if self.chance(RESTART_ONE_IN) {
             let body = json!({ "kill": self.rng.bool() });
-            return Call { member, door: Door::Grpc, method: RESTART.to_owned(), body };
+            return Call { member, door: Door::Grpc, method: RESTART.to_owned(), body, user: None };
         }
         if let Some(left) = &mut self.alarm_for {
             *left -= 1;
             if *left == 0 {
                 self.alarm_for = None;
                 let body = json!({ "action": "DEACTIVATE", "alarm": "NOSPACE", "memberID": "$member:0" });
-                return Call { member, door: Door::Grpc, method: "Maintenance/Alarm".to_owned(), body };
+                return Call { member, door: Door::Grpc, method: "Maintenance/Alarm".to_owned(), body, user: None };
             }
         }
         self.door = if self.chance(JSON_ONE_IN) { Door::Json } else { Door::Grpc };
@@ -62,12 +82,12 @@ impl Generator {
             680..840 => self.lease(),
             840..900 => ("Watch/Watch", self.watch()),
             900..955 => self.concurrency(),
-            955..960 => self.auth(),
+            955..960 if !self.has_users => self.auth(),
             _ => self.cluster(),
         };
         // Without a path in the gateway there is but one door.
         let door = if PATHS.iter().any(|(_, with_path)| *with_path == method) { self.door } else { Door::Grpc };
-        Call { member, door, method: method.to_owned(), body }
+        Call { member, door, method: method.to_owned(), body, user: None }
     }
 
     /// Bodies in which something is wrong, or only looks so.
@@ -99,7 +119,7 @@ impl Generator {
         let methods = ["KV/Range", "KV/Range", "KV/Range", "Lease/LeaseTimeToLive", "Cluster/MemberList"];
         let body = Value::String(BODIES[self.rng.usize(..BODIES.len())].to_owned());
         let method = methods[self.rng.usize(..methods.len())];
-        Call { member, door: Door::Json, method: method.to_owned(), body }
+        Call { member, door: Door::Json, method: method.to_owned(), body, user: None }
     }
 
     fn chance(&mut self, one_in: u32) -> bool {

@@ -2,6 +2,7 @@
 //!
 //!     cargo build --release
 //!     cargo run --release --example differ -- --requests 1000000
+//!     cargo run --release --example differ -- --auth                # as three users and root, whose permissions change meanwhile
 //!     cargo run --release --example differ -- --seed 7              # the same requests again
 //!     cargo run --release --example differ -- --replay FILE         # a sequence that a run has written
 //!
@@ -56,6 +57,9 @@ struct Args {
     /// Plays the requests of a file, one a line
     #[arg(long)]
     replay: Option<PathBuf>,
+    /// Users ask, whose permissions change meanwhile
+    #[arg(long)]
+    auth: bool,
     /// Goes on after a difference, if need be on new servers, and counts them by RPC and field
     #[arg(long)]
     all: bool,
@@ -138,7 +142,8 @@ async fn run(args: &Args, etcd: &std::path::Path, report: &mut Report) -> anyhow
         let here = left.min(args.epoch);
         left -= here;
         println!("seed {} requests {here}", seed + epoch);
-        let mut generator = Generator::new(seed + epoch, MEMBERS);
+        let with = if args.auth { Generator::with_users } else { Generator::new };
+        let mut generator = with(seed + epoch, MEMBERS);
         let mut calls = Vec::new();
         while (calls.len() as u64) < here {
             let call = generator.call();

@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 
 use crate::ask::{Methods, Server};
-use crate::call::{Call, Door, Memory, RESTART};
+use crate::call::{Call, Door, Memory, RESTART, STRANGER};
 use crate::support::cluster::{Cluster, wait_for};
 use crate::support::etcd::Etcd;
 use crate::watch::Session;
@@ -50,6 +50,9 @@ pub struct World {
     last: u64,
     /// Leases whose leader has gone have their time anew, so that they end in another order.
     restarted: bool,
+    /// By user: what ours and etcd have issued.
+    tokens: BTreeMap<String, [String; 2]>,
+    has_users: bool,
 }
 
 impl World {
@@ -58,6 +61,7 @@ impl World {
         let mut cluster = Cluster::new(MEMBERS);
         // Nobody is to be elected only because the machine is busy.
         cluster.set("raft.election_timeout_min", "1s").set("raft.election_timeout_max", "1500ms");
+        cluster.set("auth.bcrypt_cost", "4");
         // Started here, waited for below.
         (0..MEMBERS).for_each(|slot| cluster.start_pod(slot));
         let etcd = Etcd::start(etcd, &cluster).await;
@@ -84,6 +88,8 @@ impl World {
             watches,
             last: 0,
             restarted: false,
+            tokens: BTreeMap::new(),
+            has_users: false,
         };
         world.wait_serving().await;
         world
@@ -95,21 +101,36 @@ impl World {
             self.restart(call.member, call.body["kill"] == true).await;
             return Ok(None);
         }
+        let shown = self.shown(call).await;
         let (our_body, their_body) =
             (self.ours.memory.resolve(&call.body, self.now), self.theirs.memory.resolve(&call.body, self.now));
         if call.is_local() && call.member != self.last {
             self.catch_up(call.member).await;
         }
         self.last = call.member;
-        let (ours, theirs) = if call.method == "Watch/Watch" {
-            self.watch(call, &our_body, &their_body).await?
-        } else {
-            let server = &self.servers[call.member as usize];
-            tokio::join!(
-                server.ask(&self.methods, call, &our_body),
-                self.their_server.ask(&self.methods, call, &their_body)
-            )
+        let server = &self.servers[call.member as usize];
+        let servers = match &shown {
+            Some([ours, theirs]) => [server.with_token(ours), self.their_server.with_token(theirs)],
+            None => [server.clone(), self.their_server.clone()],
         };
+        let (ours, theirs) = if call.method == "Watch/Watch" {
+            self.watch(call, &servers, &our_body, &their_body).await?
+        } else {
+            let [server, their_server] = &servers;
+            tokio::join!(server.ask(&self.methods, call, &our_body), their_server.ask(&self.methods, call, &their_body))
+        };
+        if call.method == "Auth/AuthEnable" && first(&ours)["header"].is_object() {
+            self.has_users = true;
+            // By it everybody's revision is read from now on.
+            let root = Call { user: Some("root".to_owned()), ..call.clone() };
+            self.shown(&root).await.context("root gets no token")?;
+        }
+        if [&ours, &theirs].iter().any(|answer| answer.to_string().contains("invalid auth token"))
+            && let Some(user) = &call.user
+        {
+            // Both have ended it, or the answers differ.
+            self.tokens.remove(user);
+        }
         self.ours.learn(call, &ours);
         self.theirs.learn(call, &theirs);
         self.now = self.now.max(revision(&theirs).unwrap_or(0));
@@ -127,12 +148,43 @@ impl World {
         Ok(Some(Answers { ours, theirs }))
     }
 
-    async fn watch(&mut self, call: &Call, ours: &Value, theirs: &Value) -> anyhow::Result<(Value, Value)> {
+    /// The tokens that who asks `call` shows to ours and to etcd. Who has none asks for one; who gets none shows none.
+    async fn shown(&mut self, call: &Call) -> Option<[String; 2]> {
+        let user = call.user.as_ref()?;
+        if user == STRANGER {
+            return Some(["no.12".to_owned(), "no.12".to_owned()]);
+        }
+        if !self.tokens.contains_key(user) {
+            // What was changed last decides, and it was asked elsewhere.
+            let login = Call {
+                member: self.last,
+                door: Door::Grpc,
+                method: "Auth/Authenticate".to_owned(),
+                body: json!({ "name": user, "password": user }),
+                user: None,
+            };
+            let (ours, theirs) = tokio::join!(
+                self.servers[self.last as usize].ask(&self.methods, &login, &login.body),
+                self.their_server.ask(&self.methods, &login, &login.body)
+            );
+            let token = |answer: &Value| first(answer)["token"].as_str().map(str::to_owned);
+            self.tokens.insert(user.clone(), [token(&ours)?, token(&theirs)?]);
+        }
+        self.tokens.get(user).cloned()
+    }
+
+    async fn watch(
+        &mut self,
+        call: &Call,
+        servers: &[Server; 2],
+        ours: &Value,
+        theirs: &Value,
+    ) -> anyhow::Result<(Value, Value)> {
         let slot = call.body["slot"].as_u64().context("a watch names its stream")?;
         if !self.watches.contains_key(&slot) {
-            let server = &self.servers[call.member as usize];
+            let [server, their_server] = servers;
             let ours = Session::open(server, &self.methods).await?;
-            let both = [ours, Session::open(&self.their_server, &self.methods).await?];
+            let both = [ours, Session::open(their_server, &self.methods).await?];
             self.watches.insert(slot, (call.member, both));
         }
         // "From now on" means from what the member has applied.
@@ -156,7 +208,11 @@ impl World {
             self.cluster.terminate(slot).await;
         }
         self.cluster.start_pod(slot);
-        self.cluster.wait_formed().await;
+        if self.has_users {
+            self.cluster.wait_http(slot, "/readyz", 200, &[]).await;
+        } else {
+            self.cluster.wait_formed().await;
+        }
         self.servers[slot as usize] = Server::new(self.cluster.endpoint(slot));
         self.wait_serving().await;
     }
@@ -191,7 +247,15 @@ impl World {
     /// The revision of a linearizable read.
     async fn revision(&self, server: &Server) -> Result<i64, String> {
         let body = json!({ "key": "YQ==", "count_only": true });
-        let read = Call { member: 0, door: Door::Grpc, method: "KV/Range".to_owned(), body };
+        let read = Call { member: 0, door: Door::Grpc, method: "KV/Range".to_owned(), body, user: None };
+        let root = self.tokens.get("root").filter(|_| self.has_users);
+        let server = match root {
+            Some([ours, theirs]) => {
+                let is_theirs = server.endpoint == self.their_server.endpoint;
+                server.with_token(if is_theirs { theirs } else { ours })
+            }
+            None => server.clone(),
+        };
         let answer = server.ask(&self.methods, &read, &read.body).await;
         revision(&answer).ok_or_else(|| answer.to_string())
     }

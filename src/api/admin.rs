@@ -3,8 +3,13 @@
 use tonic::{Request, Response, Status};
 
 use super::Api;
+use crate::kv::Wants;
 use crate::pb::admin::admin_server::Admin;
-use crate::pb::admin::{MembershipRequest, MembershipView, Remark, ScaleRequest, ScaleResponse, Wanted};
+use crate::pb::admin::{
+    MembershipRequest, MembershipView, Remark, RoleQuotasRequest, RoleQuotasResponse, ScaleRequest, ScaleResponse,
+    SetRoleQuotaRequest, SetRoleQuotaResponse, Wanted,
+};
+use crate::pb::log::auth_change::Change;
 
 impl Api {
     /// What the leader sees of the membership, or this member if there is none: for `/cluster`, metrics and tools. Before this
@@ -43,5 +48,21 @@ impl Admin for Api {
     async fn membership(&self, request: Request<MembershipRequest>) -> Result<Response<MembershipView>, Status> {
         self.any_user(&request).await?;
         Ok(Response::new(Api::membership(self).await))
+    }
+
+    async fn set_role_quota(
+        &self,
+        request: Request<SetRoleQuotaRequest>,
+    ) -> Result<Response<SetRoleQuotaResponse>, Status> {
+        self.change(request, Change::RoleQuota).await?;
+        Ok(Response::new(SetRoleQuotaResponse {}))
+    }
+
+    async fn role_quotas(&self, request: Request<RoleQuotasRequest>) -> Result<Response<RoleQuotasResponse>, Status> {
+        let node = self.node(&request)?;
+        let caller = self.root(&node, &request).await?;
+        node.read_index().await?;
+        let roles = node.view(&caller, Wants::Root)?.role_usage();
+        Ok(Response::new(RoleQuotasResponse { roles }))
     }
 }

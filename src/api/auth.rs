@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use tonic::{Request, Response, Status};
 
+use super::audited::{self, Audited};
 use super::caller::token_key;
 use super::{Api, header, header_now, mismatched};
 use crate::caller::{Caller, Named};
@@ -36,14 +37,18 @@ type Header = Option<ResponseHeader>;
 
 impl Api {
     /// Carries a change through Raft, for root alone once users count.
-    async fn change<T>(&self, request: Request<T>, change: impl FnOnce(T) -> Change) -> Result<Header, Status> {
+    pub(super) async fn change<T: Audited>(
+        &self,
+        request: Request<T>,
+        change: impl FnOnce(T) -> Change,
+    ) -> Result<Header, Status> {
         let node = self.node(&request)?;
         let caller = self.root(&node, &request).await?;
         Ok(change_as(&node, &caller, change(request.into_inner())).await?)
     }
 
     /// Users and roles as they are now, and who asks for them.
-    async fn users<T>(&self, request: &Request<T>) -> Result<(Node, Caller, std::sync::Arc<Users>), Error> {
+    async fn users<T: Audited>(&self, request: &Request<T>) -> Result<(Node, Caller, std::sync::Arc<Users>), Error> {
         let node = self.node(request)?;
         let caller = self.caller(&node, request).await?;
         node.read_index().await?;
@@ -85,6 +90,12 @@ impl Auth for Api {
         &self,
         request: Request<AuthDisableRequest>,
     ) -> Result<Response<AuthDisableResponse>, Status> {
+        if self.shared.is_auth_declared {
+            return Err(Error::InvalidRequest(
+                "users are declared (auth.bootstrap), so authentication stays on; take the setting away from all members first".into(),
+            )
+            .into());
+        }
         let header = self.change(request, Change::Disable).await?;
         Ok(Response::new(AuthDisableResponse { header }))
     }
@@ -101,6 +112,9 @@ impl Auth for Api {
         request: Request<AuthenticateRequest>,
     ) -> Result<Response<AuthenticateResponse>, Status> {
         let node = self.node(&request)?;
+        if let Some(entry) = audited::entry(&request) {
+            entry.note_user(&request.get_ref().name);
+        }
         let AuthenticateRequest { name, password } = request.into_inner();
         node.read_index().await?;
         let users = node.auth();
@@ -117,7 +131,7 @@ impl Auth for Api {
         }
         let checked = Checked { name, since, hash: user.password_hash.clone() };
         passwords.verify(host, &checked, password).await?;
-        let user = Named { name: checked.name, since };
+        let user = Named::user(checked.name, since);
         let (key, number) = (token_key(&node, users.token_key().clone()), node.env().random_u64());
         let token = self.shared.tokens.issue(&key, &user, wall_clock(), number);
         Ok(Response::new(AuthenticateResponse { header: header_now(&node), token }))

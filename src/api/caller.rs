@@ -1,22 +1,34 @@
 //! Who asks: what a request shows of it.
 //!
-//! Invariant: while authentication is off nothing is looked at. Absent: what somebody may do (`kv::auth`, by way of `node`), and users
-//! that are named by the certificate of their connection.
+//! A token says who asks; where a request has none, the certificate of its connection does, if it was verified and the settings let it
+//! (`client_tls.user`). A token that nobody takes is refused, whatever the certificate says.
+//! Invariant: while authentication is off nothing is looked at. Absent: what somebody may do (`kv::auth`, by way of `node`).
 
 use std::sync::Arc;
 
 use tonic::Request;
 
-use super::Api;
+use super::audited::{self, Audited};
+use super::{Api, client};
 use crate::caller::{Caller, Named};
+use crate::config::CertUser;
 use crate::env::wall_clock;
 use crate::error::Error;
 use crate::kv::Wants;
 use crate::node::Node;
+use crate::secure::Certificate;
+use crate::secure::oidc::Issuer;
 use crate::secure::token::Key;
 
 /// Where a token is, as etcd's clients send it, and as the gateway of others does.
 const TOKEN_HEADERS: [&str; 2] = ["token", "authorization"];
+
+/// What a request shows.
+enum Shown {
+    Token(String),
+    /// None; so it is whom its connection names.
+    Connection(Caller),
+}
 
 /// The token of a request.
 fn token<T>(request: &Request<T>) -> Option<String> {
@@ -26,19 +38,46 @@ fn token<T>(request: &Request<T>) -> Option<String> {
     Some(text.strip_prefix("Bearer ").unwrap_or(text).to_owned())
 }
 
+/// The user that a certificate names.
+fn user_of(certificate: &Certificate, user: CertUser) -> Option<&str> {
+    let name = match user {
+        CertUser::CommonName => certificate.common_name.as_deref(),
+        CertUser::San => certificate.san.as_deref(),
+        CertUser::Nobody => None,
+    };
+    name.filter(|name| !name.is_empty())
+}
+
 impl Api {
+    fn shown<T>(&self, request: &Request<T>) -> Shown {
+        if let Some(token) = token(request) {
+            return Shown::Token(token);
+        }
+        let client = client(request);
+        let user = client.certificate().and_then(|shown| user_of(shown, self.shared.certificate_user));
+        // No password stands behind it, so nothing of the user's can end it.
+        let named = |name: &str| Caller::User(Arc::new(Named::user(name, 0)));
+        Shown::Connection(user.map_or(Caller::Nobody, named))
+    }
+
     /// Who asks by `request`.
     pub(super) fn caller<'a, T>(
         &'a self,
         node: &'a Node,
         request: &Request<T>,
     ) -> impl Future<Output = Result<Caller, Error>> + Send + use<'a, T> {
-        let token = if node.is_auth_on() { token(request) } else { None };
+        let shown = node.is_auth_on().then(|| self.shown(request));
+        let entry = audited::entry(request).cloned();
         async move {
-            match token {
-                Some(token) => self.by_token(node, &token).await,
-                None => Ok(Caller::Nobody),
+            let caller = match shown {
+                Some(Shown::Token(token)) => self.by_token(node, &token).await?,
+                Some(Shown::Connection(caller)) => caller,
+                None => Caller::Nobody,
+            };
+            if let (Some(entry), Caller::User(user)) = (entry, &caller) {
+                entry.note_user(&user.name);
             }
+            Ok(caller)
         }
     }
 
@@ -60,23 +99,32 @@ impl Api {
     }
 
     /// Refuses who is no user. A member that belongs to no cluster knows none.
-    pub(super) fn any_user<'a, T>(
+    pub(super) fn any_user<'a, T: Audited>(
         &'a self,
         request: &Request<T>,
     ) -> impl Future<Output = Result<Caller, Error>> + Send + use<'a, T> {
+        audited::note(request);
+        let entry = audited::entry(request).cloned();
         let node = self.any_node().ok();
-        let token = node.as_ref().filter(|node| node.is_auth_on()).and_then(|_| token(request));
+        let shown = node.as_ref().filter(|node| node.is_auth_on()).map(|_| self.shown(request));
         async move {
             let Some(node) = node else { return Ok(Caller::Nobody) };
-            let caller = match token {
-                Some(token) => self.by_token(&node, &token).await?,
+            let caller = match shown {
+                Some(Shown::Token(token)) => self.by_token(&node, &token).await?,
+                Some(Shown::Connection(caller)) => caller,
                 None => Caller::Nobody,
             };
+            if let (Some(entry), Caller::User(user)) = (entry, &caller) {
+                entry.note_user(&user.name);
+            }
             node.permit(&caller, Wants::AnyUser).map(|()| caller)
         }
     }
 
     async fn by_token(&self, node: &Node, token: &str) -> Result<Caller, Error> {
+        if let Some(issuer) = self.shared.issuer.get().filter(|_| Issuer::is_form_of_token(token)) {
+            return issuer.user(token, wall_clock()).map(Caller::User).ok_or(Error::InvalidAuthToken);
+        }
         if let Some(user) = self.known(node, token) {
             return Ok(Caller::User(user));
         }
@@ -97,4 +145,28 @@ impl Api {
 /// What this cluster signs its tokens with.
 pub(super) fn token_key(node: &Node, secret: bytes::Bytes) -> Key {
     Key { cluster_id: node.member().cluster_id, secret }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+
+    use super::*;
+
+    #[test]
+    fn a_certificate_names_the_user_that_the_setting_says() {
+        let made = |name: &str, sans: &[&str]| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name.push(DnType::CommonName, name);
+            params.subject_alt_names = sans.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())).collect();
+            Certificate::read(params.self_signed(&KeyPair::generate().unwrap()).unwrap().der()).unwrap()
+        };
+        let (alice, nameless) = (made("alice", &["spiffe://x/a", "spiffe://x/b"]), made("", &[]));
+        for (user, of_alice) in
+            [(CertUser::CommonName, Some("alice")), (CertUser::San, Some("spiffe://x/a")), (CertUser::Nobody, None)]
+        {
+            assert_eq!(user_of(&alice, user), of_alice, "{user}");
+            assert_eq!(user_of(&nameless, user), None, "{user}");
+        }
+    }
 }

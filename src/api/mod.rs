@@ -5,6 +5,7 @@
 
 mod admin;
 mod answers;
+mod audited;
 mod auth;
 mod caller;
 mod cluster;
@@ -22,15 +23,17 @@ mod snapshot;
 mod wait;
 mod watch;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::RwLock;
 use tonic::{Request, Status};
 
+use self::audited::Audited;
 use self::pull::Slots;
 use crate::cluster::Manager;
+use crate::config::CertUser;
 use crate::env::Env;
 use crate::error::Error;
 use crate::kv::validate::Limits;
@@ -38,6 +41,7 @@ use crate::lease::Leases;
 use crate::node::account::Account;
 use crate::node::{Client, Figures, Node, Trust};
 use crate::pb::etcd;
+use crate::secure::oidc::Issuer;
 use crate::secure::password::Passwords;
 use crate::secure::token::Tokens;
 use crate::storage::Progress;
@@ -68,6 +72,9 @@ struct Shared {
     leases: RwLock<Option<Leases>>,
     watch: RwLock<Option<Hub>>,
     watch_options: WatchOptions,
+    certificate_user: CertUser,
+    is_auth_declared: bool,
+    issuer: OnceLock<Arc<Issuer>>,
     tokens: Tokens,
     passwords: Passwords,
     manager: RwLock<Option<Arc<Manager>>>,
@@ -97,6 +104,10 @@ pub struct StreamOptions {
 /// How users show who they are; see `[auth]` in `config/quorate.toml`.
 #[derive(Clone, Copy, Debug)]
 pub struct AuthOptions {
+    /// Whom the certificate of a connection names.
+    pub certificate_user: CertUser,
+    /// Users are declared (`auth.bootstrap`): nobody is served while authentication is off.
+    pub is_declared: bool,
     pub token_ttl: Duration,
     pub bcrypt_cost: u32,
 }
@@ -147,6 +158,9 @@ impl Api {
             leases: RwLock::new(None),
             watch: RwLock::new(None),
             watch_options: watch,
+            certificate_user: auth.certificate_user,
+            is_auth_declared: auth.is_declared,
+            issuer: OnceLock::new(),
             tokens: Tokens::new(auth.token_ttl),
             passwords: Passwords::new(env.clone(), auth.bcrypt_cost),
             manager: RwLock::new(None),
@@ -162,6 +176,11 @@ impl Api {
             facts: RwLock::default(),
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// Whose tokens are taken beside this cluster's own; to be called once, before anybody is served.
+    pub fn set_issuer(&self, issuer: Arc<Issuer>) {
+        let _ = self.shared.issuer.set(issuer);
     }
 
     /// From now on requests go to `node`; `None` while this member belongs to no cluster.
@@ -228,8 +247,12 @@ impl Api {
     }
 
     /// The node, if it may serve this request.
-    fn node<T>(&self, request: &Request<T>) -> Result<Node, Error> {
+    fn node<T: Audited>(&self, request: &Request<T>) -> Result<Node, Error> {
+        audited::note(request);
         let node = self.any_node()?.on_behalf_of(client(request));
+        if self.shared.is_auth_declared && !node.is_auth_on() {
+            return Err(Error::UsersNotYet);
+        }
         if needs_leader(request) && node.status().leader.is_none() {
             return Err(Error::NoLeader);
         }
@@ -237,7 +260,7 @@ impl Api {
     }
 
     /// As [`Self::node`], for requests for data: not while it is known to be corrupt.
-    fn data_node<T>(&self, request: &Request<T>) -> Result<Node, Error> {
+    fn data_node<T: Audited>(&self, request: &Request<T>) -> Result<Node, Error> {
         let node = self.node(request)?;
         sound(&node).map(|()| node)
     }

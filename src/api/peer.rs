@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::backup;
 use crate::cluster::{Audit, Bootstrap, Manager, Reconciler};
 use crate::error::Error;
-use crate::identity::{check_node, host_port, shown};
+use crate::identity::{check_node, host_port, shown, slot_of};
 use crate::kv;
 use crate::lease::Leases;
 use crate::metrics::metrics;
@@ -189,6 +189,7 @@ impl PeerApi {
         if proof.0.member.load(Ordering::Relaxed) != member {
             let status = running.node.status();
             let Some(known) = status.membership.get_node(&member) else { return Ok(()) };
+            check_slot(proof, slot_of(member))?;
             self.check_address(proof, &known.peer_address)?;
             proof.0.is_reader.store(known.kind() == Kind::Reader, Ordering::Relaxed);
             proof.0.member.store(member, Ordering::Relaxed);
@@ -243,6 +244,18 @@ impl PeerApi {
     }
 }
 
+/// Refuses a call as the member of a slot over a connection whose certificate names another slot.
+fn check_slot(proof: &Proof, slot: u16) -> Result<(), Status> {
+    let Some(certificate) = proof.presented().get().filter(|shown| !shown.is_for_slot(slot)) else { return Ok(()) };
+    let names = certificate.names().map(shown).collect::<Vec<_>>().join(", ");
+    if !proof.0.is_told.swap(true, Ordering::Relaxed) {
+        tracing::warn!(slot, names, "refused a peer's call: its certificate is for another slot");
+    }
+    Err(Status::permission_denied(format!(
+        "the member of slot {slot} must show a certificate of it; this one is for: {names}"
+    )))
+}
+
 fn disk(error: impl std::fmt::Display) -> Status {
     Status::internal(format!("the promise could not be made durable: {error}"))
 }
@@ -279,6 +292,7 @@ impl Peer for PeerApi {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
         let (running, proof) = (self.running()?, Proof::of(&request));
         let request = request.into_inner();
+        check_slot(&proof, slot_of(request.member_id))?;
         self.check_address(&proof, request.node.as_ref().map_or("", |node| &node.peer_address))?;
         Ok(Response::new(running.reconciler.join(request)))
     }

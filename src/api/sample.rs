@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::{Api, maintenance};
+use crate::pb::admin::RoleUsage;
 use crate::pb::etcd::AlarmType;
 
 /// A member's state in numbers. All 0 while it belongs to no cluster.
@@ -30,6 +31,8 @@ pub struct Sample {
     pub alarms: Vec<(u64, &'static str)>,
     pub alarms_nospace: u64,
     pub alarms_corrupt: u64,
+    /// Quotas of roles, and what of them is used.
+    pub roles: Vec<RoleUsage>,
     /// Ready as `/readyz` says it.
     pub ready: bool,
 }
@@ -69,6 +72,7 @@ impl Api {
             alarms: alarms.iter().map(|on| (on.member_id, on.alarm().as_str_name())).collect(),
             alarms_nospace: alarms_of(AlarmType::Nospace),
             alarms_corrupt: alarms_of(AlarmType::Corrupt),
+            roles: node.role_usage(),
             ready: raft.leader.is_some() && self.shared.ready.load(Ordering::Acquire),
             ..base
         }

@@ -14,7 +14,7 @@ use futures_util::{Stream, StreamExt as _, stream};
 use prost::Message as _;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Api, header, unsound};
+use super::{Api, audited, header, unsound};
 use crate::caller::Caller;
 use crate::env::{Instant, sleep_until};
 use crate::error::Error;
@@ -49,7 +49,15 @@ impl Watch for Api {
         let needs_leader = super::needs_leader(&request);
         // As etcd: a token that is none refuses the watchers, not the stream, and clients ask for another then.
         let caller = self.caller(&node, &request).await.unwrap_or_else(|_| Caller::stranger());
-        Ok(Response::new(self.watch_stream(node, caller, request.into_inner(), needs_leader)?))
+        let entry = audited::entry(&request).cloned();
+        let requests = request.into_inner().inspect(move |asked| {
+            if let (Some(entry), Ok(WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) })) =
+                (&entry, asked)
+            {
+                entry.note_range(&create.key, &create.range_end);
+            }
+        });
+        Ok(Response::new(self.watch_stream(node, caller, requests, needs_leader)?))
     }
 }
 
@@ -63,12 +71,24 @@ impl Api {
         needs_leader: bool,
     ) -> Result<Responses, Error> {
         let hub = self.hub()?;
+        let until = caller.until();
         let client = Client {
             session: hub.session(node.asker(), caller),
             hub,
-            corrupt: {
+            over: {
                 let node = node.clone();
-                Box::pin(async move { unsound(&node).await })
+                Box::pin(async move {
+                    let ends = async {
+                        match until {
+                            Some(until) => sleep_until(until).await,
+                            None => std::future::pending().await,
+                        }
+                    };
+                    tokio::select! {
+                        error = unsound(&node) => error,
+                        () = ends => Error::InvalidAuthToken,
+                    }
+                })
             },
             node,
             needs_leader,
@@ -108,8 +128,8 @@ struct Client<R> {
     hub: Hub,
     node: Node,
     needs_leader: bool,
-    /// One for the stream's whole life, since it is woken up very often.
-    corrupt: Pin<Box<dyn Future<Output = Error> + Send>>,
+    /// Why nobody is served on it any more. One for the stream's whole life, since it is woken up very often.
+    over: Pin<Box<dyn Future<Output = Error> + Send>>,
     requests: stream::Fuse<R>,
     asked: HashMap<i64, Asked>,
     next_number: i64,
@@ -139,7 +159,7 @@ enum Wake {
     Tick,
     Delivered,
     LeaderLost,
-    Corrupt(Error),
+    Over(Error),
 }
 
 impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
@@ -172,7 +192,7 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
                 Wake::Tick => self.tick(),
                 Wake::Delivered => {}
                 Wake::LeaderLost => return Some(Err(Error::NoLeader.into())),
-                Wake::Corrupt(error) => return Some(Err(error.into())),
+                Wake::Over(error) => return Some(Err(error.into())),
             }
         }
     }
@@ -193,7 +213,7 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
             () = more => Wake::Delivered,
             () = sleep_until(tick_at.unwrap_or_else(Instant::now)), if tick_at.is_some() => Wake::Tick,
             () = self.hub.leader_lost(&self.node), if self.needs_leader => Wake::LeaderLost,
-            corrupt = &mut self.corrupt => Wake::Corrupt(corrupt),
+            over = &mut self.over => Wake::Over(over),
         }
     }
 

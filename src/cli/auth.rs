@@ -10,7 +10,10 @@ use super::client::ClientArgs;
 use super::credentials::{Channel, first_line};
 use super::kv::KeyRange;
 use super::output::{Format, base64, json_line, table};
+use crate::config::Bytes;
 use crate::identity::shown;
+use crate::pb::admin::admin_client::AdminClient;
+use crate::pb::admin::{RoleQuota, RoleQuotasRequest, RoleUsage, SetRoleQuotaRequest};
 use crate::pb::authpb::{Permission, UserAddOptions, permission::Type};
 use crate::pb::etcd::auth_client::AuthClient;
 use crate::pb::etcd::{
@@ -52,6 +55,10 @@ pub enum RoleCommand {
     GrantPermission(GrantArgs),
     /// Take such a permission back; the keys must be those that it was given for
     RevokePermission(RevokeArgs),
+    /// Bound what is stored under what a role may write, and how often its users write
+    Quota(QuotaArgs),
+    /// Print the quotas of all roles, and what of them is used
+    Quotas(ListArgs),
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -108,7 +115,7 @@ pub struct NewPassword {
 #[derive(Debug, clap::Args)]
 pub struct UserAddArgs {
     name: String,
-    /// The user never has a password: it can ask for no token
+    /// The user never has a password: it can ask for no token, and is whom a client's certificate names (client_tls.user)
     #[arg(long, conflicts_with_all = ["new_user_password", "new_user_password_file"])]
     no_password: bool,
     #[command(flatten)]
@@ -149,6 +156,26 @@ pub struct GrantArgs {
     kind: Kind,
     #[command(flatten)]
     range: KeyRange,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+/// In the place of the quota that the role has; what is left out has no bound.
+#[derive(Debug, clap::Args)]
+pub struct QuotaArgs {
+    role: String,
+    /// Most bytes, as the store's own quota counts them: 64MiB, 1GiB
+    #[arg(long, value_name = "SIZE", required_unless_present_any = ["keys", "requests_per_second", "none"])]
+    bytes: Option<Bytes>,
+    /// Most keys that exist
+    #[arg(long, value_name = "NUMBER")]
+    keys: Option<u64>,
+    /// Most requests that write, of each user of the role in a second, at all members together
+    #[arg(long, value_name = "NUMBER")]
+    requests_per_second: Option<u64>,
+    /// No bound any more
+    #[arg(long, conflicts_with_all = ["bytes", "keys", "requests_per_second"])]
+    none: bool,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -271,6 +298,21 @@ pub async fn role(command: RoleCommand) -> anyhow::Result<Vec<u8>> {
             args.client.answer(connect(&args.client).await?.role_revoke_permission(request)).await?;
             Ok(line(format!("permission taken from role {}", args.role)))
         }
+        RoleCommand::Quota(args) => {
+            let quota = RoleQuota {
+                bytes: args.bytes.map_or(0, |bytes| bytes.0),
+                keys: args.keys.unwrap_or(0),
+                requests_per_second: args.requests_per_second.unwrap_or(0),
+            };
+            let request = SetRoleQuotaRequest { role: args.role.clone(), quota: (!args.none).then_some(quota) };
+            args.client.answer(admin(&args.client).await?.set_role_quota(request)).await?;
+            let what = if args.none { "taken from" } else { "given to" };
+            Ok(line(format!("quota {what} role {}", args.role)))
+        }
+        RoleCommand::Quotas(ListArgs { output, client }) => {
+            let answer = client.answer(admin(&client).await?.role_quotas(RoleQuotasRequest {})).await?;
+            Ok(quotas(output, &answer.into_inner().roles))
+        }
     }
 }
 
@@ -295,6 +337,35 @@ pub async fn auth(command: AuthCommand) -> anyhow::Result<Vec<u8>> {
             })
         }
     }
+}
+
+async fn admin(client: &ClientArgs) -> anyhow::Result<AdminClient<Channel>> {
+    Ok(AdminClient::new(client.connect().await?))
+}
+
+fn quotas(format: Format, roles: &[RoleUsage]) -> Vec<u8> {
+    if format == Format::Json {
+        let one = |one: &RoleUsage| -> Value {
+            let quota = one.quota.unwrap_or_default();
+            json!({
+                "role": one.role, "bytes": one.bytes, "bytes_max": quota.bytes, "keys": one.keys,
+                "keys_max": quota.keys, "requests_per_second": quota.requests_per_second,
+            })
+        };
+        return json_line(&json!({ "roles": roles.iter().map(one).collect::<Vec<_>>() }));
+    }
+    let of = |used: u64, most: u64| if most == 0 { used.to_string() } else { format!("{used} of {most}") };
+    let row = |one: &RoleUsage| {
+        let quota = one.quota.unwrap_or_default();
+        let rate = Some(quota.requests_per_second).filter(|rate| *rate > 0);
+        vec![
+            shown(&one.role),
+            of(one.bytes, quota.bytes),
+            of(one.keys, quota.keys),
+            rate.map_or_else(|| "-".to_owned(), |rate| rate.to_string()),
+        ]
+    };
+    table(&["ROLE", "BYTES", "KEYS", "REQUESTS/S"], &roles.iter().map(row).collect::<Vec<_>>())
 }
 
 fn permissions(format: Format, permissions: &[Permission]) -> Vec<u8> {

@@ -14,7 +14,7 @@ use crate::config::units::duration;
 use crate::env::{Env, OpenMode};
 use crate::identity::read_bounded;
 use crate::secure::mint::{self, Issuer, Made, Subject, Use};
-use crate::secure::{Description, describe};
+use crate::secure::{Description, describe, slot_uri};
 
 /// Largest file that is read.
 const FILE_BYTES_MAX: usize = 4 << 20;
@@ -52,6 +52,9 @@ pub struct ServerArgs {
     /// Also for dialling, as members do among themselves
     #[arg(long)]
     peer: bool,
+    /// For the member of this slot alone, also where the hosts are those of all
+    #[arg(long, value_name = "SLOT", requires = "peer")]
+    slot: Option<u16>,
     /// Name of the files [default: the first host]
     #[arg(long, value_name = "NAME")]
     out: Option<String>,
@@ -104,7 +107,8 @@ pub fn run(command: CertCommand) -> anyhow::Result<Vec<u8>> {
         CertCommand::Server(args) => {
             let usage = if args.peer { Use::Peer } else { Use::Server };
             let first = args.hosts.first().cloned().unwrap_or_default();
-            let subject = Subject { common_name: first.clone(), hosts: args.hosts, uris: Vec::new(), usage };
+            let uris = args.slot.map(slot_uri).into_iter().collect();
+            let subject = Subject { common_name: first.clone(), hosts: args.hosts, uris, usage };
             // A wildcard is no name for a file.
             let out = args.out.unwrap_or_else(|| first.replace('*', "any"));
             leaf(&env, &args.signing, &subject, &out)

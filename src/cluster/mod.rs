@@ -9,6 +9,7 @@
 //! recall     whether a member that has started finds its disk as the others remember it
 //! leaderless what a member says that runs Raft and knows no leader
 //! reconcile  the leader's loop: observe, plan, carry out
+//! declared   users and roles that a file declares
 //! audit      the leader's comparison of the members' states
 //! dead_leader what a voter does when the leader's process has died
 //! fence      what a member does whose state that comparison, or a person, has found to be wrong
@@ -31,6 +32,7 @@ pub mod audit;
 pub mod bootstrap;
 pub mod dead_leader;
 pub mod decide;
+pub mod declared;
 pub mod fence;
 pub mod formation;
 pub mod join;
@@ -48,6 +50,7 @@ pub mod wanted;
 pub use audit::Audit;
 pub use bootstrap::{Bootstrap, RaftFacts};
 pub use dead_leader::DeadLeader;
+pub use declared::Declared;
 pub use fence::Fence;
 pub use formation::{Outcome, Places};
 pub use manage::Manager;

@@ -4,9 +4,11 @@
 //! Invariants: no key is ignored in silence, a [`Config`] that [`load`] returns is valid, and every message says what was
 //! got, from where, what was expected and what to do. Absent: globals; a section is passed down to the module it is for.
 
+mod audit;
 mod load;
 mod memory;
 mod node;
+mod oidc;
 mod sections;
 mod tls;
 pub mod units;
@@ -14,14 +16,16 @@ mod validate;
 
 use serde::{Deserialize, Serialize};
 
+pub use audit::{Audit, AuditMode};
 pub use load::{DEFAULT_FILE, File, Flag, Loaded, Sources, load};
 pub use memory::cgroup_memory_limit;
 pub use node::Node;
+pub use oidc::{KUBERNETES, Oidc, RoleRule};
 pub use sections::{
     Auth, Backup, Cluster, Compaction, CompactionMode, Http, Identity, Kubernetes, Lease, Limits, Listen, Log,
     LogFormat, MemberKind, Raft, Restore, STATUS_PORT_OFFSET, Server, State, StatusListen, Storage, Telemetry, Watch,
 };
-pub use tls::{ClientCert, ClientTls, PeerTls, PlainPeers, TlsMode, TlsVersion};
+pub use tls::{CertUser, ClientCert, ClientTls, PeerTls, PlainPeers, TlsMode, TlsVersion};
 pub use units::Bytes;
 pub use validate::MESSAGE_BYTES_MAX;
 
@@ -41,6 +45,7 @@ pub struct Config {
     pub raft: Raft,
     pub lease: Lease,
     pub auth: Auth,
+    pub oidc: Oidc,
     pub backup: Backup,
     pub restore: Restore,
     pub log: Log,
@@ -49,6 +54,7 @@ pub struct Config {
     pub limits: Limits,
     pub watch: Watch,
     pub http: Http,
+    pub audit: Audit,
     pub telemetry: Telemetry,
 }
 

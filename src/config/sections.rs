@@ -352,11 +352,13 @@ pub struct Auth {
     pub token_ttl: Duration,
     /// What a password's hash costs: each step doubles it. etcd's 10 takes some 60 ms of a core.
     pub bcrypt_cost: u32,
+    /// A file that declares users and roles; empty: none.
+    pub bootstrap: PathBuf,
 }
 
 impl Default for Auth {
     fn default() -> Self {
-        Self { token_ttl: Duration::from_secs(300), bcrypt_cost: 10 }
+        Self { token_ttl: Duration::from_secs(300), bcrypt_cost: 10, bootstrap: PathBuf::new() }
     }
 }
 

@@ -42,6 +42,9 @@ pub struct ClientTls {
     /// Names of which a client's certificate must have one; empty: any.
     #[serde(with = "units::list")]
     pub allowed_names: Vec<String>,
+    /// Which name of a client's certificate is its user, while authentication is on and its request shows no token.
+    #[serde(with = "units::text")]
+    pub user: CertUser,
     /// The oldest version that is spoken.
     #[serde(with = "units::text")]
     pub min_version: TlsVersion,
@@ -100,6 +103,7 @@ impl Default for ClientTls {
             crl_file: PathBuf::new(),
             client_cert: ClientCert::default(),
             allowed_names: Vec::new(),
+            user: CertUser::default(),
             min_version: TlsVersion::default(),
             cipher_suites: Vec::new(),
         }
@@ -150,6 +154,18 @@ pub enum ClientCert {
     Required,
 }
 
+/// Which user a client's certificate stands for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CertUser {
+    /// The one with its common name, as in etcd.
+    #[default]
+    CommonName,
+    /// The one with the first of its alternative names that is a DNS name or a URI (SPIFFE ids are URIs).
+    San,
+    /// None: it lets in, and who asks for something shows a token.
+    Nobody,
+}
+
 /// Whether a member with TLS hears, and speaks to, members without.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PlainPeers {
@@ -171,6 +187,7 @@ pub enum TlsVersion {
 
 words!(TlsMode { Off = "off", Files = "files", Auto = "auto" });
 words!(PlainPeers { Refuse = "refuse", UntilAll = "until-all", Accept = "accept" });
+words!(CertUser { CommonName = "common-name", San = "san", Nobody = "none" });
 words!(ClientCert { Off = "off", Optional = "optional", Required = "required" });
 words!(TlsVersion { V1_2 = "1.2", V1_3 = "1.3" });
 
@@ -213,6 +230,9 @@ impl Config {
             let action = "without it clients show no certificate that ca_file, crl_file and allowed_names could be for";
             faults.check(!unused, "client_tls.client_cert", client.client_cert, expected, action);
         }
+        let is_of_use = asks || client.user == CertUser::default();
+        let (expected, action) = ("common-name, for client_tls.client_cert is off", "clients show no certificate then");
+        faults.check(is_of_use, "client_tls.user", client.user, expected, action);
         for (section, version, suites) in [
             ("client_tls", client.min_version, &client.cipher_suites),
             ("peer_tls", peer.min_version, &peer.cipher_suites),
@@ -312,6 +332,7 @@ mod tests {
             ("client_tls.client_cert: got off", |c| c.client_tls.crl_file = "/crl".into()),
             ("client_tls.client_cert: got off", |c| c.client_tls.allowed_names = vec!["a".into()]),
             ("client_tls.cert_file: got \"/x\", expected nothing", |c| c.client_tls.mode = TlsMode::Off),
+            ("client_tls.user: got san", |c| c.client_tls.user = CertUser::San),
             ("peer_tls.ca_file: got nothing", |c| c.peer_tls.ca_file = "".into()),
             ("peer_tls.ca_file: got \"/x\", expected nothing", |c| c.peer_tls.mode = TlsMode::Off),
             ("peer_tls.cert_file: got \"/x\", expected nothing", |c| c.peer_tls.mode = TlsMode::Auto),

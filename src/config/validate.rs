@@ -60,6 +60,8 @@ impl Config {
         self.check_counts(&mut faults);
         self.check_server(&mut faults);
         self.check_tls(&mut faults);
+        self.check_oidc(&mut faults);
+        self.check_audit(&mut faults);
         self.check_cluster(&mut faults);
         self.check_kubernetes(&mut faults);
         self.check_timing(&mut faults);

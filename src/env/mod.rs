@@ -11,6 +11,7 @@ pub mod faulty;
 pub mod net;
 pub mod planted;
 pub mod process;
+pub mod rolling;
 #[cfg(any(test, feature = "testing"))]
 pub mod sim;
 pub mod stderr;

@@ -1,4 +1,4 @@
-//! Standard error of a server, which waits for nobody who reads it.
+//! Standard error of a server, which waits for nobody who reads it; and other places that lines go to in the same way.
 //!
 //! A thread writes; lines wait for it in a queue that is bounded by number and bytes. What does not fit is lost, and whoever started this is
 //! told, to count it. So a pipe that nobody reads costs lines, and nothing else.
@@ -33,14 +33,15 @@ pub struct Lines {
 impl Lines {
     /// Writes to standard error; `lost` is called for each line that is lost.
     pub fn start(lost: fn()) -> io::Result<Self> {
-        Self::start_with(io::stderr(), lost)
+        Self::start_to("stderr", io::stderr(), lost)
     }
 
-    fn start_with(out: impl Write + Send + 'static, lost: fn()) -> io::Result<Self> {
+    /// The same to another place; `name` is the thread's. A line that cannot be written is lost, too.
+    pub fn start_to(name: &'static str, out: impl Write + Send + 'static, lost: fn()) -> io::Result<Self> {
         let (queue, entries) = sync_channel(LINES_MAX);
         let waiting_bytes = Arc::new(AtomicUsize::new(0));
         let waiting = waiting_bytes.clone();
-        threads::start("stderr", move || write(out, &entries, &waiting))?;
+        threads::start(name, move || write(out, &entries, &waiting, lost))?;
         Ok(Self { queue, waiting_bytes, lost })
     }
 
@@ -64,12 +65,14 @@ impl Lines {
     }
 }
 
-fn write(mut out: impl Write, entries: &Receiver<Entry>, waiting: &AtomicUsize) {
+fn write(mut out: impl Write, entries: &Receiver<Entry>, waiting: &AtomicUsize, lost: fn()) {
     for entry in entries {
         match entry {
             Entry::Line(line) => {
                 // There is nobody to tell.
-                let _ = out.write_all(&line);
+                if out.write_all(&line).and_then(|()| out.flush()).is_err() {
+                    lost();
+                }
                 waiting.fetch_sub(line.len(), Ordering::Relaxed);
             }
             Entry::Flush(written) => drop(written.try_send(())),
@@ -105,7 +108,7 @@ mod tests {
         let lost = || {
             LOST.fetch_add(1, Ordering::Relaxed);
         };
-        let lines = Lines::start_with(Reader(read.clone()), lost).unwrap();
+        let lines = Lines::start_to("reader", Reader(read.clone()), lost).unwrap();
         let stuck = read.lock();
         for n in 0..3 * LINES_MAX {
             lines.line(format!("{n}\n").as_bytes());

@@ -13,7 +13,7 @@
 //! | `passwords` | [`Pool::Passwords`] | hashes of passwords: tens of milliseconds each | waits in the queue, then is refused |
 //! | `names` | [`Pool::Names`] | the system's resolver, which may take as long as it likes | waits |
 //! | `drops` | [`Pool::Drops`] | lets go of states that nobody reads any more | waits |
-//! | `stderr` | 1 in a server | log lines (`stderr`) | they are lost, and counted |
+//! | `stderr`, `audit` | one each in a server, the second if it is asked for | log lines, and the audit log's (`stderr`) | they are lost, and counted |
 //! | tokio's own | few | names that the client of Kubernetes' API server looks up; the event loop, while a task does something long where it is ([`super::Env::in_place`]: watchers of revisions of thousands of events, messages of megabytes) | waits |
 //!
 //! Each pool has its own threads, so none of these waits for another. A pool starts threads when there is work, and they end when there has

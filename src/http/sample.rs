@@ -4,6 +4,7 @@ use std::fmt::{Display, Write as _};
 
 use crate::api::{Api, ETCD_CLUSTER_MINOR, ETCD_VERSION, VERSION};
 use crate::env::process::{open_files_max, this_process};
+use crate::pb::admin::RoleUsage;
 
 struct Text(String);
 
@@ -78,6 +79,8 @@ pub(super) fn text(api: &Api) -> String {
         now.disk_free_bytes,
     );
 
+    roles(t, &now.roles);
+
     let process = this_process();
     t.gauge("process_resident_memory_bytes", "Resident memory.", process.resident_bytes);
     t.gauge("process_virtual_memory_bytes", "Virtual memory.", process.virtual_bytes);
@@ -92,6 +95,24 @@ pub(super) fn text(api: &Api) -> String {
     #[cfg(feature = "count-allocations")]
     allocations(t);
     text.0
+}
+
+fn roles(text: &mut Text, roles: &[RoleUsage]) {
+    type Figure = fn(&RoleUsage) -> u64;
+    let figures: [(&str, &str, Figure); 4] = [
+        ("quorate_role_bytes", "Bytes that are stored under what a role with a quota may write.", |role| role.bytes),
+        ("quorate_role_keys", "Keys that exist there.", |role| role.keys),
+        ("quorate_role_quota_bytes", "Most bytes there; 0 for no bound.", |role| role.quota.unwrap_or_default().bytes),
+        ("quorate_role_quota_keys", "Most keys there; 0 for no bound.", |role| role.quota.unwrap_or_default().keys),
+    ];
+    for (name, help, figure) in figures.into_iter().filter(|_| !roles.is_empty()) {
+        text.head(name, "gauge", help);
+        for role in roles {
+            // As a label's value is written.
+            let label = role.role.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let _ = writeln!(text.0, "{name}{{role=\"{label}\"}} {}", figure(role));
+        }
+    }
 }
 
 #[cfg(feature = "count-allocations")]

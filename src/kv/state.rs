@@ -237,6 +237,7 @@ impl State {
     fn put(&mut self, r: &PutRequest, answer: bool) -> Result<PutResponse, Error> {
         self.check_lease(r.lease)?;
         self.check_put_key(r)?;
+        self.check_quotas(std::iter::once(r))?;
         let response = self.write_put(r, answer);
         self.commit();
         Ok(response)
@@ -297,17 +298,7 @@ impl State {
     /// Writes a put that was checked, as part of the next revision.
     pub(super) fn write_put(&mut self, r: &PutRequest, answer: bool) -> PutResponse {
         let revision = self.next_revision();
-        let (event, prev) = self.insert_made(&r.key, |prev| {
-            let was = prev.map(KeyValue::fields).unwrap_or_default();
-            KeyValue::new(Fields {
-                key: &r.key,
-                create_revision: if prev.is_some() { was.create_revision } else { revision },
-                mod_revision: revision,
-                version: was.version + 1,
-                value: if r.ignore_value { was.value } else { &r.value },
-                lease: if r.ignore_lease { was.lease } else { r.lease },
-            })
-        });
+        let (event, prev) = self.insert_made(&r.key, |prev| made_by(r, prev, revision));
         self.writing.push(event);
         PutResponse { header: header(revision), prev_kv: prev.filter(|_| answer && r.prev_kv) }
     }
@@ -348,6 +339,19 @@ impl State {
     pub(super) fn record(&mut self, change: change::Change, payload_bytes: usize) {
         self.journal.record(change, payload_bytes);
     }
+}
+
+/// What a put makes at `revision` of the newest version of its key.
+pub(super) fn made_by(r: &PutRequest, prev: Option<&KeyValue>, revision: i64) -> KeyValue {
+    let was = prev.map(KeyValue::fields).unwrap_or_default();
+    KeyValue::new(Fields {
+        key: &r.key,
+        create_revision: if prev.is_some() { was.create_revision } else { revision },
+        mod_revision: revision,
+        version: was.version + 1,
+        value: if r.ignore_value { was.value } else { &r.value },
+        lease: if r.ignore_lease { was.lease } else { r.lease },
+    })
 }
 
 pub(super) fn header(revision: i64) -> Option<ResponseHeader> {

@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::pb::etcd::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::pb::etcd::request_op::Request;
 use crate::pb::etcd::response_op::Response;
-use crate::pb::etcd::{Compare, RequestOp, ResponseOp, TxnRequest, TxnResponse};
+use crate::pb::etcd::{Compare, PutRequest, RequestOp, ResponseOp, TxnRequest, TxnResponse};
 use crate::pb::{Fields, KeyValue};
 
 /// True if no branch can write: the transaction is then a read, and needs no log entry.
@@ -65,6 +65,9 @@ impl State {
         // The order decides what the client is told when several things are wrong; it is etcd's.
         self.check_txn(r, &mut path.iter().copied(), Check::Puts)?;
         self.check_txn(r, &mut path.iter().copied(), Check::Ranges)?;
+        let mut puts = Vec::new();
+        puts_of(r, &mut path.iter().copied(), &mut puts);
+        self.check_quotas(puts.into_iter())?;
         let before = (answer && reads_past(r)).then(|| self.clone());
         let response = self.write_txn(r, &mut Run { path: path.into_iter(), answer, before });
         self.commit();
@@ -176,6 +179,17 @@ fn reads_past(r: &TxnRequest) -> bool {
         Some(Request::RequestTxn(r)) => reads_past(r),
         Some(Request::RequestPut(_) | Request::RequestDeleteRange(_)) | None => false,
     })
+}
+
+/// The puts of the branches taken.
+fn puts_of<'a>(r: &'a TxnRequest, path: &mut impl Iterator<Item = bool>, puts: &mut Vec<&'a PutRequest>) {
+    for op in branch(r, next(path)) {
+        match &op.request {
+            Some(Request::RequestPut(r)) => puts.push(r),
+            Some(Request::RequestTxn(r)) => puts_of(r, path, puts),
+            Some(Request::RequestRange(_) | Request::RequestDeleteRange(_)) | None => {}
+        }
+    }
 }
 
 fn next(path: &mut impl Iterator<Item = bool>) -> bool {

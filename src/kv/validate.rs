@@ -21,6 +21,8 @@ use crate::pb::log::{AuthChange, Command, WantedSize, command};
 const TXN_DEPTH_OLD: usize = 40;
 /// Checkpoints in one command; the leader's own have far fewer.
 const CHECKPOINTS_MAX: usize = 1 << 16;
+/// Most roles of a user that is known to an issuer.
+pub const MAPPED_ROLES_MAX: usize = 64;
 /// Most bytes of a password's hash; bcrypt's has 60.
 pub const PASSWORD_HASH_BYTES_MAX: usize = 256;
 
@@ -59,6 +61,9 @@ pub fn command(command: &Command, limits: &Limits) -> Result<(), Error> {
     let Some(request) = &command.request else {
         return Err(Error::InvalidRequest("a command without a request that this build knows".into()));
     };
+    if command.asker.as_ref().is_some_and(|asker| asker.roles.len() > MAPPED_ROLES_MAX) {
+        return Err(Error::InvalidRequest(format!("an asker with more than {MAPPED_ROLES_MAX} roles")));
+    }
     match request {
         Request::Put(r) => put(r)?,
         Request::DeleteRange(r) => delete_range(r)?,
@@ -112,6 +117,10 @@ fn auth(r: &AuthChange) -> Result<(), Error> {
     let is_sound = match &r.change {
         Some(Change::Enable(r)) => r.token_key.len() == TOKEN_KEY_BYTES,
         Some(Change::UserAdd(r) | Change::UserChangePassword(r)) => r.hash.len() <= PASSWORD_HASH_BYTES_MAX,
+        Some(Change::Declare(r)) => {
+            let hashes = r.users.iter().all(|user| user.hash.len() <= PASSWORD_HASH_BYTES_MAX);
+            hashes && r.token_key.len() == TOKEN_KEY_BYTES && r.mark != 0
+        }
         Some(_) => true,
         None => false,
     };

@@ -9,6 +9,7 @@
 //! Invariants: what is taken of a pool is at most its size; nobody who holds nothing is refused while a quarter is free.
 //! Absent: what a thing is worth in bytes; who takes it knows.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -44,9 +45,21 @@ struct Counts([AtomicU64; KINDS]);
 
 /// A host: all of its connections together. Cloning shares it.
 #[derive(Clone, Debug, Default)]
-pub struct Host(Arc<Counts>);
+pub struct Host(Arc<OfHost>);
+
+#[derive(Debug, Default)]
+struct OfHost {
+    counts: Counts,
+    /// `None`: it is not known.
+    address: Option<IpAddr>,
+}
 
 impl Host {
+    /// The host at an address.
+    pub fn at(address: IpAddr) -> Self {
+        Self(Arc::new(OfHost { counts: Counts::default(), address: Some(address.to_canonical()) }))
+    }
+
     /// True while something else knows it: a connection, or what one of them has taken.
     pub fn is_known(&self) -> bool {
         Arc::strong_count(&self.0) > 1
@@ -66,7 +79,7 @@ pub struct Client(Option<Arc<Names>>);
 #[derive(Debug)]
 struct Names {
     connection: Option<Counts>,
-    host: Option<Arc<Counts>>,
+    host: Option<Arc<OfHost>>,
     presented: Presented,
 }
 
@@ -92,16 +105,26 @@ impl Client {
         self.0.as_ref().map_or(0, |names| Arc::as_ptr(names).addr() as u64)
     }
 
-    /// As [`Self::number`], for all connections of its host together.
+    /// Where it comes from, if that is known.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.0.as_ref()?.host.as_ref()?.address
+    }
+
+    /// For all connections of its host together. It follows from the address, so a host that comes back after it was forgotten has the same; who
+    /// has an address of IPv6 has the 2^64 beside it, too. Where it comes from is not known: as [`Self::number`].
     pub fn host_number(&self) -> u64 {
-        let host = self.0.as_ref().and_then(|names| names.host.as_ref());
-        host.map_or_else(|| self.number(), |host| Arc::as_ptr(host).addr() as u64)
+        match self.address() {
+            Some(IpAddr::V4(address)) => u64::from(address.to_bits()),
+            Some(IpAddr::V6(address)) => (address.to_bits() >> 64) as u64,
+            None => self.number(),
+        }
     }
 
     /// What the connection has, and what the host has; `None` for who has no such name.
     fn counts(&self, kind: Kind) -> [Option<&AtomicU64>; 2] {
         let Some(names) = &self.0 else { return [None; 2] };
-        [names.connection.as_ref(), names.host.as_deref()].map(|name| name.map(|counts| &counts.0[kind as usize]))
+        [names.connection.as_ref(), names.host.as_ref().map(|host| &host.counts)]
+            .map(|name| name.map(|counts| &counts.0[kind as usize]))
     }
 }
 
@@ -317,6 +340,18 @@ mod tests {
         assert!(modest.iter().all(Result::is_ok), "{} places are held by the others", held.len());
         assert!(pool.take(&Client::default(), 1).is_ok(), "nor are the member's own requests refused");
         assert!(pool.take(&greedy[0], 1).is_err());
+    }
+
+    #[test]
+    fn a_host_has_the_number_of_its_address_whenever_it_comes() {
+        let number = |address: &str| Client::new(Some(&Host::at(address.parse().unwrap()))).host_number();
+        assert_eq!(number("10.0.0.1"), number("10.0.0.1"));
+        assert_eq!(number("10.0.0.1"), number("::ffff:10.0.0.1"));
+        assert_eq!(number("2001:db8::1"), number("2001:db8::2"), "both are one subscriber's");
+        let others = ["10.0.0.1", "10.0.0.2", "2001:db8::1", "2001:db8:0:1::1"].map(number);
+        assert!(others.iter().all(|number| others.iter().filter(|other| *other == number).count() == 1), "{others:?}");
+        let (one, other) = (Client::new(None), Client::new(None));
+        assert_ne!(one.host_number(), other.host_number());
     }
 
     #[test]

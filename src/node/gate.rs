@@ -14,6 +14,7 @@ use crate::caller::Caller;
 use crate::env::{Instant, sleep};
 use crate::error::Error;
 use crate::kv::{Auth, State, Wants};
+use crate::pb::admin::RoleUsage;
 use crate::pb::etcd::AlarmMember;
 use crate::raft;
 
@@ -43,6 +44,7 @@ impl Node {
         if !self.is_auth_on() {
             return Ok(());
         }
+        in_time(caller)?;
         match wants {
             Wants::Keys { .. } | Wants::AnyUser | Wants::Root => self.inner.store.read(|s| s.kv.permit(caller, wants)),
             // These may take longer than apply should wait.
@@ -52,18 +54,21 @@ impl Node {
 
     /// A view of the data, if `caller` may have what is wanted of it.
     pub fn view(&self, caller: &Caller, wants: Wants<'_>) -> Result<State, Error> {
+        in_time(caller)?;
         let state = self.inner.store.view().kv;
         state.permit(caller, wants).map(|()| state)
     }
 
     /// As [`Self::view`], with all that a backup says of itself.
     pub fn whole_view(&self, caller: &Caller) -> Result<raft::Applied, Error> {
+        in_time(caller)?;
         let view = self.inner.store.view();
         view.kv.permit(caller, Wants::Root).map(|()| view)
     }
 
     /// Looks at the data; apply waits as long as `look` takes, so it must be short.
     pub fn look<T>(&self, caller: &Caller, wants: Wants<'_>, look: impl FnOnce(&State) -> T) -> Result<T, Error> {
+        in_time(caller)?;
         self.inner.store.read(|s| s.kv.permit(caller, wants).map(|()| look(&s.kv)))
     }
 
@@ -91,6 +96,11 @@ impl Node {
             bytes: s.kv.bytes(),
             cluster_version: s.kv.cluster_version(),
         })
+    }
+
+    /// Quotas of roles in numbers.
+    pub fn role_usage(&self) -> Vec<RoleUsage> {
+        self.inner.store.view().kv.role_usage()
     }
 
     /// As [`State::freed_bytes`].
@@ -125,5 +135,13 @@ impl Node {
             sleep(Duration::from_millis(5)).await;
         }
         Ok(())
+    }
+}
+
+/// Refuses who has shown what has ended since.
+pub(super) fn in_time(caller: &Caller) -> Result<(), Error> {
+    match caller.until() {
+        Some(until) if until <= Instant::now() => Err(Error::InvalidAuthToken),
+        _ => Ok(()),
     }
 }

@@ -16,6 +16,7 @@ mod office;
 mod pending;
 mod places;
 mod propose;
+mod rates;
 mod read;
 mod space;
 #[cfg(test)]
@@ -449,6 +450,7 @@ impl Node {
     /// Carries one command through Raft for `caller`, and returns what applying it here answered. What `caller` may do is decided
     /// where it is applied.
     pub async fn propose(&self, caller: &Caller, mut command: pb::log::Command) -> Outcome {
+        gate::in_time(caller)?;
         command.asker = caller.to_pb();
         admit::own(&mut command, &self.inner.options.limits)?;
         // By this member's data, which is nearly the leader's; the leader counts again what others forward.

@@ -12,9 +12,11 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use openraft::errors::ClientWriteError;
 use openraft::raft::ClientWriteResult;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::places::Place;
+use super::rates::Rates;
 use super::space::Judge;
 use super::{Node, admit, more_of_a_burst};
 use crate::env::{Instant, sleep_until};
@@ -166,6 +168,7 @@ pub(super) struct Proposer {
     queue: mpsc::Receiver<Proposal>,
     /// Of batches that are in flight.
     in_flight_bytes: u64,
+    rates: Mutex<Rates>,
 }
 
 /// A batch that is no longer in flight.
@@ -180,7 +183,7 @@ type Result_ = Result<ClientWriteResult<TypeConfig>, ()>;
 
 impl Proposer {
     pub(super) fn new(node: Node, queue: mpsc::Receiver<Proposal>) -> Self {
-        Self { node, queue, in_flight_bytes: 0 }
+        Self { node, queue, in_flight_bytes: 0, rates: Mutex::default() }
     }
 
     pub(super) async fn run(mut self) {
@@ -225,13 +228,17 @@ impl Proposer {
     fn pack(&self, waiting: &mut Vec<Proposal>) -> Vec<(Bytes, Vec<Reply>)> {
         let bytes_max = self.node.inner.options.batch_bytes_max;
         let cluster_version = self.node.inner.store.read(|s| s.kv.cluster_version());
+        let auth = self.node.is_auth_on().then(|| self.node.auth()).filter(|auth| auth.has_rates());
         let mut judge = Judge::new(&self.node, self.in_flight_bytes);
         let mut batches = Batches::new(bytes_max);
         for proposal in waiting.drain(..) {
             if proposal.reply.is_closed() {
                 continue;
             }
-            let checked = self.check(&proposal, cluster_version);
+            let checked = self.check(&proposal, cluster_version).and_then(|units| match &auth {
+                Some(auth) => self.rates.lock().check(auth, &proposal.command, Instant::now()).map(|()| units),
+                None => Ok(units),
+            });
             match checked.and_then(|units| judge.check(&proposal.command).map(|()| units)) {
                 Ok(units) => batches.add(&proposal.command, units, proposal.reply),
                 Err(error) => proposal.reply.send(Err(error)),

@@ -14,6 +14,14 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use super::Error;
 use super::tls::certificates;
 
+/// A URI that begins so, among the alternative names, says of which slot's member the certificate is.
+const SLOT_URI: &str = "quorate:slot:";
+
+/// The name by which a certificate is for the member of a slot alone, whatever hosts it is for.
+pub fn slot_uri(slot: u16) -> String {
+    format!("{SLOT_URI}{slot}")
+}
+
 /// A certificate that was verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {
@@ -52,6 +60,13 @@ impl Certificate {
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let Ok(name) = ServerName::try_from(host) else { return false };
         ParsedCertificate::try_from(&self.der).is_ok_and(|parsed| verify_server_name(&parsed, &name).is_ok())
+    }
+
+    /// Whether it may be the member's of this slot: it names no slot, or this one.
+    pub fn is_for_slot(&self, slot: u16) -> bool {
+        let mut named = self.sans.iter().filter_map(|name| name.strip_prefix(SLOT_URI)).peekable();
+        let slot = slot.to_string();
+        named.peek().is_none() || named.any(|named| named == slot)
     }
 
     /// Whether it has this name, in whatever place.
@@ -159,6 +174,16 @@ mod tests {
         assert_eq!(certificate.names().collect::<Vec<_>>(), ["alice", "10.0.0.1", "spiffe://x/kv", "kv.example"]);
         let nameless = made(None, Vec::new());
         assert_eq!((&nameless.common_name, &nameless.san, nameless.names().count()), (&None, &None, 0));
+    }
+
+    #[test]
+    fn a_certificate_that_names_a_slot_is_for_no_other() {
+        let uri = |text: String| SanType::URI(text.try_into().unwrap());
+        let (one, none) = (made(None, vec![uri(slot_uri(1))]), made(None, vec![uri("spiffe://x/1".into())]));
+        assert!(one.is_for_slot(1) && !one.is_for_slot(0) && !one.is_for_slot(11));
+        assert!(none.is_for_slot(0) && none.is_for_slot(1));
+        let both = made(None, vec![uri(slot_uri(1)), uri(slot_uri(2))]);
+        assert!(both.is_for_slot(1) && both.is_for_slot(2) && !both.is_for_slot(3));
     }
 
     #[test]

@@ -10,6 +10,7 @@
 mod certificate;
 mod io;
 pub mod mint;
+pub mod oidc;
 pub mod password;
 mod port;
 mod tls;
@@ -17,7 +18,7 @@ pub mod token;
 
 use std::time::UNIX_EPOCH;
 
-pub use certificate::{Certificate, Description, Presented, describe};
+pub use certificate::{Certificate, Description, Presented, describe, slot_uri};
 pub use io::Io;
 pub use port::{Port, Ports};
 pub use tls::{Dialer, cipher_suites, is_plain, roots_of, system_roots};

@@ -18,10 +18,11 @@ use std::time::{Duration, UNIX_EPOCH};
 use parking_lot::{Mutex, RwLock};
 use tokio_rustls::rustls::ServerConfig;
 
+use super::certificate::slot_uri;
 use super::mint::{Issuer, Subject, Use};
 use super::tls::{Dialer, Material, Read, Rules};
 use super::{Error, since_1970};
-use crate::config::{self, ClientCert, ClientTls, Config, PeerTls, PlainPeers, TlsMode};
+use crate::config::{self, ClientCert, ClientTls, Config, MemberKind, PeerTls, PlainPeers, TlsMode};
 use crate::env::{Disk, Env, Instant, Pool, interval};
 use crate::identity::{host_port, read_bounded};
 use crate::metrics::{self, metrics};
@@ -46,12 +47,15 @@ pub struct Ports {
 impl Ports {
     /// Reads what the settings name, or says what is wrong with it; `this` is who the certificates are for, where they are made here.
     pub fn open(disk: &dyn Disk, config: &Config, this: &config::Node) -> Result<Self, Error> {
+        // Of whoever owns a slot: others have ids that say nothing.
+        let owned = (config.cluster.kind == MemberKind::Slot).then(|| slot_uri(this.slot));
         let subject = |section: &str, names: &[String], hosts: Vec<String>, usage| {
             let mut hosts: Vec<String> = hosts.into_iter().chain(names.iter().cloned()).collect();
             hosts.sort();
             hosts.dedup();
             tracing::debug!(port = section, ?hosts, "names of the certificate");
-            Subject { common_name: this.name.clone(), hosts, uris: Vec::new(), usage }
+            let uris = owned.iter().filter(|_| usage == Use::Peer).cloned().collect();
+            Subject { common_name: this.name.clone(), hosts, uris, usage }
         };
         let (client, peer) = (&config.client_tls, &config.peer_tls);
         let clients = Port::of_clients(disk, client, || {

@@ -119,7 +119,7 @@ impl Tokens {
             return None;
         }
         let name = String::from_utf8(name.to_vec()).ok()?;
-        Some((Named { name, since }, (life - age).min(self.ttl)))
+        Some((Named::user(name, since), (life - age).min(self.ttl)))
     }
 }
 
@@ -152,7 +152,7 @@ mod tests {
     }
 
     fn named(since: u64) -> Named {
-        Named { name: "röot".into(), since }
+        Named::user("röot", since)
     }
 
     fn time(seconds: u64) -> WallTime {

@@ -1,8 +1,8 @@
 //! The clients' port: gRPC and HTTP, from the moment on at which this member can serve.
 //!
 //! Invariants: a closed port refuses connections, so that clients go to another member at once; whoever is served is never told less
-//! than this member acknowledged in an earlier life, unless no leader came for `server.open_without_leader`; a fenced member, which
-//! serves no data, is reached all the same. Once open the port stays
+//! than this member acknowledged in an earlier life, unless no leader came for `server.open_without_leader`; where users are declared,
+//! nobody is served before authentication is on; a fenced member, which serves no data, is reached all the same. Once open the port stays
 //! open while leaders come and go; it closes when the process ends, or goes on under another identity.
 //! Absent: what says all this meanwhile (`status`).
 
@@ -103,9 +103,24 @@ impl Server {
             () = over.cancelled() => return,
             () = env.shutdown.cancelled() => return,
         }
+        tokio::select! {
+            () = self.users_count(&node) => {}
+            () = over.cancelled() => return,
+            () = env.shutdown.cancelled() => return,
+        }
         if let Err(error) = self.open_clients(&over) {
             tracing::error!(error = format!("{error:#}"), "the clients' port cannot be opened");
             env.failed.cancel();
+        }
+    }
+
+    /// Resolves when authentication is on, if users are declared: before, everybody would be served.
+    async fn users_count(&self, node: &Node) {
+        let mut applied = node.applied();
+        while self.declared.is_some() && !node.is_auth_on() {
+            if applied.changed().await.is_err() {
+                return std::future::pending().await;
+            }
         }
     }
 
@@ -166,7 +181,8 @@ impl Server {
         let (sockets, handed_on) = mpsc::channel(SOCKETS_WAITING_MAX);
         let (patience, account, tls) = (limits.receive_timeout, self.account.clone(), self.tls.client.clone());
         let kind = Kind::Client { patience, account, tls, sockets };
-        let meter = Meter::new(&[pb::PUBLIC_DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET])?;
+        let descriptors = [pb::PUBLIC_DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET];
+        let meter = Meter::new(&descriptors, self.audit.clone())?;
         let (routes, gateway) = self.client_routes(budget.clone(), meter.clone())?;
         self.serve_sockets(handed_on, gateway, open.drain.clone());
         let server = Grpc::builder()

@@ -417,7 +417,7 @@ impl Hosts {
             self.known.retain(|_, host| host.is_known());
             self.tidy_at = 2 * self.known.len();
         }
-        self.known.entry(address).or_default().clone()
+        self.known.entry(address).or_insert_with(|| Host::at(address)).clone()
     }
 }
 

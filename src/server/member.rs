@@ -15,7 +15,8 @@ use crate::api::Running;
 use crate::backup;
 use crate::cluster::decide::Wait;
 use crate::cluster::{
-    Audit, DeadLeader, Fence, Manager, Outcome, RaftFacts, Reconciler, Wanted, formation, leaderless, recall, reconcile,
+    Audit, DeadLeader, Declared, Fence, Manager, Outcome, RaftFacts, Reconciler, Wanted, formation, leaderless, recall,
+    reconcile,
 };
 use crate::config::MemberKind;
 use crate::env::{Env, Instant, Pool, fail_point, interval, timeout};
@@ -315,8 +316,11 @@ impl Server {
             },
         );
         env.spawn(reconciler.clone().run());
-        self.bootstrap
-            .set_raft(Some(Arc::new(Facts { node: node.clone(), lease: self.config.raft.election_timeout_max })));
+        self.bootstrap.set_raft(Some(Arc::new(Facts {
+            node: node.clone(),
+            lease: self.config.raft.election_timeout_max,
+            declared: self.declared.clone(),
+        })));
         let audit = Audit::new(node.clone(), self.peers.clone(), self.config.raft.self_check_interval);
         self.peer_api.set_audit(audit.clone());
         env.spawn(audit.run());
@@ -324,6 +328,9 @@ impl Server {
         // A leader that only looks dead to a quorum would answer with what is old by then.
         if !self.config.raft.lease_reads {
             env.spawn(DeadLeader::new(node.clone(), self.config.raft.election_timeout_max).run());
+        }
+        if let Some(declared) = &self.declared {
+            env.spawn(declared.clone().carry_out(node.clone(), self.peers.clone()));
         }
         let leases = Leases::start(node.clone(), self.lease_settings());
         let manager = Manager::new(node.clone(), self.peers.clone(), reconciler.clone());
@@ -478,7 +485,9 @@ impl Server {
             if target.is_none() && status.leader.is_some() {
                 target = node.confirmed_index().await;
             }
-            let ready = self.clients.is_open()
+            // Who waits for the others to be given the file that it has must let them be restarted.
+            let waits = self.declared.as_ref().is_some_and(|declared| declared.waits_for_others());
+            let ready = (self.clients.is_open() || waits)
                 && status.leader.is_some()
                 && target.is_some_and(|index| status.applied_index >= index)
                 && node.corrupt().is_none();
@@ -660,6 +669,7 @@ struct Facts {
     node: Node,
     /// A quorum that answered within this still counts.
     lease: Duration,
+    declared: Option<Arc<Declared>>,
 }
 
 impl RaftFacts for Facts {
@@ -680,6 +690,7 @@ impl RaftFacts for Facts {
         answer.low_space = self.node.space().low_disk.load(Ordering::Relaxed);
         answer.log_full = self.node.space().is_log_full();
         answer.disk_free_bytes = self.node.space().disk_free_bytes.load(Ordering::Relaxed);
+        answer.auth_declared = self.declared.as_ref().map_or(0, |declared| declared.mark());
         answer.db_bytes = self.node.store().read(|s| s.kv.bytes()) as i64;
     }
 }

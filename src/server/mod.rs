@@ -35,7 +35,7 @@ use crate::api::{Api, AuthOptions, Facts, Options, PeerApi, StreamOptions, VERSI
 use crate::cluster::decide::Expected;
 use crate::cluster::kubernetes::{self, Kubernetes};
 use crate::cluster::wanted::{Reading, Watch};
-use crate::cluster::{Bootstrap, Outcome, Places, Wanted, WantedSource, formation};
+use crate::cluster::{Bootstrap, Declared, Outcome, Places, Wanted, WantedSource, formation};
 use crate::config::{self, Config, MemberKind, PlainPeers, TlsMode};
 use crate::env::Env;
 use crate::identity::{self, PeerAddresses};
@@ -45,13 +45,18 @@ use crate::node::account::Account;
 use crate::pb::log::{Node, node};
 use crate::raft::Peers;
 use crate::secure;
+use crate::secure::oidc::Issuer;
 use crate::storage::member_dir::{MemberDir, Opened};
 use crate::storage::{Progress, state};
+use crate::telemetry::audit::Audit;
 
 use self::listen::Addresses;
 
 /// Time that a peer has to say who it is.
 const WHO_PATIENCE: Duration = Duration::from_secs(1);
+
+/// So long the end of a process waits for its audit log.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// One process, whatever member it is at the moment.
 struct Server {
@@ -65,8 +70,14 @@ struct Server {
     peers: Arc<Peers>,
     tls: secure::Ports,
     places: Places,
+    /// Users and roles that a file declares, if one does.
+    declared: Option<Arc<Declared>>,
+    /// Whose tokens are taken beside this cluster's own.
+    issuer: Option<Arc<Issuer>>,
     /// Who says how many members there should be; `None` outside of Kubernetes.
     wanted: Option<Watch>,
+    /// Who asks for what is written down, if the settings say so.
+    audit: Option<Audit>,
     api: Api,
     peer_api: PeerApi,
     health: tonic_health::server::HealthReporter,
@@ -151,6 +162,8 @@ pub async fn serve(
     let mint = Arc::new(move |slot| identity::mint(mint_env.random_u64(), slot as u16));
     let tls = secure::Ports::open(&*env.disk, &config, &this)?;
     tls.watch(&env);
+    let declared = declared(&env, &config)?;
+    let issuer = Issuer::open(&*env.disk, &config).map_err(anyhow::Error::msg)?;
     let peers = Peers::with_tls(env.clone(), tls.peer.clone());
     let wanted = source.map(|source| Watch::start(&env, source));
     let places = places(&env, &config, &this, wanted.as_ref());
@@ -164,8 +177,12 @@ pub async fn serve(
     let account =
         Account::new(config.limits.receive_bytes_max.0, config.limits.answer_bytes_max.0, config.watch.watchers_max);
     let Addresses { client, peer, status } = addresses;
+    let audit = Audit::open(&config.audit, &this.name)?;
     let server = Arc::new(Server {
+        audit,
         places,
+        declared,
+        issuer,
         wanted,
         api: Api::new(&env, account.clone(), api_options(&config, quota_bytes)),
         peer_api: PeerApi::new(bootstrap.clone(), peers.clone(), config.peer_tls.check_address),
@@ -182,6 +199,10 @@ pub async fn serve(
         config,
         env: env.clone(),
     });
+    if let Some(issuer) = &server.issuer {
+        server.api.set_issuer(issuer.clone());
+        env.spawn(issuer.clone().follow(env.clone()));
+    }
     tracing::info!(version = VERSION, name = server.this.name, slot, "quorate");
     if let Some(limit) = memory_limit {
         let (quota, most) = (server.config.storage.quota_bytes, config::Bytes(server.config.memory_bytes_max()));
@@ -199,14 +220,33 @@ pub async fn serve(
         () = env.failed.cancelled() => Err(anyhow!("a part of this process has failed, see above; it must be restarted")),
     };
     env.stop(Duration::from_secs(5)).await;
+    if let Some(audit) = &server.audit {
+        audit.flush(LAST_LINES);
+    }
     ended
+}
+
+/// Reads the file that declares users, and follows it.
+fn declared(env: &Env, config: &Config) -> anyhow::Result<Option<Arc<Declared>>> {
+    let auth = &config.auth;
+    if auth.bootstrap.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    let declared = Declared::open(env, &auth.bootstrap, auth.bcrypt_cost).map_err(anyhow::Error::msg)?;
+    env.spawn(declared.clone().follow(env.clone()));
+    Ok(Some(declared))
 }
 
 fn api_options(config: &Config, quota_bytes: Option<u64>) -> Options {
     Options {
         limits: limits(&config.limits),
         watch: WatchOptions { progress_interval: config.watch.progress_interval },
-        auth: AuthOptions { token_ttl: config.auth.token_ttl, bcrypt_cost: config.auth.bcrypt_cost },
+        auth: AuthOptions {
+            certificate_user: config.client_tls.user,
+            is_declared: !config.auth.bootstrap.as_os_str().is_empty(),
+            token_ttl: config.auth.token_ttl,
+            bcrypt_cost: config.auth.bcrypt_cost,
+        },
         quota_bytes: quota_bytes.unwrap_or(0),
         snapshot_rate: config.raft.snapshot_rate.0,
         streams: StreamOptions {
@@ -372,6 +412,8 @@ impl Server {
                 notes.extend(server.api.corrupt());
                 notes.extend(server.peer_api.remarks());
                 notes.extend(server.tls.notes());
+                notes.extend(server.issuer.iter().filter_map(|issuer| issuer.note()));
+                notes.extend(server.declared.iter().flat_map(|declared| declared.notes()));
                 // The leader's remarks have it already.
                 let told = notes.iter().any(|note| note.ends_with("[wanted-unknown]"));
                 let wanted = server.wanted.as_ref().filter(|_| !told).map(|wanted| wanted.reading().wanted);

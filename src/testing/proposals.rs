@@ -215,7 +215,7 @@ impl Proposals<'_> {
     pub fn command(&mut self) -> Command {
         let needs = if self.one_in(10) { self.number() as u32 } else { self.below(4) as u32 };
         let request = Some(self.request()).filter(|_| !self.one_in(30));
-        let asker = self.one_in(4).then(|| Asker { user: "u".into(), since: self.number() as u64, internal: false });
+        let asker = self.one_in(4).then(|| Asker { user: "u".into(), since: self.number() as u64, ..Asker::default() });
         Command { needs, request, asker, origin: self.origin() }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Absent: a Kubernetes cluster.
 
+mod auth;
 mod lookup;
 mod monitoring;
 mod objects;

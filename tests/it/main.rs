@@ -4,16 +4,19 @@
 #![allow(clippy::unwrap_used)]
 
 mod api;
+mod audit;
 mod auth;
 mod backup;
 mod cases_kubernetes;
 mod cases_rollout;
 mod cases_scaling;
+mod certified;
 mod cli;
 mod clients;
 mod compare;
 mod corpus;
 mod dead_leader;
+mod declared;
 mod dev;
 mod differ;
 mod disks;
@@ -38,10 +41,12 @@ mod memory;
 mod metrics;
 mod migrate;
 mod nemesis;
+mod oidc;
 mod overload;
 mod peers;
 mod permissions;
 mod poison;
+mod quotas;
 mod release;
 mod scaling;
 mod self_check;

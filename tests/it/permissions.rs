@@ -384,6 +384,8 @@ async fn what_is_not_etcds_is_for_users_and_for_root() {
     for (method, body, open_to) in [
         ("Admin/Membership", json!({}), &["none", "reader", "writer", "root"][..]),
         ("Admin/Scale", json!({ "replicas": 1 }), &["root"]),
+        ("Admin/SetRoleQuota", json!({ "role": "r" }), &["root"]),
+        ("Admin/RoleQuotas", json!({}), &["root"]),
     ] {
         let case = Case { method, body };
         for asker in ASKERS {

@@ -253,6 +253,30 @@ async fn members_form_a_cluster_over_tls_and_one_without_a_certificate_for_its_a
     assert_eq!(cluster.get(other, "k").await.as_deref(), Some("w"));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_for_all_addresses_that_names_a_slot_is_taken_of_no_other_member() {
+    let mut cluster = Cluster::new(3);
+    let pki = Pki::new(&cluster.root().join("peers"));
+    for slot in 0..3 {
+        pki.slot(&format!("member{slot}"), &hosts(&cluster, 0..3), slot);
+        serve_peers(&mut cluster, &pki, &format!("member{slot}"));
+        cluster.start_pod(slot);
+    }
+    cluster.wait_formed().await;
+    let leader = cluster.leader(0..3).await.unwrap();
+    let other = (leader + 1) % 3;
+    cluster.kill(other);
+    serve_peers(&mut cluster, &pki, &format!("member{leader}"));
+    cluster.start_pod(other);
+    cluster.wait_logged(leader, &["its certificate is for another slot"]).await;
+    cluster.put(leader, "k", "w").await;
+    cluster.kill(other);
+    serve_peers(&mut cluster, &pki, &format!("member{other}"));
+    cluster.start_pod(other);
+    cluster.wait_formed().await;
+    assert_eq!(cluster.get(other, "k").await.as_deref(), Some("w"));
+}
+
 /// Every method of the members' service, as the descriptors have it.
 fn peer_methods() -> Vec<String> {
     let pool = prost_reflect::DescriptorPool::decode(quorate::pb::ALL_DESCRIPTORS).unwrap();

@@ -158,6 +158,10 @@ dnsConfig:
 {{- if ne (include "quorate.anyHost" .root) "0.0.0.0" -}}
 {{- $of = dict "of" $of "host" (include "quorate.anyHost" .root) -}}
 {{- end -}}
+{{- /* Where users are is a setting; who they are is none. */}}
+{{- with include "quorate.authSettings" .root -}}
+{{- $of = dict "of" $of "auth" . -}}
+{{- end -}}
 {{- $of | toJson | sha256sum -}}
 {{- end -}}
 
@@ -171,6 +175,43 @@ dnsConfig:
 {{- define "quorate.peers" -}}
 {{- $name := include "quorate.fullname" . -}}
 {{- printf "%s-%%d.%s-headless.%s.svc:2380" $name $name .Release.Namespace -}}
+{{- end -}}
+
+{{/* What of auth is a setting: where users are, and who issues tokens; empty if neither is asked for. */}}
+{{- define "quorate.authSettings" -}}
+{{- $of := dict -}}
+{{- if include "quorate.isAuthDeclared" . -}}
+{{- $_ := set $of "declared" (default "own" .Values.auth.existingSecret) -}}
+{{- end -}}
+{{- if .Values.auth.serviceAccounts.audience -}}
+{{- $_ := set $of "serviceAccounts" .Values.auth.serviceAccounts -}}
+{{- end -}}
+{{- if $of -}}{{- toJson $of -}}{{- end -}}
+{{- end -}}
+
+{{/* Whether users are declared. */}}
+{{- define "quorate.isAuthDeclared" -}}
+{{- if and .Values.auth.bootstrap .Values.auth.existingSecret -}}
+{{- fail "auth.bootstrap and auth.existingSecret are one or the other" -}}
+{{- end -}}
+{{- if or .Values.auth.bootstrap .Values.auth.existingSecret -}}true{{- end -}}
+{{- end -}}
+
+{{- define "quorate.authMounts" -}}
+{{- if include "quorate.isAuthDeclared" . -}}
+- name: auth
+  mountPath: /etc/quorate-auth
+  readOnly: true
+{{- end -}}
+{{- end -}}
+
+{{- define "quorate.authVolumes" -}}
+{{- if include "quorate.isAuthDeclared" . -}}
+- name: auth
+  secret:
+    secretName: {{ default (printf "%s-auth" (include "quorate.fullname" .)) .Values.auth.existingSecret | quote }}
+    defaultMode: 288 # 0440
+{{- end -}}
 {{- end -}}
 
 {{/* The settings as TOML. JSON's scalars and arrays are TOML's too, and keep whole numbers whole. Takes `root` and `role`. */}}
@@ -188,6 +229,16 @@ dnsConfig:
       "telemetry" (dict "format" "json") -}}
 {{- /* Left out where it is off: a member of an older version that is rolled forward would not know it. */}}
 {{- $defaults := merge $defaults (include "quorate.tlsSettings" $root | fromYaml) -}}
+{{- if include "quorate.isAuthDeclared" $root -}}
+{{- $_ := set $defaults "auth" (dict "bootstrap" "/etc/quorate-auth/users.toml") -}}
+{{- end -}}
+{{- with $values.auth.serviceAccounts -}}
+{{- if .audience -}}
+{{- $_ := set $defaults "oidc" (dict "issuer" "kubernetes" "audiences" (list .audience) "roles" .roles) -}}
+{{- else if .roles -}}
+{{- fail "auth.serviceAccounts.roles needs auth.serviceAccounts.audience" -}}
+{{- end -}}
+{{- end -}}
 {{- $sections := mergeOverwrite $defaults (deepCopy $values.config) -}}
 {{- /* Left out while nobody wants any: a member of an older version that is rolled forward would not know it. */}}
 {{- if and $values.readers.enabled (not (hasKey $sections.cluster "readers")) -}}

@@ -25,7 +25,7 @@ const ENTRY_BYTES_MAX: u64 = 256 << 10;
 pub(super) const ALL_BYTES_MAX: u64 = 64 << 20;
 
 /// What a change came to: what is different then, in order.
-type Changes = Result<Vec<Change>, Error>;
+pub(super) type Changes = Result<Vec<Change>, Error>;
 
 impl State {
     /// Changes users and roles. Whether who asks may do so was decided.
@@ -55,6 +55,8 @@ impl Auth {
             Asked::RoleDelete(r) => self.role_delete(r),
             Asked::RoleGrantPermission(r) => self.role_grant_permission(r),
             Asked::RoleRevokePermission(r) => self.role_revoke_permission(r),
+            Asked::Declare(r) => self.declare(r),
+            Asked::RoleQuota(r) => self.role_quota(r),
         }
     }
 
@@ -81,7 +83,8 @@ impl Auth {
     }
 
     /// These changes, and the revision that they make. Refuses what makes more than the bounds allow; what makes less is always done.
-    fn made(&self, mut changes: Vec<Change>) -> Changes {
+    pub(super) fn made(&self, mut changes: Vec<Change>) -> Changes {
+        self.check_quotas_of(&changes)?;
         let mut more = 0;
         for change in &changes {
             let (now, before) = match change {
@@ -218,6 +221,6 @@ fn without_role(user: &AuthUser, role: &str) -> Option<AuthUser> {
 }
 
 /// As etcd: one key, a range that is not empty, or everything from a key on.
-fn is_range(key: &[u8], range_end: &[u8]) -> bool {
+pub(super) fn is_range(key: &[u8], range_end: &[u8]) -> bool {
     !key.is_empty() && (range_end.is_empty() || key < range_end || range_end == b"\0")
 }

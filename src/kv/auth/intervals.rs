@@ -65,6 +65,18 @@ impl Intervals {
         Self(merged)
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Each with its start and its end, `None` for none, ascending.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Bytes, Option<&Bytes>)> {
+        self.0.iter().map(|(start, end)| match end {
+            End::Before(end) => (start, Some(end)),
+            End::Open => (start, None),
+        })
+    }
+
     /// Whether all keys of a range are in it. Of a range that has none, as etcd has it: whether its ends are inside.
     pub(super) fn cover(&self, key: &[u8], range_end: &[u8]) -> bool {
         let after = self.0.partition_point(|(start, _)| &start[..] <= key);

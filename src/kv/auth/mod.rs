@@ -9,8 +9,10 @@
 //! signed with.
 
 mod change;
+mod declare;
 mod intervals;
 mod needs;
+mod quota;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +22,7 @@ use bytes::Bytes;
 use imbl::OrdMap;
 
 use self::intervals::Intervals;
+use self::quota::Quotas;
 use crate::caller::{Caller, Who};
 use crate::error::Error;
 use crate::pb::authpb::permission::Type;
@@ -48,9 +51,12 @@ pub struct Auth {
     revision: u64,
     token_key: Bytes,
     disabled_at: u64,
+    declared: u64,
     users: OrdMap<String, Arc<User>>,
-    roles: OrdMap<String, Arc<AuthRole>>,
+    roles: OrdMap<String, Arc<Role>>,
     bytes: u64,
+    /// Made when first asked for; a change of a role makes another.
+    quotas: OnceLock<Quotas>,
 }
 
 #[derive(Debug)]
@@ -60,7 +66,14 @@ struct User {
     grants: OnceLock<Grants>,
 }
 
-/// What a user may do by all of its roles together.
+#[derive(Debug)]
+struct Role {
+    facts: AuthRole,
+    /// What it gives by itself; made when first asked for.
+    grants: OnceLock<Grants>,
+}
+
+/// What a user may do by all of its roles together, or by one role.
 #[derive(Debug)]
 struct Grants {
     read: Intervals,
@@ -74,9 +87,11 @@ impl Default for Auth {
             revision: 1,
             token_key: Bytes::new(),
             disabled_at: 0,
+            declared: 0,
             users: OrdMap::new(),
             roles: OrdMap::new(),
             bytes: 0,
+            quotas: OnceLock::new(),
         }
     }
 }
@@ -85,6 +100,8 @@ impl Default for Auth {
 enum May<'a> {
     Everything,
     As(&'a User),
+    /// Nobody of this store, with these roles.
+    With(&'a str, &'a [String]),
 }
 
 impl Auth {
@@ -112,12 +129,17 @@ impl Auth {
         self.token_key = key;
     }
 
+    /// The mark of the declaration that was carried out last; 0 for none.
+    pub fn declared(&self) -> u64 {
+        self.declared
+    }
+
     pub fn user(&self, name: &str) -> Option<&AuthUser> {
         self.users.get(name).map(|user| &user.facts)
     }
 
     pub fn role(&self, name: &str) -> Option<&AuthRole> {
-        self.roles.get(name).map(|role| &**role)
+        self.roles.get(name).map(|role| &role.facts)
     }
 
     pub fn user_count(&self) -> usize {
@@ -131,7 +153,7 @@ impl Auth {
 
     /// Ascending by name.
     pub fn roles(&self) -> impl Iterator<Item = &AuthRole> {
-        self.roles.values().map(|role| &**role)
+        self.roles.values().map(|role| &role.facts)
     }
 
     /// What a token of this user says that it was issued for. It changes with the password, with the user, and whenever
@@ -151,11 +173,12 @@ impl Auth {
     }
 
     /// Refuses a user whose token has ended, and one that there is not. `None`: everything is allowed.
-    fn known(&self, who: Who<'_>) -> Result<May<'_>, Error> {
+    fn known<'a>(&'a self, who: Who<'a>) -> Result<May<'a>, Error> {
         let (name, since) = match who {
             _ if !self.enabled => return Ok(May::Everything),
             Who::Internal => return Ok(May::Everything),
             Who::Nobody => return Err(Error::UserEmpty),
+            Who::Mapped { name, roles } => return Ok(May::With(name, roles)),
             Who::User { name, since } => (name, since),
         };
         match self.users.get(name) {
@@ -178,6 +201,7 @@ impl Auth {
     pub fn check_root(&self, who: Who<'_>) -> Result<(), Error> {
         match self.known(who)? {
             May::As(user) if !user.is_root() => Err(Error::PermissionDenied),
+            May::With(_, roles) if !is_root(roles) => Err(Error::PermissionDenied),
             _ => Ok(()),
         }
     }
@@ -188,29 +212,36 @@ impl Auth {
         match self.known(who) {
             Ok(May::Everything) => Ok(()),
             Ok(May::As(user)) if user.is_root() || self.grants(user).of(access).cover(key, range_end) => Ok(()),
-            Ok(May::As(_)) | Err(Error::UserNotFound) => Err(Error::PermissionDenied),
+            Ok(May::With(_, roles)) if is_root(roles) || self.gives(roles, key, range_end, access) => Ok(()),
+            Ok(May::As(_) | May::With(..)) | Err(Error::UserNotFound) => Err(Error::PermissionDenied),
             Err(error) => Err(error),
         }
     }
 
     /// Whether `caller` may know of a user or of a role: root may, and whose own it is.
     pub fn check_own(&self, caller: &Caller, is_own: impl FnOnce(&AuthUser) -> bool) -> Result<(), Error> {
-        match self.known(caller.who())? {
-            May::As(user) if !user.is_root() && !is_own(&user.facts) => Err(Error::PermissionDenied),
-            _ => Ok(()),
-        }
+        let is_allowed = match self.known(caller.who())? {
+            May::Everything => true,
+            May::As(user) => user.is_root() || is_own(&user.facts),
+            May::With(_, roles) if is_root(roles) => true,
+            May::With(name, roles) => {
+                let mut own = AuthUser { name: name.to_owned(), roles: roles.to_vec(), ..AuthUser::default() };
+                own.roles.sort();
+                is_own(&own)
+            }
+        };
+        if is_allowed { Ok(()) } else { Err(Error::PermissionDenied) }
     }
 
     fn grants<'a>(&self, user: &'a User) -> &'a Grants {
-        user.grants.get_or_init(|| {
-            let granted = user.facts.roles.iter().filter_map(|role| self.roles.get(role)).flat_map(|r| &r.permissions);
-            let of = |access: Type| {
-                let gives = |given: i32| given == Type::Readwrite as i32 || given == access as i32;
-                let granted = granted.clone().filter(|permission| gives(permission.perm_type));
-                Intervals::of(granted.map(|permission| (&permission.key[..], &permission.range_end[..])))
-            };
-            Grants { read: of(Type::Read), write: of(Type::Write) }
-        })
+        let roles = user.facts.roles.iter().filter_map(|role| self.role(role));
+        user.grants.get_or_init(|| Grants::of_roles(roles))
+    }
+
+    /// Whether one of these roles gives it by itself. Of a user of this store, roles count together; here that would have to be found out
+    /// anew with each command, and would take as long as the roles are large.
+    fn gives(&self, roles: &[String], key: &[u8], range_end: &[u8], access: Access) -> bool {
+        roles.iter().filter_map(|role| self.roles.get(role)).any(|role| role.grants().of(access).cover(key, range_end))
     }
 
     /// Takes a stored change over; false if it is none of users and roles.
@@ -223,6 +254,7 @@ impl Auth {
                 self.revision = facts.revision;
                 self.token_key = Bytes::copy_from_slice(&facts.token_key);
                 self.disabled_at = facts.disabled_at;
+                self.declared = facts.declared;
             }
             _ => return false,
         }
@@ -253,6 +285,7 @@ impl Auth {
             revision: self.revision,
             token_key: self.token_key.clone(),
             disabled_at: self.disabled_at,
+            declared: self.declared,
         }
     }
 
@@ -277,9 +310,11 @@ impl Auth {
         }
         let (name, gone) = (role.name.clone(), role.gone);
         let bytes = entry_bytes(&role);
-        let before = if gone { self.roles.remove(&name) } else { self.roles.insert(name.clone(), Arc::new(role)) };
+        let made = Arc::new(Role { facts: role, grants: OnceLock::new() });
+        let before = if gone { self.roles.remove(&name) } else { self.roles.insert(name.clone(), made) };
         self.bytes += if gone { 0 } else { bytes };
-        self.bytes -= before.map_or(0, |before| entry_bytes(&*before));
+        self.bytes -= before.map_or(0, |before| entry_bytes(&before.facts));
+        self.quotas = OnceLock::new();
         // What they may do is another thing now.
         let holders = self.users.values().filter(|user| user.facts.has(&name)).map(|user| user.facts.clone());
         for facts in holders.collect::<Vec<_>>() {
@@ -299,13 +334,33 @@ impl AuthUser {
     }
 }
 
+fn is_root(roles: &[String]) -> bool {
+    roles.iter().any(|role| role == ROOT)
+}
+
 impl User {
     fn is_root(&self) -> bool {
         self.facts.has(ROOT)
     }
 }
 
+impl Role {
+    fn grants(&self) -> &Grants {
+        self.grants.get_or_init(|| Grants::of_roles([&self.facts]))
+    }
+}
+
 impl Grants {
+    fn of_roles<'a>(roles: impl IntoIterator<Item = &'a AuthRole> + Clone) -> Self {
+        let of = |access: Type| {
+            let gives = |given: i32| given == Type::Readwrite as i32 || given == access as i32;
+            let granted = roles.clone().into_iter().flat_map(|role| &role.permissions);
+            let granted = granted.filter(|permission| gives(permission.perm_type));
+            Intervals::of(granted.map(|permission| (&permission.key[..], &permission.range_end[..])))
+        };
+        Self { read: of(Type::Read), write: of(Type::Write) }
+    }
+
     fn of(&self, access: Access) -> &Intervals {
         match access {
             Access::Read => &self.read,

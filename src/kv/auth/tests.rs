@@ -65,7 +65,7 @@ impl World {
 
     fn as_user(&self, name: &str) -> Caller {
         let since = self.0.auth().since(name).unwrap();
-        Caller::User(Arc::new(Named { name: name.into(), since }))
+        Caller::User(Arc::new(Named::user(name, since)))
     }
 
     fn lease(&mut self, id: i64) {
@@ -290,12 +290,45 @@ fn a_token_ends_with_its_password_its_user_and_when_authentication_is_turned_off
 #[test]
 fn who_is_named_by_a_certificate_is_whoever_has_the_name_now() {
     let world = World::new();
-    let named = |name: &str| Caller::User(Arc::new(Named { name: name.into(), since: 0 }));
+    let named = |name: &str| Caller::User(Arc::new(Named::user(name, 0)));
     let keys = read("a", "b");
     assert_eq!(world.0.permit(&named("reader"), Wants::range(&keys)), Ok(()));
     assert_eq!(world.0.permit(&named("stranger"), Wants::range(&keys)), Err(DENIED));
     assert_eq!(world.0.permit(&named("stranger"), Wants::Root), Err(Error::UserNotFound));
     assert_eq!(world.0.permit(&named("stranger"), Wants::AnyUser), Ok(()));
+}
+
+#[test]
+fn who_is_known_to_an_issuer_has_the_roles_that_go_with_it_and_they_mean_what_they_mean_now() {
+    let mut world = World::new();
+    let mapped = |roles: &[&str]| {
+        let roles = Some(roles.iter().map(|role| (*role).to_owned()).collect());
+        Caller::User(Arc::new(Named { roles, ..Named::user("pod", 0) }))
+    };
+    let keys = read("a", "b");
+    let may_read = |world: &World, roles: &[&str]| world.0.permit(&mapped(roles), Wants::range(&keys));
+    for (roles, told) in [
+        (&["r"][..], Ok(())),
+        (&["w", "r"], Ok(())),
+        (&["root"], Ok(())),
+        (&[], Err(DENIED)),
+        (&["w"], Err(DENIED)),
+        (&["none"], Err(DENIED)),
+    ] {
+        assert_eq!(may_read(&world, roles), told, "{roles:?}");
+    }
+    assert_eq!(world.0.permit(&mapped(&["r"]), Wants::AnyUser), Ok(()));
+    assert_eq!(world.0.permit(&mapped(&["r"]), Wants::Root), Err(DENIED));
+    assert_eq!(world.0.permit(&mapped(&["root"]), Wants::Root), Ok(()));
+    let own_role = |roles: &[&str]| world.0.auth().check_own(&mapped(roles), |own| own.has("r"));
+    assert_eq!((own_role(&["w", "r"]), own_role(&["w"])), (Ok(()), Err(DENIED)));
+    // Commands carry them.
+    let put = || Request::Put(put("a", 0, false));
+    assert_eq!(world.ask(&mapped(&["r"]), put()).map(drop), Err(DENIED));
+    world.ask(&mapped(&["w"]), put()).unwrap();
+    // One that is changed is another one at once.
+    world.make(Asked::RoleDelete(AuthRoleDeleteRequest { role: "r".into() }));
+    assert_eq!(may_read(&world, &["r"]), Err(DENIED));
 }
 
 #[test]
@@ -323,9 +356,96 @@ fn users_and_roles_are_in_snapshots_and_journals_and_an_untouched_store_says_not
         let state = loader.finish(1).unwrap();
         assert!(state.changes().eq(whole.iter().cloned()));
         assert_eq!(state.bytes(), world.0.bytes());
-        let root = Caller::User(Arc::new(Named { name: "root".into(), since: state.auth().since("root").unwrap() }));
+        let root = Caller::User(Arc::new(Named::user("root", state.auth().since("root").unwrap())));
         assert_eq!(state.permit(&root, Wants::Root), Ok(()));
     }
+}
+
+fn declared(users: &[(&str, &'static str, &[&str])], mark: u64) -> log::AuthDeclare {
+    let strings = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+    let user = |(name, hash, roles): &(&str, &'static str, &[&str])| log::auth_declare::User {
+        name: (*name).into(),
+        hash: (*hash).into(),
+        no_password: *name == "root",
+        roles: strings(roles),
+    };
+    let permission = |kind: Type, key: &'static str, range_end: &'static str| Permission {
+        perm_type: kind.into(),
+        key: key.into(),
+        range_end: range_end.into(),
+    };
+    let permissions = vec![
+        permission(Type::Read, "x", ""),
+        permission(Type::Read, "a", "c"),
+        // The last one for the same keys counts.
+        permission(Type::Readwrite, "x", ""),
+    ];
+    let roles = vec![log::auth_declare::Role { name: "d".into(), permissions, quota: None }];
+    let users = users.iter().map(user).collect();
+    log::AuthDeclare { roles, users, mark, token_key: Bytes::from_static(&KEY) }
+}
+
+#[test]
+fn a_declaration_makes_whom_it_names_and_leaves_the_others_alone() {
+    let mut world = World(State::new());
+    world.add_role("by hand", &[(Type::Read, "h", "")]);
+    world.add_user("other", &["by hand"]);
+    let whole = declared(&[("root", "", &["root"]), ("u", "hash", &["d", "by hand", "d"])], 7);
+    world.make(Asked::Declare(whole.clone()));
+    let auth = world.0.auth();
+    assert!(auth.is_enabled() && auth.declared() == 7 && auth.token_key() == &KEY[..]);
+    assert_eq!(auth.user("u").unwrap().roles, ["by hand", "d"]);
+    assert_eq!(
+        auth.role("d").unwrap().permissions.iter().map(|p| (&p.key[..], p.perm_type)).collect::<Vec<_>>(),
+        [(&b"a"[..], Type::Read as i32), (b"x", Type::Readwrite as i32)]
+    );
+    assert!(auth.user("root").unwrap().no_password && auth.user("other").unwrap().has("by hand"));
+    let (u, other) = (world.as_user("u"), world.as_user("other"));
+    // Carried out again, with a password that is left, it ends no token and undoes what was changed by hand.
+    world.make(Asked::UserRevokeRole(AuthUserRevokeRoleRequest { name: "u".into(), role: "d".into() }));
+    world.make(grant("d", Type::Read, "a", "z"));
+    let again = declared(&[("root", "", &["root"]), ("u", "", &["d"])], 8);
+    world.make(Asked::Declare(again));
+    assert_eq!(world.0.permit(&u, Wants::range(&read("a", "c"))), Ok(()));
+    assert_eq!(world.0.permit(&u, Wants::range(&read("a", "z"))), Err(DENIED));
+    assert_eq!(world.0.permit(&other, Wants::range(&read("h", ""))), Ok(()));
+    assert_eq!(world.0.auth().declared(), 8);
+    // Another password ends them.
+    world.make(Asked::Declare(declared(&[("u", "another", &["d"])], 9)));
+    assert_eq!(world.0.permit(&u, Wants::range(&read("a", "c"))), Err(Error::InvalidAuthToken));
+    // It holds over a snapshot.
+    let mut loader = Loader::new();
+    world.0.changes().for_each(|change| loader.load(change).unwrap());
+    assert_eq!(loader.finish(1).unwrap().auth().declared(), 9);
+}
+
+#[test]
+fn a_declaration_that_cannot_be_carried_out_changes_nothing() {
+    let root = ("root", "", &["root"][..]);
+    let with = |users: &[(&'static str, &'static str, &'static [&'static str])]| declared(users, 7);
+    let nameless = log::auth_declare::Role::default();
+    let empty = log::auth_declare::Role {
+        quota: None,
+        name: "e".into(),
+        permissions: vec![Permission { perm_type: 0, key: "b".into(), range_end: "a".into() }],
+    };
+    for (asked, error) in [
+        (with(&[]), Error::RootUserNotExist),
+        (with(&[("root", "", &["d"])]), Error::RootRoleNotExist),
+        (with(&[root, ("u", "hash", &["none"])]), Error::RoleNotFound),
+        (with(&[root, ("", "hash", &[])]), Error::UserEmpty),
+        // Its password was to stay, and there is none.
+        (with(&[root, ("u", "", &[])]), Error::UserNotFound),
+        (log::AuthDeclare { roles: vec![nameless], ..with(&[root]) }, Error::RoleEmpty),
+        (log::AuthDeclare { roles: vec![empty], ..with(&[root]) }, Error::InvalidAuthManagement),
+    ] {
+        let mut world = World(State::new());
+        assert_eq!(world.change(&Caller::Internal, Asked::Declare(asked.clone())), Err(error), "{asked:?}");
+    }
+    // It is no client's to ask for, but root's.
+    let mut world = World::new();
+    let reader = world.as_user("reader");
+    assert_eq!(world.change(&reader, Asked::Declare(with(&[root]))), Err(DENIED));
 }
 
 #[test]

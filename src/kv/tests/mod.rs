@@ -4,6 +4,7 @@ mod cost;
 mod facts;
 mod lease;
 pub(crate) mod model;
+mod quota;
 mod validation;
 
 use bytes::Bytes;

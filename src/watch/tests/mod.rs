@@ -423,7 +423,7 @@ async fn rig_with_user() -> (Rig, Caller) {
     let token_key = Bytes::from_static(&[7; 32]);
     rig.apply_internal(change(Change::Enable(AuthEnable { token_key })));
     let since = rig.store.read(|s| s.kv.auth().since("u").unwrap());
-    (rig, Caller::User(Arc::new(Named { name: user, since })))
+    (rig, Caller::User(Arc::new(Named::user(user, since))))
 }
 
 /// To read `a`, given or taken.

@@ -25,6 +25,8 @@ impl Etcd {
         let child = Command::new(program)
             .arg("--data-dir")
             .arg(dir.path())
+            // As cheap as it goes: tests add many users.
+            .args(["--bcrypt-cost", "4"])
             .args(["--listen-client-urls", &format!("http://{endpoint}")])
             .args(["--advertise-client-urls", &format!("http://{endpoint}")])
             .args(["--listen-peer-urls", &format!("http://{peer}")])

@@ -204,9 +204,9 @@ fn json_answer(code: StatusCode, body: &Value) -> Response {
 }
 
 /// Connections on which TLS has been agreed; others are dropped.
-struct Tls {
-    tcp: TcpListener,
-    acceptor: TlsAcceptor,
+pub(super) struct Tls {
+    pub(super) tcp: TcpListener,
+    pub(super) acceptor: TlsAcceptor,
 }
 
 impl axum::serve::Listener for Tls {

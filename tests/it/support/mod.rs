@@ -4,6 +4,7 @@ pub mod attack;
 pub mod cluster;
 pub mod controller;
 pub mod etcd;
+pub mod issuer;
 pub mod kube_api;
 pub mod load;
 pub mod memory_group;

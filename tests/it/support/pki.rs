@@ -39,6 +39,12 @@ impl Pki {
         self
     }
 
+    /// The same, of one slot's member.
+    pub fn slot(&self, out: &str, hosts: &str, slot: u64) -> &Self {
+        self.cert(&["server", hosts, "--peer", "--slot", &slot.to_string(), "--out", out]);
+        self
+    }
+
     pub fn client(&self, name: &str) -> &Self {
         self.cert(&["client", name]);
         self
