@@ -28,6 +28,8 @@ pub mod cluster;
 
 pub mod backup;
 
+pub mod conditions;
+
 pub mod api;
 pub mod http;
 

@@ -10,7 +10,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use parking_lot::RwLock;
-use prometheus::core::Collector;
+use prometheus::core::{Collector, Metric as _};
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder, exponential_buckets,
@@ -421,6 +421,12 @@ impl Metrics {
         self.requests[kind as usize][usize::from(success)].observe(took.as_secs_f64());
     }
 
+    /// Requests of a kind so far, whatever became of them.
+    pub fn counted(&self, kind: RequestKind) -> Counted {
+        let [failed, done] = &self.requests[kind as usize];
+        Counted::of(failed).plus(&Counted::of(done))
+    }
+
     /// The counters of one member.
     pub fn peer(&self, member_id: u64) -> Arc<Peer> {
         let find = |peers: &[(u64, Arc<Peer>)]| peers.iter().find(|(id, _)| *id == member_id).map(|(_, p)| p.clone());
@@ -446,6 +452,55 @@ impl Metrics {
         let mut text = String::new();
         TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text).expect("a String grows");
         text
+    }
+}
+
+/// What a histogram has counted.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Counted {
+    pub count: u64,
+    /// Upper bounds, and how many were at most that.
+    buckets: Vec<(f64, u64)>,
+}
+
+impl Counted {
+    pub fn of(histogram: &Histogram) -> Self {
+        let metric = histogram.metric();
+        let counted = metric.get_histogram();
+        let buckets = counted.get_bucket().iter().map(|bucket| (bucket.upper_bound(), bucket.cumulative_count()));
+        Self { count: counted.get_sample_count(), buckets: buckets.collect() }
+    }
+
+    fn with(&self, other: &Self, both: fn(u64, u64) -> u64) -> Self {
+        let buckets = self.buckets.iter().zip(&other.buckets).map(|(a, b)| (a.0, both(a.1, b.1)));
+        Self { count: both(self.count, other.count), buckets: buckets.collect() }
+    }
+
+    /// Of two histograms with the same buckets.
+    pub fn plus(&self, other: &Self) -> Self {
+        self.with(other, u64::saturating_add)
+    }
+
+    /// What was counted after `before`.
+    pub fn since(&self, before: &Self) -> Self {
+        self.with(before, u64::saturating_sub)
+    }
+
+    /// The value that `share` of all were at most, within its bucket in proportion, as Prometheus has it; `None` if nothing was counted.
+    pub fn quantile(&self, share: f64) -> Option<f64> {
+        if self.count == 0 {
+            return None;
+        }
+        let rank = share * self.count as f64;
+        let mut low = (0.0, 0);
+        for (bound, count) in &self.buckets {
+            if *count as f64 >= rank {
+                let inside = (rank - low.1 as f64) / (count - low.1).max(1) as f64;
+                return Some(low.0 + (bound - low.0) * inside);
+            }
+            low = (*bound, *count);
+        }
+        Some(low.0)
     }
 }
 
@@ -475,6 +530,24 @@ impl Method {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_most_took_is_known_to_a_bucket() {
+        let metrics = Metrics::new();
+        let before = metrics.counted(RequestKind::Put);
+        assert_eq!(before.quantile(0.99), None);
+        for millis in [1.5, 1.5, 1.5, 100.0] {
+            metrics.request(RequestKind::Put, true, Duration::from_secs_f64(millis / 1000.0));
+        }
+        metrics.request(RequestKind::Put, false, Duration::from_micros(1500));
+        let put = metrics.counted(RequestKind::Put).since(&before);
+        assert_eq!(put.count, 5);
+        let (half, most) = (put.quantile(0.5).unwrap(), put.quantile(0.99).unwrap());
+        assert!((0.001..=0.002).contains(&half) && (0.064..=0.128).contains(&most), "{half} {most}");
+        metrics.request(RequestKind::Put, true, Duration::from_secs(3600));
+        let last = metrics.counted(RequestKind::Put).quantile(0.999).unwrap();
+        assert!((8.0..9.0).contains(&last), "beyond the last bound is the last bound: {last}");
+    }
 
     #[test]
     fn counted_things_are_in_the_text() {

@@ -1,14 +1,16 @@
 //! Where log lines go: standard error, as text for people or as one JSON object a line.
 //!
 //! Owns the process's one subscriber. A server never waits for who reads its lines (`env::stderr`): those that are not read in time are
-//! lost, and counted. Nothing fills a disk with lines of one kind (`limit`). Absent: every decision about what is logged.
+//! lost, and counted; the newest are kept in memory. Nothing fills a disk with lines of one kind (`limit`). Absent: every decision about what is logged.
 
 pub mod audit;
 mod limit;
 
+use std::collections::VecDeque;
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt};
@@ -18,6 +20,8 @@ use crate::config::{LogFormat, Telemetry};
 use crate::env::stderr::Lines;
 use crate::metrics::metrics;
 
+/// Bytes of lines that are kept in memory.
+const RECENT_BYTES_MAX: usize = 256 << 10;
 /// At its end a process waits no longer than this for its last lines to be read.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
@@ -51,11 +55,36 @@ impl Drop for Background {
     }
 }
 
+static RECENT: Mutex<Recent> = Mutex::new(Recent { lines: VecDeque::new(), bytes: 0 });
+
+/// The newest lines of this process, for `quorate diagnose`.
+struct Recent {
+    lines: VecDeque<Vec<u8>>,
+    bytes: usize,
+}
+
+impl Recent {
+    fn add(&mut self, line: &[u8]) {
+        let line = &line[..line.len().min(RECENT_BYTES_MAX / 16)];
+        self.bytes += line.len();
+        self.lines.push_back(line.to_vec());
+        while self.bytes > RECENT_BYTES_MAX {
+            self.bytes -= self.lines.pop_front().map_or(0, |line| line.len());
+        }
+    }
+}
+
+/// The newest lines that a server has written, oldest first: 256 KiB of them at most.
+pub fn recent() -> Vec<u8> {
+    RECENT.lock().lines.iter().flatten().copied().collect()
+}
+
 /// Takes one event at a time, whole.
 struct Writer(Lines);
 
 impl Write for Writer {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        RECENT.lock().add(line);
         self.0.line(line);
         Ok(line.len())
     }
@@ -75,21 +104,14 @@ fn subscriber<W>(telemetry: &Telemetry, writer: W) -> anyhow::Result<Box<dyn tra
 where
     W: for<'a> tracing_subscriber::fmt::MakeWriter<'a> + Send + Sync + 'static,
 {
-    // kube logs each failed call as an error, and openraft each heartbeat that a dead member does not answer; we say the same once, with
-    // what to do.
-    let mut filter = telemetry.level.clone();
-    for (module, quiet) in [("kube_client", "off"), ("openraft", "error")] {
-        if telemetry.level != "off" && !telemetry.level.contains(module) {
-            filter += &format!(",{module}={quiet}");
-        }
-    }
-    let filter = EnvFilter::try_new(filter)?;
+    let filter = EnvFilter::try_new(filter(&telemetry.level))?;
     let builder = fmt().with_env_filter(filter).with_writer(writer);
     let format = telemetry.format;
     Ok(match format {
         LogFormat::Text => {
-            let inner = fmt::format().with_ansi(std::io::stderr().is_terminal());
-            let builder = builder.with_ansi(std::io::stderr().is_terminal()).event_format(Telling { inner, format });
+            let colours = is_coloured();
+            let inner = fmt::format().with_ansi(colours);
+            let builder = builder.with_ansi(colours).event_format(Telling { inner, format });
             Box::new(builder.finish().with(Limit::default()))
         }
         LogFormat::Json => {
@@ -100,12 +122,26 @@ where
     })
 }
 
+/// What the setting means: a level alone is that of our own lines. Libraries are heard from `error` on, unless they are named; kube, which
+/// logs each failed call as an error, not at all: we say the same once, with what to do.
+fn filter(level: &str) -> String {
+    let own = |word: &str| match word.trim() {
+        "off" => "off".to_owned(),
+        word if word.contains('=') => word.to_owned(),
+        word => format!("error,kube_client=off,quorate={word}"),
+    };
+    level.split(',').map(own).collect::<Vec<_>>().join(",")
+}
+
+/// On a terminal, unless its user wants none (<https://no-color.org>).
+fn is_coloured() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
     use std::sync::Arc;
-
-    use parking_lot::Mutex;
 
     use super::*;
 
@@ -126,7 +162,7 @@ mod tests {
     fn lines(level: &str, format: LogFormat) -> String {
         let sink = Sink::default();
         let writer = sink.clone();
-        let telemetry = Telemetry { level: level.to_owned(), format };
+        let telemetry = Telemetry { level: level.to_owned(), format, ..Telemetry::default() };
         let subscriber = subscriber(&telemetry, move || writer.clone()).unwrap();
         tracing::subscriber::with_default(subscriber, || {
             tracing::info!(term = 3, "became leader");
@@ -148,7 +184,7 @@ mod tests {
         let said = |level: &str| {
             let sink = Sink::default();
             let writer = sink.clone();
-            let telemetry = Telemetry { level: level.to_owned(), format: LogFormat::Text };
+            let telemetry = Telemetry { level: level.to_owned(), ..Telemetry::default() };
             tracing::subscriber::with_default(subscriber(&telemetry, move || writer.clone()).unwrap(), || {
                 tracing::warn!(target: "openraft::core::heartbeat", "failed to send a heartbeat");
                 tracing::error!(target: "openraft::core", "the log is broken");
@@ -157,6 +193,19 @@ mod tests {
             String::from_utf8(bytes).unwrap().lines().count()
         };
         assert_eq!((said("info"), said("debug"), said("info,openraft=warn"), said("off")), (1, 1, 2, 0));
+        assert_eq!(filter("debug,h2=info"), "error,kube_client=off,quorate=debug,h2=info");
+    }
+
+    #[test]
+    fn the_newest_lines_are_kept_up_to_a_bound() {
+        let mut recent = Recent { lines: VecDeque::new(), bytes: 0 };
+        for n in 0..100_000 {
+            recent.add(format!("line {n}\n").as_bytes());
+        }
+        recent.add(&vec![b'x'; 10 * RECENT_BYTES_MAX]);
+        let kept: usize = recent.lines.iter().map(Vec::len).sum();
+        assert!(kept == recent.bytes && kept <= RECENT_BYTES_MAX && kept > RECENT_BYTES_MAX / 2, "{kept}");
+        assert!(recent.lines[recent.lines.len() - 2].ends_with(b"line 99999\n"));
     }
 
     #[test]
@@ -171,7 +220,7 @@ mod tests {
         for format in [LogFormat::Text, LogFormat::Json] {
             let sink = Sink::default();
             let writer = sink.clone();
-            let telemetry = Telemetry { level: "debug".to_owned(), format };
+            let telemetry = Telemetry { level: "debug".to_owned(), format, ..Telemetry::default() };
             let subscriber = subscriber(&telemetry, move || writer.clone()).unwrap();
             let lines = || String::from_utf8(std::mem::take(&mut *sink.0.lock())).unwrap();
             let _guard = tracing::subscriber::set_default(subscriber);

@@ -6,8 +6,8 @@ use super::Api;
 use crate::kv::Wants;
 use crate::pb::admin::admin_server::Admin;
 use crate::pb::admin::{
-    MembershipRequest, MembershipView, Remark, RoleQuotasRequest, RoleQuotasResponse, ScaleRequest, ScaleResponse,
-    SetRoleQuotaRequest, SetRoleQuotaResponse, Wanted,
+    DiagnoseRequest, Diagnosis, MembershipRequest, MembershipView, Remark, RoleQuotasRequest, RoleQuotasResponse,
+    ScaleRequest, ScaleResponse, SetRoleQuotaRequest, SetRoleQuotaResponse, Wanted,
 };
 use crate::pb::log::auth_change::Change;
 
@@ -15,15 +15,21 @@ impl Api {
     /// What the leader sees of the membership, or this member if there is none: for `/cluster`, metrics and tools. Before this
     /// member belongs to a cluster, what it waits for.
     pub async fn membership(&self) -> MembershipView {
-        if let Ok(manager) = self.manager() {
-            return manager.view().await;
-        }
+        let mut view = match self.manager() {
+            Ok(manager) => manager.view().await,
+            Err(_) => self.no_membership(),
+        };
+        self.conditions().complete(&mut view);
+        view
+    }
+
+    fn no_membership(&self) -> MembershipView {
         let facts = self.facts();
         let waits = |sentence| Remark { name: "no-cluster".into(), sentence };
         MembershipView {
             cluster_id: facts.cluster_id,
             member_id: facts.member_id,
-            remarks: facts.notes.into_iter().map(waits).collect(),
+            remarks: facts.waits.into_iter().map(waits).collect(),
             ..MembershipView::default()
         }
     }
@@ -64,5 +70,11 @@ impl Admin for Api {
         node.read_index().await?;
         let roles = node.view(&caller, Wants::Root)?.role_usage();
         Ok(Response::new(RoleQuotasResponse { roles }))
+    }
+
+    async fn diagnose(&self, request: Request<DiagnoseRequest>) -> Result<Response<Diagnosis>, Status> {
+        let node = self.any_node()?;
+        self.root(&node, &request).await?;
+        Ok(Response::new(self.diagnosis().await))
     }
 }

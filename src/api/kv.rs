@@ -1,5 +1,6 @@
 //! `etcdserverpb.KV`.
 
+use bytes::Bytes;
 use tonic::{Request, Response, Status};
 
 use super::{Api, complete, confirm, header_now, mismatched};
@@ -34,9 +35,12 @@ impl Api {
         let caller = self.caller(&node, &request);
         let range = request.into_inner();
         validate::range(&range)?;
+        let mut slow = self.slow("Range", &range.key, &range.range_end);
         let caller = caller.await?;
+        slow.waited("who asks");
         if !range.serializable && !planted!("read-without-read-index") {
             confirm(&node).await?;
+            slow.waited("the read index");
         }
         let (reader, asked, caller) = (&node, &range, &caller);
         let make = || async move {
@@ -55,7 +59,10 @@ impl Api {
             answer.header = complete(reader, &answer.header);
             Ok(answer)
         };
-        Ok(self.read_answer(&node, range.keys_only, make, LargeAnswer::Range).await?)
+        let answer = self.read_answer(&node, range.keys_only, make, LargeAnswer::Range).await?;
+        slow.waited("the read");
+        slow.read_keys(answer.get_ref().count);
+        Ok(answer)
     }
 
     /// `txn` writes nothing.
@@ -101,7 +108,8 @@ impl Kv for Api {
         let node = self.data_node(&request)?;
         let caller = self.caller(&node, &request).await?;
         let put = request.into_inner();
-        match self.propose(&node, &caller, command::Request::Put(put)).await?.response {
+        let mut slow = self.slow("Put", &put.key, &Bytes::new());
+        match slow.raft(self.propose(&node, &caller, command::Request::Put(put))).await?.response {
             Some(answer::Response::Put(mut answer)) => {
                 answer.header = complete(&node, &answer.header);
                 Ok(Response::new(answer))
@@ -117,7 +125,8 @@ impl Kv for Api {
         let node = self.data_node(&request)?;
         let caller = self.caller(&node, &request).await?;
         let delete = request.into_inner();
-        match self.propose(&node, &caller, command::Request::DeleteRange(delete)).await?.response {
+        let mut slow = self.slow("DeleteRange", &delete.key, &delete.range_end);
+        match slow.raft(self.propose(&node, &caller, command::Request::DeleteRange(delete))).await?.response {
             Some(answer::Response::DeleteRange(mut answer)) => {
                 answer.header = complete(&node, &answer.header);
                 Ok(self.write_answer(&node, answer, LargeAnswer::DeleteRange).await?)
@@ -132,11 +141,16 @@ impl Kv for Api {
         let txn = request.into_inner();
         if kv::is_read_only(&txn) {
             let begun = Instant::now();
+            let (key, range_end) = first_keys(&txn);
+            let mut slow = self.slow("Txn", &key, &range_end);
             let answer = self.read_txn(&node, &caller, txn).await;
+            slow.waited("the read index and the read");
             metrics().request(RequestKind::ReadonlyTxn, is_success(&answer), begun.elapsed());
             return answer;
         }
-        match self.propose(&node, &caller, command::Request::Txn(txn)).await?.response {
+        let (key, range_end) = first_keys(&txn);
+        let mut slow = self.slow("Txn", &key, &range_end);
+        match slow.raft(self.propose(&node, &caller, command::Request::Txn(txn))).await?.response {
             Some(answer::Response::Txn(mut answer)) => {
                 answer.header = complete(&node, &answer.header);
                 Ok(self.write_answer(&node, answer, LargeAnswer::Txn).await?)
@@ -160,6 +174,19 @@ impl Kv for Api {
             }
             _ => Err(mismatched()),
         }
+    }
+}
+
+/// The keys of a transaction's first comparison or operation, which stand for it.
+fn first_keys(txn: &TxnRequest) -> (Bytes, Bytes) {
+    if let Some(compare) = txn.compare.first() {
+        return (compare.key.clone(), compare.range_end.clone());
+    }
+    match txn.success.iter().chain(&txn.failure).find_map(|op| op.request.as_ref()) {
+        Some(request_op::Request::RequestPut(put)) => (put.key.clone(), Bytes::new()),
+        Some(request_op::Request::RequestRange(range)) => (range.key.clone(), range.range_end.clone()),
+        Some(request_op::Request::RequestDeleteRange(delete)) => (delete.key.clone(), delete.range_end.clone()),
+        Some(request_op::Request::RequestTxn(_)) | None => (Bytes::new(), Bytes::new()),
     }
 }
 

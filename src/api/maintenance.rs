@@ -1,6 +1,5 @@
 //! `etcdserverpb.Maintenance`.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tonic::metadata::MetadataValue;
@@ -10,6 +9,7 @@ use super::{
     Api, ETCD_CLUSTER_MINOR, ETCD_CLUSTER_VERSION, ETCD_VERSION, VERSION, client, header, header_now, snapshot,
 };
 use crate::caller::Caller;
+use crate::conditions;
 use crate::env::Pool;
 use crate::error::Error;
 use crate::kv::{self, Wants};
@@ -26,18 +26,6 @@ use crate::pb::log::{Command, answer, command};
 
 /// A rewrite writes all state and syncs it; a disk that needs longer needs attention.
 const DEFRAGMENT_PATIENCE: Duration = Duration::from_secs(600);
-
-/// Every alarm that is on: those in the log, and this member's own when its space is exceeded.
-pub(super) fn alarms(node: &Node) -> Vec<AlarmMember> {
-    let mut alarms = node.alarms();
-    let own = AlarmMember { member_id: node.member().member_id, alarm: AlarmType::Nospace.into() };
-    let space = node.space();
-    let short = [&space.short, &space.lacks_room].into_iter().any(|short| short.load(Ordering::Relaxed));
-    if (short || space.is_log_full()) && !alarms.contains(&own) {
-        alarms.push(own);
-    }
-    alarms
-}
 
 #[tonic::async_trait]
 impl Maintenance for Api {
@@ -60,7 +48,7 @@ impl Maintenance for Api {
             Ok(()) | Err(Error::Corrupt) => {}
             Err(error) => return Err(error.into()),
         }
-        let on = alarms(&node);
+        let on = node.alarms_told();
         let alarms = match alarm.action() {
             AlarmAction::Activate => changed,
             AlarmAction::Deactivate => {
@@ -76,10 +64,13 @@ impl Maintenance for Api {
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         self.any_user(&request).await?;
-        let mut facts = self.facts();
-        facts.notes.extend(facts.progress.describe());
+        let facts = self.facts();
+        // What should be known and is no error (one voter, as it was asked for) is not among the errors.
+        let conditions = self.conditions().list().into_iter().filter(conditions::is_wrong);
+        let mut errors: Vec<String> = conditions.map(|condition| conditions::line(&condition)).collect();
+        let waits = self.not_ready();
         let answer = match self.any_node() {
-            Ok(node) => node_status(&node, self.shared.quota_bytes, facts.notes.clone()),
+            Ok(node) => node_status(&node, self.shared.quota_bytes, errors),
             Err(_) => StatusResponse {
                 header: Some(ResponseHeader {
                     cluster_id: facts.cluster_id,
@@ -87,7 +78,10 @@ impl Maintenance for Api {
                     ..ResponseHeader::default()
                 }),
                 version: ETCD_VERSION.into(),
-                errors: facts.notes.clone(),
+                errors: {
+                    errors.splice(0..0, waits.clone());
+                    errors
+                },
                 ..StatusResponse::default()
             },
         };
@@ -98,8 +92,8 @@ impl Maintenance for Api {
         if let Some(slot) = facts.slot {
             metadata.insert("quorate-slot", slot.into());
         }
-        if let Ok(notes) = MetadataValue::try_from(facts.notes.join("; ")) {
-            metadata.insert("quorate-waits", notes);
+        if let Ok(waits) = MetadataValue::try_from(waits.unwrap_or_default()) {
+            metadata.insert("quorate-waits", waits);
         }
         Ok(response)
     }
@@ -224,7 +218,7 @@ fn node_status(node: &Node, quota_bytes: u64, mut errors: Vec<String>) -> Status
     let bytes = node.figures().bytes as i64;
     let no_leader = raft.leader.is_none().then(|| Error::NoLeader.to_string());
     // As etcd has them, and before what it has no word for.
-    errors.splice(0..0, no_leader.into_iter().chain(alarms(node).iter().map(alarm_text)));
+    errors.splice(0..0, no_leader.into_iter().chain(node.alarms_told().iter().map(alarm_text)));
     StatusResponse {
         header: header_now(node),
         version: ETCD_VERSION.into(),

@@ -9,20 +9,26 @@ mod audited;
 mod auth;
 mod caller;
 mod cluster;
+mod diagnose;
 mod election;
+mod exposition;
+mod figures;
 mod kv;
 mod lease;
 mod lock;
 mod maintenance;
+mod overview;
 mod peer;
 mod pull;
 mod queue;
 mod range_stream;
 mod sample;
+mod slow;
 mod snapshot;
 mod wait;
 mod watch;
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -33,13 +39,14 @@ use tonic::{Request, Status};
 use self::audited::Audited;
 use self::pull::Slots;
 use crate::cluster::Manager;
+use crate::conditions::Conditions;
 use crate::config::CertUser;
 use crate::env::Env;
 use crate::error::Error;
 use crate::kv::validate::Limits;
 use crate::lease::Leases;
 use crate::node::account::Account;
-use crate::node::{Client, Figures, Node, Trust};
+use crate::node::{Client, Node, Trust};
 use crate::pb::etcd;
 use crate::secure::oidc::Issuer;
 use crate::secure::password::Passwords;
@@ -48,6 +55,8 @@ use crate::storage::Progress;
 use crate::watch::Hub;
 
 pub use answers::Large;
+pub use figures::{FIGURES, Figure, Figures, Sampled, Unit};
+pub use overview::Overview;
 pub use peer::{PeerApi, Proof, Running};
 pub use sample::Sample;
 pub use watch::{Responses as WatchResponses, WatchOptions};
@@ -68,6 +77,8 @@ pub struct Api {
 }
 
 struct Shared {
+    env: Env,
+    diagnosis: DiagnosisOptions,
     node: RwLock<Option<Node>>,
     leases: RwLock<Option<Leases>>,
     watch: RwLock<Option<Hub>>,
@@ -80,6 +91,7 @@ struct Shared {
     manager: RwLock<Option<Arc<Manager>>>,
     /// The lowest slot, where a request to scale names none.
     first_slot: u64,
+    slow_request: Duration,
     limits: Limits,
     quota_bytes: u64,
     account: Account,
@@ -92,6 +104,8 @@ struct Shared {
     /// The hub was taken away.
     stopping: AtomicBool,
     facts: RwLock<Facts>,
+    conditions: Conditions,
+    figures: Figures,
 }
 
 /// Streams that hold a view of the data: how many of each kind are open at a time.
@@ -113,7 +127,7 @@ pub struct AuthOptions {
 }
 
 /// Settings of the services.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     pub limits: Limits,
     pub watch: WatchOptions,
@@ -124,6 +138,18 @@ pub struct Options {
     pub streams: StreamOptions,
     /// Where a request to scale names none.
     pub first_slot: u64,
+    /// Requests that take longer are logged; zero: none.
+    pub slow_request: Duration,
+    /// For whoever helps.
+    pub diagnosis: DiagnosisOptions,
+}
+
+/// What a diagnosis has beside what can be asked of a member at any time.
+#[derive(Clone, Debug, Default)]
+pub struct DiagnosisOptions {
+    /// The settings in force, without secrets.
+    pub config: String,
+    pub data_dir: PathBuf,
 }
 
 /// What `status` shows beside Raft's state.
@@ -138,21 +164,22 @@ pub struct Facts {
     pub disk_free_bytes: u64,
     /// How far it has read its disk.
     pub progress: Progress,
-    /// What this member waits for or warns of, one sentence each.
-    pub notes: Vec<String>,
+    /// What this member waits for.
+    pub waits: Option<String>,
 }
 
 impl Facts {
     /// How far this member is on its way to Raft.
     fn begins(&self) -> String {
-        let waits = self.progress.describe().or_else(|| self.notes.first().cloned());
+        let waits = self.progress.describe().or_else(|| self.waits.clone());
         waits.unwrap_or_else(|| if self.cluster_id == 0 { "belongs to no cluster yet" } else { "starts" }.into())
     }
 }
 
 impl Api {
-    pub fn new(env: &Env, account: Account, options: Options) -> Self {
-        let Options { limits, watch, auth, quota_bytes, snapshot_rate, streams, first_slot } = options;
+    pub fn new(env: &Env, account: Account, conditions: Conditions, options: Options) -> Self {
+        let Options { limits, watch, auth, quota_bytes, snapshot_rate, streams, first_slot, slow_request, diagnosis } =
+            options;
         let shared = Shared {
             node: RwLock::new(None),
             leases: RwLock::new(None),
@@ -164,7 +191,10 @@ impl Api {
             tokens: Tokens::new(auth.token_ttl),
             passwords: Passwords::new(env.clone(), auth.bcrypt_cost),
             manager: RwLock::new(None),
+            env: env.clone(),
+            diagnosis,
             first_slot,
+            slow_request,
             limits,
             quota_bytes,
             account,
@@ -174,6 +204,8 @@ impl Api {
             ready: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             facts: RwLock::default(),
+            conditions,
+            figures: Figures::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -241,6 +273,11 @@ impl Api {
         self.shared.facts.read().clone()
     }
 
+    /// What a person should know.
+    pub fn conditions(&self) -> &Conditions {
+        &self.shared.conditions
+    }
+
     /// The running node, whatever its state.
     fn any_node(&self) -> Result<Node, Error> {
         self.shared.node.read().clone().ok_or_else(|| self.absent())
@@ -302,15 +339,6 @@ fn needs_leader<T>(request: &Request<T>) -> bool {
     request.metadata().get("hasleader").is_some_and(|v| v.as_bytes() == b"true")
 }
 
-/// What the status page shows.
-pub struct Overview {
-    pub title: String,
-    pub facts: Vec<(&'static str, String)>,
-    /// Name, member id, slot, role, peer address, lag.
-    pub members: Vec<[String; 6]>,
-    pub notes: Vec<String>,
-}
-
 impl Api {
     /// Why this member is not ready (membership rule 28); `None` if it is.
     pub fn not_ready(&self) -> Option<String> {
@@ -322,7 +350,7 @@ impl Api {
         if raft.leader.is_none() {
             let joined = node.membership().log_id().is_some();
             let lacks = if joined { "knows no leader" } else { "is formed, waits for a leader" };
-            return Some(std::iter::once(lacks.into()).chain(facts.notes).collect::<Vec<_>>().join("; "));
+            return Some(std::iter::once(lacks.into()).chain(facts.waits).collect::<Vec<_>>().join("; "));
         }
         if let Some(reason) = node.corrupt() {
             return Some(reason.to_owned());
@@ -356,7 +384,7 @@ impl Api {
         let Ok(node) = self.any_node() else {
             return Some("RAFT NO LEADER".into());
         };
-        for alarm in maintenance::alarms(&node) {
+        for alarm in node.alarms_told() {
             let kind = alarm.alarm().as_str_name();
             if !ask.exclude.iter().any(|excluded| excluded == kind) {
                 return Some(format!("ALARM {kind}"));
@@ -375,62 +403,6 @@ impl Api {
     pub fn corrupt(&self) -> Option<String> {
         let node = self.any_node().ok()?;
         node.corrupt().map(str::to_owned)
-    }
-
-    /// Everything the status page shows.
-    pub fn overview(&self) -> Overview {
-        let facts = self.facts();
-        let Ok(node) = self.any_node() else {
-            return Overview {
-                title: facts.name.clone(),
-                facts: vec![("state", facts.begins()), ("version", VERSION.into())],
-                members: Vec::new(),
-                notes: facts.notes,
-            };
-        };
-        let raft = node.status();
-        let Figures { revision, compacted, keys, bytes, .. } = node.figures();
-        let voters: std::collections::BTreeSet<u64> = raft.membership.voter_ids().collect();
-        let matched: std::collections::BTreeMap<_, _> = raft.matched.iter().copied().collect();
-        let members = raft
-            .membership
-            .nodes()
-            .map(|(id, member)| {
-                let role = if raft.leader == Some(*id) {
-                    "leader"
-                } else if voters.contains(id) {
-                    "voter"
-                } else {
-                    "learner"
-                };
-                let lag = matched.get(id).map(|at| raft.last_log_index.saturating_sub(at.unwrap_or(0)).to_string());
-                [
-                    member.name.clone(),
-                    format!("{id:x}"),
-                    crate::identity::slot_of(*id).to_string(),
-                    role.into(),
-                    member.peer_address.clone(),
-                    lag.unwrap_or_else(|| "-".into()),
-                ]
-            })
-            .collect();
-        Overview {
-            title: facts.name.clone(),
-            facts: vec![
-                ("state", self.not_ready().unwrap_or_else(|| "serves clients".into())),
-                ("cluster", format!("{:x}", node.member().cluster_id)),
-                ("member", format!("{:x}", node.member().member_id)),
-                ("term", raft.term.to_string()),
-                ("committed / applied index", format!("{} / {}", raft.committed_index, raft.applied_index)),
-                ("revision / compacted", format!("{revision} / {compacted}")),
-                ("keys", keys.to_string()),
-                ("data", format!("{:.1} MiB", bytes as f64 / 1048576.0)),
-                ("disk free", format!("{:.1} GiB", facts.disk_free_bytes as f64 / 1073741824.0)),
-                ("version", VERSION.into()),
-            ],
-            members,
-            notes: facts.notes,
-        }
     }
 }
 

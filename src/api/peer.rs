@@ -15,7 +15,8 @@ use prost::Message as _;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::backup;
-use crate::cluster::{Audit, Bootstrap, Manager, Reconciler};
+use crate::cluster::{Bootstrap, Manager, Reconciler};
+use crate::conditions::Conditions;
 use crate::error::Error;
 use crate::identity::{check_node, host_port, shown, slot_of};
 use crate::kv;
@@ -119,45 +120,26 @@ pub struct Running {
 pub struct PeerApi {
     bootstrap: Arc<Bootstrap>,
     running: Arc<RwLock<Option<Running>>>,
-    audit: Arc<RwLock<Option<Arc<Audit>>>>,
     /// This process's way to other members, and what it remembers of them.
     peers: Arc<Peers>,
+    /// What is told to the other members of this one.
+    conditions: Conditions,
     /// Members must have certificates for their addresses.
     checks_addresses: bool,
 }
 
+/// Conditions that are told; the one who asks keeps no more.
+const CONDITIONS_MAX: usize = 32;
+
 impl PeerApi {
-    pub fn new(bootstrap: Arc<Bootstrap>, peers: Arc<Peers>, checks_addresses: bool) -> Self {
+    pub fn new(bootstrap: Arc<Bootstrap>, peers: Arc<Peers>, conditions: Conditions, checks_addresses: bool) -> Self {
         let checks_addresses = checks_addresses && peers.have_certificates();
-        Self { bootstrap, running: Arc::default(), audit: Arc::default(), peers, checks_addresses }
+        Self { bootstrap, running: Arc::default(), peers, conditions, checks_addresses }
     }
 
     /// From now on Raft's calls go to `running`.
     pub fn set_running(&self, running: Option<Running>) {
         *self.running.write() = running;
-    }
-
-    /// If this member leads: why a wanted membership change is not made, and what else should be known of the membership.
-    pub fn remarks(&self) -> Vec<String> {
-        let Some(reconciler) = self.running.read().as_ref().map(|running| running.reconciler.clone()) else {
-            return Vec::new();
-        };
-        if reconciler.observed().is_none() {
-            return Vec::new();
-        }
-        let view = reconciler.view();
-        let remarks = view.blocked.into_iter().chain(view.remarks);
-        remarks.map(|remark| format!("{} [{}]", remark.sentence, remark.name)).collect()
-    }
-
-    /// The comparison of the members' states, which says here what it has found.
-    pub fn set_audit(&self, audit: Arc<Audit>) {
-        *self.audit.write() = Some(audit);
-    }
-
-    /// Which members' states differ, if this member leads and some do.
-    pub fn audit_note(&self) -> Option<String> {
-        self.audit.read().as_ref()?.note()
     }
 
     fn running(&self) -> Result<Running, Status> {
@@ -266,6 +248,8 @@ impl Peer for PeerApi {
         let WhoRequest { nonce, digest_index, recall_member } = request.into_inner();
         let mut answer = self.bootstrap.who(nonce);
         answer.digest_version = kv::DIGEST_VERSION;
+        answer.conditions = self.conditions.own();
+        answer.conditions.truncate(CONDITIONS_MAX);
         answer.recollection = self.peers.memory().of(recall_member).map(Into::into);
         if let Ok(running) = self.running() {
             let store = running.node.store();
@@ -299,7 +283,13 @@ impl Peer for PeerApi {
 
     async fn manage(&self, request: Request<ManageRequest>) -> Result<Response<ManageResponse>, Status> {
         let (running, request) = self.checked(request, As::Member, |request| request.envelope.as_ref())?;
-        Ok(Response::new(running.manager.answer(request.operation).await))
+        let mut answer = running.manager.answer(request.operation).await;
+        if let Some(view) = &mut answer.view {
+            self.conditions.complete(view);
+            // Each member has its own.
+            view.events.clear();
+        }
+        Ok(Response::new(answer))
     }
 
     type AppendStream = Pin<Box<dyn Stream<Item = Result<AppendResponse, Status>> + Send>>;

@@ -23,6 +23,7 @@ pub struct Sample {
     pub revision: i64,
     pub compacted: i64,
     pub keys: u64,
+    pub leases: u64,
     pub voters: u64,
     pub learners: u64,
     pub cluster_version: u32,
@@ -49,7 +50,7 @@ impl Api {
         };
         let Ok(node) = self.any_node() else { return base };
         let raft = node.status();
-        let alarms = maintenance::alarms(&node);
+        let alarms = node.alarms_told();
         let alarms_of = |kind: AlarmType| alarms.iter().filter(|alarm| alarm.alarm() == kind).count() as u64;
         let voters = raft.membership.voter_ids().collect::<std::collections::BTreeSet<_>>().len() as u64;
         let members = raft.membership.nodes().count() as u64;
@@ -66,6 +67,7 @@ impl Api {
             revision: figures.revision,
             compacted: figures.compacted,
             keys: figures.keys as u64,
+            leases: figures.leases as u64,
             voters,
             learners: members.saturating_sub(voters),
             cluster_version: figures.cluster_version,

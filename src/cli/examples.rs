@@ -21,6 +21,7 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     ("status", &[("quorate status", "all members; one endpoint is enough"), ("quorate status -o json", "for scripts")]),
+    ("diagnose", &[("quorate diagnose --out diagnosis.tar", "one file for whoever helps")]),
     (
         "top",
         &[("quorate top", "until Ctrl-C"), ("quorate top --count 2 --interval 5s -o json", "two samples, for scripts")],

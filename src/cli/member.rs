@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::client::ClientArgs;
 use super::members;
-use super::output::{Format, id, json_line, table};
+use super::output::{Format, condition_lines, id, json_line, table};
 use super::status::{member_json, members_text};
 use crate::http::membership_json;
 use crate::identity::{SLOT_MAX, shown};
@@ -154,7 +154,7 @@ pub async fn scale(args: ScaleArgs) -> anyhow::Result<Vec<u8>> {
 pub async fn why(args: WhyArgs) -> anyhow::Result<Vec<u8>> {
     let mut admin = AdminClient::new(args.client.connect_for_status().await?);
     let view = args.client.answer(admin.membership(MembershipRequest {})).await?.into_inner();
-    if view.members.is_empty() && view.remarks.is_empty() {
+    if view.members.is_empty() && view.remarks.is_empty() && view.conditions.is_empty() {
         bail!("this member belongs to no cluster; see `quorate status`");
     }
     Ok(match args.output {
@@ -177,7 +177,7 @@ fn why_text(view: &MembershipView) -> Vec<u8> {
     }];
     lines.push(match view.leader_id {
         0 => "leader:   none is known, so nothing changes".to_owned(),
-        id => format!("leader:   {id:x}, term {}", view.term),
+        id => format!("leader:   {id:016x}, term {}", view.term),
     });
     if !view.change.is_empty() {
         lines.push(format!("change:   {}", view.change));
@@ -186,12 +186,14 @@ fn why_text(view: &MembershipView) -> Vec<u8> {
         Some(blocked) => format!("blocked:  [{}] {}", blocked.name, blocked.sentence),
         None => "blocked:  nothing".to_owned(),
     });
-    lines.extend(view.remarks.iter().map(|remark| format!("remark:   [{}] {}", remark.name, remark.sentence)));
+    // An older server has remarks alone.
+    let remarks = view.remarks.iter().filter(|_| view.conditions.is_empty());
+    lines.extend(remarks.map(|remark| format!("remark:   [{}] {}", remark.name, remark.sentence)));
     let cells = |member: &crate::pb::admin::Member| {
         let seen = view.leader_id != 0;
         let yes = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
         vec![
-            format!("{:x}", member.id),
+            format!("{:016x}", member.id),
             member.name.clone(),
             if member.slot > u32::from(SLOT_MAX) { "-".into() } else { member.slot.to_string() },
             member.role.clone(),
@@ -205,7 +207,8 @@ fn why_text(view: &MembershipView) -> Vec<u8> {
     };
     let head = ["ID", "NAME", "SLOT", "ROLE", "KIND", "LAG", "REACHED", "CAUGHT UP", "WANTED", "PEER ADDRESS"];
     let rows = view.members.iter().map(cells).collect::<Vec<_>>();
-    [(lines.join("\n") + "\n").into_bytes(), table(&head, &rows)].concat()
+    let conditions = condition_lines(&view.conditions).into_bytes();
+    [(lines.join("\n") + "\n").into_bytes(), table(&head, &rows), conditions].concat()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod cert;
 mod client;
 mod credentials;
 pub mod dev;
+mod diagnose;
 pub mod etcd;
 mod examples;
 mod get;
@@ -66,8 +67,10 @@ pub enum Command {
     },
     /// Run a whole cluster on this machine, for trying things out
     Dev(dev::Args),
-    /// Show every member: role, term, lag, sizes, and what it waits for
+    /// Show every member (role, term, lag, sizes), and what is the matter and what to do; exit code 2 for errors
     Status(status::StatusArgs),
+    /// Write one tar file with what whoever helps needs: settings without secrets, status, conditions, metrics, last log lines
+    Diagnose(diagnose::DiagnoseArgs),
     /// Show and change who belongs to the cluster
     #[command(subcommand)]
     Member(MemberCommand),
@@ -227,6 +230,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     | Command::Recover(_)
     | Command::Snapshot(_)
     | Command::Backup(_)
+    | Command::Diagnose(_)
     | Command::Cert(_) = cli.command
     {
         crate::env::process::keep_files_private();
@@ -243,7 +247,12 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Cert(command) => print(&cert::run(command)?),
         Command::Completion { shell } => print(&completion(shell)),
         Command::Man(args) => man::run(&args),
-        Command::Status(args) => request(status::status(args)),
+        Command::Status(args) => {
+            let (text, code) = client_runtime()?.block_on(status::status(args))?;
+            print(&text)?;
+            exit(code)
+        }
+        Command::Diagnose(args) => request(diagnose::diagnose(args)),
         Command::Member(command) => member(command),
         Command::Recover(args) => {
             telemetry::init(&crate::config::Telemetry { level: "warn".into(), ..Default::default() })?;
@@ -392,6 +401,7 @@ mod tests {
         "cert show a.crt -o json",
         "dev --replicas 5 --data-dir /d --kill-one-every 30s",
         "status --endpoints a:1,b:2 -o json",
+        "diagnose --endpoints a:1 --out d.tar",
         "member list --timeout 3s",
         "recover --data-dir /d --dry-run",
         "member add kv-3.kv:2380 --learner -o json",

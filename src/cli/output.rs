@@ -8,7 +8,9 @@ use std::io::IsTerminal as _;
 use base64::Engine;
 use serde_json::{Value, json};
 
+use crate::conditions;
 use crate::pb::KeyValue;
+use crate::pb::admin::Condition;
 use crate::pb::etcd::ResponseHeader;
 
 /// How an answer is printed.
@@ -36,6 +38,22 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> Vec<u8> {
         text.push('\n');
     }
     text.into_bytes()
+}
+
+/// What a person should know, and what to do about it.
+pub fn condition_lines(conditions: &[Condition]) -> String {
+    if conditions.is_empty() {
+        return "conditions: none\n".into();
+    }
+    let mut text = String::new();
+    for condition in conditions {
+        let Condition { name, severity, sentence, remedy, since, .. } = condition;
+        let (since, runbook) = (conditions::time_text(*since), conditions::runbook(name));
+        let shown = crate::identity::shown;
+        text += &format!("[{}] {}, since {since}: {}\n", shown(name), shown(severity), shown(sentence));
+        text += &format!("    what to do: {} ({})\n", shown(remedy), shown(&runbook));
+    }
+    text
 }
 
 /// One object, and a line end.

@@ -2,7 +2,8 @@
 //!
 //! Every member is asked for itself: first the given endpoints, then the client URLs of those members that were not among
 //! them. So it works through a port-forward, where no advertised URL can be reached, and shows who does not answer. A member
-//! whose clients' port is closed is asked at its status port.
+//! whose clients' port is closed is asked at its status port. Below the table stand the conditions that any of them knows, and who did not
+//! answer. Exit code: 0, 2 if a condition is an error or no leader is known, 1 if nobody could be asked.
 
 use std::collections::BTreeMap;
 
@@ -12,9 +13,13 @@ use serde_json::{Value, json};
 use tonic::Response;
 
 use super::client::{ClientArgs, unreachable};
-use super::output::{Format, by_name, header_json, human_bytes, id, json_line, table};
+use super::output::{Format, by_name, condition_lines, header_json, human_bytes, id, json_line, table};
 use crate::cli::credentials::Channel;
+use crate::conditions;
+use crate::http::conditions_json;
 use crate::identity::{READER_SLOT, slot_of};
+use crate::pb::admin::admin_client::AdminClient;
+use crate::pb::admin::{Condition, MembershipRequest};
 use crate::pb::etcd::cluster_client::ClusterClient;
 use crate::pb::etcd::maintenance_client::MaintenanceClient;
 use crate::pb::etcd::{Member, MemberListRequest, MemberListResponse, StatusRequest, StatusResponse};
@@ -31,9 +36,9 @@ mod metadata {
 #[derive(Debug, clap::Args)]
 pub struct StatusArgs {
     #[arg(short, long, value_enum, default_value_t = Format::Simple)]
-    output: Format,
+    pub output: Format,
     #[command(flatten)]
-    client: ClientArgs,
+    pub client: ClientArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -54,6 +59,8 @@ struct Report {
     disk_free_bytes: Option<u64>,
     slot: Option<u16>,
     waits: Option<String>,
+    /// What it knows that a person should.
+    conditions: Vec<Condition>,
 }
 
 impl Report {
@@ -67,8 +74,13 @@ impl Report {
             disk_free_bytes: text(metadata::DISK_FREE_BYTES).and_then(|text| text.parse().ok()),
             slot: text(metadata::SLOT).and_then(|text| text.parse().ok()),
             waits: text(metadata::WAITS).filter(|text| !text.is_empty()),
+            conditions: Vec::new(),
             status: answer.into_inner(),
         }
+    }
+
+    fn revision(&self) -> i64 {
+        self.status.header.unwrap_or_default().revision
     }
 }
 
@@ -97,17 +109,16 @@ impl Row {
         }
     }
 
-    /// What a person should know: why it does not answer, what it waits for, its alarms.
-    fn note(&self) -> String {
+    /// Why it is not ready, or does not answer.
+    fn note(&self) -> Option<String> {
         match &self.report {
-            Err(failure) => format!("does not answer: {failure}"),
-            Ok(report) => {
-                let waits = report.waits.as_deref().unwrap_or_default();
-                // What it waits for is among its errors too, for clients that know no more than etcd's message.
-                let errors = report.status.errors.iter().map(String::as_str).filter(|error| !waits.contains(error));
-                std::iter::once(waits).filter(|text| !text.is_empty()).chain(errors).collect::<Vec<_>>().join("; ")
-            }
+            Err(failure) => Some(format!("does not answer: {failure}")),
+            Ok(report) => report.waits.clone(),
         }
+    }
+
+    fn shown(&self) -> String {
+        if self.name.is_empty() { format!("{:016x}", self.id) } else { self.name.clone() }
     }
 }
 
@@ -120,9 +131,11 @@ struct Overview {
     last_index: u64,
     /// Something that no row says.
     remark: Option<String>,
+    conditions: Vec<Condition>,
 }
 
-pub async fn status(args: StatusArgs) -> anyhow::Result<Vec<u8>> {
+/// What is printed, and the exit code.
+pub async fn status(args: StatusArgs) -> anyhow::Result<(Vec<u8>, i32)> {
     let client = &args.client;
     let endpoints: Vec<&str> = client.endpoints().collect();
     let probes = join_all(endpoints.iter().map(|endpoint| probe(client, endpoint))).await;
@@ -144,10 +157,11 @@ pub async fn status(args: StatusArgs) -> anyhow::Result<Vec<u8>> {
         Err(error) => (Vec::new(), Some(format!("the member list is not known: {error:#}"))),
     };
     let overview = overview(client, members, reports, remark).await;
-    Ok(match args.output {
+    let text = match args.output {
         Format::Simple => overview.text(),
         Format::Json => json_line(&overview.json()),
-    })
+    };
+    Ok((text, overview.exit_code()))
 }
 
 /// Asks the members that have not been asked yet, and puts all in the order of their slots.
@@ -171,7 +185,7 @@ async fn overview(
         learner: report.status.is_learner,
         report: Ok(report),
     }));
-    rows.sort_by_key(|row| (row.slot(), row.id));
+    rows.sort_by(|a, b| (a.slot(), &a.name, a.id).cmp(&(b.slot(), &b.name, b.id)));
     let answered = || rows.iter().filter_map(|row| row.report.as_ref().ok());
     // Whoever is furthest in the latest term knows the leader best.
     let newest = answered().filter(|report| report.status.leader != 0).max_by_key(|report| report.status.raft_term);
@@ -180,14 +194,20 @@ async fn overview(
     let clusters: std::collections::BTreeSet<u64> =
         answered().map(|report| report.cluster_id).filter(|id| *id != 0).collect();
     let split = (clusters.len() > 1).then(|| format!("the endpoints belong to {} different clusters", clusters.len()));
-    Overview { leader, last_index: last_index.unwrap_or_default(), remark: split.or(remark), rows }
+    // Who is asked for them knows what the leader does; without one each knows its own.
+    let conditions = conditions::merge(answered().flat_map(|report| report.conditions.clone()));
+    Overview { leader, last_index: last_index.unwrap_or_default(), remark: split.or(remark), conditions, rows }
 }
 
 async fn probe(client: &ClientArgs, endpoint: &str) -> Result<(Channel, Report), String> {
     let channel = client.dial_for_status(endpoint).await?;
     let mut maintenance = MaintenanceClient::new(channel.clone());
     let answer = client.answer(maintenance.status(StatusRequest {})).await.map_err(|error| error.to_string())?;
-    Ok((channel, Report::read(answer)))
+    let mut report = Report::read(answer);
+    // An older server has no conditions, and an etcd no such call.
+    let view = client.answer(AdminClient::new(channel.clone()).membership(MembershipRequest {})).await;
+    report.conditions = view.map(|view| view.into_inner().conditions).unwrap_or_default();
+    Ok((channel, report))
 }
 
 /// Asks a member through its client URLs, one after the other.
@@ -216,7 +236,7 @@ impl Overview {
 
     fn text(&self) -> Vec<u8> {
         const HEAD: [&str; 11] =
-            ["ID", "NAME", "SLOT", "ROLE", "TERM", "APPLIED", "LAG", "DB SIZE", "DISK FREE", "VERSION", "NOTE"];
+            ["ID", "NAME", "SLOT", "ROLE", "TERM", "APPLIED", "LAG", "REVISION", "DB SIZE", "DISK FREE", "VERSION"];
         let unknown = || "-".to_owned();
         let cells = |row: &Row| {
             let report = row.report.as_ref().ok();
@@ -224,43 +244,53 @@ impl Overview {
             let name = if row.name.is_empty() { unknown() } else { row.name.clone() };
             let slot = if row.slot() == READER_SLOT { unknown() } else { row.slot().to_string() };
             vec![
-                format!("{:x}", row.id),
+                format!("{:016x}", row.id),
                 name,
                 slot,
                 row.role(self.leader).to_owned(),
                 number(|report| report.status.raft_term),
                 number(|report| report.status.raft_applied_index),
                 report.map_or_else(unknown, |report| self.lag(report).to_string()),
+                report.map_or_else(unknown, |report| report.revision().to_string()),
                 report.map_or_else(unknown, |report| human_bytes(report.status.db_size.max(0) as u64)),
                 report.and_then(|report| report.disk_free_bytes).map_or_else(unknown, human_bytes),
                 report.and_then(|report| report.version.clone()).unwrap_or_else(unknown),
-                row.note(),
             ]
         };
         let mut out = table(&HEAD, &self.rows.iter().map(cells).collect::<Vec<_>>());
+        for row in &self.rows {
+            let note = row.note().map(|note| crate::identity::shown(&format!("{}: {note}", row.shown())) + "\n");
+            out.extend(note.unwrap_or_default().into_bytes());
+        }
         if self.leader == 0 {
             out.extend_from_slice(b"no leader is known\n");
         }
         if let Some(remark) = &self.remark {
             out.extend_from_slice(format!("{remark}\n").as_bytes());
         }
+        out.extend(condition_lines(&self.conditions).into_bytes());
         out
+    }
+
+    fn exit_code(&self) -> i32 {
+        if self.leader == 0 || self.conditions.iter().any(conditions::is_error) { 2 } else { 0 }
     }
 
     fn json(&self) -> Value {
         let member = |row: &Row| {
             let mut object = json!({
-                "id": format!("{:x}", row.id),
+                "id": format!("{:016x}", row.id),
                 "name": row.name,
                 "slot": row.slot(),
                 "role": row.role(self.leader),
-                "note": row.note(),
+                "note": row.note().unwrap_or_default(),
                 "answers": row.report.is_ok(),
             });
             if let Ok(report) = &row.report {
                 object["term"] = report.status.raft_term.into();
                 object["applied"] = report.status.raft_applied_index.into();
                 object["lag"] = self.lag(report).into();
+                object["revision"] = report.revision().into();
                 object["db_size_bytes"] = report.status.db_size.into();
                 object["db_size_in_use_bytes"] = report.status.db_size_in_use.into();
                 object["disk_free_bytes"] = report.disk_free_bytes.into();
@@ -270,9 +300,10 @@ impl Overview {
             }
             object
         };
-        let leader = (self.leader != 0).then(|| format!("{:x}", self.leader));
+        let leader = (self.leader != 0).then(|| format!("{:016x}", self.leader));
         let members = self.rows.iter().map(member).collect::<Vec<_>>();
-        json!({ "leader": leader, "remark": self.remark, "members": members })
+        let conditions = conditions_json(&self.conditions);
+        json!({ "leader": leader, "remark": self.remark, "members": members, "conditions": conditions })
     }
 }
 
@@ -408,7 +439,7 @@ mod tests {
     }
 
     fn fake_status(id: u64, leader: u64, applied: u64) -> StatusResponse {
-        let header = ResponseHeader { cluster_id: 9, member_id: id, ..Default::default() };
+        let header = ResponseHeader { cluster_id: 9, member_id: id, revision: 7, ..Default::default() };
         StatusResponse {
             header: Some(header),
             leader,
@@ -454,16 +485,17 @@ mod tests {
             Fake { status: fake_status(zero, one, 90), waits: Some("catches up"), members: members.clone() },
         );
         serve(&env, listener_1, Fake { status: fake_status(one, one, 100), waits: None, members: members.clone() });
-        let text = String::from_utf8(status(args(address_0.clone(), Format::Simple)).await.unwrap()).unwrap();
+        let text = String::from_utf8(status(args(address_0.clone(), Format::Simple)).await.unwrap().0).unwrap();
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(lines.len(), 4, "{text}");
-        let head = ["a0000", "kv-0", "0", "voter", "4", "90", "10", "2.0KiB", "1.0MiB", "0.1.0", "catches", "up"];
+        let head = ["00000000000a0000", "kv-0", "0", "voter", "4", "90", "10", "7", "2.0KiB", "1.0MiB", "0.1.0"];
         assert_eq!(lines[1], head, "{text}");
-        assert_eq!(lines[2][..7], ["b0001", "kv-1", "1", "leader", "4", "100", "0"], "{text}");
-        assert_eq!(lines[3][..6], ["c0002", "kv-2", "2", "voter", "-", "-"], "{text}");
-        assert!(text.contains("does not answer: http://127.0.0.1:1: "), "{text}");
-        let json: Value = serde_json::from_slice(&status(args(address_0, Format::Json)).await.unwrap()).unwrap();
-        assert_eq!((&json["leader"], &json["members"][1]["lag"]), (&"b0001".into(), &0.into()));
+        assert_eq!(lines[2][..7], ["00000000000b0001", "kv-1", "1", "leader", "4", "100", "0"], "{text}");
+        assert_eq!(lines[3][..6], ["00000000000c0002", "kv-2", "2", "voter", "-", "-"], "{text}");
+        assert_eq!(lines[4], ["kv-0:", "catches", "up"], "{text}");
+        assert!(text.contains("kv-2: does not answer: http://127.0.0.1:1: "), "{text}");
+        assert!(text.ends_with("conditions: none\n"), "{text}");
+        let json: Value = serde_json::from_slice(&status(args(address_0, Format::Json)).await.unwrap().0).unwrap();
+        assert_eq!((&json["leader"], &json["members"][1]["lag"]), (&"00000000000b0001".into(), &0.into()));
         assert_eq!(
             (&json["members"][0]["waits"], &json["members"][2]["answers"]),
             (&"catches up".into(), &false.into())
@@ -481,7 +513,9 @@ mod tests {
             listener,
             Fake { status: status_of_pristine, waits: Some("slot 2 cannot be reached"), members: vec![] },
         );
-        let text = String::from_utf8(status(args(address, Format::Simple)).await.unwrap()).unwrap();
+        let (text, code) = status(args(address, Format::Simple)).await.unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert_eq!(code, 2, "somebody should look: {text}");
         assert!(text.contains("slot 2 cannot be reached") && text.contains("no leader is known"), "{text}");
         env.stop(Duration::ZERO).await;
     }

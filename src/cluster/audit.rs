@@ -204,13 +204,7 @@ impl Audit {
     }
 
     fn set_note(&self, note: Option<String>) {
-        let mut held = self.note.lock();
-        if let Some(note) = &note
-            && held.is_none()
-        {
-            tracing::error!("{note}");
-        }
-        *held = note;
+        *self.note.lock() = note;
     }
 
     fn cluster_version(&self) -> u32 {

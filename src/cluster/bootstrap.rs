@@ -119,16 +119,10 @@ impl Bootstrap {
         self.waits.lock().clone()
     }
 
-    /// Says what the node waits for; logged when it changes.
+    /// Says what the node waits for.
     pub fn set_waits(&self, sentence: Option<String>) {
         let sentence = sentence.map(|text| text.chars().take(SENTENCE_CHARS_MAX).collect::<String>());
-        let mut waits = self.waits.lock();
-        if *waits != sentence {
-            if let Some(text) = &sentence {
-                tracing::info!(waits = text.as_str(), "waiting");
-            }
-            *waits = sentence;
-        }
+        *self.waits.lock() = sentence;
     }
 
     /// From now on `Who` is answered with what Raft knows.

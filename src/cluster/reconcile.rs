@@ -28,7 +28,7 @@ use crate::env::{Instant, interval, timeout, timeout_at};
 use crate::error::Error;
 use crate::kv;
 use crate::node::{MembershipChange, Node, Status};
-use crate::pb::admin::{MembershipView, Remark};
+use crate::pb::admin::{Condition, MembershipView, Remark};
 use crate::pb::log::{Command, SetClusterVersion, StoredMembership, command};
 use crate::pb::peer::{Envelope, JoinRequest, JoinResponse, ManageRequest, WhoResponse, manage_request};
 use crate::raft::{Peers, log_id_from_pb, log_id_to_pb, membership_to_pb};
@@ -40,10 +40,8 @@ const CHANGE_PATIENCE: Duration = Duration::from_secs(10);
 const CAUGHT_UP_ENTRIES: u64 = 64;
 /// Operations by hand that wait; a further one is told so.
 const OPERATIONS_MAX: usize = 16;
-/// Reasons that pass by themselves within moments, at every change: no news to anybody who reads Events.
-const PASSES: [&str; 3] = ["change-in-flight", "leader-is-new", "second-observation"];
-/// A reason that lasts so long is told in an Event. A pod that starts is not dialled at once, as its name resolves a moment later.
-const TELL_AFTER: Duration = Duration::from_secs(5);
+/// Reasons that pass by themselves within moments, at every change: no news to anybody.
+pub const PASSES: [&str; 3] = ["change-in-flight", "leader-is-new", "second-observation"];
 /// What a member has to hear that it is being removed by hand.
 const STAY_OUT_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -76,15 +74,59 @@ pub struct Reconciler {
     log_full: Mutex<Ids>,
 }
 
+/// Conditions that one member may tell of itself, and characters of the words of each.
+const CONDITIONS_MAX: usize = 32;
+const CONDITION_CHARS_MAX: usize = 1024;
+
+/// What a member has told the leader when it was asked last.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    /// Why it did not answer as who it is; `None` if it did.
+    pub silent_why: Option<String>,
+    /// What it has found of itself.
+    pub conditions: Vec<Condition>,
+    pub disk_free_bytes: u64,
+    pub data_bytes: u64,
+}
+
+impl Told {
+    fn new(member: u64, answer: Option<&Result<WhoResponse, Unreachable>>) -> Self {
+        let silent = |why: String| Self { silent_why: Some(why), ..Self::default() };
+        match answer {
+            Some(Ok(who)) if who.member_id == member => Self {
+                silent_why: None,
+                conditions: who.conditions.iter().take(CONDITIONS_MAX).map(bounded).collect(),
+                disk_free_bytes: who.disk_free_bytes,
+                data_bytes: who.db_bytes.max(0) as u64,
+            },
+            Some(Ok(who)) => silent(format!("at its address member {:016x} answers", who.member_id)),
+            Some(Err(Unreachable(why))) => silent(why.clone()),
+            None => silent("it was not asked".into()),
+        }
+    }
+}
+
+/// What a peer has said, cut to what is kept of it.
+fn bounded(condition: &Condition) -> Condition {
+    let cut = |text: &String| crate::identity::shown(text).chars().take(CONDITION_CHARS_MAX).collect::<String>();
+    Condition {
+        name: cut(&condition.name),
+        severity: cut(&condition.severity),
+        subjects: condition.subjects.iter().take(CONDITIONS_MAX).map(cut).collect(),
+        sentence: cut(&condition.sentence),
+        remedy: cut(&condition.remedy),
+        since: condition.since,
+    }
+}
+
 /// What the leader shows beside Raft's state; empty on others.
 #[derive(Default)]
 struct Shown {
     observed: Option<Arc<Observed>>,
+    told: BTreeMap<u64, Told>,
     /// The change that is made, or was made last.
     change: String,
     blocked: Option<Remark>,
-    /// Since when it has been this reason, while no Event has told of it.
-    untold_since: Option<Instant>,
 }
 
 /// An operation by hand that is not done yet.
@@ -125,6 +167,11 @@ impl Reconciler {
     /// What the leader observed last; `None` on others.
     pub fn observed(&self) -> Option<Arc<Observed>> {
         self.shown.lock().observed.clone()
+    }
+
+    /// What each member but the leader has told; empty on others.
+    pub fn told(&self) -> BTreeMap<u64, Told> {
+        self.shown.lock().told.clone()
     }
 
     /// The wanted size is read anew at once.
@@ -259,7 +306,7 @@ impl Reconciler {
         self.shown.lock().change = text.clone();
         let result = self.execute(observed, change).await;
         match &result {
-            Ok(()) => self.tell("membership-change", text, false),
+            Ok(()) => self.tell("membership-change", text),
             Err(error) => tracing::warn!(error, "membership change failed; it is planned anew"),
         }
         let failed =
@@ -269,31 +316,12 @@ impl Reconciler {
     }
 
     fn set_blocked(&self, reason: Option<Remark>) {
-        let mut shown = self.shown.lock();
-        // A sentence may hold numbers that change all the time; the log and the Events say each state once.
-        let is_news = shown.blocked.as_ref().map(|r| &r.name) != reason.as_ref().map(|r| &r.name);
-        if is_news {
-            shown.untold_since =
-                reason.as_ref().filter(|reason| !PASSES.contains(&&reason.name[..])).map(|_| Instant::now());
-        }
-        shown.blocked = reason.clone();
-        let lasts = shown.untold_since.is_some_and(|since| since.elapsed() >= TELL_AFTER);
-        if lasts {
-            shown.untold_since = None;
-        }
-        drop(shown);
-        let Some(reason) = reason else { return };
-        if is_news {
-            tracing::info!(name = reason.name, reason = reason.sentence, "no membership change now");
-        }
-        if lasts {
-            self.tell(&reason.name, reason.sentence, true);
-        }
+        self.shown.lock().blocked = reason;
     }
 
-    fn tell(&self, name: &str, sentence: String, warning: bool) {
+    fn tell(&self, name: &str, sentence: String) {
         if let Some(watch) = &self.settings.wanted {
-            self.node.env().spawn(watch.source().tell(Notice { name: name.to_owned(), sentence, warning }));
+            self.node.env().spawn(watch.source().tell(Notice { name: name.to_owned(), sentence, warning: false }));
         }
     }
 
@@ -329,6 +357,10 @@ impl Reconciler {
         });
         let answers: BTreeMap<String, Result<WhoResponse, Unreachable>> = join_all(asks).await.into_iter().collect();
         self.note_space(&membership, &answers);
+        let this = self.node.member().member_id;
+        let others = membership.nodes.iter().filter(|(id, _)| **id != this);
+        self.shown.lock().told =
+            others.map(|(id, node)| (*id, Told::new(*id, answers.get(&node.peer_address)))).collect();
         let health = self.health(status, &membership, &answers, seen);
         let at =
             |slot: u64| -> Option<&WhoResponse> { answers.get(&self.settings.expand.as_ref()?(slot)?)?.as_ref().ok() };

@@ -69,28 +69,6 @@ pub fn wish(source: Option<(String, Reading)>, by_hand: Option<WantedSize>) -> W
     }
 }
 
-/// Rule 11 and others: what is allowed, and still should be known.
-pub fn remarks(members: &Members) -> Vec<Remark> {
-    let voters = members.voters().len();
-    let even = (voters > 0 && voters.is_multiple_of(2)).then(|| match voters {
-        2 => remark("not-highly-available", "2 voters survive the loss of none: add a third member, or go back to one"),
-        _ => remark(
-            "even-voters",
-            format!("{voters} voters survive no more failures than {}: add one, or remove one", voters - 1),
-        ),
-    });
-    let awaited: Vec<&str> =
-        members.nodes.values().filter(|node| node.is_awaited()).map(|node| &node.peer_address[..]).collect();
-    let awaited = (!awaited.is_empty()).then(|| {
-        let sentence = format!(
-            "no node has come yet for the member added at {}: start one there with an empty disk, or remove the member",
-            awaited.join(", ")
-        );
-        remark("member-awaited", sentence)
-    });
-    even.into_iter().chain(awaited).collect()
-}
-
 fn member(id: u64, node: &Node, role: &str) -> admin::Member {
     admin::Member {
         id,
@@ -141,7 +119,6 @@ pub fn of_member(cluster_id: u64, member_id: u64, status: &Status, membership: &
         leader_id: status.leader.unwrap_or(0),
         term: status.term,
         members: members(membership, status.leader),
-        remarks: remarks(membership),
         ..Default::default()
     }
 }

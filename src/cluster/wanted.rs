@@ -123,16 +123,11 @@ impl Watch {
         }
     }
 
-    /// Once a state, so that a silent API fills no log.
     fn note(&self, wanted: Wanted) {
         let next = self.readings.borrow().next(wanted);
-        if next.observations == 1 {
-            match &next.wanted {
-                Wanted::Unknown(why) => {
-                    tracing::warn!(why, source = self.source.name(), "wanted size unknown: no member is removed");
-                }
-                wanted => tracing::info!(?wanted, source = self.source.name(), "wanted size"),
-            }
+        // That it is not known is a condition.
+        if next.observations == 1 && !matches!(next.wanted, Wanted::Unknown(_)) {
+            tracing::info!(wanted = ?next.wanted, source = self.source.name(), "wanted size");
         }
         self.readings.send_replace(next);
     }

@@ -124,6 +124,19 @@ impl Loaded {
     }
 }
 
+impl Config {
+    /// The settings as TOML, for others to read: what is secret in them is left out.
+    pub fn text_without_secrets(&self) -> String {
+        let mut shown = self.clone();
+        if !shown.cluster.token.is_empty() {
+            shown.cluster.token = "(left out)".into();
+        }
+        Loaded { config: shown, origins: Default::default(), mistakes: Vec::new() }
+            .describe()
+            .replace("  # default", "")
+    }
+}
+
 /// One source's values, each with its origin.
 #[derive(Clone, Debug)]
 struct Layer(Map<String, Value>);

@@ -651,11 +651,14 @@ pub struct Telemetry {
     pub level: String,
     #[serde(with = "units::text")]
     pub format: LogFormat,
+    /// A request on keys that takes longer is one line; zero: none is.
+    #[serde(with = "units::duration")]
+    pub slow_request: Duration,
 }
 
 impl Default for Telemetry {
     fn default() -> Self {
-        Self { level: "info".to_owned(), format: LogFormat::Text }
+        Self { level: "info".to_owned(), format: LogFormat::Text, slow_request: Duration::from_millis(300) }
     }
 }
 

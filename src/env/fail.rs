@@ -111,3 +111,20 @@ pub fn slow_load() {
 #[cfg(not(feature = "testing"))]
 #[inline(always)]
 pub fn slow_load() {}
+
+/// The environment variable that names how many milliseconds each sync of the log takes longer.
+pub const SLOW_SYNC_VARIABLE: &str = "QUORATE_SLOW_SYNC";
+
+/// Waits as long as a test wants a sync of the log to take longer.
+#[cfg(feature = "testing")]
+pub fn slow_sync() {
+    static MILLIS: std::sync::LazyLock<Option<u64>> =
+        std::sync::LazyLock::new(|| std::env::var(SLOW_SYNC_VARIABLE).ok()?.parse().ok());
+    if let Some(millis) = *MILLIS {
+        std::thread::sleep(std::time::Duration::from_millis(millis));
+    }
+}
+
+#[cfg(not(feature = "testing"))]
+#[inline(always)]
+pub fn slow_sync() {}

@@ -11,6 +11,7 @@ use axum::response::{IntoResponse as _, Response};
 
 use super::{is_asked, not_found, query};
 use crate::api::Api;
+use crate::conditions;
 
 /// A check: its name, whether it counts where nobody named one, and why it fails.
 struct Check {
@@ -72,9 +73,15 @@ fn answer<'a>(checks: impl Iterator<Item = &'a Check>, api: &Api, uri: &Uri) -> 
         }
     }
     let head = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
+    if !failed && !is_asked(uri, "verbose") {
+        return (head, "ok\n").into_response();
+    }
+    // What the checks do not say.
+    for condition in api.conditions().list() {
+        text += &format!("[!]{}\n", conditions::line(&condition));
+    }
     match failed {
         true => (StatusCode::SERVICE_UNAVAILABLE, head, text).into_response(),
-        false if is_asked(uri, "verbose") => (head, text + "ok\n").into_response(),
-        false => (head, "ok\n").into_response(),
+        false => (head, text + "ok\n").into_response(),
     }
 }

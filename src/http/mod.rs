@@ -1,14 +1,14 @@
-//! HTTP beside gRPC: metrics, health, version, the membership and the status page, and, on the client port alone, the JSON gateway.
+//! HTTP beside gRPC: metrics, health, version, the membership and the console, and, on the client port alone, the JSON gateway.
 //!
 //! Owns the paths and the forms of the answers. Absent: what they say (`api`, `metrics`).
 
 mod browser;
 mod checks;
+mod console;
 mod gateway;
 mod json;
 mod once;
 mod requests;
-mod sample;
 mod socket;
 
 use std::sync::Arc;
@@ -17,13 +17,14 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, StatusCode, Uri, header};
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use serde_json::{Value, json};
 
 use crate::api::{Api, ETCD_CLUSTER_VERSION, ETCD_VERSION, Health};
+use crate::conditions;
 use crate::identity::SLOT_MAX;
-use crate::pb::admin::{Member, MembershipView, Remark};
+use crate::pb::admin::{Condition, Event, Member, MembershipView, Remark};
 
 pub use browser::{Rules, is_grpc, only_grpc};
 pub use gateway::Gateway;
@@ -47,7 +48,7 @@ pub fn router(api: Api, gateway: Gateway, rules: Arc<Rules>) -> Router {
 /// What both listeners answer.
 fn pages() -> Router<Api> {
     Router::new()
-        .route("/", get(page))
+        .merge(console::routes())
         .route("/metrics", get(metrics))
         .route("/health", get(health))
         .route("/livez", get(checks::livez))
@@ -66,8 +67,7 @@ async fn call(version: &str, gateway: Gateway, request: Request<Body>) -> Respon
 }
 
 async fn metrics(State(api): State<Api>) -> impl IntoResponse {
-    let text = sample::text(&api) + &crate::metrics::metrics().text();
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], api.metrics_text())
 }
 
 /// A gRPC call of a service that is not served gets gRPC's own answer: not every client makes one of a bare 404.
@@ -143,6 +143,18 @@ async fn cluster(State(api): State<Api>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "application/json")], membership_json(&api.membership().await).to_string() + "\n")
 }
 
+/// Conditions as JSON, the most urgent first.
+pub fn conditions_json(list: &[Condition]) -> Value {
+    let one = |condition: &Condition| {
+        json!({
+            "name": condition.name, "severity": condition.severity, "subjects": condition.subjects,
+            "sentence": condition.sentence, "since": conditions::time_text(condition.since), "remedy": condition.remedy,
+            "runbook": conditions::runbook(&condition.name),
+        })
+    };
+    list.iter().map(one).collect()
+}
+
 /// The view as JSON; ids are hexadecimal, as everywhere that people read them.
 pub fn membership_json(view: &MembershipView) -> Value {
     let id = |id: u64| if id == 0 { Value::Null } else { format!("{id:016x}").into() };
@@ -155,6 +167,7 @@ pub fn membership_json(view: &MembershipView) -> Value {
             "version": m.version,
         })
     };
+    let event = |event: &Event| json!({ "at": conditions::time_text(event.at), "name": event.name, "sentence": event.sentence });
     let wanted = view.wanted.as_ref().map(|w| {
         let unknown = (!w.unknown.is_empty()).then_some(&w.unknown);
         let size = (unknown.is_none() && w.origin != "none").then_some((w.start, w.replicas));
@@ -166,49 +179,6 @@ pub fn membership_json(view: &MembershipView) -> Value {
         "cluster": id(view.cluster_id), "member": id(view.member_id), "leader": id(view.leader_id), "term": view.term,
         "cluster_version": view.cluster_version, "members": view.members.iter().map(member).collect::<Vec<_>>(),
         "wanted": wanted, "change": view.change, "blocked": view.blocked.as_ref().map(remark),
-        "remarks": view.remarks.iter().map(remark).collect::<Vec<_>>(),
+        "conditions": conditions_json(&view.conditions), "events": view.events.iter().map(event).collect::<Vec<_>>(),
     })
-}
-
-fn escape(text: &str) -> String {
-    crate::identity::shown(text).replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
-/// The page has a style of its own and nothing else, and is shown in no other page.
-const PAGE_HEAD: [(HeaderName, &str); 3] = [
-    (
-        header::CONTENT_SECURITY_POLICY,
-        "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    ),
-    (header::X_FRAME_OPTIONS, "DENY"),
-    (header::REFERRER_POLICY, "no-referrer"),
-];
-
-/// One page, no script: it reloads itself every two seconds.
-async fn page(State(api): State<Api>) -> impl IntoResponse {
-    let overview = api.overview();
-    let facts = overview
-        .facts
-        .iter()
-        .map(|(name, value)| format!("<tr><th>{}</th><td>{}</td></tr>", escape(name), escape(value)))
-        .collect::<String>();
-    let members = overview
-        .members
-        .iter()
-        .map(|row| row.iter().map(|cell| format!("<td>{}</td>", escape(cell))).collect::<String>())
-        .map(|row| format!("<tr>{row}</tr>"))
-        .collect::<String>();
-    let notes = overview.notes.iter().map(|note| format!("<p class=note>{}</p>", escape(note))).collect::<String>();
-    let page = Html(format!(
-        "<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=2>\
-         <title>{title} - Quorate</title><style>\
-         body{{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c2833}}\
-         table{{border-collapse:collapse;width:100%;margin:1rem 0}}th,td{{text-align:left;padding:.35rem .8rem;\
-         border-bottom:1px solid #d5d8dc;font-variant-numeric:tabular-nums}}\
-         .note{{background:#fef5e7;border-left:4px solid #f39c12;padding:.5rem 1rem}}</style>\
-         <h1>{title}</h1>{notes}<table>{facts}</table><h2>Members</h2><table>\
-         <tr><th>name</th><th>member</th><th>slot</th><th>role</th><th>peer address</th><th>lag</th></tr>{members}</table>",
-        title = escape(&overview.title),
-    ));
-    (PAGE_HEAD, page)
 }

@@ -5,6 +5,7 @@
 //! Absent: who somebody is (`api`), and what the rules are (`kv::auth`).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -15,7 +16,7 @@ use crate::env::{Instant, sleep};
 use crate::error::Error;
 use crate::kv::{Auth, State, Wants};
 use crate::pb::admin::RoleUsage;
-use crate::pb::etcd::AlarmMember;
+use crate::pb::etcd::{AlarmMember, AlarmType};
 use crate::raft;
 
 /// A state in numbers.
@@ -24,6 +25,7 @@ pub struct Figures {
     pub revision: i64,
     pub compacted: i64,
     pub keys: usize,
+    pub leases: usize,
     pub bytes: u64,
     pub cluster_version: u32,
 }
@@ -93,6 +95,7 @@ impl Node {
             revision: s.kv.revision(),
             compacted: s.kv.compacted(),
             keys: s.kv.key_count(),
+            leases: s.kv.leases().len(),
             bytes: s.kv.bytes(),
             cluster_version: s.kv.cluster_version(),
         })
@@ -111,6 +114,18 @@ impl Node {
     /// Alarms that are on, as the log has them.
     pub fn alarms(&self) -> Vec<AlarmMember> {
         self.inner.store.read(|s| s.kv.alarms())
+    }
+
+    /// Every alarm that is on: those in the log, and this member's own while its space is exceeded.
+    pub fn alarms_told(&self) -> Vec<AlarmMember> {
+        let mut alarms = self.alarms();
+        let own = AlarmMember { member_id: self.member().member_id, alarm: AlarmType::Nospace.into() };
+        let space = self.space();
+        let is_short = [&space.short, &space.lacks_room].into_iter().any(|short| short.load(Ordering::Relaxed));
+        if (is_short || space.is_log_full()) && !alarms.contains(&own) {
+            alarms.push(own);
+        }
+        alarms
     }
 
     /// The membership as of what is applied here.

@@ -26,6 +26,8 @@ const SWEEP_STEPS: usize = 256;
 const SWEEP_REST: Duration = Duration::from_millis(1);
 /// A snapshot that is under way is not asked for again; one that failed is, after this.
 const SNAPSHOT_RETRY: Duration = Duration::from_secs(10);
+/// A disk that has no more than so many times its reserve left beside it is nearly full.
+const DISK_NEAR_RESERVES: u64 = 2;
 /// Compacted history is kept at most this long for watchers to read; they are a few milliseconds behind.
 const HISTORY_HOLD_MAX: Duration = Duration::from_secs(10);
 
@@ -50,10 +52,6 @@ pub struct Housekeeping {
     node: Node,
     log: Log,
     settings: Settings,
-    warned_quota: bool,
-    warned_fsync: bool,
-    warned_log: bool,
-    warned_log_full: bool,
     auto: AutoCompaction,
     /// The snapshot that the log was last purged behind.
     purged_behind: Option<u64>,
@@ -70,20 +68,7 @@ impl Housekeeping {
         // A node has one housekeeping.
         let _ = node.space().log_room.set(log.room());
         let _ = node.space().quota_bytes.set(settings.quota_bytes.unwrap_or(u64::MAX));
-        Self {
-            node,
-            log,
-            settings,
-            warned_quota: false,
-            warned_fsync: false,
-            warned_log: false,
-            warned_log_full: false,
-            auto,
-            purged_behind: None,
-            kept_bytes: 0,
-            asked_at: None,
-            held_since: None,
-        }
+        Self { node, log, settings, auto, purged_behind: None, kept_bytes: 0, asked_at: None, held_since: None }
     }
 
     pub async fn run(mut self) {
@@ -136,64 +121,37 @@ impl Housekeeping {
     fn watch_space(&mut self) {
         let space = self.node.space();
         let free = self.node.env().disk.free_bytes(&self.settings.data_dir).unwrap_or(u64::MAX);
-        let low = free < self.settings.disk_reserve_bytes;
-        if low != space.low_disk.swap(low, Ordering::Relaxed) {
-            tracing::warn!(free, reserve = self.settings.disk_reserve_bytes, low, "disk space");
-        }
+        let reserve = self.settings.disk_reserve_bytes;
+        space.low_disk.store(free < reserve, Ordering::Relaxed);
         space.disk_free_bytes.store(free, Ordering::Relaxed);
         let bytes = self.node.store().read(|s| s.kv.bytes());
+        // A snapshot takes as much as the data, and so does a state store that is written afresh.
+        let needs = reserve.saturating_add(bytes.saturating_mul(2).max(DISK_NEAR_RESERVES * reserve));
+        space.disk_near.store(free < needs, Ordering::Relaxed);
         let quota = self.settings.quota_bytes.unwrap_or(u64::MAX);
-        let warn = bytes / 100 >= quota / 10_000 * self.settings.quota_warn_percent;
-        if warn != std::mem::replace(&mut self.warned_quota, warn) && warn {
-            tracing::warn!(
-                bytes,
-                quota,
-                "the data comes near its quota: compact, delete keys, or raise storage.quota_bytes"
-            );
-        }
+        let near = bytes / 100 >= quota / 10_000 * self.settings.quota_warn_percent;
+        space.quota_near.store(near, Ordering::Relaxed);
         let short = bytes > quota || space.quorum_low_disk.load(Ordering::Relaxed);
-        if short != space.short.swap(short, Ordering::Relaxed) {
-            tracing::warn!(bytes, quota, short, "space");
-        }
+        space.short.store(short, Ordering::Relaxed);
         let lacks_room = bytes.saturating_add(space.refused_bytes.load(Ordering::Relaxed)) > quota;
         if !lacks_room {
             space.refused_bytes.store(0, Ordering::Relaxed);
         }
         space.lacks_room.store(lacks_room, Ordering::Relaxed);
-        let log_full = space.is_log_full();
-        if log_full != std::mem::replace(&mut self.warned_log_full, log_full) {
-            tracing::warn!(
-                log_full,
-                free,
-                "the disk gives the log no more space: while that is so, nothing of clients is proposed"
-            );
-        }
         self.node.refresh_alarms();
     }
 
-    /// Warns, once a state, of a disk that is too slow for the heartbeat and of a log that does not get shorter.
+    /// Notes a disk that is too slow for the heartbeat, and a log that does not get shorter.
     fn watch_log(&mut self) {
-        let fsync = self.log.fsync_stats();
+        let (fsync, space) = (self.log.fsync_stats(), self.node.space());
         // The append deadline is the heartbeat: a disk that takes a tenth of it leaves no room for anything else.
         let slow = fsync.count >= 100 && fsync.recent_p99 * 10 > self.settings.heartbeat_interval;
-        if slow != std::mem::replace(&mut self.warned_fsync, slow) && slow {
-            tracing::warn!(
-                fsync_p99 = ?fsync.recent_p99,
-                heartbeat_interval = ?self.settings.heartbeat_interval,
-                "the disk is slow for this heartbeat: set raft.heartbeat_interval to 10 x the fsync time or more, and the \
-                 election timeouts to match"
-            );
-        }
+        let micros = if slow { fsync.recent_p99.as_micros() as u64 } else { 0 };
+        space.slow_fsync_micros.store(micros, Ordering::Relaxed);
         let bytes = self.log.bytes();
         let state_bytes = self.node.store().read(|s| s.kv.bytes());
         let long = bytes > 3 * self.settings.log_bytes_max.max(state_bytes);
-        if long != std::mem::replace(&mut self.warned_log, long) && long {
-            tracing::warn!(
-                bytes,
-                bound = self.settings.log_bytes_max,
-                "the log is three times as long as it should be"
-            );
-        }
+        space.long_log_bytes.store(if long { bytes } else { 0 }, Ordering::Relaxed);
     }
 
     /// Whether what could be purged is still to be archived, and the log is not twice as long as it should be.

@@ -167,6 +167,14 @@ pub struct Space {
     /// There is no room under the quota for what was refused.
     pub lacks_room: AtomicBool,
     pub disk_free_bytes: AtomicU64,
+    /// The data comes near its quota.
+    pub quota_near: AtomicBool,
+    /// The disk comes near its reserve.
+    pub disk_near: AtomicBool,
+    /// The p99 of log syncs where that is too slow for the heartbeat; else 0.
+    pub slow_fsync_micros: AtomicU64,
+    /// Bytes of the log where they are far too many; else 0.
+    pub long_log_bytes: AtomicU64,
 }
 
 /// What the layers above show of Raft's state.
@@ -316,22 +324,12 @@ impl Node {
         let space = self.space();
         // Where apply itself refuses, in the order of the log, nobody need know better.
         let no_space = self.inner.store.read(|s| s.kv.has_alarm(AlarmType::Nospace) && !s.kv.is_capped());
-        let exceeded = no_space || space.short.load(Ordering::Relaxed);
-        if exceeded != space.exceeded.swap(exceeded, Ordering::Relaxed) {
-            tracing::warn!(exceeded, "puts are refused while space is exceeded");
-        }
+        space.exceeded.store(no_space || space.short.load(Ordering::Relaxed), Ordering::Relaxed);
         let now = self.trust();
         if !space.trust.send_if_modified(|trust| std::mem::replace(trust, now) != now) {
             return;
         }
         self.inner.raft.runtime_config().elect(now != Trust::Fenced);
-        let member = format!("{:x}", self.inner.this.member_id);
-        match now {
-            Trust::Sound => tracing::warn!(member, "alarm CORRUPT is off; requests for data are served"),
-            Trust::Fenced | Trust::Doubted => {
-                tracing::error!(member, "corrupt cluster: {}", self.corrupt().unwrap_or_default());
-            }
-        }
     }
 
     /// Waits while the cluster is about to allow what needs cluster version `version`; refuses if a member does not know it. `what`

@@ -66,9 +66,6 @@ enum Purpose {
     Ask,
 }
 
-/// A member that does not answer for so long is told of; less happens on a busy machine.
-const SILENCE_TOLD: Duration = Duration::from_secs(1);
-
 /// Channels kept; a cluster has a few members, but addresses come and go over the years.
 const CHANNELS_MAX: usize = 1024;
 
@@ -291,7 +288,6 @@ impl Network {
             purpose,
             appends: None,
             told_shorter: false,
-            silence: Silence::default(),
             envelope: Envelope { cluster_id: self.cluster_id, from: self.member_id, to: target },
             counters: metrics().peer(target),
         }
@@ -345,38 +341,11 @@ pub struct Connection {
     appends: Option<Appends>,
     /// It was said that the peer's disk went back.
     told_shorter: bool,
-    silence: Silence,
     envelope: Envelope,
     counters: Arc<metrics::Peer>,
 }
 
 type Rpc<T> = Result<T, RPCError<TypeConfig>>;
-
-/// Whether a peer answers heartbeats: said when it stops and when it does again, not with each of them.
-#[derive(Default)]
-struct Silence {
-    since: Option<Instant>,
-    told: bool,
-}
-
-impl Silence {
-    fn note(&mut self, peer: u64, error: Option<&RPCError<TypeConfig>>) {
-        match error {
-            Some(error) => {
-                let since = *self.since.get_or_insert_with(Instant::now);
-                if since.elapsed() >= SILENCE_TOLD && !std::mem::replace(&mut self.told, true) {
-                    tracing::warn!(peer = format!("{peer:x}"), %error, "a member does not answer");
-                }
-            }
-            None => {
-                self.since = None;
-                if std::mem::take(&mut self.told) {
-                    tracing::info!(peer = format!("{peer:x}"), "the member answers again");
-                }
-            }
-        }
-    }
-}
 
 impl Connection {
     fn client(&mut self) -> Rpc<PeerClient<Channel>> {
@@ -529,11 +498,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
             let answer = appends.ask(request).await?;
             Ok((appends, answer))
         };
-        let answer = self.call(RPCTypes::AppendEntries, &option, asking).await;
-        if self.purpose == Purpose::Heartbeat {
-            self.silence.note(self.envelope.to, answer.as_ref().err());
-        }
-        let (appends, answer) = answer?;
+        let (appends, answer) = self.call(RPCTypes::AppendEntries, &option, asking).await?;
         self.counters.count_received(answer.encoded_len());
         self.appends = Some(appends);
         use peer::append_response::Outcome;

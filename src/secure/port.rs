@@ -78,8 +78,8 @@ impl Ports {
         }
     }
 
-    /// What a person should know.
-    pub fn notes(&self) -> Vec<String> {
+    /// What a person should know: the name of the condition, and a sentence.
+    pub fn notes(&self) -> Vec<(&'static str, String)> {
         self.all().flat_map(|port| port.notes()).collect()
     }
 }
@@ -377,12 +377,13 @@ impl Port {
         }
     }
 
-    fn notes(&self) -> Vec<String> {
+    fn notes(&self) -> Vec<(&'static str, String)> {
         let mut notes = Vec::new();
         if let Some(fault) = self.fault.lock().as_ref().filter(|fault| fault.told) {
             let (section, text) = (self.section, &fault.text);
-            notes.push(format!(
-                "new TLS files are not taken, the old ones stay in force: {section}: {text} [tls-files]"
+            notes.push((
+                "tls-files",
+                format!("new TLS files are not taken, the old ones stay in force: {section}: {text}"),
             ));
         }
         if self.hears_plain() {
@@ -390,9 +391,9 @@ impl Port {
                 PlainPeers::UntilAll => "until all have it",
                 PlainPeers::Accept | PlainPeers::Refuse => "as peer_tls.plain says",
             };
-            notes.push(format!(
-                "members without TLS are heard, {until}; whoever reaches the peer port can pass for one [tls-plain]"
-            ));
+            let sentence =
+                format!("members without TLS are heard, {until}; whoever reaches the peer port can pass for one");
+            notes.push(("tls-plain", sentence));
         }
         let now = self.now.read().clone();
         let ends = [("certificate", Some(now.material.end)), ("CA", now.material.ca_end)];
@@ -404,7 +405,7 @@ impl Port {
                 let at = UNIX_EPOCH + Duration::from_secs(end.max(0) as u64);
                 let ends = if left < 0 { "has ended" } else { "ends" };
                 let at = humantime::format_rfc3339_seconds(at);
-                notes.push(format!("{}: the {what} {ends} at {at}: replace its file [tls-end]", self.section));
+                notes.push(("certificate-ends", format!("{}: the {what} {ends} at {at}", self.section)));
             }
         }
         notes
@@ -464,27 +465,27 @@ mod tests {
         // Certificate and key of two.
         write(dir.path(), &(one.0.clone(), other.1.clone()), &ca.certificate);
         look(false);
-        assert_eq!(port.notes(), Vec::<String>::new(), "it may be half written");
+        assert_eq!(port.notes(), Vec::new(), "it may be half written");
         look(false);
         assert!(Arc::ptr_eq(&first, &port.server()), "the old stays in force");
         let notes = port.notes();
         assert!(
-            notes.len() == 1 && notes[0].contains("do not fit together") && notes[0].contains("peer_tls"),
+            notes.len() == 1 && notes[0].1.contains("do not fit together") && notes[0].1.contains("peer_tls"),
             "{notes:?}"
         );
         write(dir.path(), &other, &ca.certificate);
         look(false);
         assert!(!Arc::ptr_eq(&first, &port.server()));
-        assert_eq!(port.notes(), Vec::<String>::new());
+        assert_eq!(port.notes(), Vec::new());
         // What cannot be read is told of at once, if somebody asked for a look.
         let second = port.server();
         std::fs::remove_file(dir.path().join("ca.crt")).unwrap();
         look(true);
-        assert!(port.notes()[0].contains("ca_file"), "{:?}", port.notes());
+        assert!(port.notes()[0].1.contains("ca_file"), "{:?}", port.notes());
         assert!(Arc::ptr_eq(&second, &port.server()));
         write(dir.path(), &other, &ca.certificate);
         look(false);
-        assert_eq!(port.notes(), Vec::<String>::new(), "they are as before");
+        assert_eq!(port.notes(), Vec::new(), "they are as before");
     }
 
     #[test]
@@ -544,7 +545,11 @@ mod tests {
         // A key that is not the CA's changes nothing.
         write(&old, &new.certificate);
         port.look(&*env.disk, true);
-        assert!(Arc::ptr_eq(&second, &port.server()) && port.notes()[0].contains("the CA's key"), "{:?}", port.notes());
+        assert!(
+            Arc::ptr_eq(&second, &port.server()) && port.notes()[0].1.contains("the CA's key"),
+            "{:?}",
+            port.notes()
+        );
         // At half of its life there is another.
         write(&new, &new.certificate);
         settings.lifetime = Duration::from_secs(0);
@@ -564,7 +569,7 @@ mod tests {
             for without in [None, Some(vec!["kv-1".to_owned()]), Some(Vec::new()), Some(vec!["kv-1".to_owned()])] {
                 port.note_members(without);
                 heard.push(port.hears_plain());
-                assert_eq!(port.notes().iter().any(|note| note.contains("[tls-plain]")), port.hears_plain());
+                assert_eq!(port.notes().iter().any(|note| note.0 == "tls-plain"), port.hears_plain());
             }
             heard
         };

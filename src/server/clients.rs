@@ -232,7 +232,7 @@ impl Server {
         let Some(files) = process::raise_open_files_max() else { return wanted };
         let room = usize::try_from(files.saturating_sub(RESERVED_FILES.min(files / 2))).unwrap_or(usize::MAX);
         if room < wanted {
-            tracing::warn!(
+            tracing::info!(
                 files,
                 connections_max = wanted,
                 room,

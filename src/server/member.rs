@@ -18,6 +18,7 @@ use crate::cluster::{
     Audit, DeadLeader, Declared, Fence, Manager, Outcome, RaftFacts, Reconciler, Wanted, formation, leaderless, recall,
     reconcile,
 };
+use crate::conditions;
 use crate::config::MemberKind;
 use crate::env::{Env, Instant, Pool, fail_point, interval, timeout};
 use crate::lease::{self, Leases};
@@ -322,8 +323,7 @@ impl Server {
             declared: self.declared.clone(),
         })));
         let audit = Audit::new(node.clone(), self.peers.clone(), self.config.raft.self_check_interval);
-        self.peer_api.set_audit(audit.clone());
-        env.spawn(audit.run());
+        env.spawn(audit.clone().run());
         env.spawn(Fence::new(node.clone(), self.peers.clone(), self.config.raft.election_timeout_max).run());
         // A leader that only looks dead to a quorum would answer with what is old by then.
         if !self.config.raft.lease_reads {
@@ -334,6 +334,13 @@ impl Server {
         }
         let leases = Leases::start(node.clone(), self.lease_settings());
         let manager = Manager::new(node.clone(), self.peers.clone(), reconciler.clone());
+        self.conditions.set_life(Some(conditions::Life {
+            node: node.clone(),
+            manager: manager.clone(),
+            reconciler: reconciler.clone(),
+            audit,
+            backup: backup.clone(),
+        }));
         self.peer_api.set_running(Some(Running {
             rpc,
             node: node.clone(),
@@ -633,6 +640,7 @@ impl Server {
         self.api.set_node(None);
         self.api.set_leases(None);
         self.api.set_manager(None);
+        self.conditions.set_life(None);
         self.peer_api.set_running(None);
         self.bootstrap.set_raft(None);
         if let Err(error) = life.node.raft().shutdown().await {

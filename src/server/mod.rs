@@ -31,11 +31,12 @@ use anyhow::{Context as _, anyhow};
 use tokio::signal::unix::{SignalKind, signal};
 use tonic_health::ServingStatus;
 
-use crate::api::{Api, AuthOptions, Facts, Options, PeerApi, StreamOptions, VERSION, WatchOptions};
+use crate::api::{Api, AuthOptions, DiagnosisOptions, Facts, Options, PeerApi, StreamOptions, VERSION, WatchOptions};
 use crate::cluster::decide::Expected;
 use crate::cluster::kubernetes::{self, Kubernetes};
 use crate::cluster::wanted::{Reading, Watch};
 use crate::cluster::{Bootstrap, Declared, Outcome, Places, Wanted, WantedSource, formation};
+use crate::conditions::{self, Conditions, Found, kinds};
 use crate::config::{self, Config, MemberKind, PlainPeers, TlsMode};
 use crate::env::Env;
 use crate::identity::{self, PeerAddresses};
@@ -84,6 +85,7 @@ struct Server {
     clients: clients::Port,
     /// How far this member has read its disk.
     progress: Progress,
+    conditions: Conditions,
 }
 
 /// How a member's life ended.
@@ -178,14 +180,28 @@ pub async fn serve(
         Account::new(config.limits.receive_bytes_max.0, config.limits.answer_bytes_max.0, config.watch.watchers_max);
     let Addresses { client, peer, status } = addresses;
     let audit = Audit::open(&config.audit, &this.name)?;
+    let progress = Progress::default();
+    let conditions = Conditions::new(conditions::Parts {
+        env: env.clone(),
+        name: this.name.clone(),
+        bootstrap: bootstrap.clone(),
+        progress: progress.clone(),
+        wanted: wanted.clone(),
+        tls: tls.clone(),
+        election_timeout_max: config.raft.election_timeout_max,
+        heartbeat_interval: config.raft.heartbeat_interval,
+        disk_reserve_bytes: config.storage.disk_reserve.0,
+    });
+    add_sources(&conditions, &this.name, declared.as_ref(), issuer.as_ref());
     let server = Arc::new(Server {
         audit,
         places,
         declared,
         issuer,
         wanted,
-        api: Api::new(&env, account.clone(), api_options(&config, quota_bytes)),
-        peer_api: PeerApi::new(bootstrap.clone(), peers.clone(), config.peer_tls.check_address),
+        api: Api::new(&env, account.clone(), conditions.clone(), api_options(&config, quota_bytes)),
+        peer_api: PeerApi::new(bootstrap.clone(), peers.clone(), conditions.clone(), config.peer_tls.check_address),
+        conditions: conditions.clone(),
         account,
         quota_bytes,
         bootstrap,
@@ -193,7 +209,7 @@ pub async fn serve(
         tls,
         health: tonic_health::server::HealthReporter::new(),
         clients: clients::Port::new(client),
-        progress: Progress::default(),
+        progress,
         this,
         state_engine,
         config,
@@ -212,6 +228,8 @@ pub async fn serve(
         env.spawn(stall::watch(env.clone()));
     }
     server.show_facts();
+    env.spawn(conditions.run());
+    env.spawn(server.api.clone().sample_figures(env.clone()));
     server.set_health(false).await;
     server.health.set_service_status("liveness", ServingStatus::Serving).await;
     server.listen(status, peer)?;
@@ -227,6 +245,23 @@ pub async fn serve(
 }
 
 /// Reads the file that declares users, and follows it.
+/// What only the server knows: files of declared users, and an issuer's keys.
+fn add_sources(conditions: &Conditions, name: &str, declared: Option<&Arc<Declared>>, issuer: Option<&Arc<Issuer>>) {
+    if let Some(declared) = declared.cloned() {
+        let name = name.to_owned();
+        conditions.add_source(move || {
+            let stale = declared.stale().map(|words| Found::new(&kinds::AUTH_FILE, &name, words));
+            let blocked = declared.blocked().map(|words| Found::new(&kinds::AUTH_BOOTSTRAP, &name, words));
+            stale.into_iter().chain(blocked).collect()
+        });
+    }
+    if let Some(issuer) = issuer.cloned() {
+        let name = name.to_owned();
+        let keys = move || issuer.note().map(|words| Found::new(&kinds::OIDC_KEYS, &name, words));
+        conditions.add_source(move || keys().into_iter().collect());
+    }
+}
+
 fn declared(env: &Env, config: &Config) -> anyhow::Result<Option<Arc<Declared>>> {
     let auth = &config.auth;
     if auth.bootstrap.as_os_str().is_empty() {
@@ -254,6 +289,8 @@ fn api_options(config: &Config, quota_bytes: Option<u64>) -> Options {
             range_streams_max: config.limits.range_streams_max,
         },
         first_slot: u64::from(config.cluster.first_slot),
+        slow_request: config.telemetry.slow_request,
+        diagnosis: DiagnosisOptions { config: config.text_without_secrets(), data_dir: config.server.data_dir.clone() },
     }
 }
 
@@ -407,21 +444,6 @@ impl Server {
                     () = server.env.shutdown.cancelled() => return,
                 }
                 let dir = &server.config.server.data_dir;
-                let mut notes: Vec<String> = server.bootstrap.waits().into_iter().collect();
-                notes.extend(server.peer_api.audit_note());
-                notes.extend(server.api.corrupt());
-                notes.extend(server.peer_api.remarks());
-                notes.extend(server.tls.notes());
-                notes.extend(server.issuer.iter().filter_map(|issuer| issuer.note()));
-                notes.extend(server.declared.iter().flat_map(|declared| declared.notes()));
-                // The leader's remarks have it already.
-                let told = notes.iter().any(|note| note.ends_with("[wanted-unknown]"));
-                let wanted = server.wanted.as_ref().filter(|_| !told).map(|wanted| wanted.reading().wanted);
-                if let Some(Wanted::Unknown(why)) = wanted {
-                    notes.push(format!(
-                        "how many members are wanted is not known, so none is removed: {why} [wanted-unknown]"
-                    ));
-                }
                 let identity = server.bootstrap.identity();
                 server.api.set_facts(Facts {
                     name: server.this.name.clone(),
@@ -430,7 +452,7 @@ impl Server {
                     cluster_id: identity.cluster_id,
                     disk_free_bytes: server.env.disk.free_bytes(dir).unwrap_or(0),
                     progress: server.progress.clone(),
-                    notes,
+                    waits: server.bootstrap.waits(),
                 });
             }
         });

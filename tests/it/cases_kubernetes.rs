@@ -105,6 +105,28 @@ async fn changes_of_the_membership_are_events_where_they_are_allowed() {
     assert_eq!((&event["type"], &event["source"]["component"]), (&"Normal".into(), &"quorate".into()));
     assert!(event["message"].as_str().is_some_and(|text| text.contains("kv-")), "{event}");
 
+    // A condition is one when it begins, with what to do, and one when it ends.
+    let dead = (set.leader().await + 1) % 3;
+    set.hold(dead);
+    set.crash(dead);
+    let told_of = async |kind: &str, part: String| {
+        wait_for(&format!("an Event about kv-{dead}"), async || {
+            let events = set.api.events();
+            let mut of_it = events.iter().filter(|event| event["reason"] == "MemberDead" && event["type"] == kind);
+            of_it
+                .find(|event| event["message"].as_str().is_some_and(|text| text.contains(&part)))
+                .cloned()
+                .ok_or_else(|| format!("{events:?}"))
+        })
+        .await
+    };
+    let event = told_of("Warning", format!("kv-{dead} (voter, ")).await;
+    assert!(event["message"].as_str().unwrap().contains("docs/runbook.md#member-dead"), "{event}");
+    set.release(dead);
+    told_of("Normal", "over after".to_owned()).await;
+    set.wait_ready().await;
+    set.wait_voters(0..3).await;
+
     set.api.set_mode(Mode::ForbidsEvents);
     let (told, leader) = (set.api.events().len(), set.leader().await);
     set.scale(1);
@@ -198,7 +220,12 @@ async fn joining_makes_no_warning_events() {
     set.wait_ready().await;
     set.wait_voters(0..5).await;
     let events = set.api.events();
-    let is_news = |event: &&serde_json::Value| event["type"] != "Normal" || event["reason"] != "MembershipChange";
+    // What a busy machine brings about is none of ours.
+    let slow = ["SlowFsync", "MemberSlow", "Lag"];
+    let is_news = |event: &&serde_json::Value| {
+        (event["type"] != "Normal" || event["reason"] != "MembershipChange")
+            && !slow.contains(&event["reason"].as_str().unwrap_or_default())
+    };
     assert_eq!(events.iter().filter(is_news).collect::<Vec<_>>(), Vec::<&serde_json::Value>::new());
     assert!(events.len() >= 4, "{events:?}");
 }
@@ -212,10 +239,12 @@ async fn a_change_that_stays_blocked_is_told_once() {
     set.scale(3);
     let told = wait_for("an Event about what blocks the change", async || {
         let events = set.api.events();
-        events.iter().find(|event| event["type"] == "Warning").cloned().ok_or_else(|| format!("{events:?}"))
+        let mut blocked =
+            events.iter().filter(|event| event["type"] == "Warning" && event["reason"] == "ChangeBlocked");
+        blocked.next().cloned().ok_or_else(|| format!("{events:?}"))
     })
     .await;
-    assert!(told["message"].as_str().is_some_and(|text| !text.is_empty()), "{told}");
+    assert!(told["message"].as_str().is_some_and(|text| text.contains("(rule: ")), "{told}");
     // Meanwhile the leader has looked at it several times more.
     let asked = set.api.gets();
     wait_for("some more questions of the members", async || {
@@ -223,6 +252,6 @@ async fn a_change_that_stays_blocked_is_told_once() {
         if now > asked + 9 { Ok(()) } else { Err(format!("{now} after {asked}")) }
     })
     .await;
-    let same = set.api.events().iter().filter(|event| event["reason"] == told["reason"]).count();
+    let same = set.api.events().iter().filter(|event| event["message"] == told["message"]).count();
     assert_eq!(same, 1, "{:?}", set.api.events());
 }

@@ -277,7 +277,7 @@ async fn nothing_changes_while_the_api_server_is_silent() {
         assert_eq!(set.membership(0).await, before);
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let said = set.log_text(0).matches("wanted size unknown").count();
+    let said = set.log_text(0).matches("name=\"wanted-unknown\"").count();
     assert!((1..=4).contains(&said), "it is said once a state, not {said} times");
     set.api.set_mode(Mode::Serves);
     set.api.up();

@@ -12,7 +12,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-use crate::support::cluster::Cluster;
+use crate::support::cluster::{Cluster, wait_for};
 
 struct Cli {
     endpoints: String,
@@ -77,7 +77,7 @@ async fn status_and_member_list_show_every_member() {
     let head: Vec<&str> = lines[0].split_whitespace().collect();
     assert_eq!(
         head,
-        "ID NAME SLOT ROLE TERM APPLIED LAG DB SIZE DISK FREE VERSION NOTE".split(' ').collect::<Vec<_>>()
+        "ID NAME SLOT ROLE TERM APPLIED LAG REVISION DB SIZE DISK FREE VERSION".split(' ').collect::<Vec<_>>()
     );
     for (slot, line) in (0..3).zip(&lines[1..]) {
         let cells: Vec<&str> = line.split_whitespace().collect();
@@ -99,9 +99,13 @@ async fn status_and_member_list_show_every_member() {
     let victim = (leader + 1) % 3;
     cluster.kill(victim);
     let survivor = Cli { endpoints: cluster.endpoint(leader) };
-    let text = survivor.run(&["status"]);
-    let line = text.lines().find(|line| line.contains(&format!("kv-{victim}"))).unwrap_or_else(|| panic!("{text}"));
-    assert!(line.contains("does not answer"), "{text}");
+    wait_for("the exit code to say that somebody should look", async || {
+        let output = survivor.output(&["status"], b"");
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains(&format!("\nkv-{victim}: does not answer: ")), "{text}");
+        if output.status.code() == Some(2) && text.contains("\n[member-dead] ") { Ok(()) } else { Err(text) }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,6 +14,7 @@ mod certified;
 mod cli;
 mod clients;
 mod compare;
+mod conditions;
 mod corpus;
 mod dead_leader;
 mod declared;

@@ -386,6 +386,7 @@ async fn what_is_not_etcds_is_for_users_and_for_root() {
         ("Admin/Scale", json!({ "replicas": 1 }), &["root"]),
         ("Admin/SetRoleQuota", json!({ "role": "r" }), &["root"]),
         ("Admin/RoleQuotas", json!({}), &["root"]),
+        ("Admin/Diagnose", json!({}), &["root"]),
     ] {
         let case = Case { method, body };
         for asker in ASKERS {

@@ -115,7 +115,7 @@ async fn removed_pod_with_its_old_disk_joins_as_a_new_member() {
     cluster.kill(2);
     scale(&cluster, 2).await;
     wait_only(&cluster, &[0, 1]).await;
-    wait_why(&cluster, &["[not-highly-available]"]).await;
+    wait_why(&cluster, &["[even-voters]"]).await;
     scale(&cluster, 3).await;
     cluster.start_pod(2);
     cluster.wait_logged(2, &["was removed", "archived"]).await;
@@ -138,10 +138,10 @@ async fn scaling_down_beside_a_dead_voter_waits_and_says_why() {
     for slot in [0, 2] {
         cluster.wait_http(slot, "/cluster", 200, &["\"name\":\"quorum\"", parts[0], "\"replicas\":2"]).await;
     }
-    cluster.wait_logged(leader, &["no membership change now", parts[0]]).await;
+    cluster.wait_logged(leader, &["condition begins", "change-blocked", parts[0]]).await;
     wait_for("status to say it", async || {
         let status = cluster.client(&["status"]).await;
-        if status.contains("[quorum]") { Ok(()) } else { Err(status) }
+        if status.contains("(rule: quorum)") { Ok(()) } else { Err(status) }
     })
     .await;
     assert_eq!(cluster.membership(0).await.len(), 3);

@@ -62,7 +62,7 @@ async fn wait_fenced(cluster: &Cluster, odd: u64) {
     let put = PutRequest { key: "other".into(), ..Default::default() };
     assert_eq!(kv.put(put).await.unwrap_err().code(), Code::DataLoss);
     cluster.wait_unready(odd, &["alarm CORRUPT", "delete its data directory"]).await;
-    cluster.wait_logged(odd, &["ERROR", "corrupt cluster", "differs from the majority"]).await;
+    cluster.wait_logged(odd, &["ERROR", "name=\"corrupt\"", "differs from the majority"]).await;
     assert_eq!(corrupt_alarms(cluster, odd).await, [id]);
 }
 
@@ -256,7 +256,7 @@ async fn two_members_that_differ_are_reported_and_not_fenced() {
     let cluster = cluster_with_a_fault(2, 1).await;
     cluster.put(0, KEY, "right").await;
     let leader = cluster.leader(0..2).await.unwrap();
-    cluster.wait_logged(leader, &["ERROR", "corrupt cluster", "none of it has a majority"]).await;
+    cluster.wait_logged(leader, &["ERROR", "data-differs", "none of it has a majority"]).await;
     assert!(corrupt_alarms(&cluster, 0).await.is_empty());
     for slot in 0..2 {
         cluster.put(slot, "more", "work").await;

@@ -253,7 +253,7 @@ async fn full_disk_refuses_puts_before_proposing_and_recovers() {
     let [one, two] = [(leader + 1) % 3, (leader + 2) % 3];
     // One of three may be full: the others are a quorum.
     fill(&cluster, one, RESERVE / 2);
-    cluster.wait_logged(one, &["disk space", "low=true"]).await;
+    cluster.wait_logged(one, &["condition begins", "disk-nearly-full", "full but for its reserve"]).await;
     let low_since = Instant::now();
     while low_since.elapsed() < Duration::from_secs(2) {
         put_bytes(&cluster, two, "one is full", 10).await.unwrap();

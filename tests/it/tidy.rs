@@ -22,6 +22,7 @@ const LAYERS: &[&[&str]] = &[
     &["watch", "lease"],
     &["cluster"],
     &["backup"],
+    &["conditions"],
     &["api", "http"],
     &["server"],
     &["cli"],

@@ -69,15 +69,16 @@ impl Declared {
         self.waits_for_others.load(Ordering::Relaxed)
     }
 
-    /// What a person should know.
-    pub fn notes(&self) -> Vec<String> {
-        let fault = self.fault.lock().clone().map(|fault| {
-            format!("a new file of declared users is not taken, the old one stays in force: {fault} [auth-file]")
-        });
-        let blocked = self.blocked.lock().clone();
-        let blocked =
-            blocked.map(|why| format!("declared users and roles are not carried out: {why} [auth-bootstrap]"));
-        fault.into_iter().chain(blocked).collect()
+    /// Why a newer file is not in force, for people.
+    pub fn stale(&self) -> Option<String> {
+        let fault = self.fault.lock().clone()?;
+        Some(format!("a new file of declared users is not taken, the old one stays in force: {fault}"))
+    }
+
+    /// Why what is in force is not carried out, for people.
+    pub fn blocked(&self) -> Option<String> {
+        let why = self.blocked.lock().clone()?;
+        Some(format!("declared users and roles are not carried out: {why}"))
     }
 
     /// Follows the file, until shutdown.

@@ -148,7 +148,7 @@ impl Issuer {
         let issuer = &self.settings.issuer;
         let counts =
             if self.is_stale(&self.held.read()) { "its tokens are not taken" } else { "those that are known count on" };
-        Some(format!("the keys of issuer {issuer} cannot be had, {counts}: {fault} [oidc-keys]"))
+        Some(format!("the keys of issuer {issuer} cannot be had, {counts}: {fault}"))
     }
 
     /// Who shows `token`; `None` if nobody does.

@@ -13,7 +13,7 @@ use super::mark::Mark;
 use super::record::{HEAD_BYTES, Head, What};
 use super::segment::{self, HEADER_BYTES, Header};
 use super::{Change, Op, Place, Shared};
-use crate::env::{File, Instant, planted, sleep};
+use crate::env::{File, Instant, fail, planted, sleep};
 use crate::metrics::metrics;
 use crate::pb::log::LogId;
 
@@ -174,6 +174,7 @@ impl Flusher {
             self.write_mark()?;
         }
         let start = Instant::now();
+        fail::slow_sync();
         // Planted: one flush in four waits for the next one.
         if !planted!("ack-before-fsync") || self.frame.is_multiple_of(4) {
             self.file.sync_data()?;

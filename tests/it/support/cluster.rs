@@ -576,6 +576,17 @@ pub async fn http_get(endpoint: &str, path: &str) -> std::io::Result<(u16, Strin
     code.zip(body).ok_or_else(|| std::io::Error::other(format!("not HTTP: {answer:?}")))
 }
 
+/// The head of what a GET is answered with.
+#[allow(dead_code, reason = "examples do not ask for it")]
+pub async fn http_head(endpoint: &str, path: &str) -> String {
+    let mut stream = tokio::net::TcpStream::connect(endpoint).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {endpoint}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer.split("\r\n\r\n").next().unwrap_or_default().to_owned()
+}
+
 /// A POST with HTTP/1.1: code and body.
 pub async fn http_post(endpoint: &str, path: &str, body: &str) -> std::io::Result<(u16, String)> {
     http_request(endpoint, "POST", path, &[], body).await

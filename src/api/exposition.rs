@@ -1,10 +1,11 @@
-//! The part of `/metrics` that is read off the member's state, in Prometheus's text form.
+//! What `/metrics` says, in Prometheus's text form: above all what is read off the member's state.
 
 use std::fmt::{Display, Write as _};
 
-use crate::api::{Api, ETCD_CLUSTER_MINOR, ETCD_VERSION, VERSION};
+use super::{Api, ETCD_CLUSTER_MINOR, ETCD_VERSION, VERSION};
+use crate::conditions::KINDS;
 use crate::env::process::{open_files_max, this_process};
-use crate::pb::admin::RoleUsage;
+use crate::pb::admin::{Condition, RoleUsage};
 
 struct Text(String);
 
@@ -31,8 +32,15 @@ impl Text {
     }
 }
 
+impl Api {
+    /// All of `/metrics`: what is read off the member now, and what the process has counted.
+    pub fn metrics_text(&self) -> String {
+        sampled(self) + &crate::metrics::metrics().text()
+    }
+}
+
 /// The lines for the member as it is now.
-pub(super) fn text(api: &Api) -> String {
+fn sampled(api: &Api) -> String {
     let now = api.sample();
     let mut text = Text(String::with_capacity(8 << 10));
     let t = &mut text;
@@ -78,6 +86,7 @@ pub(super) fn text(api: &Api) -> String {
         "Bytes that the file system of the data directory has left.",
         now.disk_free_bytes,
     );
+    conditions(t, &api.conditions().list());
 
     roles(t, &now.roles);
 
@@ -112,6 +121,21 @@ fn roles(text: &mut Text, roles: &[RoleUsage]) {
             let label = role.role.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
             let _ = writeln!(text.0, "{name}{{role=\"{label}\"}} {}", figure(role));
         }
+    }
+}
+
+/// Every condition that there is, so that an alert on one need not know whether it was ever on.
+fn conditions(text: &mut Text, list: &[Condition]) {
+    let on = |name: &str| list.iter().filter(|condition| condition.name == name).map(|condition| condition.since).min();
+    text.head("quorate_condition", "gauge", "Whether a condition is on, as this member knows it; see docs/runbook.md.");
+    for kind in KINDS {
+        let (name, severity, on) = (kind.name, kind.severity.name(), u8::from(on(kind.name).is_some()));
+        let _ = writeln!(text.0, "quorate_condition{{name=\"{name}\",severity=\"{severity}\"}} {on}");
+    }
+    let since = "quorate_condition_since_timestamp_seconds";
+    text.head(since, "gauge", "Since when a condition is on, in seconds since 1970; absent while it is not.");
+    for (kind, at) in KINDS.iter().filter_map(|kind| Some((kind, on(kind.name)?))) {
+        let _ = writeln!(text.0, "{since}{{name=\"{}\"}} {at}", kind.name);
     }
 }
 

@@ -1,0 +1,43 @@
+//! What the console says of the member that is asked.
+
+use super::{Api, VERSION};
+use crate::node::Figures;
+
+/// A member in a few facts, for people.
+pub struct Overview {
+    pub name: String,
+    /// `None`: it serves clients; else why not.
+    pub not_ready: Option<String>,
+    pub facts: Vec<(&'static str, String)>,
+}
+
+impl Api {
+    pub fn overview(&self) -> Overview {
+        let (facts, not_ready) = (self.facts(), self.not_ready());
+        let mut shown = vec![("state", not_ready.clone().unwrap_or_else(|| "serves clients".into()))];
+        if let Ok(node) = self.any_node() {
+            let raft = node.status();
+            let Figures { revision, compacted, keys, bytes, leases, .. } = node.figures();
+            shown.extend([
+                ("cluster", format!("{:016x}", node.member().cluster_id)),
+                ("member", format!("{:016x}", node.member().member_id)),
+                ("term", raft.term.to_string()),
+                ("committed / applied index", format!("{} / {}", raft.committed_index, raft.applied_index)),
+                ("revision / compacted", format!("{revision} / {compacted}")),
+                ("keys / leases", format!("{keys} / {leases}")),
+                ("data / quota", format!("{} / {}", mib(bytes), quota(self.shared.quota_bytes))),
+            ]);
+        }
+        shown.push(("disk free", format!("{:.1} GiB", facts.disk_free_bytes as f64 / 1073741824.0)));
+        shown.push(("version", VERSION.into()));
+        Overview { name: facts.name, not_ready, facts: shown }
+    }
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / 1048576.0)
+}
+
+fn quota(bytes: u64) -> String {
+    if bytes == 0 { "none".into() } else { mib(bytes) }
+}
