@@ -210,7 +210,7 @@ impl Content<'_> {
             let Role { name, mut permissions } = Role::decode(value).map_err(|error| self.damaged(error))?;
             self.check_name(&key, &name)?;
             permissions.sort_by(|a, b| a.key.cmp(&b.key));
-            self.push(change::Change::AuthRole(AuthRole { name, permissions, gone: false }))?;
+            self.push(change::Change::AuthRole(AuthRole { name, permissions, ..AuthRole::default() }))?;
             self.about.roles += 1;
         }
         let mut without = Vec::new();
@@ -241,7 +241,7 @@ impl Content<'_> {
             ));
         }
         // Whoever restores makes the key that tokens are signed with.
-        self.push(change::Change::Auth(AuthFacts { enabled, revision, token_key: Bytes::new(), disabled_at: 0 }))
+        self.push(change::Change::Auth(AuthFacts { enabled, revision, ..AuthFacts::default() }))
     }
 
     fn check_name(&self, key: &[u8], name: &str) -> Result<(), Error> {
