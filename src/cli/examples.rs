@@ -158,6 +158,14 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ("role delete", &[("quorate role delete readers", "also from its users")]),
     ("role get", &[("quorate role get readers", "what it may do")]),
     ("role list", &[("quorate role list", "all of them")]),
+    (
+        "role quota",
+        &[(
+            "quorate role quota readers --bytes 64MiB --keys 10000",
+            "of what it may write; --requests-per-second for its users",
+        )],
+    ),
+    ("role quotas", &[("quorate role quotas", "and what of them is used")]),
     ("role grant-permission", &[("quorate role grant-permission readers read app/ --prefix", "all keys below app/")]),
     (
         "role revoke-permission",
