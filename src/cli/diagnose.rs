@@ -78,6 +78,8 @@ pub async fn diagnose(args: DiagnoseArgs) -> anyhow::Result<Vec<u8>> {
         let time = conditions::time_text(now).replace(':', "-");
         PathBuf::from(format!("quorate-diagnosis-{time}.tar"))
     });
+    // What is written whole needs the directory that it is in.
+    let path = std::path::absolute(path)?;
     let disk = Env::real().disk;
     disk.write_atomic(&path, &archive.tar.into_inner()?).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(format!("{}\n{}: send this file to whoever helps\n", notes.join("\n"), path.display()).into_bytes())

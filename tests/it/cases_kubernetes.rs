@@ -108,7 +108,6 @@ async fn changes_of_the_membership_are_events_where_they_are_allowed() {
     // A condition is one when it begins, with what to do, and one when it ends.
     let dead = (set.leader().await + 1) % 3;
     set.hold(dead);
-    set.crash(dead);
     let told_of = async |kind: &str, part: String| {
         wait_for(&format!("an Event about kv-{dead}"), async || {
             let events = set.api.events();

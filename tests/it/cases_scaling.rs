@@ -70,8 +70,12 @@ async fn three_two_three() {
     let set = StatefulSet::quick(3).start().await;
     let load = set.load();
     scale_to(&set, 2).await;
-    let text = set.client(0, &["member", "why"]).await;
-    assert!(text.contains("2 voters survive the loss of none"), "{text}");
+    // A condition once it has lasted for some seconds.
+    wait_for("the word on two voters", async || {
+        let text = set.client(0, &["member", "why"]).await;
+        if text.contains("2 voters survive the loss of none") { Ok(()) } else { Err(text) }
+    })
+    .await;
     scale_to(&set, 3).await;
     load.finish(&set).await;
     assert_all_ended_well(&set);
