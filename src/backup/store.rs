@@ -1,8 +1,8 @@
 //! Where backups are: a directory, or a path in an object store, as a flat set of sealed objects.
 //!
-//! Owns every name of the crate `object_store`. Objects are made once and never written over: [`Store::create`] lets only one of several
+//! Owns every name of the crate `object_store`. Objects are made once and never written over: `Store::create` lets only one of several
 //! writers make a name, which is all the agreement that writers have and need. A store that does not keep to that is refused
-//! ([`Store::check`]).
+//! (`Store::check`).
 //! Invariant: whatever is given out was opened from its envelope under its own name (`seal`). Memory is an object of changes, or two
 //! parts of a full backup. Every call ends: by an answer, or by time.
 //! Absent: what the objects mean (`archive`).

@@ -1,6 +1,6 @@
 //! What has happened to the cluster since this process began, as this member has seen it: who led, joined, votes, was removed, and why.
 //!
-//! Invariant: the newest [`EVENTS_MAX`] are kept, in memory. Absent: what changes of the membership are (Raft's), and what a condition is.
+//! Invariant: the newest `EVENTS_MAX` are kept, in memory. Absent: what changes of the membership are (Raft's), and what a condition is.
 
 use std::collections::{BTreeMap, VecDeque};
 
