@@ -4,7 +4,6 @@
 //! the same cluster that mean this very member. With TLS no call arrives without a certificate of the members' CA; who speaks as a member,
 //! or joins, must also have one for the address of that member.
 
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,7 +21,7 @@ use crate::identity::{check_node, host_port, shown, slot_of};
 use crate::kv;
 use crate::lease::Leases;
 use crate::metrics::metrics;
-use crate::node::{AppendsEnded, Node};
+use crate::node::Node;
 use crate::pb::log::node::Kind;
 use crate::pb::peer::peer_server::Peer;
 use crate::pb::peer::{
@@ -50,14 +49,11 @@ struct Proven {
     is_reader: AtomicBool,
     /// It was logged that the certificate is for another address.
     is_told: AtomicBool,
-    /// Where the connection comes from.
-    from: Option<IpAddr>,
 }
 
 /// Tells the member, when a stream of appends has ended, whose it was.
 struct Appends {
     node: Node,
-    from: Option<IpAddr>,
     /// The leader whose appends were taken from it; 0: none were.
     leader: AtomicU64,
 }
@@ -65,8 +61,8 @@ struct Appends {
 impl Drop for Appends {
     fn drop(&mut self) {
         let leader = *self.leader.get_mut();
-        if let Some(from) = self.from.filter(|_| leader != 0) {
-            self.node.end_appends(AppendsEnded { leader, from });
+        if leader != 0 {
+            self.node.end_appends(leader);
         }
     }
 }
@@ -82,11 +78,6 @@ enum As {
 impl Proof {
     fn of<T>(request: &Request<T>) -> Self {
         request.extensions().get::<Self>().cloned().unwrap_or_default()
-    }
-
-    /// Of a new connection from there.
-    pub fn from(address: IpAddr) -> Self {
-        Self(Arc::new(Proven { from: Some(address), ..Proven::default() }))
     }
 
     pub fn give(&self) {
@@ -298,7 +289,7 @@ impl Peer for PeerApi {
         let node = self.running()?.node;
         let shutdown = node.env().shutdown.clone();
         let (api, proof) = (self.clone(), Proof::of(&request));
-        let appends = Arc::new(Appends { node, from: proof.0.from, leader: AtomicU64::new(0) });
+        let appends = Arc::new(Appends { node, leader: AtomicU64::new(0) });
         // Taken at once: a leader opens the stream before it has something to say.
         let requests = stream::unfold((request.into_inner(), true), |(mut requests, is_first)| async move {
             let next = if is_first { Some(first_message(&mut requests).await) } else { requests.next().await };

@@ -48,7 +48,6 @@ pub use account::Client;
 pub use forward::Serving;
 use forward::{Link, Outgoing};
 pub use gate::Figures;
-pub use office::AppendsEnded;
 use pending::Pending;
 use places::{Place, Places};
 use propose::{Proposal, Proposer, Reply, Ticket};
@@ -129,7 +128,7 @@ struct Inner {
     term: AtomicU64,
     /// When a leader of this term was last heard.
     heard_leader: Mutex<Option<Instant>>,
-    appends_ended: watch::Sender<Option<AppendsEnded>>,
+    appends_ended: watch::Sender<Option<u64>>,
 }
 
 /// What the alarms CORRUPT say of this member's data.

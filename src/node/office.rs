@@ -2,8 +2,6 @@
 //!
 //! Absent: when to do so (`cluster`), and whose stream of appends it was (`api/peer`).
 
-use std::net::IpAddr;
-
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::raft::TransferLeaderRequest;
 use tokio::sync::watch;
@@ -11,14 +9,6 @@ use tokio::sync::watch;
 use super::Node;
 use crate::env::timeout_at;
 use crate::error::Error;
-
-/// A stream of appends that was a leader's has ended.
-#[derive(Clone, Copy, Debug)]
-pub struct AppendsEnded {
-    pub leader: u64,
-    /// Where its connection came from.
-    pub from: IpAddr,
-}
 
 impl Node {
     /// Hands leadership to `target`; returns when it leads, or fails at the request's deadline.
@@ -66,13 +56,13 @@ impl Node {
         self.inner.raft.trigger().elect(true).await.map_err(|_| Error::Stopped)
     }
 
-    /// To be called when the stream ends on which a leader's appends came.
-    pub fn end_appends(&self, ended: AppendsEnded) {
-        self.inner.appends_ended.send_replace(Some(ended));
+    /// To be called when a stream ends on which this leader's appends came.
+    pub fn end_appends(&self, leader: u64) {
+        self.inner.appends_ended.send_replace(Some(leader));
     }
 
-    /// Changes whenever a stream of a leader's appends has ended.
-    pub fn appends_ended(&self) -> watch::Receiver<Option<AppendsEnded>> {
+    /// Changes whenever a stream of a leader's appends has ended, to that leader.
+    pub fn appends_ended(&self) -> watch::Receiver<Option<u64>> {
         self.inner.appends_ended.subscribe()
     }
 }

@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -34,13 +33,13 @@ struct Places {
 
 impl Places {
     /// A place for one more, of at most `max`.
-    fn take(&mut self, max: usize, from: IpAddr) -> Option<(u64, Proof, CancellationToken)> {
+    fn take(&mut self, max: usize) -> Option<(u64, Proof, CancellationToken)> {
         if self.taken.len() >= max {
             let oldest = self.taken.iter().find(|(_, (proof, _))| !proof.is_given()).map(|(id, _)| *id)?;
             let (_, close) = self.taken.remove(&oldest)?;
             close.cancel();
         }
-        let (id, place) = (self.next, (Proof::from(from), CancellationToken::new()));
+        let (id, place) = (self.next, (Proof::default(), CancellationToken::new()));
         self.next += 1;
         self.taken.insert(id, place.clone());
         Some((id, place.0, place.1))
@@ -107,7 +106,7 @@ pub(super) fn bounded_peers(
     incoming.filter_map(move |accepted| {
         let places = places.clone();
         let taken = accepted.map(|Accepted { stream, from }| {
-            let place = places.lock().take(max, from);
+            let place = places.lock().take(max);
             place.map(|(id, proof, close)| {
                 let io = Io::accepted(stream, tls.as_ref(), proof.presented(), from);
                 let inner = Connection::new(io, &Kind::Peer { patience }, Client::default(), Vec::new());
@@ -129,18 +128,18 @@ mod tests {
 
     #[test]
     fn who_has_proved_nothing_makes_room_oldest_first_and_a_member_never_does() {
-        let (mut places, from) = (Places::default(), IpAddr::from([127, 0, 0, 1]));
-        let taken: Vec<_> = (0..4).map(|_| places.take(4, from).unwrap()).collect();
+        let mut places = Places::default();
+        let taken: Vec<_> = (0..4).map(|_| places.take(4).unwrap()).collect();
         taken[0].1.give();
         taken[2].1.give();
-        places.take(4, from).unwrap().1.give();
+        places.take(4).unwrap().1.give();
         let closed: Vec<bool> = taken.iter().map(|(_, _, close)| close.is_cancelled()).collect();
         assert_eq!(closed, [false, true, false, false]);
-        places.take(4, from).unwrap().1.give();
+        places.take(4).unwrap().1.give();
         assert!(taken[3].2.is_cancelled());
-        assert!(places.take(4, from).is_none(), "all are members'");
+        assert!(places.take(4).is_none(), "all are members'");
         places.taken.remove(&taken[0].0);
-        assert!(places.take(4, from).is_some());
+        assert!(places.take(4).is_some());
         assert_eq!(places.taken.len(), 4);
     }
 }

@@ -124,14 +124,14 @@ impl Cluster {
     /// Starts a pod with further environment variables (fail points).
     pub fn start_pod_with(&mut self, slot: u64, env: &[(&str, &str)]) {
         let args = self.slot_args(slot);
-        self.start_process(slot, slot, &args, env);
+        self.start_process(slot, &self.data_dir(slot), &args, env);
     }
 
     /// Starts a pod that owns no slot, at the addresses and in the directory of `place`; `kind` is `--reader` or `--by-hand`.
     pub fn start_slotless(&mut self, place: u64, kind: &str) {
         let join: Vec<String> = (0..self.size).map(|slot| self.peer_address(slot)).collect();
         let args = ["--name", &format!("extra-{place}"), kind, "--join", &join.join(",")].map(str::to_owned);
-        self.start_process(place, place, &args, &[]);
+        self.start_process(place, &self.data_dir(place), &args, &[]);
     }
 
     /// Starts a pod at the addresses of `place`, which it tells the others; its disk and its slot stay. Running, it has the
@@ -139,7 +139,7 @@ impl Cluster {
     pub fn start_moved(&mut self, slot: u64, place: u64) {
         let mut args = self.slot_args(slot);
         args.extend(["--advertise-peer".to_owned(), self.peer_address(place)]);
-        self.start_process(place, slot, &args, &[]);
+        self.start_process(place, &self.data_dir(slot), &args, &[]);
     }
 
     fn slot_args(&self, name: u64) -> Vec<String> {
@@ -148,18 +148,19 @@ impl Cluster {
             .to_vec()
     }
 
-    /// Starts a second process that claims to be `kv-<name>`, at the addresses and in the directory of `slot`.
+    /// Starts a second process that claims to be `kv-<name>`, at the addresses of `slot`. Its directory is not beside that of the first,
+    /// where it would be refused.
     pub fn start_twin(&mut self, slot: u64, name: u64) {
-        let args = self.slot_args(name);
-        self.start_process(slot, slot, &args, &[]);
+        let (args, disk) = (self.slot_args(name), self.root.path().join("twin").join(format!("kv-{slot}")));
+        self.start_process(slot, &disk, &args, &[]);
     }
 
-    fn start_process(&mut self, slot: u64, disk: u64, args: &[String], env: &[(&str, &str)]) {
+    fn start_process(&mut self, slot: u64, disk: &Path, args: &[String], env: &[(&str, &str)]) {
         assert!(!self.is_running(slot), "kv-{slot} runs already");
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path(slot)).unwrap();
         let scheme = if self.settings.iter().any(|(key, _)| key == "client_tls.mode") { "https" } else { "http" };
         let mut command = match self.small_disks.get(&slot) {
-            Some(bytes) => tools::on_small_disk(&self.data_dir(disk), *bytes),
+            Some(bytes) => tools::on_small_disk(disk, *bytes),
             None => self.serving(),
         };
         command
@@ -168,7 +169,7 @@ impl Cluster {
             .args(["--listen-peer", &self.peer_address(slot), "--listen-client", &self.endpoint(slot)])
             .args(["--advertise-client", &format!("{scheme}://{}", self.endpoint(slot))])
             .arg("--data-dir")
-            .arg(self.data_dir(disk))
+            .arg(disk)
             .envs(env.iter().copied())
             .env("QUORATE_DIE_WITH_PARENT", "1")
             .stdin(Stdio::null())
