@@ -16,8 +16,9 @@ use std::time::Duration;
 use crate::env::{Instant, interval, sleep, timeout};
 use crate::node::{Node, Trust};
 
-/// The kernel takes a process down piece by piece, so the port is dialled so often before its leader counts as alive.
-const DIALS: usize = 5;
+/// The kernel takes a process down piece by piece, on a busy machine slowly: its port is dialled so often, after pauses that double, before
+/// its leader counts as alive.
+const DIALS: u32 = 7;
 const DIAL_PAUSE: Duration = Duration::from_millis(10);
 /// Who is on this side of the world refuses sooner.
 const DIAL_PATIENCE: Duration = Duration::from_millis(250);
@@ -101,10 +102,10 @@ impl DeadLeader {
         if status.leader != Some(leader) || status.is_leader || self.node.trust() == Trust::Fenced {
             return false;
         }
-        for _ in 0..DIALS {
+        for dial in 0..DIALS {
             match timeout(DIAL_PATIENCE, self.node.env().net.connect(address.to_string())).await {
                 Ok(Err(error)) => return error.kind() == io::ErrorKind::ConnectionRefused,
-                Ok(Ok(_)) => sleep(DIAL_PAUSE).await,
+                Ok(Ok(_)) => sleep(DIAL_PAUSE * 2_u32.pow(dial)).await,
                 Err(_) => return false,
             }
         }

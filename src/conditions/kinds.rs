@@ -158,7 +158,8 @@ pub static CERTIFICATE_ENDS: Kind =
     kind("certificate-ends", Warning, 0, "replace its file: it is read anew within seconds, without a restart")
         .follows();
 pub static TLS_FILES: Kind =
-    kind("tls-files", Error, 0, "correct the files; they are read anew by themselves, and at SIGHUP at once").follows();
+    kind("tls-files", Warning, 0, "correct the files; they are read anew by themselves, and at SIGHUP at once")
+        .follows();
 pub static WANTED_UNKNOWN: Kind = kind(
     "wanted-unknown",
     Warning,
@@ -215,7 +216,6 @@ pub static KINDS: &[&Kind] = &[
     &DATA_DIFFERS,
     &NOSPACE,
     &MEMBER_DEAD,
-    &TLS_FILES,
     &CHANGE_BLOCKED,
     &SLOTS_MISSING,
     &NO_CLUSTER,
@@ -226,6 +226,7 @@ pub static KINDS: &[&Kind] = &[
     &SLOW_FSYNC,
     &LONG_LOG,
     &CERTIFICATE_ENDS,
+    &TLS_FILES,
     &WANTED_UNKNOWN,
     &BACKUP_LATE,
     &OIDC_KEYS,

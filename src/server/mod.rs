@@ -181,17 +181,7 @@ pub async fn serve(
     let Addresses { client, peer, status } = addresses;
     let audit = Audit::open(&config.audit, &this.name)?;
     let progress = Progress::default();
-    let conditions = Conditions::new(conditions::Parts {
-        env: env.clone(),
-        name: this.name.clone(),
-        bootstrap: bootstrap.clone(),
-        progress: progress.clone(),
-        wanted: wanted.clone(),
-        tls: tls.clone(),
-        election_timeout_max: config.raft.election_timeout_max,
-        heartbeat_interval: config.raft.heartbeat_interval,
-        disk_reserve_bytes: config.storage.disk_reserve.0,
-    });
+    let conditions = conditions((&env, &config, &*this.name), &bootstrap, &progress, wanted.as_ref(), &tls);
     add_sources(&conditions, &this.name, declared.as_ref(), issuer.as_ref());
     let server = Arc::new(Server {
         audit,
@@ -220,10 +210,7 @@ pub async fn serve(
         env.spawn(issuer.clone().follow(env.clone()));
     }
     tracing::info!(version = VERSION, name = server.this.name, slot, "quorate");
-    if let Some(limit) = memory_limit {
-        let (quota, most) = (server.config.storage.quota_bytes, config::Bytes(server.config.memory_bytes_max()));
-        tracing::info!(limit = %config::Bytes(limit), %quota, %most, "memory is divided up to fit its limit");
-    }
+    server.tell_memory(memory_limit);
     if !env.is_simulated() {
         env.spawn(stall::watch(env.clone()));
     }
@@ -245,6 +232,26 @@ pub async fn serve(
 }
 
 /// Reads the file that declares users, and follows it.
+fn conditions(
+    (env, config, name): (&Env, &Config, &str),
+    bootstrap: &Arc<Bootstrap>,
+    progress: &Progress,
+    wanted: Option<&Watch>,
+    tls: &secure::Ports,
+) -> Conditions {
+    Conditions::new(conditions::Parts {
+        env: env.clone(),
+        name: name.to_owned(),
+        bootstrap: bootstrap.clone(),
+        progress: progress.clone(),
+        wanted: wanted.cloned(),
+        tls: tls.clone(),
+        election_timeout_max: config.raft.election_timeout_max,
+        heartbeat_interval: config.raft.heartbeat_interval,
+        disk_reserve_bytes: config.storage.disk_reserve.0,
+    })
+}
+
 /// What only the server knows: files of declared users, and an issuer's keys.
 fn add_sources(conditions: &Conditions, name: &str, declared: Option<&Arc<Declared>>, issuer: Option<&Arc<Issuer>>) {
     if let Some(declared) = declared.cloned() {
@@ -418,6 +425,12 @@ fn expected(configured: std::ops::Range<u64>, reading: Option<Reading>) -> Expec
 }
 
 impl Server {
+    fn tell_memory(&self, limit: Option<u64>) {
+        let Some(limit) = limit else { return };
+        let (quota, most) = (self.config.storage.quota_bytes, config::Bytes(self.config.memory_bytes_max()));
+        tracing::info!(limit = %config::Bytes(limit), %quota, %most, "memory is divided up to fit its limit");
+    }
+
     /// One member's life after another, until shutdown.
     async fn live(self: &Arc<Self>) -> anyhow::Result<()> {
         let asker: Arc<dyn crate::cluster::Peers> = Arc::new(self.peers.clone());

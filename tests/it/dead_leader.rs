@@ -29,6 +29,8 @@ async fn killed_leader_is_followed_before_any_election_timeout_and_in_one_term()
             let survivor = (leader + 1) % size;
             cluster.put(leader, "k", &format!("old {round}")).await;
             let before = term(&cluster, survivor).await;
+            // A voter finds out four times a second where a new leader listens, which nothing tells of.
+            tokio::time::sleep(Duration::from_millis(800)).await;
             cluster.kill(leader);
             let begun = Instant::now();
             cluster.put(survivor, "k", &format!("new {round}")).await;
