@@ -2,7 +2,7 @@
 
 use tonic::{Request, Response, Status};
 
-use super::Api;
+use super::{Api, audited};
 use crate::kv::Wants;
 use crate::pb::admin::admin_server::Admin;
 use crate::pb::admin::{
@@ -74,6 +74,7 @@ impl Admin for Api {
 
     async fn diagnose(&self, request: Request<DiagnoseRequest>) -> Result<Response<Diagnosis>, Status> {
         let node = self.any_node()?;
+        audited::note(&request);
         self.root(&node, &request).await?;
         Ok(Response::new(self.diagnosis().await))
     }

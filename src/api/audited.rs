@@ -6,7 +6,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use tonic::{Request, Streaming};
 
-use crate::pb::admin::{MembershipRequest, RoleQuotasRequest, ScaleRequest, SetRoleQuotaRequest};
+use crate::pb::admin::{DiagnoseRequest, MembershipRequest, RoleQuotasRequest, ScaleRequest, SetRoleQuotaRequest};
 use crate::pb::election::{CampaignRequest, LeaderKey, LeaderRequest, ProclaimRequest, ResignRequest};
 use crate::pb::etcd::request_op::Request as Op;
 use crate::pb::etcd::{
@@ -106,6 +106,7 @@ audited! {
     ScaleRequest: |r| target(r.replicas.to_string());
     SetRoleQuotaRequest: |r| target(&*r.role);
     // Whole, or by what comes later.
+    DiagnoseRequest: |_r| What::default();
     RoleQuotasRequest: |_r| What::default();
     AuthEnableRequest: |_r| What::default();
     AuthDisableRequest: |_r| What::default();

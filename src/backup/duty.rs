@@ -39,6 +39,8 @@ const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 /// Marks that wait to be archived: an hour of them.
 const MARKS_MAX: usize = 3600;
+/// What is kept of another member's word on why its backups fail.
+const FAILURE_CHARS_MAX: usize = 1024;
 /// Longest wait for a snapshot file, and for a leader that has applied what is in it.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(600);
 const LOOK: Duration = Duration::from_millis(200);
@@ -251,7 +253,8 @@ impl Duty {
         told.archived_at_millis = told.archived_at_millis.max(request.archived_at_millis);
         told.full_at_millis = told.full_at_millis.max(request.full_at_millis);
         if is_appointed {
-            told.failure = Some(shown(&request.failure)).filter(|failure| !failure.is_empty());
+            let failure: String = shown(&request.failure).chars().take(FAILURE_CHARS_MAX).collect();
+            told.failure = Some(failure).filter(|failure| !failure.is_empty());
         }
     }
 
