@@ -115,29 +115,42 @@ async fn give_up(node: Node, freed: u64, max: u64, rest: Weak<Mutex<Rest>>) {
 }
 
 impl Api {
-    /// The answer of a read; `make` reads it, again if it had to wait for room. `is_own`: its versions are not the store's, as of keys alone.
-    pub(super) async fn read_answer<M: prost::Message + Default, F: Future<Output = Result<M, Error>>>(
+    /// The answer of a read; `make` reads it, and what had been freed of the state then, again if it had to wait for room. `is_own`: its versions are not the store's, as of keys alone.
+    pub(super) async fn read_answer<M: prost::Message + Default, F: Future<Output = Result<(M, u64), Error>>>(
         &self,
         node: &Node,
         is_own: bool,
         make: impl Fn() -> F,
         large: fn(M) -> LargeAnswer,
     ) -> Result<Response<M>, Error> {
-        let freed = node.freed_bytes();
-        let answer = make().await?;
+        let (answer, freed) = make().await?;
         let bytes = answer.encoded_len();
         if bytes < LARGE_BYTES {
             return Ok(Response::new(answer));
         }
+        // Apart: the small answers' futures are no larger for it.
+        Box::pin(self.large_answer(node, (answer, bytes), freed, is_own, make, large)).await
+    }
+
+    async fn large_answer<M: prost::Message + Default, F: Future<Output = Result<(M, u64), Error>>>(
+        &self,
+        node: &Node,
+        (answer, bytes): (M, usize),
+        freed: u64,
+        is_own: bool,
+        make: impl Fn() -> F,
+        large: fn(M) -> LargeAnswer,
+    ) -> Result<Response<M>, Error> {
         let answer = large(answer);
         let kept_bytes = self.kept_bytes(bytes, answer.versions(), is_own)?;
         let pool = &self.shared.account.answers;
-        let (answer, kept) = match pool.take(node.asker(), kept_bytes) {
-            Ok(kept) => (answer, kept),
+        let (answer, freed, kept) = match pool.take(node.asker(), kept_bytes) {
+            Ok(kept) => (answer, freed, kept),
             Err(_) => {
                 drop(answer);
                 let kept = pool.take_in_time(node.asker(), kept_bytes, node.options().request_timeout).await?;
-                (large(make().await?), kept)
+                let (answer, freed) = make().await?;
+                (large(answer), freed, kept)
             }
         };
         Ok(self.placed(node, (answer, bytes), freed, kept))
@@ -158,7 +171,7 @@ impl Api {
         let answer = large(answer);
         let kept_bytes = self.kept_bytes(bytes, answer.versions(), false)?;
         let patience = node.options().request_timeout;
-        let kept = self.shared.account.answers.take_in_time(node.asker(), kept_bytes, patience).await?;
+        let kept = Box::pin(self.shared.account.answers.take_in_time(node.asker(), kept_bytes, patience)).await?;
         Ok(self.placed(node, (answer, bytes), freed, kept))
     }
 

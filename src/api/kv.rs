@@ -1,8 +1,11 @@
 //! `etcdserverpb.KV`.
 
 use bytes::Bytes;
+use futures_util::future::Either;
 use tonic::{Request, Response, Status};
 
+use super::caller::Asking;
+use super::slow::Slow;
 use super::{Api, complete, confirm, header_now, mismatched};
 use crate::caller::Caller;
 use crate::env::{Instant, Pool, planted};
@@ -18,49 +21,76 @@ use crate::pb::etcd::{
 use crate::pb::log::{Answer, Command, answer, command};
 use crate::pb::pieces::LargeAnswer;
 
+/// What a write waits for, in the log: its queue, a majority's disks, and apply.
+const RAFT: &str = "Raft";
+
 impl Api {
     /// Carries a request through Raft.
-    pub(super) async fn propose(
+    pub(super) fn propose<'a>(
         &self,
-        node: &Node,
+        node: &'a Node,
         caller: &Caller,
         request: command::Request,
-    ) -> Result<Answer, Error> {
-        let command = Command::new(kv::CLUSTER_VERSION_MIN, request);
-        node.propose(caller, command).await
+    ) -> impl Future<Output = Result<Answer, Error>> + Send + use<'a> {
+        node.propose(caller, Command::new(kv::CLUSTER_VERSION_MIN, request))
     }
 
-    async fn read_range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
+    /// What waits holds the parts of the request that are needed, and not the request.
+    fn read_range(
+        &self,
+        request: Request<RangeRequest>,
+        begun: Instant,
+    ) -> Result<impl Future<Output = Result<Response<RangeResponse>, Status>> + Send + use<'_>, Error> {
         let node = self.data_node(&request)?;
-        let caller = self.caller(&node, &request);
+        let asking = self.asking(&node, &request);
         let range = request.into_inner();
         validate::range(&range)?;
-        let mut slow = self.slow("Range", &range.key, &range.range_end);
-        let caller = caller.await?;
-        slow.waited("who asks");
+        let slow = self.slow_since(begun, "Range", &range.key, &range.range_end);
+        Ok(self.read_keys(node, asking, range, slow))
+    }
+
+    async fn read_keys(
+        &self,
+        node: Node,
+        asking: Asking,
+        range: RangeRequest,
+        mut slow: Slow,
+    ) -> Result<Response<RangeResponse>, Status> {
+        let caller = self.who(&node, asking).await?;
+        if !matches!(caller, Caller::Nobody) {
+            slow.waited("who asks");
+        }
         if !range.serializable && !planted!("read-without-read-index") {
             confirm(&node).await?;
             slow.waited("the read index");
         }
         let (reader, asked, caller) = (&node, &range, &caller);
         let make = || async move {
-            let mut answer = if asked.range_end.is_empty() {
-                reader.look(caller, Wants::range(asked), |state| state.range(asked))??
+            let (answer, freed) = if asked.range_end.is_empty() {
+                reader.look(caller, Wants::range(asked), |state| (state.range(asked), state.freed_bytes()))?
             } else {
-                // A view, so that no write waits for a long scan.
-                let state = reader.view(caller, Wants::range(asked))?;
-                if state.is_long_range(asked) {
-                    let asked = asked.clone();
-                    reader.long(Pool::Reads, move || state.range(&asked)).await??
-                } else {
-                    state.range(asked)?
+                let (read, freed) = {
+                    // A view, so that no write waits for a long scan.
+                    let state = reader.view(caller, Wants::range(asked))?;
+                    let freed = state.freed_bytes();
+                    if state.is_long_range(asked) {
+                        let asked = asked.clone();
+                        (Either::Right(Box::pin(reader.long(Pool::Reads, move || state.range(&asked)))), freed)
+                    } else {
+                        (Either::Left(state.range(asked)), freed)
+                    }
+                };
+                match read {
+                    Either::Left(answer) => (answer, freed),
+                    Either::Right(reading) => (reading.await?, freed),
                 }
             };
+            let mut answer = answer?;
             answer.header = complete(reader, &answer.header);
-            Ok(answer)
+            Ok((answer, freed))
         };
         let answer = self.read_answer(&node, range.keys_only, make, LargeAnswer::Range).await?;
-        slow.waited("the read");
+        slow.ended("the read");
         slow.read_keys(answer.get_ref().count);
         Ok(answer)
     }
@@ -76,6 +106,7 @@ impl Api {
             let state = reader.view(caller, Wants::Txn(asked))?;
             let cost = state.txn_cost(asked);
             state.check_cost(cost, limits.request_cost_max)?;
+            let freed = state.freed_bytes();
             let mut answer = if cost.is_long_to_read() {
                 let asked = asked.clone();
                 reader.long(Pool::Reads, move || state.read_txn(&asked)).await??
@@ -83,7 +114,7 @@ impl Api {
                 state.read_txn(asked)?
             };
             answer.header = complete(reader, &answer.header);
-            Ok(answer)
+            Ok((answer, freed))
         };
         Ok(self.read_answer(node, has_keys_only(&txn), make, LargeAnswer::Txn).await?)
     }
@@ -93,7 +124,10 @@ impl Api {
 impl Kv for Api {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
         let begun = Instant::now();
-        let answer = self.read_range(request).await;
+        let answer = match self.read_range(request, begun) {
+            Ok(reading) => reading.await,
+            Err(refused) => Err(refused.into()),
+        };
         metrics().request(RequestKind::Range, is_success(&answer), begun.elapsed());
         answer
     }
@@ -109,7 +143,9 @@ impl Kv for Api {
         let caller = self.caller(&node, &request).await?;
         let put = request.into_inner();
         let mut slow = self.slow("Put", &put.key, &Bytes::new());
-        match slow.raft(self.propose(&node, &caller, command::Request::Put(put))).await?.response {
+        let outcome = self.propose(&node, &caller, command::Request::Put(put)).await;
+        slow.ended(RAFT);
+        match outcome?.response {
             Some(answer::Response::Put(mut answer)) => {
                 answer.header = complete(&node, &answer.header);
                 Ok(Response::new(answer))
@@ -126,7 +162,9 @@ impl Kv for Api {
         let caller = self.caller(&node, &request).await?;
         let delete = request.into_inner();
         let mut slow = self.slow("DeleteRange", &delete.key, &delete.range_end);
-        match slow.raft(self.propose(&node, &caller, command::Request::DeleteRange(delete))).await?.response {
+        let outcome = self.propose(&node, &caller, command::Request::DeleteRange(delete)).await;
+        slow.ended(RAFT);
+        match outcome?.response {
             Some(answer::Response::DeleteRange(mut answer)) => {
                 answer.header = complete(&node, &answer.header);
                 Ok(self.write_answer(&node, answer, LargeAnswer::DeleteRange).await?)
@@ -142,15 +180,17 @@ impl Kv for Api {
         if kv::is_read_only(&txn) {
             let begun = Instant::now();
             let (key, range_end) = first_keys(&txn);
-            let mut slow = self.slow("Txn", &key, &range_end);
-            let answer = self.read_txn(&node, &caller, txn).await;
-            slow.waited("the read index and the read");
-            metrics().request(RequestKind::ReadonlyTxn, is_success(&answer), begun.elapsed());
+            let mut slow = self.slow_since(begun, "Txn", &key, &range_end);
+            let answer = Box::pin(self.read_txn(&node, &caller, txn)).await;
+            let took = slow.ended("the read index and the read");
+            metrics().request(RequestKind::ReadonlyTxn, is_success(&answer), took);
             return answer;
         }
         let (key, range_end) = first_keys(&txn);
         let mut slow = self.slow("Txn", &key, &range_end);
-        match slow.raft(self.propose(&node, &caller, command::Request::Txn(txn))).await?.response {
+        let outcome = self.propose(&node, &caller, command::Request::Txn(txn)).await;
+        slow.ended(RAFT);
+        match outcome?.response {
             Some(answer::Response::Txn(mut answer)) => {
                 answer.header = complete(&node, &answer.header);
                 Ok(self.write_answer(&node, answer, LargeAnswer::Txn).await?)

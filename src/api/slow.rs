@@ -25,23 +25,29 @@ pub(super) struct Slow {
     threshold: Duration,
     begun: Instant,
     last: Instant,
-    waits: [(&'static str, Duration); 4],
-    told: usize,
+    /// In milliseconds.
+    waits: [(&'static str, u32); 3],
+    told: u8,
+    has_ended: bool,
     read_keys: Option<i64>,
 }
 
 impl Api {
     pub(super) fn slow(&self, method: &'static str, key: &Bytes, range_end: &Bytes) -> Slow {
-        let now = Instant::now();
+        self.slow_since(Instant::now(), method, key, range_end)
+    }
+
+    pub(super) fn slow_since(&self, begun: Instant, method: &'static str, key: &Bytes, range_end: &Bytes) -> Slow {
         Slow {
             method,
             key: key.clone(),
             range_end: range_end.clone(),
             threshold: self.shared.slow_request,
-            begun: now,
-            last: now,
+            begun,
+            last: begun,
             waits: Default::default(),
             told: 0,
+            has_ended: false,
             read_keys: None,
         }
     }
@@ -51,18 +57,18 @@ impl Slow {
     /// Until now it waited for `what`.
     pub(super) fn waited(&mut self, what: &'static str) {
         let now = Instant::now();
-        if let Some(wait) = self.waits.get_mut(self.told) {
-            *wait = (what, now - self.last);
+        if let Some(wait) = self.waits.get_mut(usize::from(self.told)) {
+            *wait = (what, (now - self.last).as_millis().try_into().unwrap_or(u32::MAX));
             self.told += 1;
         }
         self.last = now;
     }
 
-    /// Waits for what Raft makes of it.
-    pub(super) async fn raft<T>(&mut self, proposal: impl Future<Output = T>) -> T {
-        let outcome = proposal.await;
-        self.waited("Raft");
-        outcome
+    /// As [`Self::waited`], for the last time; returns how long all of it took.
+    pub(super) fn ended(&mut self, what: &'static str) -> Duration {
+        self.waited(what);
+        self.has_ended = true;
+        self.last - self.begun
     }
 
     pub(super) fn read_keys(&mut self, keys: i64) {
@@ -71,8 +77,8 @@ impl Slow {
 
     fn tell(&self, took: Duration) {
         let mut waited = String::new();
-        for (what, time) in &self.waits[..self.told] {
-            let _ = write!(waited, "{what} {} ms, ", time.as_millis());
+        for (what, millis) in &self.waits[..usize::from(self.told)] {
+            let _ = write!(waited, "{what} {millis} ms, ");
         }
         let rest = took - (self.last - self.begun);
         if rest >= Duration::from_millis(1) {
@@ -88,7 +94,7 @@ impl Slow {
 
 impl Drop for Slow {
     fn drop(&mut self) {
-        let took = self.begun.elapsed();
+        let took = if self.has_ended { self.last - self.begun } else { self.begun.elapsed() };
         if !self.threshold.is_zero() && took >= self.threshold {
             self.tell(took);
         }

@@ -112,6 +112,14 @@ pub struct Node {
     client: Client,
 }
 
+/// A command as it goes to the leader, and what is known of it.
+struct Prepared {
+    command: Bytes,
+    units: u64,
+    number: u64,
+    deadline: Instant,
+}
+
 struct Inner {
     env: Env,
     options: Options,
@@ -445,34 +453,53 @@ impl Node {
     }
 
     /// Carries one command through Raft for `caller`, and returns what applying it here answered. What `caller` may do is decided
-    /// where it is applied.
-    pub async fn propose(&self, caller: &Caller, mut command: pb::log::Command) -> Outcome {
+    /// where it is applied. What waits holds the encoded command alone: a command and the steps on its way would be copied with each
+    /// of the futures around it.
+    pub fn propose(
+        &self,
+        caller: &Caller,
+        command: pb::log::Command,
+    ) -> impl Future<Output = Outcome> + Send + use<'_> {
+        let prepared = self.prepare(caller, command);
+        async move {
+            let (prepared, pending) = prepared?;
+            let outcome = self.carry(prepared).await;
+            pending.end(&outcome);
+            outcome
+        }
+    }
+
+    fn prepare(&self, caller: &Caller, mut command: pb::log::Command) -> Result<(Prepared, Pending), Error> {
         gate::in_time(caller)?;
         command.asker = caller.to_pb();
         admit::own(&mut command, &self.inner.options.limits)?;
         // By this member's data, which is nearly the leader's; the leader counts again what others forward.
         let units = admit::cost(&command, &self.inner.options.limits, &self.inner.store)?;
         let pending = Pending::begin(&command);
-        let outcome = self.try_propose(command, units).await;
-        pending.end(&outcome);
-        outcome
+        let origin = self.inner.store.waiters().origin();
+        command.origin = (!planted!("answer-before-own-apply")).then_some(origin);
+        let prepared = Prepared {
+            command: encoded(&command),
+            units,
+            number: origin.number,
+            deadline: pending.begun() + self.inner.options.request_timeout,
+        };
+        Ok((prepared, pending))
     }
 
-    async fn try_propose(&self, mut command: pb::log::Command, units: u64) -> Outcome {
-        let waiters = self.inner.store.waiters();
-        let origin = waiters.origin();
-        command.origin = (!planted!("answer-before-own-apply")).then_some(origin);
-        let command = encoded(&command);
-        let deadline = self.deadline();
+    async fn carry(&self, prepared: Prepared) -> Outcome {
         loop {
-            let place = Arc::new(self.inner.places.take(&self.client, command.len() as u64)?);
+            let place = Arc::new(self.inner.places.take(&self.client, prepared.command.len() as u64)?);
             let seen = *self.inner.route_changed.borrow();
-            match self.offer((&command, units), origin.number, place, deadline).await {
+            match self.offer(&prepared, place).await {
                 // Certainly not proposed: safe to try again.
-                Err(Error::NotLeader) if self.wait_route(seen, deadline).await => {}
-                Err(Error::NotLeader) => return Err(Error::Timeout),
+                Err(Error::NotLeader) => {
+                    if !Box::pin(self.wait_route(seen, prepared.deadline)).await {
+                        return Err(Error::Timeout);
+                    }
+                }
                 Err(Error::NoSpace) => {
-                    space::note_refused(self, &command);
+                    space::note_refused(self, &prepared.command);
                     return Err(Error::NoSpace);
                 }
                 decided => return decided,
@@ -481,8 +508,9 @@ impl Node {
     }
 
     /// Sends a command to the leader that is known now, and waits for what becomes of it.
-    async fn offer(&self, asked: (&Bytes, u64), number: u64, place: Arc<Place>, deadline: Instant) -> Outcome {
-        let (command, units) = asked;
+    async fn offer(&self, asked: &Prepared, place: Arc<Place>) -> Outcome {
+        let Prepared { command, units, number, deadline } = asked;
+        let (units, number, deadline) = (*units, *number, *deadline);
         let waiters = self.inner.store.waiters();
         let Some(rx) = waiters.wait(number, self.term(), deadline, place.clone()) else {
             return Err(Error::NotLeader);
@@ -500,7 +528,8 @@ impl Node {
             waiters.end(number, Err(error));
         }
         if planted!("forwarded-proposal-retried") {
-            return timeout_at(Instant::now() + deadline.saturating_duration_since(Instant::now()) / 4, rx)
+            let soon = Instant::now() + deadline.saturating_duration_since(Instant::now()) / 4;
+            return Box::pin(timeout_at(soon, rx))
                 .await
                 .map_or(Err(Error::NotLeader), |told| told.unwrap_or(Err(Error::TimeoutLeaderFailure)));
         }
@@ -524,7 +553,7 @@ impl Node {
     /// Returns once the local state holds everything that was acknowledged before this call (Raft dissertation, 6.4).
     pub async fn read_index(&self) -> Result<(), Error> {
         let deadline = self.deadline();
-        let _place = self.inner.places.take(&self.client, 0)?;
+        let _place = self.inner.places.take_one(&self.client)?;
         loop {
             let seen = *self.inner.route_changed.borrow();
             let (tx, rx) = oneshot::channel();
@@ -547,7 +576,7 @@ impl Node {
                 Ok(_) => return Err(Error::Timeout),
                 Err(error @ (Error::TooManyRequests | Error::Stopped | Error::Corrupt)) => return Err(error),
                 // Reads change nothing: any failure may be tried again.
-                Err(_) if self.wait_route(seen, deadline).await => {}
+                Err(_) if Box::pin(self.wait_route(seen, deadline)).await => {}
                 Err(_) => return Err(Error::Timeout),
             }
         }

@@ -19,6 +19,10 @@ impl Pending {
         Self { kind: command.request.as_ref().and_then(kind_of), begun: Instant::now(), failed: true }
     }
 
+    pub(super) fn begun(&self) -> Instant {
+        self.begun
+    }
+
     pub(super) fn end(mut self, outcome: &Outcome) {
         self.failed = outcome.as_ref().is_err_and(Error::is_unavailable);
     }

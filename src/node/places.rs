@@ -37,6 +37,11 @@ impl Places {
         }
     }
 
+    /// A place for a read, which has nothing to keep, or `too many requests`.
+    pub(super) fn take_one(&self, client: &Client) -> Result<Taken, Error> {
+        self.requests.take(client, 1)
+    }
+
     /// A place for a request of `bytes`, or `too many requests`.
     pub(super) fn take(&self, client: &Client, bytes: u64) -> Result<Place, Error> {
         Ok(Place { request: self.requests.take(client, 1)?, bytes: self.bytes.take(client, bytes)? })
