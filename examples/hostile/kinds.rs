@@ -73,6 +73,8 @@ pub struct Tally {
     pub served: u64,
     /// Refusals and failures by text.
     pub refused: BTreeMap<String, u64>,
+    /// Moves of the leader to another member that were asked for and done: each is a new term, and no election that the attack caused.
+    pub moves: u64,
 }
 
 /// A refusal's text without what differs from one to the next: numbers, ids and names that were quoted.
@@ -102,6 +104,7 @@ impl Tally {
 
     pub fn add(&mut self, other: Self) {
         self.served += other.served;
+        self.moves += other.moves;
         for (text, count) in other.refused {
             *self.refused.entry(text).or_default() += count;
         }
@@ -270,19 +273,22 @@ async fn alarms(attack: &mut Attack, tally: &mut Tally) {
         let stranger = put_on(attack.random.u64(..), AlarmType::Corrupt);
         tally.note(answer(maintenance.alarm(stranger)).await);
     }
-    let mut members = Vec::new();
+    let (mut members, mut leader) = (Vec::new(), 0);
     for slot in 0..attack.clients.len() {
         let endpoint = format!("http://{}", attack.clients[slot]);
         let channel = Endpoint::from_shared(endpoint).expect("it is an address").connect_lazy();
         if let Ok(status) = answer(MaintenanceClient::new(channel).status(StatusRequest {})).await {
-            members.push(status.into_inner().header.map_or(0, |header| header.member_id));
+            let status = status.into_inner();
+            leader = status.leader;
+            members.push(status.header.map_or(0, |header| header.member_id));
         }
     }
     for member in &members {
         tally.note(answer(maintenance.alarm(put_on(*member, AlarmType::Corrupt))).await);
     }
     let target_id = members.get(attack.random.usize(..3)).copied().unwrap_or(0);
-    tally.note(answer(maintenance.move_leader(MoveLeaderRequest { target_id })).await);
+    let moved = tally.note(answer(maintenance.move_leader(MoveLeaderRequest { target_id })).await);
+    tally.moves += u64::from(moved.is_some() && target_id != leader);
     // As a person would who was called for it.
     for member in &members {
         let disarm = AlarmRequest { action: AlarmAction::Deactivate.into(), ..put_on(*member, AlarmType::Corrupt) };

@@ -117,7 +117,7 @@ enum Part {
 /// What one run showed.
 struct Outcome {
     seen: Seen,
-    /// Changes of the term while the attack went on.
+    /// Changes of the term while the attack went on, but those that were asked for.
     elections: u64,
     /// When each was seen, and what was going on then.
     when: Vec<String>,
@@ -191,6 +191,7 @@ async fn attack(clients: Vec<String>, peers: Vec<String>, kinds: &[String], seed
     }
     println!("cpu {}", cpu_micros(std::process::id()) as u64);
     println!("served {}", tally.served);
+    println!("moves {}", tally.moves);
     for (text, count) in tally.refused {
         println!("refused {count} {}", text.replace('\n', " "));
     }
@@ -346,7 +347,7 @@ async fn run(args: &Args, load: Load<'_>) -> anyhow::Result<Outcome> {
     }
     Ok(Outcome {
         seen,
-        elections: told.term - term,
+        elections: (told.term - term).saturating_sub(tally.moves),
         when,
         ended,
         peak_mib: peak / MIB,
@@ -422,6 +423,7 @@ fn printed(text: &str) -> (u64, Tally) {
     for line in text.lines() {
         match line.split_once(' ') {
             Some(("cpu", micros)) => cpu = micros.parse().unwrap_or(0),
+            Some(("moves", count)) => tally.moves += count.parse().unwrap_or(0),
             Some(("served", count)) => tally.served += count.parse().unwrap_or(0),
             Some(("refused", rest)) => {
                 if let Some((count, text)) = rest.split_once(' ') {

@@ -5,13 +5,17 @@
 //! references to versions. Most of these the store holds anyway; what is overwritten and compacted meanwhile only the answer holds. So
 //! an answer of moderate size is charged with all of its bytes; a larger one with its references, and it is given up when more was
 //! freed of the state since it was made than [`kept_max`] allows. So are streams that hold a view, whatever time they take.
-//! Invariant: what answers and views keep of what is no longer in the state is bounded. An answer that finds no room waits without being
+//! Invariants: one large answer after the other has a piece of the event loop's time ([`Written`]); what answers and views keep of what is no longer in the state is bounded. An answer that finds no room waits without being
 //! kept, and after the request's time fails with `too many requests`.
 
+use std::pin::Pin;
 use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::Stream;
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tonic::Response;
 
@@ -79,8 +83,13 @@ impl Large {
         self.kept.clone()
     }
 
+    /// Its pieces in the form that `write` gives.
+    pub fn written(self, write: fn(LargeAnswer) -> Pieces) -> Written {
+        Written { large: self, write, has_begun: false, gives_way: None }
+    }
+
     /// The next piece in the form that `write` gives; always the same one for an answer.
-    pub fn next_piece(&self, write: fn(LargeAnswer) -> Pieces) -> Option<Result<Bytes, Error>> {
+    fn next_piece(&self, write: fn(LargeAnswer) -> Pieces) -> Option<Result<Bytes, Error>> {
         let mut rest = self.rest.lock();
         if let Rest::Whole(answer) = &mut *rest {
             let answer = std::mem::take(answer);
@@ -91,6 +100,40 @@ impl Large {
             Rest::GivenUp(error) => Some(Err(error.clone())),
             Rest::Whole(_) => None,
         }
+    }
+}
+
+/// A large answer on its way to a client.
+///
+/// Between two pieces it gives way to all that is ready on the event loop, what has arrived meanwhile included: a client on a fast
+/// network takes piece after piece, and a dozen such clients would keep the others waiting for as long as all of their answers take.
+#[derive(Debug)]
+pub struct Written {
+    large: Large,
+    write: fn(LargeAnswer) -> Pieces,
+    has_begun: bool,
+    gives_way: Option<GivesWay>,
+}
+
+struct GivesWay(BoxFuture<'static, ()>);
+
+impl std::fmt::Debug for GivesWay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("GivesWay")
+    }
+}
+
+impl Stream for Written {
+    type Item = Result<Bytes, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        if std::mem::replace(&mut this.has_begun, true) {
+            let way = this.gives_way.get_or_insert_with(|| GivesWay(Box::pin(tokio::task::yield_now())));
+            ready!(way.0.as_mut().poll(cx));
+            this.gives_way = None;
+        }
+        Poll::Ready(this.large.next_piece(this.write))
     }
 }
 

@@ -54,7 +54,7 @@ use crate::secure::token::Tokens;
 use crate::storage::Progress;
 use crate::watch::Hub;
 
-pub use answers::Large;
+pub use answers::{Large, Written};
 pub use figures::{FIGURES, Figure, Figures, Sampled, Unit};
 pub use overview::Overview;
 pub use peer::{PeerApi, Proof, Running};

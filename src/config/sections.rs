@@ -589,7 +589,7 @@ impl Default for Limits {
         Self {
             request_bytes_max: Bytes(3 << 19),
             txn_ops_max: 128,
-            txn_ops_total_max: 65_536,
+            txn_ops_total_max: 16_384,
             txn_depth_max: 128,
             request_cost_max: 500_000,
             concurrent_streams_max: 10_000,

@@ -330,8 +330,7 @@ async fn unary_answer(
         return Err(failure);
     }
     if let Some(large) = large {
-        let pieces = std::iter::from_fn(move || large.next_piece(super::json::pieces));
-        return Ok(json_response(StatusCode::OK, Body::from_stream(stream::iter(pieces))));
+        return Ok(json_response(StatusCode::OK, Body::from_stream(large.written(super::json::pieces))));
     }
     let message =
         message.ok_or_else(|| Failure { code: INTERNAL, message: "the call ended without an answer".into() })?;

@@ -10,6 +10,7 @@
 mod alarm;
 pub mod auth;
 mod compact;
+mod compare;
 mod cost;
 mod digest;
 mod events;

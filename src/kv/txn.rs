@@ -5,17 +5,18 @@
 //! the writes before them, but one of a past revision reads the state before the transaction: the history does not say yet what
 //! this one supersedes.
 //!
-//! However many comparisons a transaction has, each key of their intervals is looked at once for all of them, and none after the
-//! first for which one does not hold.
+//! However many comparisons a transaction has, each key of their intervals is looked at once for all of them (`compare`), and none after
+//! the first for which one does not hold.
 
 use std::ops::Range;
 
 use super::State;
+use super::compare::{Wanted, compare};
 use super::range::Interval;
 use super::state::header;
 use super::tree::Place;
 use crate::error::Error;
-use crate::pb::etcd::compare::{CompareResult, CompareTarget, TargetUnion};
+use crate::pb::etcd::compare::CompareTarget;
 use crate::pb::etcd::request_op::Request;
 use crate::pb::etcd::response_op::Response;
 use crate::pb::etcd::{Compare, PutRequest, RequestOp, ResponseOp, TxnRequest, TxnResponse};
@@ -122,8 +123,10 @@ impl State {
             }
             let ends = open.iter().map(|(ranks, _)| ranks.end).chain(spans.peek().map(|(ranks, _)| ranks.start));
             let end = ends.min().expect("one is open");
+            // There is such a key, since they are of no empty interval.
+            let Some(wanted) = Wanted::of(open.iter().map(|(_, c)| *c)) else { return false };
             let mut items = self.live.iter_at(at).take(end - at).map(KeyValue::fields);
-            if !items.all(|kv| open.iter().all(|(_, c)| compare(c, &kv))) {
+            if !items.all(|kv| wanted.is_met(&kv)) {
                 return false;
             }
             at = end;
@@ -198,34 +201,4 @@ fn next(path: &mut impl Iterator<Item = bool>) -> bool {
 
 fn missing(c: &Compare) -> bool {
     c.target != CompareTarget::Value as i32 && compare(c, &Fields::default())
-}
-
-/// A target without its operand is compared with zero or the empty value. What this build does not know never holds.
-fn compare(c: &Compare, kv: &Fields<'_>) -> bool {
-    let operand = c.target_union.as_ref();
-    let order = match CompareTarget::try_from(c.target) {
-        Ok(CompareTarget::Version) => {
-            kv.version.cmp(&operand.map_or(0, |x| if let TargetUnion::Version(v) = x { *v } else { 0 }))
-        }
-        Ok(CompareTarget::Create) => {
-            kv.create_revision.cmp(&operand.map_or(0, |x| if let TargetUnion::CreateRevision(v) = x { *v } else { 0 }))
-        }
-        Ok(CompareTarget::Mod) => {
-            kv.mod_revision.cmp(&operand.map_or(0, |x| if let TargetUnion::ModRevision(v) = x { *v } else { 0 }))
-        }
-        Ok(CompareTarget::Lease) => {
-            kv.lease.cmp(&operand.map_or(0, |x| if let TargetUnion::Lease(v) = x { *v } else { 0 }))
-        }
-        Ok(CompareTarget::Value) => {
-            kv.value.cmp(operand.map_or(&[][..], |x| if let TargetUnion::Value(v) = x { v } else { &[] }))
-        }
-        Err(_) => return false,
-    };
-    match CompareResult::try_from(c.result) {
-        Ok(CompareResult::Equal) => order.is_eq(),
-        Ok(CompareResult::Greater) => order.is_gt(),
-        Ok(CompareResult::Less) => order.is_lt(),
-        Ok(CompareResult::NotEqual) => order.is_ne(),
-        Err(_) => false,
-    }
 }

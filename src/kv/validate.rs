@@ -48,7 +48,7 @@ impl Default for Limits {
         Self {
             request_bytes_max: 1536 * 1024,
             txn_ops_max: 128,
-            txn_ops_total_max: 65_536,
+            txn_ops_total_max: 16_384,
             txn_depth_max: 128,
             request_cost_max: 500_000,
         }

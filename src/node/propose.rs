@@ -2,7 +2,11 @@
 //!
 //! A batch is what arrived while the one before it was in flight, and shortly after it ([`Pace`]). Only where much waits, it goes while
 //! others are in flight. Bounded by bytes a batch and batches in flight.
+//!
+//! A command that takes milliseconds to apply is heavy: it goes behind all others that wait, alone, and one at a time, since what is
+//! behind it in the log waits for it. So whoever sends many of them waits for himself, and the others for one of them at most.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +35,8 @@ const TAKE_MAX: usize = 4096;
 const MUCH_BYTES: usize = 64 << 10;
 /// What the commands of a batch cost together, unless one alone costs more: an entry is applied in one go, and meanwhile no other.
 const BATCH_UNITS_MAX: u64 = 32_768;
+/// A command that costs more goes alone: some milliseconds.
+const HEAVY_UNITS: u64 = 4096;
 /// So many commands do not wait for more: what a batch costs beside them, three flushes above all, is little then.
 const MANY: usize = 64;
 /// Where so few are about, nobody waits for others.
@@ -163,16 +169,33 @@ impl<R> Batches<R> {
     }
 }
 
+impl Batches<Reply> {
+    fn packed(self, is_heavy: bool) -> impl Iterator<Item = Packed> {
+        self.finish().into_iter().map(move |(batch, replies)| Packed { batch, replies, is_heavy })
+    }
+}
+
 pub(super) struct Proposer {
     node: Node,
     queue: mpsc::Receiver<Proposal>,
     /// Of batches that are in flight.
     in_flight_bytes: u64,
     rates: Mutex<Rates>,
+    /// Heavy commands that wait, each in its place among all that may; and whether one is in flight.
+    heavy: VecDeque<(Proposal, u64)>,
+    heavy_in_flight: bool,
+}
+
+/// A batch that goes to Raft.
+struct Packed {
+    batch: Bytes,
+    replies: Vec<Reply>,
+    is_heavy: bool,
 }
 
 /// A batch that is no longer in flight.
 struct Done {
+    is_heavy: bool,
     replies: Vec<Reply>,
     result: Result_,
     took: Duration,
@@ -183,7 +206,8 @@ type Result_ = Result<ClientWriteResult<TypeConfig>, ()>;
 
 impl Proposer {
     pub(super) fn new(node: Node, queue: mpsc::Receiver<Proposal>) -> Self {
-        Self { node, queue, in_flight_bytes: 0, rates: Mutex::default() }
+        let rates = Mutex::default();
+        Self { node, queue, in_flight_bytes: 0, rates, heavy: VecDeque::new(), heavy_in_flight: false }
     }
 
     pub(super) async fn run(mut self) {
@@ -196,9 +220,13 @@ impl Proposer {
             let room = TAKE_MAX - waiting.len();
             tokio::select! {
                 biased;
-                Some(Done { replies, result, took, bytes }) = in_flight.next() => {
+                Some(Done { is_heavy, replies, result, took, bytes }) = in_flight.next() => {
                     self.in_flight_bytes -= bytes;
-                    pace.answered(replies.len(), waiting.len() + self.queue.len(), took, Instant::now());
+                    if is_heavy {
+                        self.heavy_in_flight = false;
+                    } else {
+                        pace.answered(replies.len(), waiting.len() + self.queue.len(), took, Instant::now());
+                    }
                     distribute(replies, result);
                 }
                 taken = self.queue.recv_many(&mut waiting, room), if room > 0 && in_flight.len() < in_flight_max => {
@@ -206,59 +234,77 @@ impl Proposer {
                         return;
                     }
                 }
-                () = sleep_until(pace.until), if in_flight.is_empty() && !waiting.is_empty() => {}
+                () = sleep_until(pace.until), if self.others_in_flight(in_flight.len()) == 0 && !waiting.is_empty() => {}
                 () = shutdown.cancelled() => return,
             }
-            let is_due = in_flight.is_empty() && pace.is_due(waiting.len(), Instant::now());
-            if waiting.is_empty() || in_flight.len() >= in_flight_max || !is_due && !is_much(&waiting) {
+            let is_due = self.others_in_flight(in_flight.len()) == 0 && pace.is_due(waiting.len(), Instant::now());
+            let is_heavy_due = !self.heavy_in_flight && !self.heavy.is_empty();
+            let has_work = is_heavy_due || !waiting.is_empty() && (is_due || is_much(&waiting));
+            if in_flight.len() >= in_flight_max || !has_work {
                 continue;
             }
             more_of_a_burst(&mut self.queue, &mut waiting, TAKE_MAX).await;
-            for (batch, replies) in self.pack(&mut waiting) {
-                let bytes = batch.len() as u64;
-                if let Some(waiting) = self.submit(batch, replies).await {
+            for packed in self.pack(&mut waiting) {
+                let (bytes, is_heavy) = (packed.batch.len() as u64, packed.is_heavy);
+                if let Some(waiting) = self.submit(packed).await {
                     self.in_flight_bytes += bytes;
+                    self.heavy_in_flight |= is_heavy;
                     in_flight.push(waiting);
                 }
             }
         }
     }
 
-    /// Splits what waits into batches of bounded bytes and cost; a batch holds one command at least.
-    fn pack(&self, waiting: &mut Vec<Proposal>) -> Vec<(Bytes, Vec<Reply>)> {
+    /// Batches in flight besides a heavy command.
+    fn others_in_flight(&self, in_flight: usize) -> usize {
+        in_flight - usize::from(self.heavy_in_flight)
+    }
+
+    /// Splits what waits into batches of bounded bytes and cost; a batch holds one command at least. The last one may be a heavy one.
+    fn pack(&mut self, waiting: &mut Vec<Proposal>) -> Vec<Packed> {
         let bytes_max = self.node.inner.options.batch_bytes_max;
         let cluster_version = self.node.inner.store.read(|s| s.kv.cluster_version());
         let auth = self.node.is_auth_on().then(|| self.node.auth()).filter(|auth| auth.has_rates());
         let mut judge = Judge::new(&self.node, self.in_flight_bytes);
+        let mut may_go = |proposal: &Proposal| {
+            let in_rate = match &auth {
+                Some(auth) => self.rates.lock().check(auth, &proposal.command, Instant::now()),
+                None => Ok(()),
+            };
+            in_rate.and_then(|()| judge.check(&proposal.command))
+        };
         let mut batches = Batches::new(bytes_max);
-        for proposal in waiting.drain(..) {
+        for proposal in waiting.drain(..).filter(|proposal| !proposal.reply.is_closed()) {
+            match check(&self.node, &proposal, cluster_version) {
+                Ok(units) if units > HEAVY_UNITS => self.heavy.push_back((proposal, units)),
+                checked => match checked.and_then(|units| may_go(&proposal).map(|()| units)) {
+                    Ok(units) => batches.add(&proposal.command, units, proposal.reply),
+                    Err(error) => proposal.reply.send(Err(error)),
+                },
+            }
+        }
+        let mut packed: Vec<_> = batches.packed(false).collect();
+        while !self.heavy_in_flight
+            && let Some((proposal, units)) = self.heavy.pop_front()
+        {
             if proposal.reply.is_closed() {
                 continue;
             }
-            let checked = self.check(&proposal, cluster_version).and_then(|units| match &auth {
-                Some(auth) => self.rates.lock().check(auth, &proposal.command, Instant::now()).map(|()| units),
-                None => Ok(units),
-            });
-            match checked.and_then(|units| judge.check(&proposal.command).map(|()| units)) {
-                Ok(units) => batches.add(&proposal.command, units, proposal.reply),
+            match may_go(&proposal) {
+                Ok(()) => {
+                    let mut alone = Batches::new(bytes_max);
+                    alone.add(&proposal.command, units, proposal.reply);
+                    packed.extend(alone.packed(true));
+                    break;
+                }
                 Err(error) => proposal.reply.send(Err(error)),
             }
         }
-        batches.finish()
+        packed
     }
 
-    /// Returns what applying it will cost.
-    fn check(&self, proposal: &Proposal, cluster_version: u32) -> Result<u64, Error> {
-        match proposal.reply {
-            Reply::Local(_) => admit::version(&proposal.command, cluster_version).map(|()| proposal.units),
-            Reply::Remote { .. } => {
-                let inner = &self.node.inner;
-                admit::forwarded(&proposal.command, &inner.options.limits, &inner.store, cluster_version)
-            }
-        }
-    }
-
-    async fn submit(&self, batch: Bytes, replies: Vec<Reply>) -> Option<impl Future<Output = Done> + use<>> {
+    async fn submit(&self, packed: Packed) -> Option<impl Future<Output = Done> + use<>> {
+        let Packed { batch, replies, is_heavy } = packed;
         let (begin, bytes) = (Instant::now(), batch.len() as u64);
         let (responder, rx) = openraft::impls::OneshotResponder::new_pair();
         if self.node.inner.raft.client_write_ff(Batch(batch), Some(responder)).await.is_err() {
@@ -267,8 +313,19 @@ impl Proposer {
         }
         Some(async move {
             let result = rx.await.map_err(|_| ());
-            Done { replies, result, took: begin.elapsed(), bytes }
+            Done { is_heavy, replies, result, took: begin.elapsed(), bytes }
         })
+    }
+}
+
+/// Returns what applying it will cost.
+fn check(node: &Node, proposal: &Proposal, cluster_version: u32) -> Result<u64, Error> {
+    match proposal.reply {
+        Reply::Local(_) => admit::version(&proposal.command, cluster_version).map(|()| proposal.units),
+        Reply::Remote { .. } => {
+            let inner = &node.inner;
+            admit::forwarded(&proposal.command, &inner.options.limits, &inner.store, cluster_version)
+        }
     }
 }
 

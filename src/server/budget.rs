@@ -16,14 +16,14 @@ use std::time::Duration;
 use axum::BoxError;
 use axum::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use bytes::Bytes;
-use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, StreamExt as _};
 use http_body::{Body, Frame, SizeHint};
 use tonic::Status;
 use tower::{Layer, Service};
 
 use super::inflate::Inflate;
-use crate::api::Large;
+use crate::api::{Large, Written};
 use crate::env::Sleep;
 use crate::error::Error;
 use crate::node::Client;
@@ -399,7 +399,7 @@ pub(super) struct Sending<B> {
     /// `None`: there is nothing to say beyond the head.
     body: Option<B>,
     /// To be written in the place of the body's own data.
-    large: Option<Large>,
+    large: Option<Box<Written>>,
     is_large: bool,
     /// `None`: nothing of it is counted. The first piece takes it along.
     exchange: Option<Arc<Exchange>>,
@@ -413,6 +413,7 @@ impl<B> Sending<B> {
     fn new(body: Option<B>, large: Option<Large>, exchange: Option<Arc<Exchange>>) -> Self {
         let is_large = large.is_some();
         let pieces = large.as_ref().map(Large::taken);
+        let large = large.map(|large| Box::new(large.written(LargeAnswer::in_grpc)));
         Self { body, large, is_large, exchange, pieces, has_begun: false, waiting: None }
     }
 
@@ -456,7 +457,7 @@ where
                 return Poll::Ready(Some(frame.map_err(|error| Status::from(error).into())));
             }
             let piece = match &mut this.large {
-                Some(large) => match large.next_piece(LargeAnswer::in_grpc) {
+                Some(large) => match ready!(large.poll_next_unpin(cx)) {
                     Some(Ok(piece)) => piece,
                     Some(Err(error)) => return Poll::Ready(Some(Err(Status::from(error).into()))),
                     None => {

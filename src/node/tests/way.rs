@@ -207,7 +207,7 @@ fn a_wide_nest_is_bounded_as_a_whole() {
         txn(ops)
     };
     let mut way = Way::new();
-    way.own(command_of(wide(25))).expect("15,625 puts and what is around them are taken").unwrap();
+    way.own(command_of(wide(16))).expect("4,096 puts and what is around them are taken").unwrap();
     let error = way.own(command_of(wide(40))).unwrap_err().to_string();
-    assert!(error.contains("more than 65536 operations") && error.contains("limits.txn_ops_total_max"), "{error}");
+    assert!(error.contains("more than 16384 operations") && error.contains("limits.txn_ops_total_max"), "{error}");
 }

@@ -138,7 +138,7 @@ impl Run {
         if (batch.revision, &seen) != (revision, &events) {
             // Of the compacted revision, and of nothing else, a snapshot lacks something.
             let thinned = self.thinned.contains(&watcher.next) && watcher.next == revision;
-            let rest = if batch.revision == revision { Some((revision, thin(&events))) } else { None };
+            let rest = if batch.revision == revision { Some((revision, thin(&self.model, revision, &events))) } else { None };
             let rest = rest.or_else(|| next_batch(&self.model, &watcher.shape, revision + 1));
             assert!(thinned && rest == Some((batch.revision, seen)), "expected {revision} {events:?}, got {batch:?}");
         }
@@ -156,9 +156,11 @@ impl Run {
 }
 
 /// What a snapshot holds of its compacted revision: in key order, and only what lived on.
-fn thin(events: &[KeyValue]) -> Vec<KeyValue> {
+fn thin(model: &Model, revision: i64, events: &[KeyValue]) -> Vec<KeyValue> {
     let last: BTreeMap<&[u8], &KeyValue> = events.iter().map(|kv| (kv.key(), kv)).collect();
-    last.into_values().filter(|kv| !kv.is_tombstone()).cloned().collect()
+    // A watcher that leaves deletes out has not seen that a key was deleted again in the same revision.
+    let is_there = |kv: &&KeyValue| !kv.is_tombstone() && !model.at(kv.key(), b"", revision).is_empty();
+    last.into_values().filter(is_there).cloned().collect()
 }
 
 async fn run(steps: Vec<Step>) {
@@ -206,7 +208,7 @@ async fn run(steps: Vec<Step>) {
     for ((session, number), watcher) in &run.watchers {
         let missing = next_batch(&run.model, &watcher.shape, watcher.next);
         let thinned = |(at, events): &(i64, Vec<KeyValue>)| {
-            run.thinned.contains(at) && *at == watcher.next && thin(events).is_empty()
+            run.thinned.contains(at) && *at == watcher.next && thin(&run.model, *at, events).is_empty()
         };
         let rest = missing.as_ref().filter(|m| thinned(m)).map_or(watcher.next, |(at, _)| at + 1);
         let missing = next_batch(&run.model, &watcher.shape, rest);
