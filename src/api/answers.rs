@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use tonic::Response;
 
 use super::Api;
-use crate::env::sleep;
+use crate::env::{Env, sleep};
 use crate::error::Error;
 use crate::node::Node;
 use crate::node::account::{Pool, Taken};
@@ -34,6 +34,8 @@ const ANSWER_BYTES_MAX: usize = i32::MAX as usize;
 const VERSION_BYTES: u64 = 16;
 /// An answer up to this part of the pool is charged with all of its bytes.
 const MODERATE_PART: u64 = 64;
+/// So many versions are let go of where they are.
+const LET_GO_HERE_MAX: usize = 256;
 /// Between two looks at what a view keeps.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -58,24 +60,59 @@ fn too_slow(max: u64) -> Error {
 }
 
 /// What is left of an answer.
-#[derive(Debug)]
 enum Rest {
     Whole(LargeAnswer),
     Pieces(Pieces),
     GivenUp(Error),
 }
 
+impl Rest {
+    fn versions(&self) -> usize {
+        match self {
+            Self::Whole(answer) => answer.versions(),
+            Self::Pieces(pieces) => pieces.versions_left(),
+            Self::GivenUp(_) => 0,
+        }
+    }
+}
+
+/// A large answer, which is let go of where nobody waits for it: for each version that takes a look at memory that nothing else has
+/// touched for a while, and a client that leaves may leave a hundred such answers behind.
+pub struct Aside {
+    env: Env,
+    rest: Rest,
+    /// What is kept for it, if it has a place already.
+    kept: Option<Arc<Taken>>,
+}
+
+impl Aside {
+    pub fn new(env: &Env, answer: LargeAnswer) -> Self {
+        Self { env: env.clone(), rest: Rest::Whole(answer), kept: None }
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        if self.rest.versions() > LET_GO_HERE_MAX {
+            let rest = std::mem::replace(&mut self.rest, Rest::Pieces(Pieces::default()));
+            self.env.drop_large((rest, self.kept.take()));
+        }
+    }
+}
+
 /// An answer that is to be written in pieces.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Large {
-    rest: Arc<Mutex<Rest>>,
+    answer: Arc<Mutex<Aside>>,
     /// What is kept for it, until the last piece is made.
     kept: Arc<Taken>,
 }
 
 impl Large {
-    pub fn new(answer: LargeAnswer, kept: Taken) -> Self {
-        Self { rest: Arc::new(Mutex::new(Rest::Whole(answer))), kept: Arc::new(kept) }
+    pub fn new(mut answer: Aside, kept: Taken) -> Self {
+        let kept = Arc::new(kept);
+        answer.kept = Some(kept.clone());
+        Self { answer: Arc::new(Mutex::new(answer)), kept }
     }
 
     /// What is taken for it; its pieces are to be taken there, too.
@@ -90,12 +127,12 @@ impl Large {
 
     /// The next piece in the form that `write` gives; always the same one for an answer.
     fn next_piece(&self, write: fn(LargeAnswer) -> Pieces) -> Option<Result<Bytes, Error>> {
-        let mut rest = self.rest.lock();
-        if let Rest::Whole(answer) = &mut *rest {
+        let rest = &mut self.answer.lock().rest;
+        if let Rest::Whole(answer) = rest {
             let answer = std::mem::take(answer);
             *rest = Rest::Pieces(write(answer));
         }
-        match &mut *rest {
+        match rest {
             Rest::Pieces(pieces) => pieces.next().map(Ok),
             Rest::GivenUp(error) => Some(Err(error.clone())),
             Rest::Whole(_) => None,
@@ -107,20 +144,11 @@ impl Large {
 ///
 /// Between two pieces it gives way to all that is ready on the event loop, what has arrived meanwhile included: a client on a fast
 /// network takes piece after piece, and a dozen such clients would keep the others waiting for as long as all of their answers take.
-#[derive(Debug)]
 pub struct Written {
     large: Large,
     write: fn(LargeAnswer) -> Pieces,
     has_begun: bool,
-    gives_way: Option<GivesWay>,
-}
-
-struct GivesWay(BoxFuture<'static, ()>);
-
-impl std::fmt::Debug for GivesWay {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("GivesWay")
-    }
+    gives_way: Option<BoxFuture<'static, ()>>,
 }
 
 impl Stream for Written {
@@ -129,8 +157,8 @@ impl Stream for Written {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         if std::mem::replace(&mut this.has_begun, true) {
-            let way = this.gives_way.get_or_insert_with(|| GivesWay(Box::pin(tokio::task::yield_now())));
-            ready!(way.0.as_mut().poll(cx));
+            let way = this.gives_way.get_or_insert_with(|| Box::pin(tokio::task::yield_now()));
+            ready!(way.as_mut().poll(cx));
             this.gives_way = None;
         }
         Poll::Ready(this.large.next_piece(this.write))
@@ -138,17 +166,17 @@ impl Stream for Written {
 }
 
 /// Gives an answer up when it keeps too much.
-async fn give_up(node: Node, freed: u64, max: u64, rest: Weak<Mutex<Rest>>) {
+async fn give_up(node: Node, freed: u64, max: u64, answer: Weak<Mutex<Aside>>) {
     let shutdown = node.env().shutdown.clone();
     let gone = async {
-        while rest.strong_count() > 0 {
+        while answer.strong_count() > 0 {
             sleep(LOOK).await;
         }
     };
     tokio::select! {
         () = outdated(&node, freed, max) => {
-            if let Some(rest) = rest.upgrade() {
-                let kept = std::mem::replace(&mut *rest.lock(), Rest::GivenUp(too_slow(max)));
+            if let Some(answer) = answer.upgrade() {
+                let kept = std::mem::replace(&mut answer.lock().rest, Rest::GivenUp(too_slow(max)));
                 node.env().drop_large(kept);
             }
         }
@@ -157,46 +185,57 @@ async fn give_up(node: Node, freed: u64, max: u64, rest: Weak<Mutex<Rest>>) {
     }
 }
 
+/// An answer as it was read.
+pub(super) struct Made<M> {
+    answer: M,
+    bytes: usize,
+    /// What had been freed of the state then.
+    freed: u64,
+}
+
+impl<M: prost::Message> Made<M> {
+    /// Looks at all of the answer, so it is to be made where it was read.
+    pub(super) fn new(answer: M, freed: u64) -> Self {
+        Self { bytes: answer.encoded_len(), answer, freed }
+    }
+}
+
 impl Api {
-    /// The answer of a read; `make` reads it, and what had been freed of the state then, again if it had to wait for room. `is_own`: its versions are not the store's, as of keys alone.
-    pub(super) async fn read_answer<M: prost::Message + Default, F: Future<Output = Result<(M, u64), Error>>>(
+    /// The answer of a read; `make` reads it, again if it had to wait for room. `is_own`: its versions are not the store's, as of keys alone.
+    pub(super) async fn read_answer<M: prost::Message + Default, F: Future<Output = Result<Made<M>, Error>>>(
         &self,
         node: &Node,
         is_own: bool,
         make: impl Fn() -> F,
         large: fn(M) -> LargeAnswer,
     ) -> Result<Response<M>, Error> {
-        let (answer, freed) = make().await?;
-        let bytes = answer.encoded_len();
-        if bytes < LARGE_BYTES {
-            return Ok(Response::new(answer));
+        let made = make().await?;
+        if made.bytes < LARGE_BYTES {
+            return Ok(Response::new(made.answer));
         }
         // Apart: the small answers' futures are no larger for it.
-        Box::pin(self.large_answer(node, (answer, bytes), freed, is_own, make, large)).await
+        Box::pin(self.large_answer(node, made, is_own, make, large)).await
     }
 
-    async fn large_answer<M: prost::Message + Default, F: Future<Output = Result<(M, u64), Error>>>(
+    async fn large_answer<M: prost::Message + Default, F: Future<Output = Result<Made<M>, Error>>>(
         &self,
         node: &Node,
-        (answer, bytes): (M, usize),
-        freed: u64,
+        made: Made<M>,
         is_own: bool,
         make: impl Fn() -> F,
         large: fn(M) -> LargeAnswer,
     ) -> Result<Response<M>, Error> {
-        let answer = large(answer);
-        let kept_bytes = self.kept_bytes(bytes, answer.versions(), is_own)?;
+        let aside = |answer| Aside::new(node.env(), large(answer));
+        let (answer, bytes, freed) = (aside(made.answer), made.bytes, made.freed);
+        let kept_bytes = self.kept_bytes(bytes, answer.rest.versions(), is_own)?;
         let pool = &self.shared.account.answers;
-        let (answer, freed, kept) = match pool.take(node.asker(), kept_bytes) {
-            Ok(kept) => (answer, freed, kept),
-            Err(_) => {
-                drop(answer);
-                let kept = pool.take_in_time(node.asker(), kept_bytes, node.options().request_timeout).await?;
-                let (answer, freed) = make().await?;
-                (large(answer), freed, kept)
-            }
-        };
-        Ok(self.placed(node, (answer, bytes), freed, kept))
+        if let Ok(kept) = pool.take(node.asker(), kept_bytes) {
+            return Ok(self.placed(node, (answer, bytes), freed, kept));
+        }
+        drop(answer);
+        let kept = pool.take_in_time(node.asker(), kept_bytes, node.options().request_timeout).await?;
+        let made = make().await?;
+        Ok(self.placed(node, (aside(made.answer), made.bytes), made.freed, kept))
     }
 
     /// The answer of a write, which cannot be made again; `large` says which kind it is.
@@ -211,8 +250,8 @@ impl Api {
             return Ok(Response::new(answer));
         }
         let freed = node.freed_bytes();
-        let answer = large(answer);
-        let kept_bytes = self.kept_bytes(bytes, answer.versions(), false)?;
+        let answer = Aside::new(node.env(), large(answer));
+        let kept_bytes = self.kept_bytes(bytes, answer.rest.versions(), false)?;
         let patience = node.options().request_timeout;
         let kept = Box::pin(self.shared.account.answers.take_in_time(node.asker(), kept_bytes, patience)).await?;
         Ok(self.placed(node, (answer, bytes), freed, kept))
@@ -238,18 +277,12 @@ impl Api {
     }
 
     /// The answer of so many bytes beside an empty message. `freed`: what had been freed of the state when it was made.
-    fn placed<M: Default>(
-        &self,
-        node: &Node,
-        (answer, bytes): (LargeAnswer, usize),
-        freed: u64,
-        kept: Taken,
-    ) -> Response<M> {
+    fn placed<M: Default>(&self, node: &Node, (answer, bytes): (Aside, usize), freed: u64, kept: Taken) -> Response<M> {
         let is_charged = bytes as u64 <= kept.amount();
         let large = Large::new(answer, kept);
         if !is_charged {
             let max = kept_max(&self.shared.account.answers);
-            node.env().clone().spawn(give_up(node.clone(), freed, max, Arc::downgrade(&large.rest)));
+            node.env().clone().spawn(give_up(node.clone(), freed, max, Arc::downgrade(&large.answer)));
         }
         let mut response = Response::new(M::default());
         response.extensions_mut().insert(large);
@@ -259,6 +292,10 @@ impl Api {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use futures_util::StreamExt as _;
+
     use super::*;
     use crate::node::Client;
     use crate::node::account::Kind;
@@ -269,13 +306,45 @@ mod tests {
         let pool = Pool::new(Kind::Answers, 100);
         let mut random = fastrand::Rng::with_seed(7);
         for begun in [false, true] {
-            let large = Large::new(some_answer(&mut random), pool.take(&Client::new(None), 10).unwrap());
+            let large = Large::new(
+                Aside::new(&Env::real(), some_answer(&mut random)),
+                pool.take(&Client::new(None), 10).unwrap(),
+            );
             if begun {
                 large.next_piece(LargeAnswer::in_grpc).unwrap().unwrap();
             }
-            *large.rest.lock() = Rest::GivenUp(too_slow(1));
+            large.answer.lock().rest = Rest::GivenUp(too_slow(1));
             assert_eq!(large.next_piece(LargeAnswer::in_grpc), Some(Err(too_slow(1))));
         }
         assert_eq!(pool.taken(), 0);
+    }
+
+    /// Who counts, as long as it is let.
+    async fn count(turns: Arc<AtomicU64>) {
+        loop {
+            turns.fetch_add(1, Ordering::Relaxed);
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn between_two_pieces_of_an_answer_all_that_is_ready_has_its_turn() {
+        let pool = Pool::new(Kind::Answers, 100);
+        let mut random = fastrand::Rng::with_seed(fastrand::u64(..));
+        let turns = Arc::new(AtomicU64::new(0));
+        tokio::spawn(count(turns.clone()));
+        let mut pieces = 0;
+        while pieces < 50 {
+            let kept = pool.take(&Client::new(None), 10).unwrap();
+            let mut written =
+                Large::new(Aside::new(&Env::real(), some_answer(&mut random)), kept).written(LargeAnswer::in_grpc);
+            written.next().await;
+            let mut before = turns.load(Ordering::Relaxed);
+            while written.next().await.is_some() {
+                let now = turns.load(Ordering::Relaxed);
+                assert!(now > before, "after {pieces} pieces");
+                (before, pieces) = (now, pieces + 1);
+            }
+        }
     }
 }

@@ -1,16 +1,16 @@
 //! `etcdserverpb.KV`.
 
 use bytes::Bytes;
-use futures_util::future::Either;
 use tonic::{Request, Response, Status};
 
+use super::answers::Made;
 use super::caller::Asking;
 use super::slow::Slow;
 use super::{Api, complete, confirm, header_now, mismatched};
 use crate::caller::Caller;
 use crate::env::{Instant, Pool, planted};
 use crate::error::Error;
-use crate::kv::{self, Wants, validate};
+use crate::kv::{self, State, Wants, validate};
 use crate::metrics::{RequestKind, metrics};
 use crate::node::Node;
 use crate::pb::etcd::kv_server::Kv;
@@ -66,28 +66,27 @@ impl Api {
         }
         let (reader, asked, caller) = (&node, &range, &caller);
         let make = || async move {
-            let (answer, freed) = if asked.range_end.is_empty() {
-                reader.look(caller, Wants::range(asked), |state| (state.range(asked), state.freed_bytes()))?
-            } else {
-                let (read, freed) = {
-                    // A view, so that no write waits for a long scan.
-                    let state = reader.view(caller, Wants::range(asked))?;
-                    let freed = state.freed_bytes();
-                    if state.is_long_range(asked) {
-                        let asked = asked.clone();
-                        (Either::Right(Box::pin(reader.long(Pool::Reads, move || state.range(&asked)))), freed)
-                    } else {
-                        (Either::Left(state.range(asked)), freed)
-                    }
-                };
-                match read {
-                    Either::Left(answer) => (answer, freed),
-                    Either::Right(reading) => (reading.await?, freed),
-                }
+            let made = |answer: Result<RangeResponse, Error>, node: &Node, freed| {
+                let mut answer = answer?;
+                answer.header = complete(node, &answer.header);
+                Ok(Made::new(answer, freed))
             };
-            let mut answer = answer?;
-            answer.header = complete(reader, &answer.header);
-            Ok((answer, freed))
+            if asked.range_end.is_empty() {
+                let look = |state: &State| (state.range(asked), state.freed_bytes());
+                let (answer, freed) = reader.look(caller, Wants::range(asked), look)?;
+                return made(answer, reader, freed);
+            }
+            let reading = {
+                // A view, so that no write waits for a long scan.
+                let state = reader.view(caller, Wants::range(asked))?;
+                let freed = state.freed_bytes();
+                if !state.is_long_range(asked) {
+                    return made(state.range(asked), reader, freed);
+                }
+                let (asked, node) = (asked.clone(), reader.clone());
+                Box::pin(reader.long(Pool::Reads, move || made(state.range(&asked), &node, freed)))
+            };
+            reading.await?
         };
         let answer = self.read_answer(&node, range.keys_only, make, LargeAnswer::Range).await?;
         slow.ended("the read");
@@ -107,14 +106,16 @@ impl Api {
             let cost = state.txn_cost(asked);
             state.check_cost(cost, limits.request_cost_max)?;
             let freed = state.freed_bytes();
-            let mut answer = if cost.is_long_to_read() {
-                let asked = asked.clone();
-                reader.long(Pool::Reads, move || state.read_txn(&asked)).await??
-            } else {
-                state.read_txn(asked)?
+            let made = move |answer: Result<TxnResponse, Error>, node: &Node| {
+                let mut answer = answer?;
+                answer.header = complete(node, &answer.header);
+                Ok(Made::new(answer, freed))
             };
-            answer.header = complete(reader, &answer.header);
-            Ok((answer, freed))
+            if !cost.is_long_to_read() {
+                return made(state.read_txn(asked), reader);
+            }
+            let (asked, node) = (asked.clone(), reader.clone());
+            reader.long(Pool::Reads, move || made(state.read_txn(&asked), &node)).await?
         };
         Ok(self.read_answer(node, has_keys_only(&txn), make, LargeAnswer::Txn).await?)
     }

@@ -54,6 +54,8 @@ use crate::secure::token::Tokens;
 use crate::storage::Progress;
 use crate::watch::Hub;
 
+#[cfg(test)]
+pub use answers::Aside;
 pub use answers::{Large, Written};
 pub use figures::{FIGURES, Figure, Figures, Sampled, Unit};
 pub use overview::Overview;

@@ -77,6 +77,12 @@ impl Pieces {
     fn append(&mut self, mut other: Self) {
         self.parts.append(&mut other.parts);
     }
+
+    /// Versions that are in no piece yet.
+    pub fn versions_left(&self) -> usize {
+        let left = |part: &Part| if let Part::Versions { rest, .. } = part { rest.len() } else { 0 };
+        self.parts.iter().map(left).sum()
+    }
 }
 
 impl std::fmt::Debug for Pieces {

@@ -502,6 +502,8 @@ mod tests {
     use http_body_util::BodyExt as _;
 
     use super::*;
+    use crate::api::Aside;
+    use crate::env::Env;
     use crate::pb::pieces::tests::some_answer;
 
     fn message(len: usize) -> Vec<u8> {
@@ -620,7 +622,7 @@ mod tests {
     fn sending(budget: &Budget, client: &Client, body: Body, large: Option<LargeAnswer>) -> Sending<Body> {
         let large = large.map(|answer| {
             let kept = budget.0.account.answers.take(client, 10).unwrap();
-            Large::new(answer, kept)
+            Large::new(Aside::new(&Env::real(), answer), kept)
         });
         Sending::new(Some(body), large, Some(exchange(budget, client, 100)))
     }

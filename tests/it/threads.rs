@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use quorate::pb::etcd::compare::{CompareResult, CompareTarget, TargetUnion};
 use quorate::pb::etcd::maintenance_client::MaintenanceClient;
 use quorate::pb::etcd::range_request::SortTarget;
 use quorate::pb::etcd::watch_client::WatchClient;
 use quorate::pb::etcd::{
-    DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, SnapshotRequest, SnapshotResponse, TxnRequest,
+    Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, SnapshotRequest, SnapshotResponse, TxnRequest,
     WatchCreateRequest, WatchRequest, request_op, watch_request,
 };
 use tokio_stream::StreamExt as _;
@@ -242,6 +243,82 @@ async fn large_deletions_and_reads_of_what_they_deleted_elect_nobody() {
     }
     judge(&cluster, term).await;
     cluster.wait_same_hash(0..3).await;
+}
+
+/// What many clients ask for, each without end, by the key that it writes: the revisions in their order.
+async fn written_by_many(
+    cluster: &Cluster,
+    slot: u64,
+    clients: usize,
+    request: impl Fn(usize) -> TxnRequest,
+) -> Vec<(i64, bool)> {
+    const ROUNDS: usize = 6;
+    let all = (0..clients).map(|client| {
+        let (mut kv, request) = (cluster.kv(slot), request(client));
+        async move {
+            let mut revisions = Vec::new();
+            for _ in 0..ROUNDS {
+                let answer = kv.txn(request.clone()).await.expect("a transaction").into_inner();
+                assert!(answer.succeeded);
+                revisions.push((answer.header.expect("a header").revision, !request.compare.is_empty()));
+            }
+            revisions
+        }
+    });
+    join_all(all).await.concat()
+}
+
+/// Of transactions that take long, a few clients send more and more, others short ones. In the order of the log there is never more than
+/// one of the long ones between short ones that wait; as they came, it would be as many as there are clients.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_takes_long_to_apply_goes_one_at_a_time_behind_what_waits() {
+    const LONG: usize = 6;
+    let (cluster, leader) = patient_cluster(&[]).await;
+    fill_many(&cluster, leader, 20_000).await;
+    let put = |key: String| {
+        let put = PutRequest { key: key.into(), ..Default::default() };
+        RequestOp { request: Some(request_op::Request::RequestPut(put)) }
+    };
+    // Of each key something else, so that nothing of it is known beforehand.
+    let compare = |n: usize| Compare {
+        key: "many/".into(),
+        range_end: "many0".into(),
+        target: CompareTarget::Value.into(),
+        result: CompareResult::NotEqual.into(),
+        target_union: Some(TargetUnion::Value(format!("none/{n}").into())),
+    };
+    let long = written_by_many(&cluster, leader, LONG, |client| TxnRequest {
+        compare: (0..60).map(compare).collect(),
+        success: vec![put(format!("long/{client}"))],
+        ..Default::default()
+    });
+    let is_over = AtomicBool::new(false);
+    let short = async {
+        let all = (0..4).map(|client| {
+            let (mut kv, is_over) = (cluster.kv(leader), &is_over);
+            let request = TxnRequest { success: vec![put(format!("short/{client}"))], ..Default::default() };
+            async move {
+                let mut revisions = Vec::new();
+                while !is_over.load(Ordering::Relaxed) {
+                    let answer = kv.txn(request.clone()).await.expect("a put").into_inner();
+                    revisions.push((answer.header.expect("a header").revision, false));
+                }
+                revisions
+            }
+        });
+        join_all(all).await.concat()
+    };
+    let long = async {
+        let long = long.await;
+        is_over.store(true, Ordering::Relaxed);
+        long
+    };
+    let (long, short) = tokio::join!(long, short);
+    let mut all = [long, short].concat();
+    all.sort_unstable();
+    let runs: Vec<usize> = all.chunk_by(|a, b| a.1 == b.1).filter(|run| run[0].1).map(<[_]>::len).collect();
+    println!("{} in the log; long ones in a row: {runs:?}", all.len());
+    assert!(runs.iter().filter(|run| **run > 2).count() * 10 <= runs.len(), "{runs:?}");
 }
 
 /// Events of `revision` that a watcher is told, which asks for what was before them.

@@ -138,7 +138,8 @@ impl Run {
         if (batch.revision, &seen) != (revision, &events) {
             // Of the compacted revision, and of nothing else, a snapshot lacks something.
             let thinned = self.thinned.contains(&watcher.next) && watcher.next == revision;
-            let rest = if batch.revision == revision { Some((revision, thin(&self.model, revision, &events))) } else { None };
+            let rest =
+                if batch.revision == revision { Some((revision, thin(&self.model, revision, &events))) } else { None };
             let rest = rest.or_else(|| next_batch(&self.model, &watcher.shape, revision + 1));
             assert!(thinned && rest == Some((batch.revision, seen)), "expected {revision} {events:?}, got {batch:?}");
         }
