@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrayvec::ArrayVec;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -144,7 +143,7 @@ impl<R> Batches<R> {
             self.close();
         }
         self.batch.reserve(bytes);
-        self.batch.put_slice(&batch_head(command.len()));
+        self.batch.put_slice(&admit::batch_head(command.len()));
         self.batch.put_slice(command);
         self.replies.push(reply);
         self.units = self.units.saturating_add(units);
@@ -270,19 +269,6 @@ impl Proposer {
             Done { replies, result, took: begin.elapsed(), bytes }
         })
     }
-}
-
-/// What stands before a command of so many bytes in a [`pb::log::Batch`]: field 1, length-delimited.
-pub(super) fn batch_head(command_bytes: usize) -> ArrayVec<u8, 11> {
-    let mut head = ArrayVec::new();
-    head.push(0x0a);
-    let mut left = command_bytes as u64;
-    while left >= 0x80 {
-        head.push(left as u8 | 0x80);
-        left >>= 7;
-    }
-    head.push(left as u8);
-    head
 }
 
 fn is_much(waiting: &[Proposal]) -> bool {
