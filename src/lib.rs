@@ -16,12 +16,12 @@ pub mod secure;
 pub mod storage;
 
 pub mod kv;
-pub mod lease;
 
 pub mod raft;
 
 pub mod node;
 
+pub mod lease;
 pub mod watch;
 
 pub mod cluster;

@@ -102,6 +102,8 @@ impl Api {
     /// Samples until shutdown.
     pub async fn sample_figures(self, env: Env) {
         let mut tick = interval(EVERY);
+        // It comes at once, when nothing has happened yet and the data directory may not be there.
+        tick.tick().await;
         let mut before = Counters::now();
         loop {
             tokio::select! {

@@ -25,19 +25,20 @@ impl Api {
                 ("committed / applied index", format!("{} / {}", raft.committed_index, raft.applied_index)),
                 ("revision / compacted", format!("{revision} / {compacted}")),
                 ("keys / leases", format!("{keys} / {leases}")),
-                ("data / quota", format!("{} / {}", mib(bytes), quota(self.shared.quota_bytes))),
+                ("data / quota", format!("{} / {}", size(bytes), quota(self.shared.quota_bytes))),
             ]);
         }
-        shown.push(("disk free", format!("{:.1} GiB", facts.disk_free_bytes as f64 / 1073741824.0)));
+        shown.push(("disk free", size(facts.disk_free_bytes)));
         shown.push(("version", VERSION.into()));
         Overview { name: facts.name, not_ready, facts: shown }
     }
 }
 
-fn mib(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / 1048576.0)
+fn size(bytes: u64) -> String {
+    let mib = bytes as f64 / 1048576.0;
+    if mib < 1024.0 { format!("{mib:.1} MiB") } else { format!("{:.1} GiB", mib / 1024.0) }
 }
 
 fn quota(bytes: u64) -> String {
-    if bytes == 0 { "none".into() } else { mib(bytes) }
+    if bytes == 0 { "none".into() } else { size(bytes) }
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::client::ClientArgs;
 use super::credentials::{Channel, first_line};
 use super::kv::KeyRange;
-use super::output::{Format, base64, json_line, table};
+use super::output::{Format, base64, done, header_json, json_line, table};
 use crate::config::Bytes;
 use crate::identity::shown;
 use crate::pb::admin::admin_client::AdminClient;
@@ -20,7 +20,7 @@ use crate::pb::etcd::{
     AuthDisableRequest, AuthEnableRequest, AuthRoleAddRequest, AuthRoleDeleteRequest, AuthRoleGetRequest,
     AuthRoleGrantPermissionRequest, AuthRoleListRequest, AuthRoleRevokePermissionRequest, AuthStatusRequest,
     AuthUserAddRequest, AuthUserChangePasswordRequest, AuthUserDeleteRequest, AuthUserGetRequest,
-    AuthUserGrantRoleRequest, AuthUserListRequest, AuthUserRevokeRoleRequest,
+    AuthUserGrantRoleRequest, AuthUserListRequest, AuthUserRevokeRoleRequest, ResponseHeader,
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -30,9 +30,9 @@ pub enum UserCommand {
     /// Delete a user; its tokens end
     Delete(NameArgs),
     /// Show the roles of a user
-    Get(ShowArgs),
+    Get(NameArgs),
     /// Print all users
-    List(ListArgs),
+    List(OnlyArgs),
     /// Change the password of a user; its tokens end
     Passwd(PasswdArgs),
     /// Give a user a role
@@ -48,9 +48,9 @@ pub enum RoleCommand {
     /// Delete a role, and take it from its users
     Delete(NameArgs),
     /// Show what a role may do
-    Get(ShowArgs),
+    Get(NameArgs),
     /// Print all roles
-    List(ListArgs),
+    List(OnlyArgs),
     /// Allow a role to read or write keys
     GrantPermission(GrantArgs),
     /// Take such a permission back; the keys must be those that it was given for
@@ -58,7 +58,7 @@ pub enum RoleCommand {
     /// Bound what is stored under what a role may write, and how often its users write
     Quota(QuotaArgs),
     /// Print the quotas of all roles, and what of them is used
-    Quotas(ListArgs),
+    Quotas(OnlyArgs),
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -68,24 +68,11 @@ pub enum AuthCommand {
     /// Serve everybody everything again; all tokens end
     Disable(OnlyArgs),
     /// Whether users and roles count
-    Status(ListArgs),
-}
-
-#[derive(Debug, clap::Args)]
-pub struct OnlyArgs {
-    #[command(flatten)]
-    client: ClientArgs,
+    Status(OnlyArgs),
 }
 
 #[derive(Debug, clap::Args)]
 pub struct NameArgs {
-    name: String,
-    #[command(flatten)]
-    client: ClientArgs,
-}
-
-#[derive(Debug, clap::Args)]
-pub struct ShowArgs {
     name: String,
     #[arg(short, long, value_enum, default_value_t = Format::Simple)]
     output: Format,
@@ -94,7 +81,7 @@ pub struct ShowArgs {
 }
 
 #[derive(Debug, clap::Args)]
-pub struct ListArgs {
+pub struct OnlyArgs {
     #[arg(short, long, value_enum, default_value_t = Format::Simple)]
     output: Format,
     #[command(flatten)]
@@ -120,6 +107,8 @@ pub struct UserAddArgs {
     no_password: bool,
     #[command(flatten)]
     password: NewPassword,
+    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
+    output: Format,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -129,6 +118,8 @@ pub struct PasswdArgs {
     name: String,
     #[command(flatten)]
     password: NewPassword,
+    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
+    output: Format,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -137,6 +128,8 @@ pub struct PasswdArgs {
 pub struct UserRoleArgs {
     user_name: String,
     role: String,
+    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
+    output: Format,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -156,6 +149,8 @@ pub struct GrantArgs {
     kind: Kind,
     #[command(flatten)]
     range: KeyRange,
+    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
+    output: Format,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -176,6 +171,8 @@ pub struct QuotaArgs {
     /// No bound any more
     #[arg(long, conflicts_with_all = ["bytes", "keys", "requests_per_second"])]
     none: bool,
+    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
+    output: Format,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -185,6 +182,8 @@ pub struct RevokeArgs {
     role: String,
     #[command(flatten)]
     range: KeyRange,
+    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
+    output: Format,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -209,10 +208,6 @@ async fn connect(client: &ClientArgs) -> anyhow::Result<AuthClient<Channel>> {
     Ok(AuthClient::new(client.connect().await?))
 }
 
-fn line(text: String) -> Vec<u8> {
-    format!("{text}\n").into_bytes()
-}
-
 /// One a line, or a list in JSON.
 fn names(format: Format, key: &str, names: &[String]) -> Vec<u8> {
     match format {
@@ -228,75 +223,73 @@ pub async fn user(command: UserCommand) -> anyhow::Result<Vec<u8>> {
             let options = Some(UserAddOptions { no_password: args.no_password });
             let name = args.name.clone();
             let request = AuthUserAddRequest { name, password, options, hashed_password: String::new() };
-            args.client.answer(connect(&args.client).await?.user_add(request)).await?;
-            Ok(line(format!("user {} added", args.name)))
+            let answer = args.client.answer(connect(&args.client).await?.user_add(request)).await?.into_inner();
+            let facts = facts(answer.header.as_ref(), &[("user", &args.name)]);
+            Ok(done(args.output, &facts, &format!("user {} added", args.name)))
         }
-        UserCommand::Delete(NameArgs { name, client }) => {
-            client.answer(connect(&client).await?.user_delete(AuthUserDeleteRequest { name: name.clone() })).await?;
-            Ok(line(format!("user {name} deleted")))
+        UserCommand::Delete(NameArgs { name, output, client }) => {
+            let request = AuthUserDeleteRequest { name: name.clone() };
+            let answer = client.answer(connect(&client).await?.user_delete(request)).await?.into_inner();
+            let facts = facts(answer.header.as_ref(), &[("user", &name)]);
+            Ok(done(output, &facts, &format!("user {name} deleted")))
         }
-        UserCommand::Get(ShowArgs { name, output, client }) => {
+        UserCommand::Get(NameArgs { name, output, client }) => {
             let answer = client.answer(connect(&client).await?.user_get(AuthUserGetRequest { name })).await?;
             Ok(names(output, "roles", &answer.into_inner().roles))
         }
-        UserCommand::List(ListArgs { output, client }) => {
+        UserCommand::List(OnlyArgs { output, client }) => {
             let answer = client.answer(connect(&client).await?.user_list(AuthUserListRequest {})).await?;
             Ok(names(output, "users", &answer.into_inner().users))
         }
         UserCommand::Passwd(args) => {
             let (name, password) = (args.name.clone(), args.password.read()?);
             let request = AuthUserChangePasswordRequest { name, password, hashed_password: String::new() };
-            args.client.answer(connect(&args.client).await?.user_change_password(request)).await?;
-            Ok(line(format!("password of {} changed", args.name)))
+            let answer = args.client.answer(connect(&args.client).await?.user_change_password(request)).await?;
+            let facts = facts(answer.into_inner().header.as_ref(), &[("user", &args.name)]);
+            Ok(done(args.output, &facts, &format!("password of {} changed", args.name)))
         }
-        UserCommand::GrantRole(UserRoleArgs { user_name: user, role, client }) => {
+        UserCommand::GrantRole(UserRoleArgs { user_name: user, role, output, client }) => {
             let request = AuthUserGrantRoleRequest { user: user.clone(), role: role.clone() };
-            client.answer(connect(&client).await?.user_grant_role(request)).await?;
-            Ok(line(format!("role {role} given to user {user}")))
+            let answer = client.answer(connect(&client).await?.user_grant_role(request)).await?.into_inner();
+            let facts = facts(answer.header.as_ref(), &[("user", &user), ("role", &role)]);
+            Ok(done(output, &facts, &format!("role {role} given to user {user}")))
         }
-        UserCommand::RevokeRole(UserRoleArgs { user_name: user, role, client }) => {
+        UserCommand::RevokeRole(UserRoleArgs { user_name: user, role, output, client }) => {
             let request = AuthUserRevokeRoleRequest { name: user.clone(), role: role.clone() };
-            client.answer(connect(&client).await?.user_revoke_role(request)).await?;
-            Ok(line(format!("role {role} taken from user {user}")))
+            let answer = client.answer(connect(&client).await?.user_revoke_role(request)).await?.into_inner();
+            let facts = facts(answer.header.as_ref(), &[("user", &user), ("role", &role)]);
+            Ok(done(output, &facts, &format!("role {role} taken from user {user}")))
         }
     }
 }
 
 pub async fn role(command: RoleCommand) -> anyhow::Result<Vec<u8>> {
     match command {
-        RoleCommand::Add(NameArgs { name, client }) => {
-            client.answer(connect(&client).await?.role_add(AuthRoleAddRequest { name: name.clone() })).await?;
-            Ok(line(format!("role {name} added")))
+        RoleCommand::Add(NameArgs { name, output, client }) => {
+            let request = AuthRoleAddRequest { name: name.clone() };
+            let answer = client.answer(connect(&client).await?.role_add(request)).await?.into_inner();
+            Ok(done(output, &facts(answer.header.as_ref(), &[("role", &name)]), &format!("role {name} added")))
         }
-        RoleCommand::Delete(NameArgs { name, client }) => {
-            client.answer(connect(&client).await?.role_delete(AuthRoleDeleteRequest { role: name.clone() })).await?;
-            Ok(line(format!("role {name} deleted")))
+        RoleCommand::Delete(NameArgs { name, output, client }) => {
+            let request = AuthRoleDeleteRequest { role: name.clone() };
+            let answer = client.answer(connect(&client).await?.role_delete(request)).await?.into_inner();
+            Ok(done(output, &facts(answer.header.as_ref(), &[("role", &name)]), &format!("role {name} deleted")))
         }
-        RoleCommand::Get(ShowArgs { name, output, client }) => {
+        RoleCommand::Get(NameArgs { name, output, client }) => {
             let answer = client.answer(connect(&client).await?.role_get(AuthRoleGetRequest { role: name })).await?;
             Ok(permissions(output, &answer.into_inner().perm))
         }
-        RoleCommand::List(ListArgs { output, client }) => {
+        RoleCommand::List(OnlyArgs { output, client }) => {
             let answer = client.answer(connect(&client).await?.role_list(AuthRoleListRequest {})).await?;
             Ok(names(output, "roles", &answer.into_inner().roles))
         }
-        RoleCommand::GrantPermission(args) => {
-            let (key, range_end) = args.range.bounds();
-            let perm_type = match args.kind {
-                Kind::Read => Type::Read,
-                Kind::Write => Type::Write,
-                Kind::Readwrite => Type::Readwrite,
-            };
-            let perm = Some(Permission { perm_type: perm_type.into(), key, range_end });
-            let request = AuthRoleGrantPermissionRequest { name: args.role.clone(), perm };
-            args.client.answer(connect(&args.client).await?.role_grant_permission(request)).await?;
-            Ok(line(format!("permission given to role {}", args.role)))
-        }
+        RoleCommand::GrantPermission(args) => grant(args).await,
         RoleCommand::RevokePermission(args) => {
             let (key, range_end) = args.range.bounds();
             let request = AuthRoleRevokePermissionRequest { role: args.role.clone(), key, range_end };
-            args.client.answer(connect(&args.client).await?.role_revoke_permission(request)).await?;
-            Ok(line(format!("permission taken from role {}", args.role)))
+            let answer = args.client.answer(connect(&args.client).await?.role_revoke_permission(request)).await?;
+            let facts = facts(answer.into_inner().header.as_ref(), &[("role", &args.role)]);
+            Ok(done(args.output, &facts, &format!("permission taken from role {}", args.role)))
         }
         RoleCommand::Quota(args) => {
             let quota = RoleQuota {
@@ -307,36 +300,60 @@ pub async fn role(command: RoleCommand) -> anyhow::Result<Vec<u8>> {
             let request = SetRoleQuotaRequest { role: args.role.clone(), quota: (!args.none).then_some(quota) };
             args.client.answer(admin(&args.client).await?.set_role_quota(request)).await?;
             let what = if args.none { "taken from" } else { "given to" };
-            Ok(line(format!("quota {what} role {}", args.role)))
+            let facts = json!({
+                "role": args.role, "bytes_max": quota.bytes, "keys_max": quota.keys,
+                "requests_per_second": quota.requests_per_second,
+            });
+            Ok(done(args.output, &facts, &format!("quota {what} role {}", args.role)))
         }
-        RoleCommand::Quotas(ListArgs { output, client }) => {
+        RoleCommand::Quotas(OnlyArgs { output, client }) => {
             let answer = client.answer(admin(&client).await?.role_quotas(RoleQuotasRequest {})).await?;
             Ok(quotas(output, &answer.into_inner().roles))
         }
     }
 }
 
+async fn grant(args: GrantArgs) -> anyhow::Result<Vec<u8>> {
+    let (key, range_end) = args.range.bounds();
+    let perm_type = match args.kind {
+        Kind::Read => Type::Read,
+        Kind::Write => Type::Write,
+        Kind::Readwrite => Type::Readwrite,
+    };
+    let perm = Some(Permission { perm_type: perm_type.into(), key, range_end });
+    let request = AuthRoleGrantPermissionRequest { name: args.role.clone(), perm };
+    let answer = args.client.answer(connect(&args.client).await?.role_grant_permission(request)).await?;
+    let facts = facts(answer.into_inner().header.as_ref(), &[("role", &args.role)]);
+    Ok(done(args.output, &facts, &format!("permission given to role {}", args.role)))
+}
+
 pub async fn auth(command: AuthCommand) -> anyhow::Result<Vec<u8>> {
     match command {
-        AuthCommand::Enable(OnlyArgs { client }) => {
-            client.answer(connect(&client).await?.auth_enable(AuthEnableRequest {})).await?;
-            Ok(line("authentication is on".into()))
+        AuthCommand::Enable(OnlyArgs { output, client }) => {
+            let answer = client.answer(connect(&client).await?.auth_enable(AuthEnableRequest {})).await?.into_inner();
+            Ok(done(output, &switched(answer.header.as_ref(), true), "authentication is on"))
         }
-        AuthCommand::Disable(OnlyArgs { client }) => {
-            client.answer(connect(&client).await?.auth_disable(AuthDisableRequest {})).await?;
-            Ok(line("authentication is off".into()))
+        AuthCommand::Disable(OnlyArgs { output, client }) => {
+            let answer = client.answer(connect(&client).await?.auth_disable(AuthDisableRequest {})).await?.into_inner();
+            Ok(done(output, &switched(answer.header.as_ref(), false), "authentication is off"))
         }
-        AuthCommand::Status(ListArgs { output, client }) => {
+        AuthCommand::Status(OnlyArgs { output, client }) => {
             let answer = client.answer(connect(&client).await?.auth_status(AuthStatusRequest {})).await?.into_inner();
             let (enabled, revision) = (answer.enabled, answer.auth_revision);
-            Ok(match output {
-                Format::Simple => {
-                    line(format!("authentication is {}, revision {revision}", if enabled { "on" } else { "off" }))
-                }
-                Format::Json => json_line(&json!({ "enabled": enabled, "auth_revision": revision })),
-            })
+            let sentence = format!("authentication is {}, revision {revision}", if enabled { "on" } else { "off" });
+            Ok(done(output, &json!({ "enabled": enabled, "auth_revision": revision }), &sentence))
         }
     }
+}
+
+/// What a change was made to, behind the answer's header.
+fn facts(header: Option<&ResponseHeader>, names: &[(&str, &String)]) -> Value {
+    let names = names.iter().map(|(kind, name)| ((*kind).to_owned(), json!(name)));
+    std::iter::once(("header".to_owned(), header_json(header))).chain(names).collect()
+}
+
+fn switched(header: Option<&ResponseHeader>, enabled: bool) -> Value {
+    json!({ "header": header_json(header), "enabled": enabled })
 }
 
 async fn admin(client: &ClientArgs) -> anyhow::Result<AdminClient<Channel>> {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::client::ClientArgs;
 use super::new_cluster::NewClusterArgs;
-use super::output::{Format, human_bytes, id, json_line, table};
+use super::output::{Format, done, human_bytes, id, json_line, table};
 use super::snapshot::take;
 use crate::backup::archive::{NamedFull, end_of};
 use crate::backup::plan::{JUMP, Retention, Target, shown};
@@ -77,6 +77,8 @@ impl PathArgs {
 pub struct NowArgs {
     #[command(flatten)]
     path: PathArgs,
+    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
+    output: Format,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -96,6 +98,8 @@ pub struct VerifyArgs {
     /// Only the newest generation
     #[arg(long)]
     newest: bool,
+    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
+    output: Format,
 }
 
 #[derive(Debug, clap::Args)]
@@ -111,6 +115,8 @@ pub struct PruneArgs {
     /// Only say what would be removed
     #[arg(long)]
     dry_run: bool,
+    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
+    output: Format,
 }
 
 #[derive(Debug, clap::Args)]
@@ -138,6 +144,8 @@ pub struct RestoreArgs {
 pub struct AdoptArgs {
     #[command(flatten)]
     path: PathArgs,
+    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
+    output: Format,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -173,8 +181,12 @@ async fn now(env: &Env, args: &NowArgs) -> anyhow::Result<Vec<u8>> {
         bandwidth: u64::MAX,
     };
     let made = full::write(&archive, full::Source { file: snapshot, name, bytes }, beside).await?;
-    Ok(format!("{}: revision {} ({})\n", made.name, made.full.revision, human_bytes(made.full.sealed_bytes))
-        .into_bytes())
+    let (revision, bytes) = (made.full.revision, made.full.sealed_bytes);
+    let facts = json!({
+        "generation": generation.number, "clusterID": id(generation.cluster_id), "revision": revision,
+        "at": shown(made.full.at_millis), "bytes": bytes, "object": made.name,
+    });
+    Ok(done(args.output, &facts, &format!("{}: revision {revision} ({})", made.name, human_bytes(bytes))))
 }
 
 /// The newest record that ends at or before the entry at `index`.
@@ -300,19 +312,23 @@ async fn check(env: &Env, args: &VerifyArgs) -> anyhow::Result<Vec<u8>> {
     if generations.is_empty() {
         bail!("{}: there is no backup at this path", archive.store().url());
     }
-    let (mut text, mut findings) = (String::new(), Vec::new());
+    let (mut text, mut all, mut findings) = (String::new(), Vec::new(), Vec::new());
     for generation in &generations {
         let report = verify::verify(&archive, generation, &mut |line| eprintln!("{line}")).await?;
         text += &format!(
             "generation {} of cluster {:016x}: {} full backups and {} records, up to revision {}\n",
             generation.number, generation.cluster_id, report.fulls, report.records, report.revision
         );
+        all.push(json!({
+            "generation": generation.number, "clusterID": id(generation.cluster_id), "fulls": report.fulls,
+            "records": report.records, "revision": report.revision,
+        }));
         findings.extend(report.findings.iter().map(ToString::to_string));
     }
     if !findings.is_empty() {
         bail!("{}", findings.join("; "));
     }
-    Ok((text + "all of it is what the members had\n").into_bytes())
+    Ok(done(args.output, &json!({ "generations": all }), &(text + "all of it is what the members had")))
 }
 
 async fn remove(env: &Env, args: &PruneArgs) -> anyhow::Result<Vec<u8>> {
@@ -321,7 +337,8 @@ async fn remove(env: &Env, args: &PruneArgs) -> anyhow::Result<Vec<u8>> {
     let Pruned { fulls, records, unfinished } = prune(&archive, &keep, args.dry_run).await?;
     let verb = if args.dry_run { "would remove" } else { "removed" };
     let names: String = fulls.iter().chain(&unfinished).map(|name| format!("{verb} {name}\n")).collect();
-    Ok(format!("{names}{verb} {} full backups and {records} records\n", fulls.len()).into_bytes())
+    let facts = json!({ "removed": !args.dry_run, "fulls": fulls, "unfinished": unfinished, "records": records });
+    Ok(done(args.output, &facts, &format!("{names}{verb} {} full backups and {records} records", fulls.len())))
 }
 
 async fn make(env: &Env, args: &RestoreArgs) -> anyhow::Result<Vec<u8>> {
@@ -373,5 +390,7 @@ async fn adopt(env: &Env, args: &AdoptArgs) -> anyhow::Result<Vec<u8>> {
     let status = args.client.answer(maintenance.status(StatusRequest {})).await?.into_inner();
     let cluster_id = status.header.unwrap_or_default().cluster_id;
     let generation = archive.adopt(cluster_id).await?;
-    Ok(format!("cluster {cluster_id:016x} writes here now, generation {}\n", generation.number).into_bytes())
+    let facts = json!({ "generation": generation.number, "clusterID": id(cluster_id) });
+    let sentence = format!("cluster {cluster_id:016x} writes here now, generation {}", generation.number);
+    Ok(done(args.output, &facts, &sentence))
 }

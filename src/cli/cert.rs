@@ -9,7 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use anyhow::{Context as _, ensure};
 use serde_json::json;
 
-use super::output::{Format, json_line, table};
+use super::output::{Format, done, json_line, table};
 use crate::config::units::duration;
 use crate::env::{Env, OpenMode};
 use crate::identity::read_bounded;
@@ -42,6 +42,8 @@ pub struct CaArgs {
     /// How long it is valid
     #[arg(long, value_name = "DURATION", default_value = "87600h", value_parser = duration::parse)]
     life: Duration,
+    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
+    output: Format,
 }
 
 #[derive(Debug, clap::Args)]
@@ -87,6 +89,8 @@ pub struct SigningArgs {
     /// How long it is valid; at most as long as its CA
     #[arg(long, value_name = "DURATION", default_value = "8760h", value_parser = duration::parse)]
     life: Duration,
+    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
+    output: Format,
 }
 
 #[derive(Debug, clap::Args)]
@@ -102,7 +106,7 @@ pub fn run(command: CertCommand) -> anyhow::Result<Vec<u8>> {
     match command {
         CertCommand::Ca(args) => {
             let made = mint::ca(&args.name, args.life)?;
-            write(&env, &args.dir, "ca", &made)
+            write(&env, &args.dir, "ca", &made, args.output)
         }
         CertCommand::Server(args) => {
             let usage = if args.peer { Use::Peer } else { Use::Server };
@@ -138,11 +142,11 @@ fn leaf(env: &Env, signing: &SigningArgs, subject: &Subject, out: &str) -> anyho
     let (ca, key) = (path(&signing.ca, "ca.crt"), path(&signing.ca_key, "ca.key"));
     let hint = "make a CA first: `quorate cert ca`, or name it with --ca and --ca-key";
     let issuer = Issuer::read(&read(env, &ca).context(hint)?, &read(env, &key).context(hint)?)?;
-    write(env, &signing.dir, out, &issuer.leaf(subject, signing.life)?)
+    write(env, &signing.dir, out, &issuer.leaf(subject, signing.life)?, signing.output)
 }
 
 /// Writes `<name>.crt` and `<name>.key`, the key first: who waits for the certificate then has both.
-fn write(env: &Env, dir: &Path, name: &str, made: &Made) -> anyhow::Result<Vec<u8>> {
+fn write(env: &Env, dir: &Path, name: &str, made: &Made, format: Format) -> anyhow::Result<Vec<u8>> {
     ensure!(
         !name.is_empty() && !name.contains('/') && !name.starts_with('.'),
         "{name:?} is no name for files; give one with --out"
@@ -158,7 +162,8 @@ fn write(env: &Env, dir: &Path, name: &str, made: &Made) -> anyhow::Result<Vec<u
             .and_then(|()| file.sync_all())
             .with_context(|| format!("{}", path.display()))?;
     }
-    Ok(format!("{}\n{}\n", certificate.display(), key.display()).into_bytes())
+    let facts = json!({ "certificate": certificate, "key": key });
+    Ok(done(format, &facts, &format!("{}\n{}", certificate.display(), key.display())))
 }
 
 fn date(seconds: i64) -> String {
@@ -228,7 +233,9 @@ mod tests {
         cert(dir.path(), &["ca", "--name", "ours"]).unwrap();
         assert!(cert(dir.path(), &["ca"]).unwrap_err().to_string().contains("exists"));
         cert(dir.path(), &["server", "*.kv.example,10.0.0.1", "--peer"]).unwrap();
-        cert(dir.path(), &["client", "alice"]).unwrap();
+        let text = cert(dir.path(), &["client", "alice", "-o", "json"]).unwrap();
+        let made: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(made, json!({ "certificate": file("alice.crt"), "key": file("alice.key") }));
         for key in ["ca.key", "any.kv.example.key", "alice.key"] {
             let mode = std::fs::metadata(file(key)).unwrap().permissions().mode();
             assert_eq!(mode & 0o077, 0, "{key} is for others");

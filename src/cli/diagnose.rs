@@ -7,10 +7,11 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
+use serde_json::json;
 use tar::{Builder, EntryType, Header};
 
 use super::client::{ClientArgs, unreachable};
-use super::output::Format;
+use super::output::{Format, done};
 use super::status::{StatusArgs, status};
 use crate::conditions;
 use crate::env::{Env, wall_clock};
@@ -26,6 +27,8 @@ pub struct DiagnoseArgs {
     /// The file to make [default: quorate-diagnosis-TIME.tar]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    #[arg(short, long, value_enum, default_value_t = Format::Simple)]
+    output: Format,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -82,7 +85,8 @@ pub async fn diagnose(args: DiagnoseArgs) -> anyhow::Result<Vec<u8>> {
     let path = std::path::absolute(path)?;
     let disk = Env::real().disk;
     disk.write_atomic(&path, &archive.tar.into_inner()?).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(format!("{}\n{}: send this file to whoever helps\n", notes.join("\n"), path.display()).into_bytes())
+    let sentence = format!("{}\n{}: send this file to whoever helps", notes.join("\n"), path.display());
+    Ok(done(args.output, &json!({ "file": path, "notes": notes }), &sentence))
 }
 
 /// Client URLs of members as one of them lists them.

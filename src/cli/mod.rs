@@ -397,7 +397,7 @@ mod tests {
         "dev --tls",
         "cert ca --dir d --name ours --life 87600h",
         "cert server kv-0,10.0.0.1 --peer --out kv --ca c --ca-key k --life 90days",
-        "cert client alice",
+        "cert client alice -o json",
         "cert show a.crt -o json",
         "dev --replicas 5 --data-dir /d --kill-one-every 30s",
         "status --endpoints a:1,b:2 -o json",
@@ -439,14 +439,14 @@ mod tests {
         "user revoke-role u r",
         "user get u -o json",
         "user list",
-        "user delete u",
+        "user delete u -o json",
         "role add r",
         "role grant-permission r readwrite k --prefix",
         "role revoke-permission r a b",
         "role get r",
         "role list",
         "role delete r",
-        "auth enable --user root --password p",
+        "auth enable --user root --password p -w json",
         "auth disable",
         "auth status -o json",
         "lock name",
@@ -465,7 +465,7 @@ mod tests {
         "backup now s3://b/p --store-endpoint http://s:9000 --key-file k --endpoints a:1",
         "backup list /d -o json",
         "backup status /d",
-        "backup verify /d --newest",
+        "backup verify /d --newest -o json",
         "backup prune /d --keep-fulls 3 --keep-age 30days --dry-run",
         "backup restore /d --data-dir x --at 2026-11-29T10:15:00Z --peers kv-%d:2380 --name kv-%d --size 3",
         "backup restore /d --data-dir x --revision 7 --generation 2 --same-revisions",
@@ -519,6 +519,22 @@ mod tests {
             let words = std::iter::once("quorate").chain(line.split(' '));
             assert!(command().try_get_matches_from(words).is_ok(), "{line}");
         }
+    }
+
+    #[test]
+    fn every_command_that_answers_does_so_in_json_too() {
+        fn without(command: &clap::Command, path: &str, found: &mut Vec<String>) {
+            let path = format!("{path} {}", command.get_name()).trim_start().to_owned();
+            let has_output = command.get_arguments().any(|arg| arg.get_id() == "output");
+            if command.get_subcommands().next().is_none() && !has_output {
+                found.push(path.trim_start_matches("quorate ").to_owned());
+            }
+            command.get_subcommands().for_each(|inner| without(inner, &path, found));
+        }
+        let mut found = Vec::new();
+        without(&command(), "", &mut found);
+        found.sort();
+        assert_eq!(found, ["completion", "dev", "etcd", "man", "serve"], "they run members or make files");
     }
 
     #[test]

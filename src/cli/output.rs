@@ -61,6 +61,14 @@ pub fn json_line(value: &Value) -> Vec<u8> {
     format!("{value}\n").into_bytes()
 }
 
+/// What was done: a sentence, or its facts as an object.
+pub fn done(format: Format, facts: &Value, sentence: &str) -> Vec<u8> {
+    match format {
+        Format::Simple => format!("{sentence}\n").into_bytes(),
+        Format::Json => json_line(facts),
+    }
+}
+
 /// An id of a member, a cluster or a lease.
 pub fn id(id: u64) -> String {
     format!("{id:016x}")

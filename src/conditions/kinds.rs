@@ -101,13 +101,17 @@ pub static MEMBER_DEAD: Kind = kind(
     5,
     "look at its process, its machine and the network between; if its disk is lost, start it with an empty one and it is replaced",
 );
-pub static CHANGE_BLOCKED: Kind =
-    kind("change-blocked", Warning, 5, "make what it needs true; nothing is lost by waiting, and it goes on by itself");
+pub static CHANGE_BLOCKED: Kind = kind(
+    "change-blocked",
+    Warning,
+    5,
+    "do what the sentence asks for; nothing is lost by waiting, and the change then goes on by itself",
+);
 pub static SLOTS_MISSING: Kind = kind(
     "slots-missing",
     Warning,
     20,
-    "start the members of these slots and look at what they say (`quorate status`, their log), or want fewer",
+    "start the members of these slots and look at what they say (`quorate status`, their log), or set a smaller size",
 );
 pub static NO_CLUSTER: Kind = kind(
     "no-cluster",
@@ -179,7 +183,7 @@ pub static OIDC_KEYS: Kind = kind(
     "oidc-keys",
     Warning,
     0,
-    "let this member reach the issuer, and check auth.oidc; those who are known to this store are not concerned",
+    "let this member reach the issuer, and check the settings below [oidc]; users of this store work meanwhile",
 )
 .follows();
 pub static AUTH_FILE: Kind =

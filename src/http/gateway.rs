@@ -10,7 +10,6 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -24,8 +23,9 @@ use serde_json::json;
 use tower::Service as _;
 
 use super::requests::{FRAME_HEAD_BYTES, Limits, Reader};
+use super::transcoder::Transcoder;
 use crate::api::Large;
-use crate::env::{Env, Instant, Pool, Refused};
+use crate::env::Env;
 use crate::error::Error;
 use crate::metrics::metrics;
 use crate::node::Client;
@@ -91,11 +91,6 @@ const WATCH: &str = "etcdserverpb.Watch.Watch";
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const METADATA_PREFIX: &str = "grpc-metadata-";
-
-/// A body of so many bytes is transcoded at once; that takes a millisecond or two. For more, threads are asked (`env::threads`).
-const SHORT_BYTES: usize = 32 << 10;
-/// How long a large body waits for its turn.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 const NOT_FOUND: u16 = 5;
 const UNIMPLEMENTED: u16 = 12;
@@ -200,32 +195,6 @@ impl Gateway {
         } else {
             unary_answer(&transcoder, method, answer).await
         }
-    }
-}
-
-/// Does what takes long with large bodies where it holds up nobody else.
-#[derive(Clone)]
-pub(super) struct Transcoder {
-    pub(super) env: Env,
-    /// The client's number.
-    pub(super) asker: u64,
-}
-
-impl Transcoder {
-    pub(super) async fn run<T: Send + 'static, E: From<Error> + Send + 'static>(
-        &self,
-        bytes: usize,
-        work: impl FnOnce() -> Result<T, E> + Send + 'static,
-    ) -> Result<T, E> {
-        if bytes <= SHORT_BYTES {
-            return work();
-        }
-        let refused = |refused| match refused {
-            Refused::Full => Error::TooManyRequests,
-            Refused::Late => Error::Timeout,
-        };
-        let deadline = Instant::now() + PATIENCE;
-        self.env.long_for(Pool::Reads, self.asker, deadline, work).await.map_err(refused)?
     }
 }
 

@@ -10,6 +10,7 @@ mod json;
 mod once;
 mod requests;
 mod socket;
+mod transcoder;
 
 use std::sync::Arc;
 

@@ -14,8 +14,8 @@ use http_body_util::BodyExt as _;
 use prost::Message as _;
 use prost_reflect::{DeserializeOptions, DynamicMessage, MessageDescriptor};
 
-use super::gateway::Transcoder;
 use super::once;
+use super::transcoder::Transcoder;
 use crate::error::Error;
 use crate::node::Client;
 use crate::node::account::Account;

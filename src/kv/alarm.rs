@@ -11,7 +11,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::state::header;
+use super::header::header;
 use super::{FENCES_SINCE, State};
 use crate::error::Error;
 use crate::pb::etcd::alarm_request::AlarmAction;

@@ -9,7 +9,8 @@
 use std::ops::AddAssign;
 
 use super::State;
-use super::range::{Interval, is_in_key_order, limit};
+use super::interval::Interval;
+use super::range::{is_in_key_order, limit};
 use super::tree::{Place, Sums};
 use crate::error::Error;
 use crate::pb::etcd::range_request::SortOrder;

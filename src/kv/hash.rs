@@ -5,7 +5,7 @@
 //! encoding; the leases themselves have no revision, and are not in it.
 
 use super::State;
-use super::range::Interval;
+use super::interval::Interval;
 use crate::error::Error;
 use crate::pb::KeyValue;
 use crate::pb::log::{Change, change};

@@ -3,12 +3,10 @@
 //! A read of the present costs O(log n) and the keys that it returns: the interval is counted by rank. A read of an older
 //! revision visits every key of the interval, and goes back through its versions (`versions`).
 
-use std::iter::Take;
-use std::ops::Range;
-
 use super::State;
-use super::state::header;
-use super::tree::{Iter, Place, Sums, Tree};
+use super::header::header;
+use super::interval::Interval;
+use super::tree::Place;
 use crate::error::Error;
 use crate::pb::etcd::range_request::{SortOrder, SortTarget};
 use crate::pb::etcd::{RangeRequest, RangeResponse};
@@ -16,56 +14,6 @@ use crate::pb::{Fields, KeyValue};
 
 /// Items that a sort with a small limit holds before it drops those that are beyond it.
 const SORTED_AT_ONCE: usize = if cfg!(test) { 4 } else { 1024 };
-
-/// The keys that a request speaks of.
-#[derive(Clone, Copy)]
-pub(super) enum Interval<'a> {
-    Key(&'a [u8]),
-    From(&'a [u8]),
-    Between(&'a [u8], &'a [u8]),
-}
-
-impl<'a> Interval<'a> {
-    /// Without `range_end` the one key; up to `"\0"` everything from `key` on.
-    pub(super) fn new(key: &'a [u8], range_end: &'a [u8]) -> Self {
-        match range_end {
-            [] => Self::Key(key),
-            [0] => Self::From(key),
-            end => Self::Between(key, end.max(key)),
-        }
-    }
-
-    pub(super) fn all() -> Self {
-        Self::From(&[])
-    }
-
-    pub(super) fn start(&self) -> &'a [u8] {
-        match *self {
-            Self::Key(key) | Self::From(key) | Self::Between(key, _) => key,
-        }
-    }
-
-    /// The ranks of its items.
-    pub(super) fn ranks(&self, tree: &Tree) -> Range<usize> {
-        let end = match *self {
-            Self::Key(key) => tree.rank(Place::after(key)),
-            Self::From(_) => tree.len(),
-            Self::Between(_, end) => tree.rank(Place::before(end)),
-        };
-        tree.rank(Place::before(self.start()))..end
-    }
-
-    /// What its items are together; visits none.
-    pub(super) fn sums(&self, tree: &Tree) -> Sums {
-        let ranks = self.ranks(tree);
-        Sums { items: ranks.len(), bytes: tree.bytes_between(ranks) }
-    }
-
-    pub(super) fn items<'t>(&self, tree: &'t Tree) -> Take<Iter<'t>> {
-        let ranks = self.ranks(tree);
-        tree.iter_at(ranks.start).take(ranks.len())
-    }
-}
 
 impl State {
     /// Answers a range as of the present or of an uncompacted revision. The header carries the present revision.

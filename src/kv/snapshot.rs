@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::history::{Event, Events, History};
-use super::range::Interval;
+use super::interval::Interval;
 use super::tree::Tree;
 use super::{Auth, State};
 use crate::pb::KeyValue;

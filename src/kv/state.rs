@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use super::alarm::Members;
 use super::digest::Digest;
+use super::header::header;
 use super::history::{Event, Events, History};
+use super::interval::Interval;
 use super::journal::{Journal, Recorder};
-use super::lease::Leases;
-use super::range::Interval;
+use super::leases::Leases;
 use super::tree::{Place, Tree};
 use super::versions::live_cost;
 use super::{
@@ -19,7 +20,6 @@ use super::{
 use crate::error::Error;
 use crate::pb::etcd::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
-    ResponseHeader,
 };
 use crate::pb::log::{Answer, Command, SetClusterVersion, WantedSize, answer, change, command};
 use crate::pb::{Fields, KeyValue};
@@ -352,8 +352,4 @@ pub(super) fn made_by(r: &PutRequest, prev: Option<&KeyValue>, revision: i64) ->
         value: if r.ignore_value { was.value } else { &r.value },
         lease: if r.ignore_lease { was.lease } else { r.lease },
     })
-}
-
-pub(super) fn header(revision: i64) -> Option<ResponseHeader> {
-    Some(ResponseHeader { revision, ..ResponseHeader::default() })
 }

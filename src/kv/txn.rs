@@ -12,8 +12,8 @@ use std::ops::Range;
 
 use super::State;
 use super::compare::{Wanted, compare};
-use super::range::Interval;
-use super::state::header;
+use super::header::header;
+use super::interval::Interval;
 use super::tree::Place;
 use crate::error::Error;
 use crate::pb::etcd::compare::CompareTarget;

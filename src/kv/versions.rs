@@ -13,7 +13,7 @@
 
 use super::State;
 use super::history::Event;
-use super::range::Interval;
+use super::interval::Interval;
 use super::tree::{Place, Sums, Tree};
 use crate::pb::KeyValue;
 

@@ -7,10 +7,10 @@
 //! What it will cost is counted, too: a committed entry is applied by all members, and again at each restart.
 //! Absent: what else depends on the state but for the cluster version; that is a result of applying.
 
+use arrayvec::ArrayVec;
 use bytes::{Buf as _, Bytes};
 use prost::Message as _;
 
-use super::propose::batch_head;
 use crate::env::planted;
 use crate::error::Error;
 use crate::kv::{self, Limits, validate};
@@ -102,4 +102,17 @@ fn is_leaders_own(command: &Command) -> bool {
         )
         | None => false,
     }
+}
+
+/// What stands before a command of so many bytes in a [`Batch`]: field 1, length-delimited.
+pub(super) fn batch_head(command_bytes: usize) -> ArrayVec<u8, 11> {
+    let mut head = ArrayVec::new();
+    head.push(0x0a);
+    let mut left = command_bytes as u64;
+    while left >= 0x80 {
+        head.push(left as u8 | 0x80);
+        left >>= 7;
+    }
+    head.push(left as u8);
+    head
 }

@@ -10,7 +10,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrayvec::ArrayVec;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -150,7 +149,7 @@ impl<R> Batches<R> {
             self.close();
         }
         self.batch.reserve(bytes);
-        self.batch.put_slice(&batch_head(command.len()));
+        self.batch.put_slice(&admit::batch_head(command.len()));
         self.batch.put_slice(command);
         self.replies.push(reply);
         self.units = self.units.saturating_add(units);
@@ -327,19 +326,6 @@ fn check(node: &Node, proposal: &Proposal, cluster_version: u32) -> Result<u64, 
             admit::forwarded(&proposal.command, &inner.options.limits, &inner.store, cluster_version)
         }
     }
-}
-
-/// What stands before a command of so many bytes in a [`pb::log::Batch`]: field 1, length-delimited.
-pub(super) fn batch_head(command_bytes: usize) -> ArrayVec<u8, 11> {
-    let mut head = ArrayVec::new();
-    head.push(0x0a);
-    let mut left = command_bytes as u64;
-    while left >= 0x80 {
-        head.push(left as u8 | 0x80);
-        left >>= 7;
-    }
-    head.push(left as u8);
-    head
 }
 
 fn is_much(waiting: &[Proposal]) -> bool {

@@ -22,7 +22,7 @@ use http_body::{Body, Frame, SizeHint};
 use tonic::Status;
 use tower::{Layer, Service};
 
-use super::inflate::Inflate;
+use super::inflate::{Inflate, PREFIX_BYTES};
 use crate::api::{Large, Written};
 use crate::env::Sleep;
 use crate::error::Error;
@@ -30,8 +30,6 @@ use crate::node::Client;
 use crate::node::account::{Account, Taken};
 use crate::pb::pieces::LargeAnswer;
 
-/// Bytes of a gRPC message before its content: a flag and the length.
-pub(super) const PREFIX_BYTES: usize = 5;
 /// What a request takes beside its headers and its body, until its answer has left.
 const STREAM_BYTES: u64 = 3 << 10;
 /// What a header takes beside its name and value.

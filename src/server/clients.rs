@@ -302,15 +302,3 @@ async fn caught_up(node: &Node) {
     let store = node.store();
     while !store.wait_applied(index, Instant::now() + node.options().request_timeout).await {}
 }
-
-/// Why an address could not be had, and what to do.
-pub(super) fn taken(key: &str, place: &Place, error: std::io::Error) -> anyhow::Error {
-    use std::io::ErrorKind::*;
-    let action = match error.kind() {
-        AddrInUse => "another process is on that port: end it, or choose another port",
-        AddrNotAvailable => "this machine has no such address: name one of its own, or 0.0.0.0 for all of them",
-        PermissionDenied => "this user may not: choose a port above 1023, or another path",
-        _ => "correct the address",
-    };
-    anyhow::Error::new(error).context(format!("{key} = {place}: cannot listen; {action}"))
-}

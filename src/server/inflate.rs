@@ -9,11 +9,12 @@ use axum::http::{HeaderMap, HeaderName};
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use flate2::read::MultiGzDecoder;
 
-use super::budget::PREFIX_BYTES;
 use crate::env::threads::in_place_now;
 use crate::error::Error;
 use crate::node::account::Taken;
 
+/// Bytes of a gRPC message before its content: a flag and the length.
+pub(super) const PREFIX_BYTES: usize = 5;
 const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 /// A message grows by so much at a time.
 const STEP_BYTES: usize = 16 << 10;

@@ -9,7 +9,6 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server as Grpc;
 
 use super::Server;
-use super::clients::taken;
 use super::peer_connection::bounded_peers;
 use crate::config;
 use crate::env::Env;
@@ -80,6 +79,18 @@ impl Addresses {
             status: Places::bind(env, "server.listen_status", &settings.status_places())?,
         })
     }
+}
+
+/// Why an address could not be had, and what to do.
+fn taken(key: &str, place: &Place, error: std::io::Error) -> anyhow::Error {
+    use std::io::ErrorKind::*;
+    let action = match error.kind() {
+        AddrInUse => "another process is on that port: end it, or choose another port",
+        AddrNotAvailable => "this machine has no such address: name one of its own, or 0.0.0.0 for all of them",
+        PermissionDenied => "this user may not: choose a port above 1023, or another path",
+        _ => "correct the address",
+    };
+    anyhow::Error::new(error).context(format!("{key} = {place}: cannot listen; {action}"))
 }
 
 /// For a log line.

@@ -24,6 +24,29 @@ pub struct Kv {
     pub version: i64,
 }
 
+/// One change of one key.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Event {
+    Put(Kv),
+    Delete { key: String, mod_revision: i64 },
+}
+
+impl Event {
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Put(kv) => &kv.key,
+            Self::Delete { key, .. } => key,
+        }
+    }
+
+    pub fn revision(&self) -> i64 {
+        match self {
+            Self::Put(kv) => kv.mod_revision,
+            Self::Delete { mod_revision, .. } => *mod_revision,
+        }
+    }
+}
+
 /// A key, or all keys from `key` up to `end`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Span {

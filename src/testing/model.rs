@@ -17,9 +17,8 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 
-use super::history::{Action, Answer, Effect, Is, Kv, NEVER, Op, Outcome, Request, Span, Stamp};
+use super::history::{Action, Answer, Effect, Event, Is, Kv, NEVER, Op, Outcome, Request, Span, Stamp};
 use super::linear::{Kind, Model, Places, Verdict};
-use super::watch::Event;
 
 /// The store after some revision.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,9 +1,9 @@
 //! The checkers' own tests: what must pass passes, what must be found is found.
 
-use super::history::{Action, Answer, Effect, Is, Kv, NEVER, Op, Outcome, Request, Span, Stamp};
+use super::history::{Action, Answer, Effect, Event, Is, Kv, NEVER, Op, Outcome, Request, Span, Stamp};
 use super::linear::{self, Kind, Model, Places, Verdict};
 use super::model::{self, Store};
-use super::watch::{Event, Message, Watched};
+use super::watch::{Message, Watched};
 use super::{lease, picture, watch};
 
 mod long;

@@ -4,9 +4,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::history::{Op, Stamp};
+use super::history::{Event, Op, Stamp};
 use super::linear::Verdict;
-use super::watch::{self, Event, Watched};
+use super::watch::{self, Watched};
 use super::{model, picture};
 
 /// To narrow a violation down takes a search an operation: too many beyond this.

@@ -7,31 +7,8 @@
 
 use std::collections::HashSet;
 
-use super::history::{Kv, Span};
+use super::history::{Event, Span};
 use super::model::Store;
-
-/// One change of one key.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Event {
-    Put(Kv),
-    Delete { key: String, mod_revision: i64 },
-}
-
-impl Event {
-    pub fn key(&self) -> &str {
-        match self {
-            Self::Put(kv) => &kv.key,
-            Self::Delete { key, .. } => key,
-        }
-    }
-
-    pub fn revision(&self) -> i64 {
-        match self {
-            Self::Put(kv) => kv.mod_revision,
-            Self::Delete { mod_revision, .. } => *mod_revision,
-        }
-    }
-}
 
 /// What came on one watch, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]

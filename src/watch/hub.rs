@@ -1,8 +1,7 @@
-//! The one task that follows the state, and what it shares with the sessions.
+//! The one task that follows the state and gives each revision out, and the handle to it.
 //!
-//! Invariants: the position only grows; what lies before it was given to every watcher that was synced at that time, or is in
-//! one of the queues; a watcher becomes synced only under the lock and only at or after the position.
-//! Locks, in this order: the hub's, the store's or a queue's.
+//! Invariant: a slice is given out whole before the next is read, so revisions come to each queue in their order.
+//! Absent: what it shares with the sessions (`shared`), and the queues that it fills (`outbox`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,30 +10,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use super::index::Index;
-use super::session::{Ended, Outbox, Output, Session};
+use super::outbox::Outbox;
+use super::session::{Ended, Output, Session};
+use super::shared::{Inner, Options, Slice, State};
 use super::{Batch, Batches, Shape};
 use crate::caller::Caller;
 use crate::env::{Env, interval};
 use crate::error::Error;
-use crate::kv;
 use crate::node::account::Account;
 use crate::node::{Client, Node};
 use crate::raft::Store;
 
-/// Settings of the hub; see `config/quorate.toml` for each.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    pub stream_bytes_max: usize,
-    pub stream_watchers_max: usize,
-}
-
 /// Revisions given out at once; apply waits for as long as it takes to read them, some tens of microseconds.
 const SLICE_REVISIONS_MAX: usize = 256;
-/// Events of a slice that are given out at once. More are a large deletion's.
-const SHORT_EVENTS: usize = 4096;
 /// Deliveries between two breaths of the hub: other tasks run on its thread too.
 const DELIVERIES_MAX: usize = 512;
 
@@ -42,81 +32,6 @@ const DELIVERIES_MAX: usize = 512;
 #[derive(Clone)]
 pub struct Hub {
     pub(super) inner: Arc<Inner>,
-}
-
-pub(super) struct Inner {
-    pub(super) env: Env,
-    pub(super) store: Arc<Store>,
-    pub(super) options: Options,
-    pub(super) account: Account,
-    pub(super) state: Mutex<State>,
-    /// Every event up to this revision is in the queue of each synced watcher that it concerns.
-    pub(super) delivered: watch::Sender<i64>,
-    /// True when the leader has been gone for too long.
-    leader_lost: watch::Sender<bool>,
-    sessions: AtomicU64,
-    /// As of the users and roles by which sessions were asked to look last; see [`kv::Auth::stamp`].
-    auth: AtomicU64,
-    pub(super) closed: CancellationToken,
-}
-
-pub(super) struct State {
-    /// The next revision to give out.
-    pub(super) position: i64,
-    /// The state that the position is of.
-    pub(super) generation: u64,
-    /// Every watcher, synced or not: who is not ignores what it is given.
-    pub(super) index: Index<Arc<Outbox>>,
-}
-
-/// Revisions read from the state, and what the state was then.
-pub(super) struct Slice {
-    pub(super) revisions: Vec<kv::Revision>,
-    /// The state's revision.
-    pub(super) head: i64,
-    pub(super) compacted: i64,
-    /// Whether the history reached back to where the slice was to begin.
-    pub(super) whole: bool,
-    pub(super) generation: u64,
-    /// What the users and roles were.
-    pub(super) auth: u64,
-    /// For previous versions, if they were asked for.
-    pub(super) view: Option<kv::State>,
-}
-
-impl Slice {
-    /// Whether it takes long to give its events out.
-    pub(super) fn is_long(&self) -> bool {
-        self.revisions.iter().map(|revision| revision.events().len()).sum::<usize>() > SHORT_EVENTS
-    }
-}
-
-impl Inner {
-    /// Reads from revision `from` on, at most so many revisions and about `bytes_max` of payload.
-    pub(super) fn slice(&self, from: i64, revisions_max: usize, bytes_max: usize, wants_view: bool) -> Slice {
-        self.store.read(|s| {
-            let mut bytes = 0;
-            let within = |revision: &kv::Revision| {
-                let before = bytes;
-                for event in revision.events() {
-                    bytes += event.as_encoded().len();
-                    if bytes > bytes_max {
-                        break;
-                    }
-                }
-                before <= bytes_max
-            };
-            Slice {
-                revisions: s.kv.revisions_from(from).take(revisions_max).take_while(within).collect(),
-                head: s.kv.revision(),
-                compacted: s.kv.compacted(),
-                whole: s.kv.holds_from(from),
-                generation: self.store.generation(),
-                auth: s.kv.auth().stamp(),
-                view: wants_view.then(|| s.kv.clone()),
-            }
-        })
-    }
 }
 
 impl Hub {
@@ -239,7 +154,7 @@ async fn advance(inner: &Inner) -> bool {
             (state.position, state.generation) = (next, generation);
             inner.store.keep_history(next);
             drop(state);
-            publish(inner, next - 1);
+            inner.publish(next - 1);
             return false;
         }
         (state.position, state.index.wants_prev())
@@ -265,7 +180,7 @@ async fn advance(inner: &Inner) -> bool {
         let (made, next) = if slice.is_long() { inner.env.in_place(work).await } else { work() };
         at = next;
         give(made, slice.generation).await;
-        publish(inner, slice.revisions[at - 1].number());
+        inner.publish(slice.revisions[at - 1].number());
         tokio::task::yield_now().await;
     }
     true
@@ -288,7 +203,7 @@ fn is_continued(inner: &Inner, from: i64, slice: &Slice) -> bool {
     state.generation = slice.generation;
     inner.store.keep_history(state.position);
     drop(state);
-    publish(inner, slice.head);
+    inner.publish(slice.head);
     false
 }
 
@@ -346,8 +261,4 @@ async fn give(made: Vec<Made>, generation: u64) {
             }
         }
     }
-}
-
-fn publish(inner: &Inner, revision: i64) {
-    inner.delivered.send_if_modified(|at| std::mem::replace(at, revision) != revision);
 }

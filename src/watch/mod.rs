@@ -14,7 +14,9 @@
 
 mod hub;
 mod index;
+mod outbox;
 mod session;
+mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -24,9 +26,10 @@ use crate::error::Error;
 use crate::kv;
 use crate::pb::{Event, EventType, KeyValue};
 
-pub use hub::{Hub, Options};
+pub use hub::Hub;
 pub use index::Shape;
 pub use session::{Created, Ended, Output, Session};
+pub use shared::Options;
 
 /// Events of one revision, in their order. Watchers share it; the versions in it are shared with the state.
 #[derive(Debug, PartialEq)]

@@ -1,18 +1,15 @@
-//! One consumer of many watchers: its queue, and its catching up.
+//! One consumer of many watchers: what it takes from its queue, and what it reads from the history for those that are behind.
 //!
-//! Invariants: each watcher has a lower bound `next`, and takes no event below it, so what comes twice is dropped; the queue holds
-//! at most its bytes, or one revision if that is larger. The session reads the history only when its queue is empty (or it would
-//! never be), and only as much as fits a quarter of the bound.
+//! Invariant: the session reads the history only when its queue is empty (or it would never be), and only as much as fits a quarter of
+//! the bound of its stream. Absent: the queue itself (`outbox`), and who fills it (`hub`).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-use tokio::sync::Notify;
-
-use super::hub::{Inner, Slice};
 use super::index::Index;
+use super::outbox::{Flow, Outbox, Queued};
+use super::shared::{Inner, Slice};
 use super::{Batch, Batches, Refused, Shape};
 use crate::caller::Caller;
 use crate::env::{planted, sleep};
@@ -54,96 +51,8 @@ pub struct Created {
 /// What a watcher takes beside its key and the end of its range, in the index and in its session.
 const WATCHER_BYTES: u64 = 600;
 
-/// A batch of so many bytes waits without being charged, if it is the only one.
-const FREE_BYTES: usize = 1 << 10;
 /// Between two tries to read the history where there is no room for what is read.
 const ROOM_RETRY: Duration = Duration::from_millis(50);
-
-/// The queue of a session, which the hub fills.
-pub(super) struct Outbox {
-    bytes_max: usize,
-    /// What waits: all but one small batch, which every consumer may have.
-    charged: Taken,
-    waiting: Mutex<Waiting>,
-    changed: Notify,
-}
-
-#[derive(Default)]
-struct Waiting {
-    queue: VecDeque<Queued>,
-    bytes: usize,
-    flows: HashMap<i64, Flow>,
-    /// Watchers that fell behind and of which the session does not know yet.
-    behind: Vec<i64>,
-    /// Users or roles have changed since the session looked at them.
-    look_again: bool,
-}
-
-struct Queued {
-    watcher: i64,
-    batch: Arc<Batch>,
-    charged: u64,
-}
-
-/// How far a watcher is.
-struct Flow {
-    /// Events below this revision are of no interest (any more).
-    next: i64,
-    /// The hub gives it events; else the session reads them.
-    synced: bool,
-    /// Not synced: the state whose history leads on from `next`.
-    generation: u64,
-    /// Its items in the queue; they come before what it reads from the history.
-    queued: usize,
-}
-
-impl Flow {
-    fn fall_behind(&mut self, next: i64, generation: u64) {
-        (self.next, self.synced, self.generation) = (next, false, generation);
-    }
-}
-
-impl Outbox {
-    /// Gives a batch to those of `watchers` that are synced and want it. Who finds the queue full falls behind.
-    pub(super) fn push(&self, watchers: impl Iterator<Item = i64>, batch: &Arc<Batch>, generation: u64) {
-        let mut waiting = self.waiting.lock();
-        let Waiting { queue, bytes, flows, behind, .. } = &mut *waiting;
-        for watcher in watchers {
-            let flow = flows.get_mut(&watcher).filter(|f| f.synced && f.next <= batch.revision);
-            let Some(flow) = flow else { continue };
-            let charged = if queue.is_empty() && batch.bytes <= FREE_BYTES { 0 } else { batch.bytes as u64 };
-            let is_full = !queue.is_empty() && *bytes + batch.bytes > self.bytes_max;
-            if is_full || charged > 0 && self.charged.grow(charged).is_err() {
-                flow.fall_behind(batch.revision, generation);
-                behind.push(watcher);
-                continue;
-            }
-            flow.next = batch.revision + 1;
-            flow.queued += 1;
-            *bytes += batch.bytes;
-            queue.push_back(Queued { watcher, batch: batch.clone(), charged });
-        }
-        drop(waiting);
-        self.changed.notify_one();
-    }
-
-    /// Users or roles have changed.
-    pub(super) fn look_again(&self) {
-        self.waiting.lock().look_again = true;
-        self.changed.notify_one();
-    }
-
-    /// A synced watcher has to catch up from `from` on, or from where it wants to begin.
-    pub(super) fn fall_behind(&self, watcher: i64, from: i64, generation: u64) {
-        let mut waiting = self.waiting.lock();
-        if let Some(flow) = waiting.flows.get_mut(&watcher).filter(|f| f.synced) {
-            flow.fall_behind(flow.next.max(from), generation);
-            waiting.behind.push(watcher);
-            drop(waiting);
-            self.changed.notify_one();
-        }
-    }
-}
 
 /// A watcher that catches up.
 struct Behind {
@@ -185,11 +94,10 @@ impl Session {
         let bytes_max = hub.options.stream_bytes_max / 4 * 3;
         let charged = hub.account.answers.nothing(client);
         let auth = hub.store.read(|s| s.kv.auth().stamp());
-        let outbox = Outbox { bytes_max, charged, waiting: Mutex::default(), changed: Notify::new() };
         Self {
             hub,
             number,
-            outbox: Arc::new(outbox),
+            outbox: Arc::new(Outbox::new(bytes_max, charged)),
             client: client.clone(),
             caller,
             auth,

@@ -13,6 +13,7 @@ use quorate::pb::etcd::{AlarmRequest, AlarmType, PutRequest};
 use serde_json::Value;
 
 use crate::support::cluster::{Cluster, binary, http_get, wait_for};
+use crate::support::pki::Pki;
 
 const PLACES: [&str; 8] =
     ["page", "status", "status -o json", "member why", "/cluster", "/readyz?verbose", "Status.errors", "metric"];
@@ -322,7 +323,8 @@ async fn sizes_that_are_not_reached_are_told_everywhere() {
     };
     scale(&cluster, "5").await;
     let (cause, name) = ("five members are wanted, and three exist", "slots-missing");
-    let parts = ["5 members are wanted, slots 0 to 4 (from command)", "none has come for slot 3, 4", "or want fewer"];
+    let parts =
+        ["5 members are wanted, slots 0 to 4 (from command)", "none has come for slot 3, 4", "or set a smaller size"];
     told_everywhere(&cluster, Fault { cause, name, severity: "warning", slot: 1, parts: &parts }).await;
     cluster.kill(1);
     scale(&cluster, "2").await;
@@ -372,6 +374,20 @@ async fn a_slow_disk_is_told_everywhere() {
         told_everywhere(&cluster, Fault { cause, name, severity: "warning", slot, parts: &parts }).await;
     }
     logged(&cluster, 1, "slow-fsync").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_ends_soon_is_told_everywhere() {
+    let mut cluster = Cluster::new(1);
+    let pki = Pki::new(&cluster.root().join("members"));
+    let address = cluster.peer_address(0);
+    pki.peer_for("kv-0", address.rsplit_once(':').unwrap().0, "48h");
+    cluster.set("peer_tls.mode", "files").set("peer_tls.ca_file", &pki.path("ca.crt"));
+    cluster.set("peer_tls.cert_file", &pki.path("kv-0.crt")).set("peer_tls.key_file", &pki.path("kv-0.key"));
+    cluster.start_all().await;
+    let (cause, name) = ("the certificate of the peer port ends in two days", "certificate-ends");
+    let parts = ["peer_tls", "ends", "replace its file"];
+    told_everywhere(&cluster, Fault { cause, name, severity: "warning", slot: 0, parts: &parts }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

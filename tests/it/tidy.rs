@@ -1,11 +1,12 @@
 //! The house rules that a machine can check: which module may import which, where a crate or a part of the outside world may
-//! be named, and how large files and functions grow.
+//! be named, that files of one directory do not import one another in a circle, and how large files and functions grow.
 //!
 //! Invariant: every rule has a fixture below that breaks it, so that a check that finds nothing is known to look.
 //! Absent: formatting (rustfmt) and idioms (clippy).
 
 mod source;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use source::{Token, UsedPath};
@@ -92,6 +93,7 @@ fn the_project_is_tidy() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut findings = Vec::new();
     let mut sources = 0;
+    let mut shipped = Vec::new();
     for file in files(root) {
         let path = file.strip_prefix(root).expect("files are below the root").to_str().expect("names are UTF-8");
         // What is not text has nothing to check.
@@ -100,8 +102,12 @@ fn the_project_is_tidy() {
         if path.ends_with(".rs") {
             sources += 1;
             findings.extend(check_source(path, &text));
+            if is_shipped(path) {
+                shipped.push((path.to_owned(), text));
+            }
         }
     }
+    findings.extend(circles(&shipped));
     assert!(sources > 10, "only {sources} source files were found below {}", root.display());
     assert!(findings.is_empty(), "{} findings:\n{}", findings.len(), findings.join("\n"));
 }
@@ -135,10 +141,52 @@ fn check_source(path: &str, text: &str) -> Vec<String> {
             findings.push(format!("{path}:{}: `{}!` is left in", pair[0].line, pair[0].text));
         }
     }
-    if path.starts_with("src/") && !path.ends_with("/tests.rs") && !path.contains("/tests/") {
+    if is_shipped(path) {
         findings.extend(check_imports(path, &source::without_tests(&all)));
     }
     findings
+}
+
+fn is_shipped(path: &str) -> bool {
+    path.starts_with("src/") && !path.ends_with("/tests.rs") && !path.contains("/tests/")
+}
+
+/// Files (or directories) of one directory that import one another, directly or by way of others. What a `mod.rs` passes on under its own
+/// name belongs to the directory, so importing that counts for no file.
+fn circles(sources: &[(String, String)]) -> Vec<String> {
+    let by_name = |path: &[&str]| path.join("/");
+    let modules: BTreeMap<String, Vec<&str>> =
+        sources.iter().map(|(path, _)| module_path(path)).map(|module| (by_name(&module), module)).collect();
+    // A directory and a name in it, and the names beside it from which that one imports.
+    let mut imports: BTreeMap<(&[&str], &str), BTreeSet<&str>> = BTreeMap::new();
+    for (path, text) in sources {
+        let here = &modules[&by_name(&module_path(path))];
+        for used in source::paths(&source::without_tests(&source::tokens(text))) {
+            let path = absolute(here, &used);
+            let there = (1..=path.len()).rev().find_map(|length| modules.get(&by_name(&path[..length])));
+            let Some(there) = there else { continue };
+            let shared = here.iter().zip(there).take_while(|(one, other)| one == other).count();
+            // Between the crate's own modules `LAYERS` says more.
+            if let (1.., Some(importer), Some(imported)) = (shared, here.get(shared), there.get(shared)) {
+                imports.entry((&here[..shared], importer)).or_default().insert(imported);
+            }
+        }
+    }
+    let leads = |directory: &[&str], from: &str, to: &str| {
+        let (mut open, mut seen) = (vec![from], BTreeSet::new());
+        while let Some(at) = open.pop() {
+            let next = imports.iter().filter(|((of, importer), _)| *of == directory && *importer == at);
+            open.extend(next.flat_map(|(_, imported)| imported).filter(|one| seen.insert(**one)));
+        }
+        seen.contains(to)
+    };
+    let mut found = Vec::new();
+    for ((directory, importer), imported) in &imports {
+        let back = imported.iter().filter(|other| leads(directory, other, importer));
+        let place = by_name(directory);
+        found.extend(back.map(|other| format!("src/{place}: `{importer}` imports `{other}`, which leads back to it")));
+    }
+    found
 }
 
 /// Rules for what is shipped: direction of imports, homes, and the gate.
@@ -187,6 +235,17 @@ fn from_root<'a>(here: &[&str], used: &'a UsedPath) -> Option<&'a str> {
         _ => return None,
     };
     used.segments.get(at).map(String::as_str)
+}
+
+/// A path within the crate, from its root on; empty for any other.
+fn absolute<'a>(here: &[&'a str], used: &'a UsedPath) -> Vec<&'a str> {
+    let climbs = used.segments.iter().take_while(|segment| *segment == "super").count();
+    let (base, rest) = match used.segments[0].as_str() {
+        "crate" => (&here[..0], &used.segments[1..]),
+        _ if climbs > 0 && climbs <= here.len() => (&here[..here.len() - climbs], &used.segments[climbs..]),
+        _ => return Vec::new(),
+    };
+    base.iter().copied().chain(rest.iter().map(String::as_str)).collect()
 }
 
 /// `src/a/b.rs` and `src/a/b/mod.rs` are `[a, b]`; the crate's root files are `[]`, and above all layers.
@@ -283,6 +342,25 @@ fn every_rule_finds_what_breaks_it() {
     for (path, source) in SOUND {
         assert_eq!(check_source(path, source), Vec::<String>::new(), "{source:?}");
     }
+    let beside = |parts: &[(&str, &str)]| {
+        let sources =
+            parts.iter().map(|(path, source)| ((*path).to_owned(), format!("//! x\n{source}"))).collect::<Vec<_>>();
+        circles(&sources)
+    };
+    let two = [("src/kv/a.rs", "use super::b::B;"), ("src/kv/b.rs", "fn f() { crate::kv::a::g() }")];
+    let found = ["src/kv: `a` imports `b`, which leads back to it", "src/kv: `b` imports `a`, which leads back to it"];
+    assert_eq!(beside(&two), found);
+    let three = [
+        two[0],
+        ("src/kv/b/mod.rs", "mod c;"),
+        ("src/kv/b/c.rs", "use super::super::d::D;"),
+        ("src/kv/d.rs", "use super::{a, State};"),
+    ];
+    assert_eq!(beside(&three).len(), 3, "the way round is longer");
+    assert_eq!(
+        beside(&[two[0], ("src/kv/b.rs", "use super::State;"), ("src/kv/mod.rs", "pub use a::State;")]).len(),
+        0
+    );
     assert_eq!(check_text("README.md", &format!("a\nsee {}/x", concat!("../", "shared"))).len(), 1);
 }
 
@@ -291,7 +369,7 @@ fn every_rule_finds_what_breaks_it() {
 #[test]
 fn every_membership_case_has_a_test() {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it");
-    let mut named = std::collections::BTreeSet::new();
+    let mut named = BTreeSet::new();
     for file in files(&tests).iter().filter(|file| file.extension().is_some_and(|end| end == "rs")) {
         let text = std::fs::read_to_string(file).expect("a source can be read");
         for line in text.lines().filter_map(|line| line.trim().strip_prefix("/// Case")) {

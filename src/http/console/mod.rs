@@ -129,20 +129,19 @@ fn members_part(view: &MembershipView) -> String {
         let slot = if member.slot > u32::from(SLOT_MAX) { "-".to_owned() } else { member.slot.to_string() };
         let lag = if knows { member.lag_entries.to_string() } else { "-".into() };
         let version = if member.version.is_empty() { "-" } else { &member.version };
-        let (clients, id) = (member.client_urls.join(" "), format!("{:016x}", member.id));
-        let cells: [(&str, &str); 9] = [
-            ("name", &member.name[..]),
-            ("role", &member.role),
-            ("health", health),
-            ("lag", &lag),
-            ("version", version),
-            ("slot", &slot),
-            ("peer address", &member.peer_address),
-            ("clients", &clients),
-            ("id", &id),
+        let clients: Vec<String> = member.client_urls.iter().map(|url| link(url)).collect();
+        let cells = [
+            ("name", escape(&member.name)),
+            ("role", escape(&member.role)),
+            ("health", escape(health)),
+            ("lag", lag),
+            ("version", escape(version)),
+            ("slot", slot),
+            ("peer address", escape(&member.peer_address)),
+            ("clients", clients.join(" ")),
+            ("id", format!("{:016x}", member.id)),
         ];
-        let cells: String =
-            cells.iter().map(|(name, text)| format!("<td data-name=\"{name}\">{}</td>", escape(text))).collect();
+        let cells: String = cells.iter().map(|(name, cell)| format!("<td data-name=\"{name}\">{cell}</td>")).collect();
         format!("<tr class=\"{tone}\">{cells}</tr>")
     };
     let rows: String = view.members.iter().map(row).collect();
@@ -160,6 +159,13 @@ fn members_part(view: &MembershipView) -> String {
          <th>peer address<th>clients<th>id</tr></thead><tbody>{rows}</tbody></table><p>{}</p></section>",
         escape(&format!("{wanted}{change}"))
     )
+}
+
+/// A client URL, which leads to that member's own page; what is no such URL stays text.
+fn link(url: &str) -> String {
+    let text = escape(url);
+    let is_page = url.starts_with("http://") || url.starts_with("https://");
+    if is_page { format!("<a href=\"{text}\">{text}</a>") } else { text }
 }
 
 /// In a word or two, and how it looks.
@@ -219,12 +225,20 @@ mod tests {
             remedy: evil.into(),
             ..Condition::default()
         };
-        let member = Member { name: evil.into(), role: evil.into(), peer_address: evil.into(), ..Member::default() };
+        let client_urls = vec!["javascript:alert(1)".to_owned(), format!("http://a/{evil}")];
+        let member = Member {
+            name: evil.into(),
+            role: evil.into(),
+            peer_address: evil.into(),
+            client_urls,
+            ..Member::default()
+        };
         let view =
             MembershipView { members: vec![member], leader_id: 0, change: evil.into(), ..MembershipView::default() };
         let event = Event { at: i64::MAX, name: evil.into(), sentence: evil.into() };
         let page = [conditions_part(&[condition]), members_part(&view), events_part(&[event])].concat();
         assert!(!page.contains("<script") && !page.contains('\u{1b}') && !page.contains("\" onload"), "{page}");
+        assert!(!page.contains("href=\"javascript") && page.contains("<a href=\"http://a/&lt;script"), "{page}");
         assert!(page.contains("class=\"warning\"") && page.contains("&lt;script&gt;"), "{page}");
     }
 

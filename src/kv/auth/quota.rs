@@ -16,7 +16,7 @@ use super::{Access, Auth, Grants, Role};
 use crate::caller::Who;
 use crate::error::Error;
 use crate::kv::State;
-use crate::kv::range::Interval;
+use crate::kv::interval::Interval;
 use crate::kv::state::made_by;
 use crate::kv::tree::{Place, Sums};
 use crate::kv::versions::live_cost;

@@ -19,8 +19,8 @@ use crate::pb::EventType;
 use crate::pb::etcd::{
     WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse, watch_create_request, watch_request,
 };
-use crate::testing::history::Span;
-use crate::testing::watch::{Event, Message, Watched};
+use crate::testing::history::{Event, Span};
+use crate::testing::watch::{Message, Watched};
 
 /// A stream that says nothing for so long is asked how far it is.
 const SILENCE: Duration = Duration::from_millis(700);

@@ -39,6 +39,12 @@ impl Pki {
         self
     }
 
+    /// The same, for so long.
+    pub fn peer_for(&self, out: &str, hosts: &str, life: &str) -> &Self {
+        self.cert(&["server", hosts, "--peer", "--out", out, "--life", life]);
+        self
+    }
+
     /// The same, of one slot's member.
     pub fn slot(&self, out: &str, hosts: &str, slot: u64) -> &Self {
         self.cert(&["server", hosts, "--peer", "--slot", &slot.to_string(), "--out", out]);
