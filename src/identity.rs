@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::iter;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -139,7 +140,7 @@ pub fn host_port(address: &str) -> Option<(&str, u16)> {
 /// Longest name, address or URL that a node tells others: of those of DNS, and some room.
 const TEXT_BYTES_MAX: usize = 512;
 /// URLs that a node may tell.
-const URLS_MAX: usize = 16;
+pub const URLS_MAX: usize = 16;
 
 /// Whether a character changes what a terminal shows beside itself.
 pub fn is_hostile(c: char) -> bool {
@@ -162,8 +163,11 @@ pub fn check_node(node: &Node) -> Result<(), String> {
     check("name", &node.name)?;
     check("peer address", &node.peer_address)?;
     node.client_urls.iter().try_for_each(|url| check("client URL", url))?;
-    if host_port(&node.peer_address).is_none() && !node.peer_address.is_empty() {
-        return Err(format!("its peer address {:?} is no host:port", node.peer_address));
+    let more = &node.more_peer_addresses;
+    more.iter().try_for_each(|address| check("peer address", address))?;
+    let told = Some(&node.peer_address).filter(|address| !address.is_empty());
+    if let Some(address) = told.into_iter().chain(more).find(|address| host_port(address).is_none()) {
+        return Err(format!("its peer address {address:?} is no host:port"));
     }
     if node.reservation.is_some() {
         return Err("it says that its id is reserved, which only the membership can".into());
@@ -171,7 +175,15 @@ pub fn check_node(node: &Node) -> Result<(), String> {
     if node.client_urls.len() > URLS_MAX {
         return Err(format!("it names {} client URLs, expected at most {URLS_MAX}", node.client_urls.len()));
     }
+    if more.len() >= URLS_MAX {
+        return Err(format!("it names {} peer addresses, expected at most {URLS_MAX}", more.len() + 1));
+    }
     Ok(())
+}
+
+/// Where peers find a node, in the order in which they try.
+pub fn peer_addresses(node: &Node) -> impl Iterator<Item = &String> {
+    iter::once(&node.peer_address).chain(&node.more_peer_addresses)
 }
 
 /// The address of every slot: `host:port` in which each `%d` stands for the slot.

@@ -4,7 +4,7 @@ use tonic::{Request, Response, Status};
 
 use super::{Api, header_now};
 use crate::error::Error;
-use crate::identity;
+use crate::identity::{self, peer_addresses};
 use crate::kv::Wants;
 use crate::node::Node;
 use crate::pb::etcd::cluster_server::Cluster;
@@ -23,7 +23,7 @@ fn members(membership: &StoredMembership, scheme: &str) -> Vec<Member> {
         .map(|(id, node)| Member {
             id: *id,
             name: node.name.clone(),
-            peer_ur_ls: vec![format!("{scheme}://{}", node.peer_address)],
+            peer_ur_ls: peer_addresses(node).map(|address| format!("{scheme}://{address}")).collect(),
             client_ur_ls: node.client_urls.clone(),
             is_learner: !voters.contains(id),
         })
@@ -35,12 +35,17 @@ fn members_now(node: &Node) -> Vec<Member> {
     members(&node.membership(), scheme)
 }
 
-/// The address in the one URL that a member has here. Whether members speak TLS is not a matter of the URL.
-fn peer_address(urls: &[String]) -> Result<String, Error> {
-    let [url] = urls else { return Err(Error::BadMemberUrls) };
-    let address = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://")).ok_or(Error::BadMemberUrls)?;
-    let address = address.trim_end_matches('/');
-    identity::host_port(address).map(|_| address.to_owned()).ok_or(Error::BadMemberUrls)
+/// The addresses in a member's URLs, and the first of them by itself. Whether members speak TLS is not a matter of the URL.
+fn read_addresses(urls: &[String]) -> Result<(String, Vec<String>), Error> {
+    let read = |url: &String| {
+        let address = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"))?.trim_end_matches('/');
+        identity::host_port(address).map(|_| address.to_owned())
+    };
+    let mut addresses = urls.iter().map(read).collect::<Option<Vec<_>>>().ok_or(Error::BadMemberUrls)?;
+    if addresses.is_empty() || addresses.len() > identity::URLS_MAX {
+        return Err(Error::BadMemberUrls);
+    }
+    Ok((addresses.remove(0), addresses))
 }
 
 impl Api {
@@ -69,9 +74,10 @@ impl Cluster for Api {
         let node = self.node(&request)?;
         let caller = self.root(&node, &request);
         let MemberAddRequest { peer_ur_ls, is_learner } = request.into_inner();
-        let peer_address = peer_address(&peer_ur_ls)?;
+        let (peer_address, more_peer_addresses) = read_addresses(&peer_ur_ls)?;
         caller.await?;
-        let id = self.manage(&node, Operation::Add(Add { peer_address, held: is_learner })).await?;
+        let add = Add { peer_address, held: is_learner, more_peer_addresses };
+        let id = self.manage(&node, Operation::Add(add)).await?;
         let members = members_now(&node);
         let member = members.iter().find(|member| member.id == id).cloned();
         // Not applied here yet: what is certain is the id and the URL.
@@ -96,8 +102,8 @@ impl Cluster for Api {
         let node = self.node(&request)?;
         self.root(&node, &request).await?;
         let MemberUpdateRequest { id, peer_ur_ls } = request.into_inner();
-        let peer_address = match peer_address(&peer_ur_ls) {
-            Ok(address) => address,
+        let (peer_address, more_peer_addresses) = match read_addresses(&peer_ur_ls) {
+            Ok(addresses) => addresses,
             // As etcd, which looks for the member first.
             Err(fault) => {
                 node.read_index().await?;
@@ -105,7 +111,7 @@ impl Cluster for Api {
                 return Err(if is_known { fault } else { Error::MemberNotFound }.into());
             }
         };
-        self.manage(&node, Operation::Update(Update { id, peer_address })).await?;
+        self.manage(&node, Operation::Update(Update { id, peer_address, more_peer_addresses })).await?;
         Ok(Response::new(MemberUpdateResponse { header: header_now(&node), members: members_now(&node) }))
     }
 
@@ -125,11 +131,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_url_with_host_and_port_is_taken() {
-        let read = |urls: &[&str]| peer_address(&urls.iter().map(|url| (*url).to_owned()).collect::<Vec<_>>());
-        assert_eq!(read(&["http://kv-3.kv:2380/"]), Ok("kv-3.kv:2380".into()));
-        assert_eq!(read(&["https://kv-3.kv:2380"]), Ok("kv-3.kv:2380".into()));
-        for urls in [&[][..], &["kv-3:2380"], &["http://kv-3"], &["unix://kv-3:2380"], &["http://a:1", "http://b:1"]] {
+    fn urls_with_host_and_port_are_taken() {
+        let read = |urls: &[&str]| read_addresses(&urls.iter().map(|url| (*url).to_owned()).collect::<Vec<_>>());
+        assert_eq!(read(&["http://kv-3.kv:2380/"]), Ok(("kv-3.kv:2380".into(), vec![])));
+        assert_eq!(read(&["https://a:1", "http://b:1"]), Ok(("a:1".into(), vec!["b:1".into()])));
+        let many = vec!["http://a:1"; identity::URLS_MAX + 1];
+        for urls in [&[][..], &["kv-3:2380"], &["http://kv-3"], &["unix://kv-3:2380"], &["http://a:1", "b:1"], &many] {
             assert_eq!(read(urls), Err(Error::BadMemberUrls), "{urls:?}");
         }
     }

@@ -51,7 +51,7 @@ pub struct SettingsArgs {
     /// URLs that clients are told, with commas
     #[arg(long, value_name = "URLS")]
     pub advertise_client: Option<String>,
-    /// Address that members are told
+    /// Address that members are told; several with commas
     #[arg(long, value_name = "HOST:PORT")]
     pub advertise_peer: Option<String>,
     /// Begin a new cluster with a backup: a path as of `quorate backup`, with @latest, @TIME or @REVISION after it. A cluster that there is
@@ -162,7 +162,7 @@ mod tests {
             ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:9"]
         );
         assert_eq!(
-            (config.server.advertise_client[0].as_str(), config.server.advertise_peer.as_str()),
+            (config.server.advertise_client[0].as_str(), config.server.advertise_peer[0].as_str()),
             ("http://a:1", "a:2")
         );
         assert_eq!((config.telemetry.level.as_str(), config.telemetry.format), ("debug", config::LogFormat::Json));

@@ -21,7 +21,7 @@ use crate::node::Node;
 use crate::pb::admin::MembershipView;
 use crate::pb::log::node::Kind;
 use crate::pb::log::{self, Command, Reservation, WantedSize, answer, command};
-use crate::pb::peer::manage_request::{Look, Operation as Asked};
+use crate::pb::peer::manage_request::{Look, Operation as Asked, Update};
 use crate::pb::peer::who_response::State;
 use crate::pb::peer::{Envelope, ManageRequest, ManageResponse};
 use crate::raft::Peers;
@@ -133,7 +133,7 @@ impl Manager {
             }
             Asked::Add(add) => {
                 self.check_free(None, &add.peer_address)?;
-                let added = self.dial(&add.peer_address, add.held).await?;
+                let added = self.dial(&add.peer_address, add.more_peer_addresses, add.held).await?;
                 if let Operation::Add { id, .. } = &added {
                     answer.member_id = *id;
                 }
@@ -142,7 +142,8 @@ impl Manager {
             Asked::Update(update) => {
                 self.check_free(Some(update.id), &update.peer_address)?;
                 let is_there = self.check_moved(update.id, &update.peer_address).await?;
-                Operation::Update { id: update.id, peer_address: update.peer_address, is_there }
+                let Update { id, peer_address, more_peer_addresses } = update;
+                Operation::Update { id, peer_address, more_peer_addresses, is_there }
             }
             Asked::Remove(id) => Operation::Remove { id },
             Asked::Promote(id) => Operation::Promote { id },
@@ -158,16 +159,18 @@ impl Manager {
         if of.is_some_and(|id| membership.get_node(&id).is_none()) {
             return Err(Error::MemberNotFound);
         }
-        let taken = membership.nodes().any(|(id, node)| Some(*id) != of && node.peer_address == address);
+        let taken = membership
+            .nodes()
+            .any(|(id, node)| Some(*id) != of && identity::peer_addresses(node).any(|known| known == address));
         if taken { Err(Error::PeerUrlExists) } else { Ok(()) }
     }
 
     /// Rule 24: the node that is added says itself who it is. Where nodes are added by hand alone it may come later: then an id is reserved
     /// for it.
-    async fn dial(&self, address: &str, held: bool) -> Result<Operation, Error> {
+    async fn dial(&self, address: &str, more: Vec<String>, held: bool) -> Result<Operation, Error> {
         let who = match peers::who(self.node.env(), &self.peers, address, WHO_PATIENCE).await {
             Ok(who) => who,
-            Err(_) if self.is_by_hand() => return self.reserve(address, held).await,
+            Err(_) if self.is_by_hand() => return self.reserve(address, more, held).await,
             Err(Unreachable(why)) => {
                 return Err(Error::MemberUnreachable(format!(
                     "the node at {address} does not answer ({why}); start it first, it then waits to be added"
@@ -196,11 +199,12 @@ impl Manager {
         self.node.status().membership.nodes().all(|(_, node)| node.kind() != Kind::Slot)
     }
 
-    async fn reserve(&self, address: &str, held: bool) -> Result<Operation, Error> {
+    async fn reserve(&self, address: &str, more_peer_addresses: Vec<String>, held: bool) -> Result<Operation, Error> {
         self.node.wait_version(kv::RESERVATIONS_SINCE, "to add a node that is not there yet needs").await?;
         let id = identity::mint(self.node.env().random_u64(), identity::READER_SLOT);
         let (peer_address, reservation) = (address.to_owned(), Some(Reservation::default()));
-        let node = log::Node { peer_address, held, kind: Kind::Manual.into(), reservation, ..log::Node::default() };
+        let kind = Kind::Manual.into();
+        let node = log::Node { peer_address, more_peer_addresses, held, kind, reservation, ..log::Node::default() };
         Ok(Operation::Add { id, node })
     }
 

@@ -8,6 +8,7 @@
 use super::plan::{Change, Ids, Observed, Reason, Which, gate};
 use super::voter_target;
 use crate::error::Error;
+use crate::identity::peer_addresses;
 use crate::pb::log::Node;
 use crate::pb::log::node::Kind;
 
@@ -25,6 +26,7 @@ pub enum Operation {
     Update {
         id: u64,
         peer_address: String,
+        more_peer_addresses: Vec<String>,
         /// The member was found at that address.
         is_there: bool,
     },
@@ -49,7 +51,9 @@ pub fn judge(observed: &Observed, operation: &Operation, begun: bool) -> Verdict
     let change = match operation {
         Operation::Add { id, node } => add(observed, *id, node, begun),
         Operation::Remove { id } => remove(observed, *id, begun),
-        Operation::Update { id, peer_address, is_there } => update(observed, *id, peer_address, *is_there),
+        Operation::Update { id, peer_address, more_peer_addresses, is_there } => {
+            update(observed, *id, (peer_address, more_peer_addresses), *is_there)
+        }
         Operation::Promote { id } => promote(observed, *id, begun),
     };
     match change {
@@ -77,7 +81,7 @@ fn add(observed: &Observed, id: u64, node: &Node, begun: bool) -> Result<Change,
     if members.contains_key(&id) {
         return Err(if begun { Verdict::Done } else { Verdict::Refuse(Error::MemberExists) });
     }
-    if members.values().any(|member| member.peer_address == node.peer_address) {
+    if members.values().flat_map(peer_addresses).any(|address| *address == node.peer_address) {
         return Err(Verdict::Refuse(Error::PeerUrlExists));
     }
     Ok(Change::AddLearner { id, node: node.clone() })
@@ -107,20 +111,27 @@ fn hand_over(observed: &Observed, id: u64) -> Verdict {
 }
 
 /// A voter may be sent to where nobody is yet only if the others are a quorum without it: they would not reach it any more.
-fn update(observed: &Observed, id: u64, peer_address: &str, is_there: bool) -> Result<Change, Verdict> {
+fn update(
+    observed: &Observed,
+    id: u64,
+    (peer_address, more): (&str, &[String]),
+    is_there: bool,
+) -> Result<Change, Verdict> {
     let Some(node) = observed.membership.nodes.get(&id) else {
         return Err(Verdict::Refuse(Error::MemberNotFound));
     };
-    if node.peer_address == peer_address {
+    let is_told = |node: &Node| node.peer_address == peer_address && node.more_peer_addresses == more;
+    if is_told(node) {
         return Err(Verdict::Done);
     }
-    if observed.membership.nodes.values().any(|member| member.peer_address == peer_address) {
+    let others = observed.membership.nodes.iter().filter(|(other, _)| **other != id);
+    if others.flat_map(|(_, member)| peer_addresses(member)).any(|address| address == peer_address) {
         return Err(Verdict::Refuse(Error::PeerUrlExists));
     }
     // What a member says of itself holds: another address would be taken back as soon as it is heard.
     let announced = observed.health.get(&id).and_then(|health| health.announces.as_ref());
-    if node.kind() == Kind::Slot || announced.is_some_and(|own| own.peer_address != peer_address) {
-        let own = announced.map_or(&node.peer_address, |own| &own.peer_address);
+    if node.kind() == Kind::Slot || announced.is_some_and(|own| !is_told(own)) {
+        let own = peer_addresses(announced.unwrap_or(node)).cloned().collect::<Vec<_>>().join(",");
         let why = format!(
             "{} ({id:016x}) tells its address itself, and it is {own}: start it with --advertise-peer {peer_address}, and the \
              membership follows; nothing was changed",
@@ -138,7 +149,8 @@ fn update(observed: &Observed, id: u64, peer_address: &str, is_there: bool) -> R
         );
         return Err(Verdict::Refuse(Error::Membership(why)));
     }
-    Ok(Change::UpdateNode { id, node: Node { peer_address: peer_address.to_owned(), ..node.clone() } })
+    let (peer_address, more_peer_addresses) = (peer_address.to_owned(), more.to_vec());
+    Ok(Change::UpdateNode { id, node: Node { peer_address, more_peer_addresses, ..node.clone() } })
 }
 
 fn promote(observed: &Observed, id: u64, begun: bool) -> Result<Change, Verdict> {

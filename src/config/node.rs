@@ -19,6 +19,8 @@ pub struct Node {
     pub founding: u64,
     /// `host:port`.
     pub advertise_peer: String,
+    /// The same, for who does not find it there.
+    pub more_peer_addresses: Vec<String>,
     /// URLs.
     pub advertise_client: Vec<String>,
 }
@@ -27,7 +29,7 @@ impl Config {
     /// [`Config::node`] with this process's `POD_NAME` and this machine's host name.
     pub fn node_here(&self, disk: &dyn Disk) -> Result<Node, Error> {
         let mut node = self.node(std::env::var("POD_NAME").ok().as_deref(), &identity::host_name(disk))?;
-        if let (MemberKind::Manual | MemberKind::Reader, "", Ok(ip)) =
+        if let (MemberKind::Manual | MemberKind::Reader, [], Ok(ip)) =
             (self.cluster.kind, &self.server.advertise_peer[..], std::env::var("POD_IP"))
             && let Ok(ip) = ip.parse::<IpAddr>()
         {
@@ -43,7 +45,7 @@ impl Config {
     ///
     /// Without a peer pattern the name need hold no slot: a cluster of one runs anywhere. A slot that was read from the name
     /// must give the name back through the pattern; with an explicit slot the two may differ. A node that is in a list of first members
-    /// has its place there for a slot. Any other of another kind than `slot` has none, and tells its own address. Listen ports of 0 are advertised as they are: put the bound addresses into
+    /// has its place there for a slot, by its name or by an explicit slot. Any other of another kind than `slot` has none, and tells its own address. Listen ports of 0 are advertised as they are: put the bound addresses into
     /// `server.listen_*` first.
     pub fn node(&self, pod_name: Option<&str>, host_name: &str) -> Result<Node, Error> {
         let name = NodeName::choose(&self.identity.name, pod_name, host_name)?;
@@ -54,7 +56,8 @@ impl Config {
         };
         let owns_slot = self.cluster.kind == MemberKind::Slot;
         let slot = match (self.identity.slot, &peers) {
-            (_, Some(PeerAddresses::List(list))) => list.slot(&name.text)?,
+            (None, Some(PeerAddresses::List(list))) => list.slot(&name.text)?,
+            (Some(slot), Some(PeerAddresses::List(_))) => slot,
             _ if !owns_slot => READER_SLOT,
             (Some(slot), _) => slot,
             (None, None) => self.cluster.first_slot,
@@ -77,16 +80,16 @@ impl Config {
             _ => 0,
         };
         let has_entry = own_entry.is_some();
-        let advertise_peer = match (self.server.advertise_peer.as_str(), own_entry) {
-            ("", Some(address)) => address,
-            ("", None) => reachable(self.listen_peer()).to_string(),
-            (address, _) => address.to_owned(),
+        let (advertise_peer, more_peer_addresses) = match (self.server.advertise_peer.as_slice(), own_entry) {
+            ([], Some(address)) => (address, Vec::new()),
+            ([], None) => (reachable(self.listen_peer()).to_string(), Vec::new()),
+            ([first, more @ ..], _) => (first.clone(), more.to_vec()),
         };
         let advertise_client = match self.server.advertise_client.as_slice() {
             [] => vec![self.derived_client_url(&advertise_peer, has_entry)],
             urls => urls.to_vec(),
         };
-        Ok(Node { name: name.text, slot, peers, founding, advertise_peer, advertise_client })
+        Ok(Node { name: name.text, slot, peers, founding, advertise_peer, more_peer_addresses, advertise_client })
     }
 
     /// The client URL that follows from the peer address, or, where that follows from nothing, from the listen address.

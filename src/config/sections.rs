@@ -31,8 +31,10 @@ pub struct Server {
     /// URLs that clients are told; empty: the host of the own peer address and the port of `listen_client`.
     #[serde(with = "units::list")]
     pub advertise_client: Vec<String>,
-    /// `host:port` that members are told; empty: the peer pattern's address of the own slot.
-    pub advertise_peer: String,
+    /// Each `host:port`, that members are told; where there are several, they dial the first, and the next when one fails. Empty: the peer
+    /// pattern's address of the own slot.
+    #[serde(with = "units::list")]
+    pub advertise_peer: Vec<String>,
     /// Longest stay after SIGTERM: the chart's 120 s less 5, so that the kubelet never cuts it short.
     #[serde(with = "units::duration")]
     pub grace_period: Duration,
@@ -58,7 +60,7 @@ impl Default for Server {
             listen_peer: SocketAddr::from(([0, 0, 0, 0], 2380)).into(),
             listen_status: StatusListen::Beside,
             advertise_client: Vec::new(),
-            advertise_peer: String::new(),
+            advertise_peer: Vec::new(),
             grace_period: Duration::from_secs(115),
             quorum_wait: Duration::from_secs(30),
             request_timeout: Duration::from_secs(5),
@@ -172,7 +174,7 @@ impl std::fmt::Display for StatusListen {
 pub struct Identity {
     /// Empty: `POD_NAME`, else the host name.
     pub name: String,
-    /// None: the digits after the name's last `-`.
+    /// None: the digits after the name's last `-`. With `cluster.members` the place in that list, which is by name; none: that of the own name.
     pub slot: Option<u16>,
 }
 

@@ -318,8 +318,10 @@ fn advertised_addresses_can_be_set() {
         (derived.advertise_peer.as_str(), derived.advertise_client[0].as_str()),
         ("10.0.0.1:1234", "http://10.0.0.1:99")
     );
-    let own = [flags.as_slice(), &[("server.advertise_client", "http://x:1,http://y:2")]].concat();
-    assert_eq!(node(&own, Some("kv-0"), "").unwrap().advertise_client, ["http://x:1", "http://y:2"]);
+    let more = [("server.advertise_client", "http://x:1,http://y:2"), ("server.advertise_peer", "x:1,y:1,z:1")];
+    let own = node(&[flags.as_slice(), &more].concat(), Some("kv-0"), "").unwrap();
+    assert_eq!(own.advertise_client, ["http://x:1", "http://y:2"]);
+    assert_eq!((own.advertise_peer, own.more_peer_addresses), ("x:1".into(), vec!["y:1".into(), "z:1".into()]));
 }
 
 #[test]

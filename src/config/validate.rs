@@ -113,9 +113,16 @@ impl Config {
                 || url.strip_prefix("unix://").is_some_and(|path| !path.is_empty());
             faults.check(valid, "server.advertise_client", format!("{url:?}"), "http://host:port", "correct it");
         }
-        let peer = &server.advertise_peer;
-        let valid = peer.is_empty() || identity::host_port(peer).is_some();
-        faults.check(valid, "server.advertise_peer", format!("{peer:?}"), "host:port", "correct it");
+        for peer in &server.advertise_peer {
+            let valid = identity::host_port(peer).is_some();
+            faults.check(valid, "server.advertise_peer", format!("{peer:?}"), "host:port", "correct it");
+        }
+        for (key, told) in
+            [("server.advertise_client", &server.advertise_client), ("server.advertise_peer", &server.advertise_peer)]
+        {
+            let (most, expected) = (identity::URLS_MAX, format!("at most {} of them", identity::URLS_MAX));
+            faults.check(told.len() <= most, key, told.len(), expected, "leave some out");
+        }
         let data_dir = server.data_dir.as_os_str();
         faults.check(!data_dir.is_empty(), "server.data_dir", "nothing", "a directory", "name one");
         for origin in self.http.cors.iter().filter(|origin| *origin != "*") {
@@ -242,14 +249,9 @@ impl Config {
                 "a place to find the cluster, for such a node forms none alone",
                 action,
             );
-            let slotless = self.identity.slot.is_none();
-            faults.check(
-                slotless,
-                "identity.slot",
-                slot,
-                format!("none, for a {kind} node owns no slot"),
-                "leave it out",
-            );
+            let listed = self.identity.slot.is_none_or(|slot| usize::from(slot) < cluster.members.len());
+            let expected = format!("none, for a {kind} node owns no slot but its place in cluster.members, by name");
+            faults.check(listed, "identity.slot", slot, expected, "leave it out");
         }
         if !cluster.members.is_empty() {
             let (kind, action) =
@@ -449,7 +451,8 @@ mod tests {
             ("cluster.members", |c| c.cluster.members = vec!["a=h:1".into()]),
             ("cluster.members", |c| (c.cluster.kind, c.cluster.members) = (MemberKind::Manual, vec!["a".into()])),
             ("server.advertise_client", |c| c.server.advertise_client = vec!["kv-0:2379".into()]),
-            ("server.advertise_peer", |c| c.server.advertise_peer = "http://kv-0:2380".into()),
+            ("server.advertise_peer", |c| c.server.advertise_peer = vec!["http://kv-0:2380".into()]),
+            ("server.advertise_peer", |c| c.server.advertise_peer = vec!["kv-0:2380".into(); 17]),
             ("server.data_dir", |c| c.server.data_dir = "".into()),
             ("server.request_timeout", |c| c.server.request_timeout = Duration::from_millis(699)),
             ("server.grace_period", |c| c.server.grace_period = Duration::ZERO),

@@ -14,6 +14,7 @@ pub mod process;
 pub mod rolling;
 #[cfg(any(test, feature = "testing"))]
 pub mod sim;
+pub mod srv;
 pub mod stderr;
 pub mod threads;
 

@@ -230,6 +230,11 @@ impl Names {
     }
 }
 
+/// The addresses of a `host:port`, however long the system's resolver takes to say. Not to be called on a thread of the event loop.
+pub fn addresses(address: &str) -> io::Result<Vec<SocketAddr>> {
+    address.parse().map_or_else(|_| look_up(address), |address| Ok(vec![address]))
+}
+
 /// Asks the system's resolver.
 #[cfg(not(feature = "testing"))]
 fn look_up(address: &str) -> io::Result<Vec<SocketAddr>> {

@@ -391,8 +391,7 @@ impl Node {
             let (leader, address) = {
                 let m = metrics.borrow_watched();
                 self.inner.term.store(m.vote.leader_id.term, Ordering::Relaxed);
-                let members = m.membership_config.nodes().map(|(id, node)| (*id, &node.peer_address[..]));
-                self.inner.peers.set_addresses(members);
+                self.inner.peers.set_addresses(m.membership_config.nodes());
                 let leading = m.state == ServerState::Leader;
                 let leader = m.current_leader.filter(|id| *id != self.inner.this.member_id || leading);
                 let address =

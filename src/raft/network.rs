@@ -1,12 +1,13 @@
 //! The way to the peers: one lazily connected channel an address, and openraft's network on it.
 //!
 //! Every call carries the cluster id, the sender and the member it is meant for, and has a deadline. Names are resolved anew
-//! at every reconnect. Snapshots use a channel of their own, in rate-limited chunks, so that heartbeats are never behind them.
+//! at every reconnect; a member that tells several addresses is dialled at the next of them when one fails. Snapshots use a channel of their own, in rate-limited chunks, so that heartbeats are never behind them.
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -54,6 +55,8 @@ pub struct Peers {
     channels: Mutex<HashMap<(String, Purpose), Channel>>,
     /// Where the membership says that members are.
     addresses: RwLock<HashMap<u64, String>>,
+    /// What else a member's first address stands for.
+    more: Arc<RwLock<HashMap<String, Vec<String>>>>,
     memory: Memory,
 }
 
@@ -76,8 +79,8 @@ impl Peers {
 
     /// As [`Self::new`]; members are dialled with the certificate of `tls`, and must have one for where they are dialled.
     pub fn with_tls(env: Env, tls: Option<Arc<secure::Port>>) -> Arc<Self> {
-        let (channels, addresses, memory) = Default::default();
-        Arc::new(Self { env, tls, channels, addresses, memory })
+        let (channels, addresses, more, memory) = Default::default();
+        Arc::new(Self { env, tls, channels, addresses, more, memory })
     }
 
     /// Whether members without certificates are heard all the same.
@@ -97,8 +100,16 @@ impl Peers {
 
     /// To be called with all members when the membership has changed. openraft keeps its streams to a member that has moved, with
     /// the address that they began with.
-    pub fn set_addresses<'a>(&self, members: impl Iterator<Item = (u64, &'a str)>) {
-        *self.addresses.write() = members.map(|(id, address)| (id, address.to_owned())).collect();
+    pub fn set_addresses<'a>(&self, members: impl Iterator<Item = (&'a u64, &'a Node)>) {
+        let (mut addresses, mut more) = (HashMap::new(), HashMap::new());
+        for (id, node) in members {
+            addresses.insert(*id, node.peer_address.clone());
+            if !node.more_peer_addresses.is_empty() {
+                more.insert(node.peer_address.clone(), node.more_peer_addresses.clone());
+            }
+        }
+        *self.addresses.write() = addresses;
+        *self.more.write() = more;
     }
 
     /// Where `member` is, if that is not `known`.
@@ -127,11 +138,17 @@ impl Peers {
             .keep_alive_timeout(Duration::from_secs(5))
             .initial_stream_window_size(8 << 20)
             .initial_connection_window_size(16 << 20);
-        let (env, tls, address) = (self.env.clone(), self.tls.clone(), address.to_owned());
-        let host = host_port(&address).map_or(&address[..], |(host, _)| host).to_owned();
+        let (env, tls, more, address) = (self.env.clone(), self.tls.clone(), self.more.clone(), address.to_owned());
+        let turn = Arc::new(AtomicUsize::new(0));
         let connector = tower::service_fn(move |_: Uri| {
-            let dialling = dial(env.clone(), tls.clone(), address.clone(), host.clone());
-            async move { dialling.await.map(TokioIo::new) }
+            // Who has several addresses is dialled at them by turns: an attempt that fails, or is given up, leaves the next to the one after it.
+            let (turn, taken) = (turn.clone(), turn.fetch_add(1, Ordering::Relaxed));
+            let dialling = dial(env.clone(), tls.clone(), in_turn(&address, &more.read(), taken));
+            async move {
+                let stream = dialling.await?;
+                turn.store(taken, Ordering::Relaxed);
+                Ok::<_, io::Error>(TokioIo::new(stream))
+            }
         });
         Ok(endpoint.connect_with_connector_lazy(connector))
     }
@@ -216,13 +233,22 @@ impl Peers {
     }
 }
 
+/// Of the addresses that `first` stands for, the one whose turn it is.
+fn in_turn(first: &str, more: &HashMap<String, Vec<String>>, turn: usize) -> String {
+    let more = more.get(first).map_or(&[][..], |more| more);
+    match turn % (more.len() + 1) {
+        0 => first.to_owned(),
+        place => more[place - 1].clone(),
+    }
+}
+
 /// Connects, with TLS if there is any; plain where members without are spoken to, and this is one.
 async fn dial(
     env: Env,
     tls: Option<Arc<secure::Port>>,
     address: String,
-    host: String,
 ) -> io::Result<Box<dyn crate::env::net::Stream>> {
+    let host = host_port(&address).map_or(&address[..], |(host, _)| host).to_owned();
     let stream = env.net.connect(address.clone()).await?;
     let Some((tls, dialer)) = tls.and_then(|tls| Some((tls.clone(), tls.dialer()?))) else { return Ok(stream) };
     match dialer.dial(&host, stream).await {

@@ -62,7 +62,8 @@ impl Ports {
             subject("client_tls", &client.names, hosts_of_clients(this), Use::Server)
         })?;
         let peers = Port::of_peers(disk, peer, || {
-            subject("peer_tls", &peer.names, host_of(&this.advertise_peer).into_iter().collect(), Use::Peer)
+            let addresses = [&this.advertise_peer].into_iter().chain(&this.more_peer_addresses);
+            subject("peer_tls", &peer.names, addresses.filter_map(|address| host_of(address)).collect(), Use::Peer)
         })?;
         Ok(Self { client: clients, peer: peers })
     }

@@ -367,6 +367,7 @@ fn node_record(this: &config::Node, config: &Config) -> Node {
         apply_version: kv::apply_version(),
         held: false,
         reservation: None,
+        more_peer_addresses: this.more_peer_addresses.clone(),
         tls,
     }
 }

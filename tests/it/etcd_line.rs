@@ -225,6 +225,12 @@ fn added(cluster: &Cluster, place: u64, variables: &[(String, String)]) -> Comma
     command
 }
 
+/// Where a member listens for others, and where it only says so.
+fn two_urls(cluster: &Cluster, place: u64) -> [String; 2] {
+    let address = cluster.peer_address(place);
+    [format!("http://{address}"), format!("http://{}", address.replace(":2380", ":12380"))]
+}
+
 async fn member(cluster: &Cluster, of: u64, id: u64) -> Option<quorate::pb::etcd::Member> {
     cluster.members(of).await.unwrap().into_iter().find(|member| member.id == id)
 }
@@ -284,11 +290,12 @@ async fn learners_are_added_by_turns_and_one_that_never_comes_is_removed_again()
     cluster.wait_formed().await;
     let run = |cluster: &Cluster, args: &[&str]| etcdctl(&program, &cluster.endpoint(0), args);
     let add = |cluster: &Cluster, place: u64| {
-        let url = format!("--peer-urls=http://{}", cluster.peer_address(place));
+        let url = format!("--peer-urls={}", two_urls(cluster, place).join(","));
         printed(&run(cluster, &["member", "add", &name(place), &url, "--learner"]))
     };
     let (comes, variables) = add(&cluster, 1);
     let (never, _) = add(&cluster, 2);
+    assert_eq!(member(&cluster, 0, never).await.unwrap().peer_ur_ls, two_urls(&cluster, 2));
     for point in ["join.before_adopt", "join.adopted", "join.cluster_set"] {
         let mut command = added(&cluster, 1, &variables);
         command.env(quorate::env::fail::VARIABLE, point);
@@ -299,7 +306,8 @@ async fn learners_are_added_by_turns_and_one_that_never_comes_is_removed_again()
     cluster.start_command(1, command);
     cluster.wait_http(1, "/readyz", 200, &[]).await;
     assert_eq!(cluster.member_id(1).await, comes);
-    assert!(member(&cluster, 1, comes).await.unwrap().is_learner);
+    let found = member(&cluster, 1, comes).await.unwrap();
+    assert!(found.is_learner && found.peer_ur_ls == two_urls(&cluster, 1), "{found:?}");
     let refused = cluster.client(&["member", "why"]).await;
     assert!(refused.contains(&cluster.peer_address(2)), "who is awaited is named: {refused}");
     wait_for("the learner to keep up", async || {

@@ -23,6 +23,7 @@ mod differ;
 mod disks;
 mod docker;
 mod docs;
+mod etcd_discovery;
 mod etcd_file;
 mod etcd_line;
 mod etcdctl;

@@ -95,6 +95,7 @@ impl Stranger {
             held: self.random.bool(),
             reservation: self.random.bool().then(|| Reservation { claimed_by: self.number() }),
             tls: self.random.bool(),
+            more_peer_addresses: vec![self.text(); self.random.usize(..40)],
         }
     }
 

@@ -45,6 +45,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("kube", &["src/cluster/kubernetes"]),
     ("object_store", &["src/backup"]),
     ("tokio_rustls", &["src/secure"]),
+    ("hickory_resolver", &["src/env/srv"]),
     ("rustls_native_certs", &["src/secure"]),
     ("rcgen", &["src/secure"]),
     ("x509_parser", &["src/secure"]),

@@ -3,6 +3,7 @@
 //! One of three sources says all, in etcd's order: the file, or else flags and `ETCD_*` variables. What they come to are settings like
 //! any other (`translate`), over `QUORATE_*` variables; the server is started as `serve` starts it. Absent: a rule of its own.
 
+mod discovery;
 mod environment;
 mod file;
 mod flags;
@@ -14,12 +15,14 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
+use self::discovery::{Dns, Members, discover};
 use self::flags::{Line, Pairs};
 use self::translate::{Given, Output};
 use crate::api::{ETCD_VERSION, VERSION};
 use crate::config::{self, File, Sources};
-use crate::env::{Env, process};
+use crate::env::{Env, net, process, srv};
 use crate::identity::read_small;
+use crate::storage::member_dir::MemberDir;
 
 /// The name under which a link to this program is an etcd.
 pub const NAME: &str = "etcd";
@@ -42,7 +45,20 @@ pub fn run(args: &[OsString]) -> anyhow::Result<()> {
     let env = super::settings::environment();
     let mut notes = Vec::new();
     let given = gather(flags, &env, &mut notes)?;
-    let translation = translate::translate(&given)?;
+    // What cannot be read may belong to a cluster: that is for the server to say.
+    let known = MemberDir::peek(Env::real().disk, Path::new(&given.data_dir()));
+    let is_formed = known.map_or(true, |known| known.is_some_and(|known| known.cluster_id != 0));
+    let members = discover(&given, is_formed, &Dns { services: &srv::look_up, addresses: &net::addresses })?;
+    match &members {
+        Members::Listed => {}
+        Members::Known => {
+            notes.push(
+                "--discovery-srv changes nothing: this disk belongs to a cluster, which knows its members".into(),
+            );
+        }
+        Members::Found(found) => notes.push(format!("--discovery-srv: the members in DNS are {}", found.list)),
+    }
+    let translation = translate::translate(&given, &members)?;
     notes.extend(translation.notes);
     match &translation.output {
         Output::Error => {}

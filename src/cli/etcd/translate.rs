@@ -2,12 +2,13 @@
 //!
 //! Owns no rule: what it gives goes through `config`, which checks it as any other source. Invariants: every flag of the fate `Taken` is
 //! read here, with etcd's default where it was not given and the default is visible; what is given and changes nothing gives a note.
-//! Absent: reading flags, variables and files (`flags`, `environment`, `file`).
+//! Absent: reading flags, variables and files (`flags`, `environment`, `file`), and asking DNS (`discovery`).
 
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 
+use super::discovery::Members;
 use super::flags::{FLAGS, Fate, Flag, Pairs, truth};
 use crate::config;
 use crate::secure::cipher_suites;
@@ -73,7 +74,7 @@ impl Given {
     }
 
     /// What was said, or etcd's default.
-    fn value(&self, name: &'static str) -> &str {
+    pub fn value(&self, name: &'static str) -> &str {
         let flag = Flag::find(name).expect("a flag of the table");
         self.said(name).unwrap_or(flag.default)
     }
@@ -96,19 +97,31 @@ impl Given {
     fn urls(&self, name: &'static str) -> anyhow::Result<Vec<Url>> {
         urls(name, self.value(name))
     }
+
+    /// Where this member says that others find it: `host:port`, at least one.
+    pub fn peer_addresses(&self) -> anyhow::Result<Vec<String>> {
+        const NAME: &str = "initial-advertise-peer-urls";
+        let addresses = http_only(NAME, self.urls(NAME)?)?;
+        ensure!(!addresses.is_empty(), "--{NAME}: got nothing, expected http://host:port");
+        Ok(addresses)
+    }
+
+    pub fn data_dir(&self) -> String {
+        let said = self.said("data-dir").filter(|dir| !dir.is_empty());
+        said.map_or_else(|| format!("{}.etcd", self.value("name")), str::to_owned)
+    }
 }
 
-/// Makes settings of flags; refuses what cannot be done here, by name.
-pub fn translate(given: &Given) -> anyhow::Result<Translation> {
+/// Makes settings of flags, and of the members that were found elsewhere; refuses what cannot be done here, by name.
+pub fn translate(given: &Given, found: &Members) -> anyhow::Result<Translation> {
     let mut to = Translation::default();
     judge(given, &mut to)?;
     let name = given.value("name");
     to.set("identity.name", "--name", name);
-    let data_dir = given.said("data-dir").filter(|dir| !dir.is_empty());
-    to.set("server.data_dir", "--data-dir", data_dir.map_or_else(|| format!("{name}.etcd"), str::to_owned));
+    to.set("server.data_dir", "--data-dir", given.data_dir());
     listeners(given, &mut to)?;
     tls(given, &mut to)?;
-    members(given, name, &mut to)?;
+    members(given, name, found, &mut to)?;
     timing(given, &mut to)?;
     limits(given, &mut to)?;
     users(given, &mut to)?;
@@ -284,59 +297,78 @@ fn versions(given: &Given, section: &str, to: &mut Translation) -> anyhow::Resul
     Ok(())
 }
 
-fn members(given: &Given, name: &str, to: &mut Translation) -> anyhow::Result<()> {
-    let is_tls = all_tls("listen-peer-urls", &given.urls("listen-peer-urls")?)?;
-    let own = http_only("initial-advertise-peer-urls", given.urls("initial-advertise-peer-urls")?)?;
-    let own_said = given.said("initial-advertise-peer-urls").is_some();
-    let default = format!("{name}={}", given.value("initial-advertise-peer-urls"));
-    let text = given.said("initial-cluster").filter(|text| !text.is_empty()).unwrap_or(&default);
-    let mut listed: Vec<(String, String)> = Vec::new();
+/// Members by name with their addresses, at least one each, in the order in which they were given.
+type Listed = Vec<(String, Vec<String>)>;
+
+/// Reads what `--initial-cluster` takes; `tls`: whether members speak it, if the URLs are to agree with that.
+fn listed(flag: &str, text: &str, tls: Option<bool>) -> anyhow::Result<Listed> {
+    let mut listed = Listed::new();
     // `a=http://x,http://y` has further URLs of `a`; so has `a=http://x,a=http://y`.
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
         let (member, url) = match (part.split_once('='), listed.last()) {
             (Some((member, url)), _) => (member.to_owned(), url),
             (None, Some((member, _))) => (member.clone(), part),
-            (None, None) => bail!("--initial-cluster: got {part:?}, expected name=http://host:port"),
+            (None, None) => bail!("--{flag}: got {part:?}, expected name=http://host:port"),
         };
-        let urls = urls("initial-cluster", url)?;
-        let said = given.said("initial-cluster").is_some();
+        let urls = urls(flag, url)?;
         ensure!(
-            !said || urls.iter().all(|url| url.tls == is_tls),
-            "--initial-cluster: {url:?} and --listen-peer-urls must both be URLs of https or of http: members speak TLS with one another or they do not"
+            tls.is_none_or(|tls| urls.iter().all(|url| url.tls == tls)),
+            "--{flag}: {url:?} and --listen-peer-urls must both be URLs of https or of http: members speak TLS with one another or they do not"
         );
-        for address in http_only("initial-cluster", urls)? {
-            listed.push((member.clone(), address));
+        for address in http_only(flag, urls)? {
+            match listed.iter_mut().find(|(known, _)| *known == member) {
+                Some((_, addresses)) => addresses.push(address),
+                None => listed.push((member.clone(), vec![address])),
+            }
         }
     }
-    let mut first: Vec<(String, String)> = Vec::new();
-    for (member, address) in &listed {
-        match first.iter().find(|(known, _)| known == member) {
-            None => first.push((member.clone(), address.clone())),
-            Some((_, kept)) => to.notes.push(format!(
-                "--initial-cluster: a member has one peer address here: of {member:?} it is {kept}, and {address} is left out"
-            )),
-        }
-    }
-    let entry = first.iter().find(|(member, _)| member == name).map(|(_, address)| address.clone());
-    if let Some(entry) = entry.as_ref().filter(|entry| own_said && !own.contains(entry)) {
-        to.notes.push(format!(
-            "--initial-advertise-peer-urls {} differs from this member's entry in --initial-cluster: others are told {entry}",
-            own.join(",")
-        ));
-    }
+    Ok(listed)
+}
+
+/// Who is in the first membership, or where it is found, and where this member says that it is.
+fn members(given: &Given, name: &str, members: &Members, to: &mut Translation) -> anyhow::Result<()> {
+    const OWN: &str = "--initial-advertise-peer-urls";
+    let own = given.peer_addresses()?;
+    let tls = Some(all_tls("listen-peer-urls", &given.urls("listen-peer-urls")?)?);
     to.set("cluster.kind", "etcd's command line", "manual");
+    let (listed, listed_as, flag) = match members {
+        Members::Known => {
+            to.set("cluster.join", OWN, own.join(","));
+            to.set("server.advertise_peer", OWN, own.join(","));
+            return Ok(());
+        }
+        Members::Found(found) => (listed("discovery-srv", &found.list, tls)?, found.own.as_str(), "--discovery-srv"),
+        Members::Listed => {
+            let said = given.said("initial-cluster").filter(|text| !text.is_empty());
+            let default = format!("{name}={}", given.value("initial-advertise-peer-urls"));
+            let tls = tls.filter(|_| said.is_some());
+            (listed("initial-cluster", said.unwrap_or(&default), tls)?, name, "--initial-cluster")
+        }
+    };
+    let entry = listed.iter().find(|(member, _)| member == listed_as).map(|(_, addresses)| addresses.clone());
+    let told = match (&entry, members) {
+        (Some(entry), Members::Listed) => entry,
+        _ => &own,
+    };
+    if given.said("initial-advertise-peer-urls").is_some() && !own.contains(&told[0]) {
+        let (own, told) = (own.join(","), told.join(","));
+        to.notes.push(format!("{OWN} {own} differs from this member's entry in {flag}: others are told {told}"));
+    }
+    to.set("server.advertise_peer", OWN, told.join(","));
     match given.value("initial-cluster-state") {
         "new" => {
-            let list: Vec<String> = first.iter().map(|(member, address)| format!("{member}={address}")).collect();
-            to.set("cluster.members", "--initial-cluster", list.join(","));
+            let list: Vec<String> = listed.iter().map(|(member, at)| format!("{member}={}", at[0])).collect();
+            to.set("cluster.members", flag, list.join(","));
             to.set("cluster.token", "--initial-cluster-token", given.value("initial-cluster-token"));
+            if listed_as != name {
+                let place = listed.iter().filter(|(member, _)| member.as_str() < listed_as).count();
+                to.set("identity.slot", flag, place.to_string());
+            }
         }
         "existing" => {
-            let others = first.iter().filter(|(member, _)| member != name);
-            let others: Vec<String> = others.map(|(_, address)| address.clone()).collect();
-            to.set("cluster.join", "--initial-cluster", others.join(","));
-            let told = entry.or_else(|| own.first().cloned()).unwrap_or_default();
-            to.set("server.advertise_peer", "--initial-advertise-peer-urls", told);
+            let others = listed.iter().filter(|(member, _)| member != listed_as);
+            let others: Vec<String> = others.flat_map(|(_, addresses)| addresses.clone()).collect();
+            to.set("cluster.join", flag, others.join(","));
         }
         other => bail!("--initial-cluster-state: got {other:?}, expected new or existing"),
     }

@@ -504,8 +504,11 @@ fn manual_member_is_never_removed_and_reader_never_votes() {
 fn changed_address_is_written_into_the_membership() {
     let mut observed = cluster(0..3, 0..0);
     let moved = Node { peer_address: "10.0.0.9:2380".into(), ..node(1) };
-    observed.health.insert(first(1), Health { announces: Some(moved.clone()), ..healthy() });
-    assert_eq!(plan(&observed), Plan::Change(Change::UpdateNode { id: first(1), node: moved }));
+    let more = Node { more_peer_addresses: vec!["10.0.0.9:2380".into()], ..node(1) };
+    for told in [moved, more] {
+        observed.health.insert(first(1), Health { announces: Some(told.clone()), ..healthy() });
+        assert_eq!(plan(&observed), Plan::Change(Change::UpdateNode { id: first(1), node: told }));
+    }
 }
 
 /// Rule 24, one situation a line: what is asked for, and what comes of it.
@@ -519,6 +522,7 @@ fn manual_operations_pass_the_same_gate() {
     let update = |peer_address: &str, is_there| Operation::Update {
         id: first(1),
         peer_address: peer_address.to_owned(),
+        more_peer_addresses: Vec::new(),
         is_there,
     };
     let by_hand = |mut observed: Observed| {

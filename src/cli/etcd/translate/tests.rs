@@ -1,13 +1,14 @@
 //! Flags beside the settings that they become, and the table beside etcd's own help.
 
 use super::*;
+use crate::cli::etcd::discovery::Found;
 use crate::cli::etcd::flags::{self, Line};
 use crate::config::{Config, File, Sources, load};
 
 fn translated(line: &str) -> anyhow::Result<Translation> {
     let words: Vec<String> = line.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect();
     let Line::Flags(given) = flags::read(&words)? else { bail!("no flags") };
-    translate(&Given::new(given))
+    translate(&Given::new(given), &Members::Listed)
 }
 
 fn config(line: &str) -> anyhow::Result<Config> {
@@ -82,6 +83,12 @@ const CASES: &[(&str, &str, &str)] = &[
         "server.advertise_peer",
         "h:2",
     ),
+    ("--name a --initial-cluster a=http://h:1,a=http://i:1,b=http://h:2", "server.advertise_peer", "h:1,i:1"),
+    (
+        "--name b --initial-cluster a=http://h:1,http://i:1,b=http://h:2 --initial-cluster-state existing",
+        "cluster.join",
+        "h:1,i:1",
+    ),
     ("--initial-cluster-token t", "cluster.token", "t"),
     ("--quota-backend-bytes 8589934592", "storage.quota_bytes", "8GiB"),
     ("--quota-backend-bytes=-1", "storage.quota_bytes", "0B"),
@@ -136,11 +143,38 @@ fn every_flag_that_is_taken_becomes_its_setting() {
     for (line, key, expected) in CASES {
         assert_eq!(setting(line, key), *expected, "{line:?}: {key}");
     }
-    let elsewhere = ["log-outputs", "feature-gates", "config-file", "initial-cluster-state"];
+    let elsewhere =
+        ["log-outputs", "feature-gates", "config-file", "initial-cluster-state", "discovery-srv", "discovery-srv-name"];
     for flag in FLAGS.iter().filter(|flag| flag.fate == Fate::Taken && !elsewhere.contains(&flag.name)) {
         let is_tested = CASES.iter().any(|(line, _, _)| line.contains(flag.name));
         assert!(is_tested, "no case above has --{}", flag.name);
     }
+}
+
+/// What DNS lists stands for `--initial-cluster`, under other names than the members' own.
+#[test]
+fn members_of_dns_become_a_list_with_this_member_by_its_place() {
+    let found = Members::Found(Found { list: "h:1=http://h:1,i:1=http://i:1".into(), own: "i:1".into() });
+    let translated = |line: &str, members: &Members| {
+        let Line::Flags(given) = flags::read(&[line.to_owned(), "--name=a".to_owned()]).unwrap() else {
+            panic!("no flags")
+        };
+        let settings = translate(&Given::new(given), members)?.settings;
+        let sources = Sources { file: File::None, flags: settings, ..Sources::default() };
+        let config = load(&crate::config::tests::Files::default(), &sources)?.config;
+        let node = config.node(None, "host")?;
+        anyhow::Ok((config.cluster.join, node.name, node.slot, node.advertise_peer))
+    };
+    let own = "--initial-advertise-peer-urls=http://10.0.0.2:1";
+    let (join, name, slot, address) = translated(own, &found).unwrap();
+    assert_eq!((join, &name[..], slot, &address[..]), (vec![], "a", 1, "10.0.0.2:1"));
+    let (join, _, slot, _) = translated("--initial-cluster-state=existing", &found).unwrap();
+    assert_eq!((join, slot), (vec!["h:1".to_owned()], crate::identity::READER_SLOT));
+    let (join, _, slot, address) = translated(own, &Members::Known).unwrap();
+    assert_eq!((join, slot, &address[..]), (vec!["10.0.0.2:1".to_owned()], crate::identity::READER_SLOT, "10.0.0.2:1"));
+    let https = Members::Found(Found { list: "h:1=https://h:1".into(), own: "h:1".into() });
+    let message = translated(own, &https).unwrap_err().to_string();
+    assert!(message.contains("--discovery-srv: \"https://h:1\" and --listen-peer-urls"), "{message}");
 }
 
 #[test]
