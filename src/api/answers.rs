@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use tonic::Response;
 
 use super::Api;
-use crate::env::{Env, sleep};
+use crate::env::{self, Env, sleep};
 use crate::error::Error;
 use crate::node::Node;
 use crate::node::account::{Pool, Taken};
@@ -121,8 +121,8 @@ impl Large {
     }
 
     /// Its pieces in the form that `write` gives.
-    pub fn written(self, write: fn(LargeAnswer) -> Pieces) -> Written {
-        Written { large: self, write, has_begun: false, gives_way: None }
+    pub fn written(self, making: Making, write: fn(LargeAnswer) -> Pieces) -> Written {
+        Written { large: self, write, making, has_begun: false, next: None }
     }
 
     /// The next piece in the form that `write` gives; always the same one for an answer.
@@ -140,6 +140,15 @@ impl Large {
     }
 }
 
+/// Where the pieces of an answer are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Making {
+    /// On the event loop: a piece is hardly more than a copy.
+    Here,
+    /// In the pool of long reads.
+    Apart,
+}
+
 /// A large answer on its way to a client.
 ///
 /// Between two pieces it gives way to all that is ready on the event loop, what has arrived meanwhile included: a client on a fast
@@ -147,8 +156,26 @@ impl Large {
 pub struct Written {
     large: Large,
     write: fn(LargeAnswer) -> Pieces,
+    making: Making,
     has_begun: bool,
-    gives_way: Option<BoxFuture<'static, ()>>,
+    next: Option<BoxFuture<'static, Option<Result<Bytes, Error>>>>,
+}
+
+impl Written {
+    fn make(&self) -> BoxFuture<'static, Option<Result<Bytes, Error>>> {
+        let (large, write) = (self.large.clone(), self.write);
+        match self.making {
+            Making::Here => Box::pin(async move {
+                tokio::task::yield_now().await;
+                large.next_piece(write)
+            }),
+            Making::Apart => {
+                let env = large.answer.lock().env.clone();
+                // The member's own work, of which there is one piece for each answer that has room in the account.
+                Box::pin(async move { env.long(env::Pool::Reads, move || large.next_piece(write)).await })
+            }
+        }
+    }
 }
 
 impl Stream for Written {
@@ -156,12 +183,16 @@ impl Stream for Written {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
-        if std::mem::replace(&mut this.has_begun, true) {
-            let way = this.gives_way.get_or_insert_with(|| Box::pin(tokio::task::yield_now()));
-            ready!(way.as_mut().poll(cx));
-            this.gives_way = None;
+        // The first piece of most answers is all of it.
+        if !std::mem::replace(&mut this.has_begun, true) && this.making == Making::Here {
+            return Poll::Ready(this.large.next_piece(this.write));
         }
-        Poll::Ready(this.large.next_piece(this.write))
+        if this.next.is_none() {
+            this.next = Some(this.make());
+        }
+        let made = ready!(this.next.as_mut().expect("it was begun").as_mut().poll(cx));
+        this.next = None;
+        Poll::Ready(made)
     }
 }
 
@@ -336,8 +367,8 @@ mod tests {
         let mut pieces = 0;
         while pieces < 50 {
             let kept = pool.take(&Client::new(None), 10).unwrap();
-            let mut written =
-                Large::new(Aside::new(&Env::real(), some_answer(&mut random)), kept).written(LargeAnswer::in_grpc);
+            let mut written = Large::new(Aside::new(&Env::real(), some_answer(&mut random)), kept)
+                .written(Making::Here, LargeAnswer::in_grpc);
             written.next().await;
             let mut before = turns.load(Ordering::Relaxed);
             while written.next().await.is_some() {

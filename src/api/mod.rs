@@ -56,7 +56,7 @@ use crate::watch::Hub;
 
 #[cfg(test)]
 pub use answers::Aside;
-pub use answers::{Large, Written};
+pub use answers::{Large, Making, Written};
 pub use figures::{FIGURES, Figure, Figures, Sampled, Unit};
 pub use overview::Overview;
 pub use peer::{PeerApi, Proof, Running};

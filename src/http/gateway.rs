@@ -24,7 +24,7 @@ use tower::Service as _;
 
 use super::requests::{FRAME_HEAD_BYTES, Limits, Reader};
 use super::transcoder::Transcoder;
-use crate::api::Large;
+use crate::api::{Large, Making};
 use crate::env::Env;
 use crate::error::Error;
 use crate::metrics::metrics;
@@ -299,7 +299,7 @@ async fn unary_answer(
         return Err(failure);
     }
     if let Some(large) = large {
-        return Ok(json_response(StatusCode::OK, Body::from_stream(large.written(super::json::pieces))));
+        return Ok(json_response(StatusCode::OK, Body::from_stream(large.written(Making::Apart, super::json::pieces))));
     }
     let message =
         message.ok_or_else(|| Failure { code: INTERNAL, message: "the call ended without an answer".into() })?;

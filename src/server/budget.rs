@@ -23,7 +23,7 @@ use tonic::Status;
 use tower::{Layer, Service};
 
 use super::inflate::{Inflate, PREFIX_BYTES};
-use crate::api::{Large, Written};
+use crate::api::{Large, Making, Written};
 use crate::env::Sleep;
 use crate::error::Error;
 use crate::node::Client;
@@ -411,7 +411,7 @@ impl<B> Sending<B> {
     fn new(body: Option<B>, large: Option<Large>, exchange: Option<Arc<Exchange>>) -> Self {
         let is_large = large.is_some();
         let pieces = large.as_ref().map(Large::taken);
-        let large = large.map(|large| Box::new(large.written(LargeAnswer::in_grpc)));
+        let large = large.map(|large| Box::new(large.written(Making::Here, LargeAnswer::in_grpc)));
         Self { body, large, is_large, exchange, pieces, has_begun: false, waiting: None }
     }
 
