@@ -448,6 +448,7 @@ impl Node {
     /// where it is applied.
     pub async fn propose(&self, caller: &Caller, mut command: pb::log::Command) -> Outcome {
         gate::in_time(caller)?;
+        self.check_role(&command)?;
         command.asker = caller.to_pb();
         admit::own(&mut command, &self.inner.options.limits)?;
         // By this member's data, which is nearly the leader's; the leader counts again what others forward.
@@ -456,6 +457,12 @@ impl Node {
         let outcome = self.try_propose(command, units).await;
         pending.end(&outcome);
         outcome
+    }
+
+    /// Refuses at once what apply would, as this member's state is now.
+    fn check_role(&self, command: &pb::log::Command) -> Result<(), Error> {
+        let Some(request) = command.request.as_ref().filter(|_| !self.inner.store.is_writable()) else { return Ok(()) };
+        self.inner.store.read(|s| s.kv.refused_by_role(request)).map_or(Ok(()), Err)
     }
 
     async fn try_propose(&self, mut command: pb::log::Command, units: u64) -> Outcome {

@@ -4,12 +4,14 @@ Backups, and what a new cluster begins with: the settings, the Secrets, and how 
 
 {{/* Whether a store is named at all. */}}
 {{- define "quorate.hasStore" -}}
-{{- if or .Values.backup.url .Values.restore.from -}}true{{- end -}}
+{{- if or .Values.backup.url .Values.restore.from .Values.restore.follow -}}true{{- end -}}
 {{- end -}}
 
 {{/* Whether one of them is reached over the network by the members themselves. */}}
 {{- define "quorate.hasBucket" -}}
-{{- if or (regexMatch "^(s3|gs|az)://" .Values.backup.url) (regexMatch "^(s3|gs|az)://" .Values.restore.from) -}}true{{- end -}}
+{{- range list .Values.backup.url .Values.restore.from .Values.restore.follow -}}
+{{- if regexMatch "^(s3|gs|az)://" . -}}true{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{/* Refuses values that cannot work. */}}
@@ -18,18 +20,24 @@ Backups, and what a new cluster begins with: the settings, the Secrets, and how 
 {{- if not (include "quorate.hasStore" .) -}}
 {{- range list "endpoint" "credentialsSecret" "keySecret" "caSecret" -}}
 {{- if index $backup . -}}
-{{- fail (printf "backup.%s has no use without backup.url or restore.from: set one of these, or leave it out" .) -}}
+{{- fail (printf "backup.%s has no use without backup.url, restore.from or restore.follow: set one of these, or leave it out" .) -}}
 {{- end -}}
 {{- end -}}
 {{- if .Values.restore.sameRevisions -}}
 {{- fail "restore.sameRevisions has no use without restore.from" -}}
 {{- end -}}
 {{- end -}}
-{{- $memory := regexFind "^[0-9]+Mi$" (toString (dig "limits" "memory" "" (default dict .Values.resources))) | trimSuffix "Mi" -}}
-{{- if and $backup.url $memory (lt (int $memory) 192) -}}
-{{- fail (printf "resources.limits.memory is %sMi, and with backup.url a member needs 192Mi: raise it" $memory) -}}
+{{- if and .Values.restore.from .Values.restore.follow -}}
+{{- fail "restore.from and restore.follow are one or the other: a standby begins with the newest moment" -}}
 {{- end -}}
-{{- range $value, $url := dict "backup.url" $backup.url "restore.from" .Values.restore.from -}}
+{{- if and .Values.restore.follow (include "quorate.isAuthDeclared" .) -}}
+{{- fail "restore.follow cannot go with auth.bootstrap or auth.existingSecret: a standby has its source's users" -}}
+{{- end -}}
+{{- $memory := regexFind "^[0-9]+Mi$" (toString (dig "limits" "memory" "" (default dict .Values.resources))) | trimSuffix "Mi" -}}
+{{- if and (or $backup.url .Values.restore.follow) $memory (lt (int $memory) 192) -}}
+{{- fail (printf "resources.limits.memory is %sMi, and with backup.url or restore.follow a member needs 192Mi: raise it" $memory) -}}
+{{- end -}}
+{{- range $value, $url := dict "backup.url" $backup.url "restore.from" .Values.restore.from "restore.follow" .Values.restore.follow -}}
 {{- if and $backup.endpoint (hasPrefix "gs://" $url) -}}
 {{- fail (printf "backup.endpoint cannot go with %s %q: Google's own is the only one there" $value $url) -}}
 {{- end -}}
@@ -63,6 +71,9 @@ Backups, and what a new cluster begins with: the settings, the Secrets, and how 
 {{- $backup = merge $backup (dict "url" $values.url "interval" $values.interval "full_every" $values.fullEvery "keep_fulls" (int $values.keepFulls) "keep_age" $values.keepAge) -}}
 {{- end -}}
 {{- $settings := dict "backup" $backup -}}
+{{- with .Values.restore.follow -}}
+{{- $_ := set $settings "restore" (dict "follow" .) -}}
+{{- end -}}
 {{- with .Values.restore.from -}}
 {{- $_ := set $settings "restore" (dict "from" . "same_revisions" $.Values.restore.sameRevisions) -}}
 {{- end -}}

@@ -22,6 +22,7 @@ backup.key_file: backup.keySecret
 backup.ca_file: backup.caSecret
 restore.from: restore.from
 restore.same_revisions: restore.sameRevisions
+restore.follow: restore.follow
 {{- end -}}
 
 {{- define "quorate.check" -}}

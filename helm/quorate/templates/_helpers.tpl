@@ -262,6 +262,7 @@ dnsConfig:
 {{- $_ := unset $sections "kubernetes" -}}
 {{- /* What is said of them below `config` is nothing without a store. */}}
 {{- $_ := unset $sections "backup" -}}
+{{- $_ := unset $sections "restore" -}}
 {{- $_ := set $sections.cluster "join" (list (printf "%s-headless.%s.svc:2380" (include "quorate.fullname" $root) $root.Release.Namespace)) -}}
 {{- end -}}
 {{- range $section, $settings := $sections }}

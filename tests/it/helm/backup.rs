@@ -141,7 +141,7 @@ fn what_cannot_work_is_refused_by_its_name() {
         ("backup: {interval: 10, url: \"s3://b\"}", "backup/interval"),
         ("backup: {keepFulls: 0, url: \"s3://b\"}", "backup/keepFulls"),
         ("backup: {schedule: \"@daily\"}", "schedule"),
-        ("backup: {keySecret: k}", "backup.keySecret has no use without backup.url or restore.from"),
+        ("backup: {keySecret: k}", "backup.keySecret has no use without backup.url, restore.from or restore.follow"),
         ("backup: {credentialsSecret: k}", "backup.credentialsSecret has no use"),
         ("restore: {sameRevisions: true}", "restore.sameRevisions has no use"),
         ("backup: {url: \"gs://b\", endpoint: \"https://e\"}", "backup.endpoint cannot go with backup.url"),
@@ -151,6 +151,11 @@ fn what_cannot_work_is_refused_by_its_name() {
             "restore.from is the directory /mnt/b, and no volume",
         ),
         ("backup: {url: \"s3://b\"}\nresources: {limits: {memory: 128Mi}}", "needs 192Mi"),
+        ("restore: {from: \"s3://b\", follow: \"s3://b\"}", "restore.from and restore.follow are one or the other"),
+        ("restore: {follow: \"s3://b\"}\nauth: {existingSecret: s}", "restore.follow cannot go with auth.bootstrap"),
+        ("restore: {follow: \"s3://b\"}\nresources: {limits: {memory: 128Mi}}", "needs 192Mi"),
+        ("restore: {follow: /mnt/b}", "restore.follow is the directory /mnt/b, and no volume"),
+        ("config: {restore: {follow: \"s3://b\"}}", "set restore.follow"),
         ("config: {backup: {url: \"s3://b\"}}", "config.backup.url is not for values: set backup.url"),
         ("config: {backup: {key_file: /k}}", "set backup.keySecret"),
         ("config: {restore: {from: \"s3://b\"}}", "set restore.from"),
@@ -163,6 +168,10 @@ fn what_cannot_work_is_refused_by_its_name() {
         assert!(!output.status.success(), "{values} was accepted");
         assert!(errors.contains(want), "{values}: {errors}");
     }
+    // A standby.
+    let standby = Rendered::new(&helm, "restore: {follow: \"s3://b/kv\"}\nbackup: {url: \"s3://b/kv\"}");
+    server_accepts(&standby);
+    assert_eq!(standby.settings()["restore"]["follow"].as_str(), Some("s3://b/kv"));
     // A directory of a volume, and a moment of it.
     let shared = "restore: {from: \"/mnt/b@latest\"}\nextraVolumes: [{name: s, emptyDir: {}}]\nextraVolumeMounts: [{name: s, mountPath: /mnt/b/}]";
     server_accepts(&Rendered::new(&helm, shared));
