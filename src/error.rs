@@ -130,6 +130,21 @@ pub enum Error {
         "quorate: users and roles are declared (auth.bootstrap) and not in force at this member yet: ask again in a moment"
     )]
     UsersNotYet,
+    #[error(
+        "quorate: this cluster is a standby and takes no writes: it follows the backups of another one, which is the one to write to; if \
+         that one is gone, `quorate promote` makes this one take its place"
+    )]
+    Standby,
+    #[error(
+        "quorate: this cluster takes no writes any more: another one was promoted in its place (condition superseded, in `quorate status`), \
+         which is the one to write to"
+    )]
+    Superseded,
+    #[error("quorate: this cluster is no standby, and clients write to it: there is nothing to promote")]
+    NotStandby,
+    /// A promotion that is refused. The text is whole, and says what to do.
+    #[error("quorate: {0}")]
+    Promotion(String),
     /// Its operations together would take too long, or answer too much. The text is whole, but for etcd's sentence before it.
     #[error("etcdserver: request is too large: {0}")]
     TooCostly(String),
@@ -213,6 +228,7 @@ impl Error {
             }
             MemberExists | PeerUrlExists | NotEnoughStarted | NotLearner | LearnerNotReady | FenceOfMajority
             | Membership(_) => Code::FailedPrecondition,
+            Standby | Superseded | NotStandby | Promotion(_) => Code::FailedPrecondition,
             AuthNotEnabled | RootUserNotExist | UserNotFound | RoleNotFound | RootRoleNotExist | UserExists
             | RoleExists | RoleNotGranted | PermissionNotGranted => Code::FailedPrecondition,
             Unhealthy | MemberUnreachable(_) => Code::Unavailable,
@@ -280,6 +296,10 @@ impl Error {
             TooCostly(_) => 66,
             InvalidRequest(_) => 71,
             FenceOfMajority => 72,
+            Standby => 140,
+            Superseded => 141,
+            NotStandby => 142,
+            Promotion(_) => 143,
             AuthNotEnabled => 81,
             RootUserNotExist => 82,
             UserEmpty => 83,
@@ -310,6 +330,7 @@ impl Error {
             Error::Unsupported(text)
             | Error::MemberUnreachable(text)
             | Error::Membership(text)
+            | Error::Promotion(text)
             | Error::TooCostly(text)
             | Error::QuotaExceeded(text)
             | Error::AnswerTooLarge(text)
@@ -330,6 +351,7 @@ impl Error {
             71 => return InvalidRequest(detail),
             91 => return MessageTooLarge(detail),
             131 => return QuotaExceeded(detail),
+            143 => return Promotion(detail),
             _ => {}
         }
         PLAIN.iter().find(|e| e.number() == number).cloned().unwrap_or(Unsupported(detail))
@@ -400,6 +422,9 @@ const PLAIN: &[Error] = {
         NoPasswordUser,
         PasswordTooLong,
         UsersNotYet,
+        Standby,
+        Superseded,
+        NotStandby,
     ]
 };
 
@@ -424,6 +449,7 @@ mod tests {
             .chain([91])
             .chain(110..=119)
             .chain([130, 131])
+            .chain(140..=143)
         {
             assert_eq!(Error::from_number(number, String::new()).number(), number);
         }
@@ -432,7 +458,7 @@ mod tests {
 
     /// A failure with a word of its own for each number: those that carry a text besides.
     fn all() -> Vec<Error> {
-        let told = [25, 58, 59, 61, 66, 71, 131].map(|number| Error::from_number(number, "why".into()));
+        let told = [25, 58, 59, 61, 66, 71, 131, 143].map(|number| Error::from_number(number, "why".into()));
         PLAIN.iter().cloned().chain(told).collect()
     }
 

@@ -100,6 +100,7 @@ pub struct Metrics {
     /// Requests over the JSON gateway.
     pub gateway_requests: IntCounter,
     pub backup: Backup,
+    pub standby: Standby,
     /// What answering on watch streams takes.
     pub watch: Watch,
     /// By [`RequestKind`], those that failed and those that did not.
@@ -314,6 +315,45 @@ impl Backup {
     }
 }
 
+/// A standby's part; all 0 where the cluster is none.
+pub struct Standby {
+    pub is_standby: IntGauge,
+    /// The source's time, up to which everything is here; and how long ago that was by this member's clock.
+    pub source_time: IntGauge,
+    pub age: IntGauge,
+    pub records: IntCounter,
+    pub failures: IntCounter,
+}
+
+impl Standby {
+    fn new(r: &Registry) -> Self {
+        let counter = |name: &str, help: &str| register(r, IntCounter::new(name, help));
+        let gauge = |name: &str, help: &str| register(r, IntGauge::new(name, help));
+        Self {
+            is_standby: gauge(
+                "quorate_standby",
+                "1 while this cluster follows another one's backups and takes no writes.",
+            ),
+            source_time: gauge(
+                "quorate_standby_source_timestamp_seconds",
+                "Everything that was applied at the source before this time, in seconds since 1970 by its clock, is here.",
+            ),
+            age: gauge(
+                "quorate_standby_age_seconds",
+                "How long ago that was, by this member's clock; it grows also while nothing is written at the source.",
+            ),
+            records: counter(
+                "quorate_standby_records_total",
+                "Records of changes that this member has had applied, as leader.",
+            ),
+            failures: counter(
+                "quorate_standby_failures_total",
+                "Times that this member, as leader, could not follow the source.",
+            ),
+        }
+    }
+}
+
 impl Metrics {
     fn new() -> Self {
         let registry = Registry::new();
@@ -371,6 +411,7 @@ impl Metrics {
             log_lines: LogLines::new(r),
             gateway_requests: counter("quorate_gateway_requests_total", "Requests over the JSON gateway."),
             backup: Backup::new(r),
+            standby: Standby::new(r),
             watch: Watch::new(r),
             requests: requests(r),
             peer_sent_bytes: counters("etcd_network_peer_sent_bytes_total", "Bytes sent to a member.", &["To"]),

@@ -6,8 +6,9 @@ use super::{Api, audited};
 use crate::kv::Wants;
 use crate::pb::admin::admin_server::Admin;
 use crate::pb::admin::{
-    DiagnoseRequest, Diagnosis, MembershipRequest, MembershipView, Remark, RoleQuotasRequest, RoleQuotasResponse,
-    ScaleRequest, ScaleResponse, SetRoleQuotaRequest, SetRoleQuotaResponse, Wanted,
+    DiagnoseRequest, Diagnosis, MembershipRequest, MembershipView, PromoteRequest, PromoteResponse, Remark,
+    RoleQuotasRequest, RoleQuotasResponse, ScaleRequest, ScaleResponse, SetRoleQuotaRequest, SetRoleQuotaResponse,
+    Wanted,
 };
 use crate::pb::log::auth_change::Change;
 
@@ -70,6 +71,13 @@ impl Admin for Api {
         node.read_index().await?;
         let roles = node.view(&caller, Wants::Root)?.role_usage();
         Ok(Response::new(RoleQuotasResponse { roles }))
+    }
+
+    async fn promote(&self, request: Request<PromoteRequest>) -> Result<Response<PromoteResponse>, Status> {
+        let node = self.node(&request)?;
+        let caller = self.root(&node, &request).await?;
+        let follower = self.follower()?;
+        Ok(Response::new(follower.promote(&caller, request.into_inner()).await?))
     }
 
     async fn diagnose(&self, request: Request<DiagnoseRequest>) -> Result<Response<Diagnosis>, Status> {

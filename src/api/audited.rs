@@ -6,7 +6,9 @@ use bytes::Bytes;
 use prost::Message as _;
 use tonic::{Request, Streaming};
 
-use crate::pb::admin::{DiagnoseRequest, MembershipRequest, RoleQuotasRequest, ScaleRequest, SetRoleQuotaRequest};
+use crate::pb::admin::{
+    DiagnoseRequest, MembershipRequest, PromoteRequest, RoleQuotasRequest, ScaleRequest, SetRoleQuotaRequest,
+};
 use crate::pb::election::{CampaignRequest, LeaderKey, LeaderRequest, ProclaimRequest, ResignRequest};
 use crate::pb::etcd::request_op::Request as Op;
 use crate::pb::etcd::{
@@ -105,6 +107,7 @@ audited! {
     DowngradeRequest: |r| target(&*r.version);
     ScaleRequest: |r| target(r.replicas.to_string());
     SetRoleQuotaRequest: |r| target(&*r.role);
+    PromoteRequest: |r| target(format!("{r:?}"));
     // Whole, or by what comes later.
     DiagnoseRequest: |_r| What::default();
     RoleQuotasRequest: |_r| What::default();

@@ -38,6 +38,7 @@ use tonic::{Request, Status};
 
 use self::audited::Audited;
 use self::pull::Slots;
+use crate::backup::Follower;
 use crate::cluster::Manager;
 use crate::conditions::Conditions;
 use crate::config::CertUser;
@@ -91,6 +92,7 @@ struct Shared {
     tokens: Tokens,
     passwords: Passwords,
     manager: RwLock<Option<Arc<Manager>>>,
+    follower: RwLock<Option<Arc<Follower>>>,
     /// The lowest slot, where a request to scale names none.
     first_slot: u64,
     slow_request: Duration,
@@ -193,6 +195,7 @@ impl Api {
             tokens: Tokens::new(auth.token_ttl),
             passwords: Passwords::new(env.clone(), auth.bcrypt_cost),
             manager: RwLock::new(None),
+            follower: RwLock::new(None),
             env: env.clone(),
             diagnosis,
             first_slot,
@@ -244,6 +247,10 @@ impl Api {
         *self.shared.manager.write() = manager;
     }
 
+    pub fn set_follower(&self, follower: Option<Arc<Follower>>) {
+        *self.shared.follower.write() = follower;
+    }
+
     /// Why what is asked for is not there. While this member stops its clients go on elsewhere, where `no leader` would end the watches of
     /// Go's and Java's.
     fn absent(&self) -> Error {
@@ -252,6 +259,10 @@ impl Api {
 
     fn manager(&self) -> Result<Arc<Manager>, Error> {
         self.shared.manager.read().clone().ok_or_else(|| self.absent())
+    }
+
+    fn follower(&self) -> Result<Arc<Follower>, Error> {
+        self.shared.follower.read().clone().ok_or_else(|| self.absent())
     }
 
     /// Whether clients are served, as probes are told.

@@ -133,7 +133,13 @@ impl Archive {
                     other.number,
                 )));
             }
-            let begun = self.begin(cluster_id, newest.map_or(1, |newest| newest.number + 1), origin.cloned()).await?;
+            let begun = Generation {
+                number: newest.map_or(1, |newest| newest.number + 1),
+                cluster_id,
+                origin: origin.copied(),
+                ..Generation::default()
+            };
+            let begun = self.begin(begun).await?;
             if let Some(begun) = begun {
                 return Ok(begun);
             }
@@ -147,17 +153,59 @@ impl Archive {
         if newest.cluster_id == cluster_id {
             return Ok(newest);
         }
-        let begun = self.begin(cluster_id, newest.number + 1, None).await?;
+        let begun = self.begin(Generation { number: newest.number + 1, cluster_id, ..Generation::default() }).await?;
         begun.ok_or_else(|| Error::Refused(format!("{}: another cluster has just taken it", self.store.url())))
     }
 
+    /// Makes `cluster_id` the one that writes here, in the place of the one before, which is told so by that. With `followed` only if that is
+    /// the newest generation. Done already, it is the same again.
+    pub(super) async fn promote(&self, cluster_id: u64, followed: Option<u32>) -> Result<Generation> {
+        let newest = self.newest().await?;
+        if newest.cluster_id == cluster_id && newest.is_promotion {
+            return Ok(newest);
+        }
+        if let Some(followed) = followed.filter(|followed| *followed != newest.number) {
+            return Err(Error::Refused(format!(
+                "{}: generation {} of cluster {:016x} has begun there, and this standby has followed generation {followed}: another cluster has \
+                 taken the place already",
+                self.store.url(),
+                newest.number,
+                newest.cluster_id
+            )));
+        }
+        let number = newest.number + 1;
+        let begun = self.begin(Generation { number, cluster_id, is_promotion: true, ..Generation::default() }).await?;
+        begun.ok_or_else(|| Error::Refused(format!("{}: another cluster has just taken it", self.store.url())))
+    }
+
+    /// Generations after this one, oldest first. Costs a list where there are none.
+    pub(super) async fn generations_after(&self, number: u32) -> Result<Vec<Generation>> {
+        let mut later = Vec::new();
+        for found in self.store.list("generations", Some(&generation_name(number))).await? {
+            let missing = || self.store.damaged(&found.name, "it is missing");
+            later.push(self.message::<Generation>(&found.name).await?.ok_or_else(missing)?.0);
+        }
+        Ok(later)
+    }
+
+    /// Whether there is a record of a later number.
+    pub(super) async fn has_record_after(&self, generation: u32, number: u64) -> Result<bool> {
+        let later = self.store.list(&records(generation), Some(&record_name(generation, number))).await?;
+        Ok(!later.is_empty())
+    }
+
+    /// The number of the newest record; 0 for none.
+    pub(super) async fn last_record(&self, generation: u32) -> Result<u64> {
+        Ok(self.record_objects(generation).await?.pop().map_or(0, |(number, _)| number))
+    }
+
     /// `None`: somebody else was faster.
-    async fn begin(&self, cluster_id: u64, number: u32, origin: Option<Origin>) -> Result<Option<Generation>> {
+    async fn begin(&self, generation: Generation) -> Result<Option<Generation>> {
         self.store.check().await?;
         // Whoever makes the marker: all make the same.
         self.store.create(MARKER, &Marker { format: FORMAT }.encode_to_vec()).await?;
-        let generation = Generation { number, cluster_id, begun_at_millis: millis(wall_clock()), origin };
-        let made = self.store.create(&generation_name(number), &generation.encode_to_vec()).await?;
+        let generation = Generation { begun_at_millis: millis(wall_clock()), ..generation };
+        let made = self.store.create(&generation_name(generation.number), &generation.encode_to_vec()).await?;
         Ok(made.map(|_| generation))
     }
 

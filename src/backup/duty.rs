@@ -153,6 +153,9 @@ impl Duty {
 
     /// What is the matter, in a sentence, if much less is archived than should be.
     pub fn late(&self) -> Option<String> {
+        if !self.parts.node.store().is_writable() {
+            return None;
+        }
         let (told, most) = (self.told(), LATE.max(6 * self.settings.interval));
         let age = Duration::from_millis(told.at_millis.saturating_sub(told.archived_at_millis));
         if told.at_millis == 0 || self.started.elapsed() < most || told.archived_at_millis > 0 && age < most {
@@ -324,7 +327,8 @@ impl Duty {
         own.archived_index = own.archived_index.max(response.archived_index);
         note_mark(&mut own.marks, Mark { index: response.applied_index, at_millis: response.at_millis });
         own.drop_marks();
-        let wanted = if own.archived_index == 0 { u64::MAX } else { own.archived_index + 1 };
+        let is_kept = own.archived_index > 0 && self.parts.node.store().is_writable();
+        let wanted = if is_kept { own.archived_index + 1 } else { u64::MAX };
         drop(own);
         self.parts.node.store().keep_log(wanted);
         self.set_turn(is_own);
@@ -359,6 +363,10 @@ impl Duty {
     async fn turn(&self) {
         let mut pause = RETRY;
         loop {
+            while !self.parts.node.store().is_writable() {
+                // A standby has its source's, and who was superseded has no right to the path.
+                sleep(LOOK).await;
+            }
             let begin = Instant::now();
             let Err(error) = self.session().await;
             self.fail(&error);
@@ -428,6 +436,11 @@ impl Duty {
     /// Archives what was committed since the last time.
     async fn archive(&self, chain: &mut Chain) -> Result<()> {
         let node = &self.parts.node;
+        if !node.store().is_writable() {
+            return Err(Error::Refused(
+                "another cluster was promoted in the place of this one, which archives nothing any more".into(),
+            ));
+        }
         if node.trust() == Trust::Fenced {
             return Err(Error::Refused(
                 "this member's data differs from the majority's (alarm CORRUPT), so it archives none".into(),

@@ -17,6 +17,7 @@
 //! clock does). A record names the SHA-256 of the one before it, and both it and a full backup tell the digest of the state that they
 //! lead to: what is restored has that digest, or is refused with the name of the object. A full backup counts only once its data was
 //! read back. No time of day decides anything but which moment a person meant.
+//! Another cluster can follow a path (`standby`), and take the place of the one that writes there (`succession`).
 //! etcd's own snapshot file is none of this, and is read by `etcd_file`. Absent: the format of a snapshot (`storage::snapshot`), and data directories (`server::restore`).
 
 pub mod archive;
@@ -29,7 +30,9 @@ pub mod plan;
 pub mod prune;
 pub mod restore;
 mod seal;
+pub mod standby;
 pub mod store;
+pub mod succession;
 #[cfg(test)]
 mod tests;
 pub mod verify;
@@ -39,6 +42,7 @@ use std::time::Duration;
 pub use archive::Archive;
 pub use duty::{Duty, Parts, Settings, Told};
 pub use seal::Key;
+pub use standby::Follower;
 pub use store::{Access, Store};
 
 /// Why something of a backup was not done.

@@ -37,6 +37,8 @@ pub struct Restored {
     pub full: NamedFull,
     /// The last record that it took something of; 0 for none.
     pub record: u64,
+    /// The record that goes on from there.
+    pub next_record: u64,
     /// The leader's time at which all of it had been applied, as far as that is known.
     pub at_millis: u64,
     /// It ends within the entry after the one that the state stands after.
@@ -322,6 +324,7 @@ impl Player {
             generation: self.full.generation,
             cluster_id: self.full.full.cluster_id,
             record: self.used,
+            next_record: self.next,
             at_millis: self.mark.0,
             full: self.full,
             damaged,

@@ -238,7 +238,7 @@ impl Store {
     }
 
     /// Refuses a store that lets two writers make the same object.
-    pub(super) async fn check(&self) -> Result<()> {
+    pub async fn check(&self) -> Result<()> {
         let name = format!("check/{:016x}", self.env.random_u64());
         let (first, second) = (self.create(&name, b"1").await?, self.create(&name, b"2").await?);
         let kept = self.read(&name).await?;

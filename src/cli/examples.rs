@@ -92,6 +92,13 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     ("backup adopt", &[("quorate backup adopt s3://backups/kv", "the cluster that wrote there is gone for good")]),
+    (
+        "promote",
+        &[
+            ("quorate promote", "a standby: the cluster that it follows is gone"),
+            ("quorate promote --without-store", "and so is the store of its backups"),
+        ],
+    ),
     ("snapshot save", &[("quorate snapshot save backup.db", "of the first endpoint that answers")]),
     ("snapshot status", &[("quorate snapshot status backup.db", "what is in it")]),
     (

@@ -27,6 +27,7 @@ mod migrate;
 mod new_cluster;
 mod output;
 mod progress;
+mod promote;
 mod recover;
 mod settings;
 mod snapshot;
@@ -98,6 +99,8 @@ pub enum Command {
     /// Backups at a path, made by a cluster itself or by `backup now`: list, check and restore them
     #[command(subcommand)]
     Backup(backup::BackupCommand),
+    /// Make a standby the cluster that clients write to, in the place of the one that it follows
+    Promote(promote::PromoteArgs),
     /// Copy a live etcd into this cluster, and follow it until you switch
     Migrate(migrate::MigrateArgs),
     /// Keep the keys of one prefix the same as those of another, here or in another cluster
@@ -267,6 +270,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Compact(args) => request(kv::compact(args)),
         Command::Snapshot(command) => request(snapshot::run(command)),
         Command::Backup(command) => request(backup::run(command)),
+        Command::Promote(args) => request(promote::promote(args)),
         Command::Migrate(args) => request(migrate::migrate(args)),
         Command::Mirror(args) => request(migrate::mirror::mirror(args)),
         Command::Alarm(command) => request(maintenance::alarm(command)),

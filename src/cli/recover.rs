@@ -169,6 +169,9 @@ pub(super) fn request(request: &Request) -> String {
         Request::Alarm(r) => format!("alarm {} of member {}, action {}", r.alarm, id(r.member_id), r.action),
         Request::Auth(_) => "a change of users or roles".to_owned(),
         Request::StartDigest(_) => "digests begun anew".to_owned(),
+        Request::Follow(r) => format!("{} entries of the cluster that this one follows", r.entries.len()),
+        Request::Promote(r) => format!("promotion of a standby, revisions {} later", r.jump),
+        Request::Supersede(r) => format!("no more writes: cluster {} was promoted", id(r.cluster_id)),
         Request::WantedSize(r) => format!("wanted size: {} members from slot {}", r.replicas, r.start),
     }
 }

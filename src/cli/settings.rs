@@ -58,6 +58,10 @@ pub struct SettingsArgs {
     /// already is not touched
     #[arg(long, value_name = "URL[@WHEN]")]
     pub restore_from: Option<String>,
+    /// Begin a new cluster as the standby of another one, whose backups are at this path: it takes no writes until `quorate promote`. A cluster
+    /// that there is already is not touched
+    #[arg(long, value_name = "URL", conflicts_with = "restore_from")]
+    pub follow: Option<String>,
     /// A level, or levels by module: info,quorate::raft=debug
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
@@ -104,6 +108,7 @@ impl SettingsArgs {
             ("server.advertise_client", "--advertise-client", &self.advertise_client),
             ("server.advertise_peer", "--advertise-peer", &self.advertise_peer),
             ("restore.from", "--restore-from", &self.restore_from),
+            ("restore.follow", "--follow", &self.follow),
             ("telemetry.level", "--log-level", &self.log_level),
             ("telemetry.format", "--log-format", &self.log_format),
         ];
@@ -169,6 +174,14 @@ mod tests {
         assert_eq!(config.restore.from, "/b@latest");
         assert!(config.raft.lease_reads && config.server.data_dir.ends_with("d"));
         assert_eq!((loaded.origins.len(), loaded.origins["cluster.size"].as_str()), (14, "--size"));
+    }
+
+    #[test]
+    fn a_standby_begins_with_no_moment() {
+        let sources = Sources { flags: flags("x --follow s3://b/kv").unwrap(), ..Sources::default() };
+        let loaded = config::load(&crate::config::tests::Files::default(), &sources).unwrap();
+        assert_eq!(loaded.config.restore.follow, "s3://b/kv");
+        assert!(Line::try_parse_from(["x", "--follow", "/b", "--restore-from", "/b"]).is_err());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::ledger::Found;
 use crate::cluster::reconcile::{PASSES, Told};
 use crate::pb::admin::{Member, MembershipView};
 use crate::pb::etcd::{AlarmMember, AlarmType};
-use crate::pb::log::Node;
+use crate::pb::log::{Node, Superseded};
 
 /// Members that a sentence names.
 const NAMED_MAX: usize = 10;
@@ -79,6 +79,11 @@ pub struct Cluster {
     /// Which members' data differs, in words.
     pub audit: Option<String>,
     pub backup_late: Option<String>,
+    /// What it follows, if it is a standby, and what is the matter with that.
+    pub standby: Option<String>,
+    pub standby_behind: Option<String>,
+    /// Who was promoted in its place.
+    pub superseded: Option<Superseded>,
 }
 
 pub fn own(seen: &Own) -> Vec<Found> {
@@ -210,6 +215,19 @@ pub fn of_cluster(seen: &Cluster) -> Vec<Found> {
     }
     if let Some(late) = &seen.backup_late {
         add(&BACKUP_LATE, "", late.clone());
+    }
+    let of_standby = [(&STANDBY_BEHIND, &seen.standby_behind), (&STANDBY, &seen.standby)];
+    for (kind, sentence) in of_standby.into_iter().filter_map(|(kind, sentence)| Some((kind, sentence.as_ref()?))) {
+        add(kind, "", sentence.clone());
+    }
+    if let Some(Superseded { generation, cluster_id }) = seen.superseded {
+        add(
+            &SUPERSEDED,
+            "",
+            format!(
+                "cluster {cluster_id:016x} was promoted in the place of this one (generation {generation}), which takes no writes any more"
+            ),
+        );
     }
     if let Some(sentence) = versions(seen) {
         add(&MIXED_VERSIONS, "", sentence);

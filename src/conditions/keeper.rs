@@ -15,7 +15,7 @@ use super::history::{History, Known, Members};
 use super::kinds::{self, Severity};
 use super::ledger::{Found, Ledger, Turn, What};
 use super::{is_wrong, merge, runbook};
-use crate::backup::Duty;
+use crate::backup::{Duty, Follower};
 use crate::cluster::wanted::Watch;
 use crate::cluster::{Audit, Bootstrap, Manager, Notice, Reconciler, Wanted};
 use crate::env::{Env, Instant, WallTime, interval, wall_clock};
@@ -52,6 +52,7 @@ pub struct Life {
     pub reconciler: Arc<Reconciler>,
     pub audit: Arc<Audit>,
     pub backup: Option<Arc<Duty>>,
+    pub follower: Arc<Follower>,
 }
 
 type Source = Box<dyn Fn() -> Vec<Found> + Send + Sync>;
@@ -306,6 +307,9 @@ fn cluster(life: &Life) -> Cluster {
         nodes: membership.nodes().map(|(id, node)| (*id, node.clone())).collect(),
         audit: life.audit.note(),
         backup_late: life.backup.as_ref().and_then(|backup| backup.late()),
+        standby: life.follower.describe(),
+        standby_behind: life.follower.behind(),
+        superseded: life.node.store().read(|s| s.kv.superseded()),
     }
 }
 

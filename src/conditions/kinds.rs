@@ -95,6 +95,14 @@ pub static NOSPACE: Kind = kind(
 )
 .shared()
 .follows();
+pub static SUPERSEDED: Kind = kind(
+    "superseded",
+    Error,
+    0,
+    "let clients go to the other cluster; then make this one its standby, with empty disks and restore.follow, or delete it",
+)
+.shared()
+.follows();
 pub static MEMBER_DEAD: Kind = kind(
     "member-dead",
     Error,
@@ -179,6 +187,15 @@ pub static BACKUP_LATE: Kind = kind(
 )
 .shared()
 .follows();
+pub static STANDBY_BEHIND: Kind = kind(
+    "standby-behind",
+    Warning,
+    0,
+    "do what the sentence asks for: mostly the store, the way to it, or the source's own backups (`quorate backup status`); promoted now it lacks \
+     what was written since",
+)
+.shared()
+.follows();
 pub static OIDC_KEYS: Kind = kind(
     "oidc-keys",
     Warning,
@@ -199,6 +216,13 @@ pub static MIXED_VERSIONS: Kind = kind(
     "finish the upgrade, or roll it back: what the newer build has is off until all members run it",
 );
 pub static LOADING: Kind = kind("loading", Note, 0, "wait: it serves when it has read its disk and caught up");
+pub static STANDBY: Kind = kind(
+    "standby",
+    Note,
+    0,
+    "nothing; if the cluster that it follows is gone, `quorate promote` lets clients write here",
+)
+.shared();
 pub static ONE_VOTER: Kind =
     kind("one-voter", Note, 10, "for data that must survive a disk, run three members; and back up");
 pub static EVEN_VOTERS: Kind = kind(
@@ -219,6 +243,7 @@ pub static KINDS: &[&Kind] = &[
     &CORRUPT,
     &DATA_DIFFERS,
     &NOSPACE,
+    &SUPERSEDED,
     &MEMBER_DEAD,
     &CHANGE_BLOCKED,
     &SLOTS_MISSING,
@@ -233,12 +258,14 @@ pub static KINDS: &[&Kind] = &[
     &TLS_FILES,
     &WANTED_UNKNOWN,
     &BACKUP_LATE,
+    &STANDBY_BEHIND,
     &OIDC_KEYS,
     &AUTH_FILE,
     &AUTH_BOOTSTRAP,
     &TLS_PLAIN,
     &MIXED_VERSIONS,
     &LOADING,
+    &STANDBY,
     &ONE_VOTER,
     &EVEN_VOTERS,
     &MEMBER_AWAITED,

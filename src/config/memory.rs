@@ -69,9 +69,14 @@ fn quota_max(limit: u64, fixed: u64) -> u64 {
 }
 
 impl Config {
+    /// Whether backups are made, or followed.
+    fn has_store(&self) -> bool {
+        self.backup.is_on() || !self.restore.follow.is_empty()
+    }
+
     /// What does not depend on amounts that are set.
     fn fixed_bytes(&self) -> u64 {
-        FIXED_BYTES + if self.backup.is_on() { BACKUP_BYTES } else { 0 }
+        FIXED_BYTES + if self.has_store() { BACKUP_BYTES } else { 0 }
     }
 
     /// These settings with every amount of memory lowered to what fits into the limit. A quota of 0 stays what it is: no quota.
@@ -79,7 +84,7 @@ impl Config {
     /// Errors: the limit is too small for a member that serves.
     pub fn within_memory(mut self, limit: Option<u64>) -> Result<Self, Error> {
         let Some(limit) = limit else { return Ok(self) };
-        let least = if self.backup.is_on() { LIMIT_LEAST_WITH_BACKUP } else { LIMIT_LEAST };
+        let least = if self.has_store() { LIMIT_LEAST_WITH_BACKUP } else { LIMIT_LEAST };
         if limit < least {
             return Err(Error::Memory { limit: Bytes(limit), least: Bytes(least) });
         }

@@ -423,6 +423,9 @@ pub struct Restore {
     pub from: String,
     /// Its revisions go on; else they jump, for clients may remember later ones.
     pub same_revisions: bool,
+    /// The path of another cluster's backups: a new cluster is its standby, which takes no writes and has what that one archives, until it
+    /// is promoted; empty: it is none.
+    pub follow: String,
 }
 
 /// `[log]`: the Raft log on disk.

@@ -86,13 +86,36 @@ impl Config {
 
     fn check_backup(&self, faults: &mut Faults) {
         let backup = &self.backup;
-        for (key, url) in [("backup.url", &backup.url), ("restore.from", &self.restore.from)] {
+        for (key, url) in [
+            ("backup.url", &backup.url),
+            ("restore.from", &self.restore.from),
+            ("restore.follow", &self.restore.follow),
+        ] {
             let scheme = url.split_once("://").map(|(scheme, _)| scheme);
             let known =
                 url.is_empty() || url.starts_with('/') || ["file", "s3", "gs", "az"].map(Some).contains(&scheme);
             let expected = "an absolute directory, s3://bucket/path, gs://bucket/path or az://container/path";
             faults.check(known, key, format!("{url:?}"), expected, "correct it");
         }
+        let follow = &self.restore.follow;
+        let is_alone = follow.is_empty() || self.restore.from.is_empty();
+        let expected = "nothing beside restore.from";
+        faults.check(
+            is_alone,
+            "restore.follow",
+            format!("{follow:?}"),
+            expected,
+            "leave one of them out: a standby begins with the newest moment",
+        );
+        let has_users = follow.is_empty() || self.auth.bootstrap.as_os_str().is_empty();
+        let expected = "nothing beside auth.bootstrap";
+        faults.check(
+            has_users,
+            "restore.follow",
+            format!("{follow:?}"),
+            expected,
+            "leave one of them out: a standby has its source's users",
+        );
         let shown = humantime::format_duration;
         let interval = backup.interval;
         faults.check(interval >= BACKUP_INTERVAL_MIN, "backup.interval", shown(interval), "at least 1s", "raise it");
@@ -432,6 +455,10 @@ mod tests {
             ("backup.url", |c| c.backup.url = "backups".into()),
             ("backup.url", |c| c.backup.url = "ftp://host/backups".into()),
             ("restore.from", |c| c.restore.from = "backups@latest".into()),
+            ("restore.follow", |c| c.restore.follow = "backups".into()),
+            ("restore.follow", |c| {
+                (c.restore.follow, c.restore.from) = ("/backups".into(), "/backups@latest".into());
+            }),
             ("backup.interval", |c| c.backup.interval = Duration::from_millis(999)),
             ("backup.full_every", |c| c.backup.full_every = Duration::from_secs(9)),
             ("backup.keep_fulls", |c| c.backup.keep_fulls = 0),

@@ -4,9 +4,9 @@ use bytes::{Bytes, BytesMut};
 use prost::Message as _;
 
 use crate::error::Error;
-use crate::kv::{Limits, State};
+use crate::kv::{Limits, ROLES_SINCE, State};
 use crate::node::admit;
-use crate::pb::log::{Batch, Command, Entry, LogId, entry};
+use crate::pb::log::{Batch, Command, Entry, Follow, LogId, Membership, SourceEntry, command, entry, source_entry};
 use crate::pb::peer::{ForwardResponse, forward_response};
 use crate::raft::{self, Store, convert};
 
@@ -83,10 +83,24 @@ fn nothing() -> Command {
     Command::new(1, Request::Compact(crate::pb::etcd::CompactionRequest::default()))
 }
 
+/// Has a standby apply a command of its source's.
+fn follow(standby: &mut State, command: Command) {
+    let from = standby.standby().expect("no command of the source's ends that").applied;
+    let log_id = from.map(|from| LogId { index: from.index + 1, ..from });
+    let payload = Some(source_entry::Payload::Batch(Batch { commands: vec![command] }));
+    let follow = Follow { generation: 1, from, entries: vec![SourceEntry { log_id, payload }], ..Follow::default() };
+    let own = (standby.alarms(), standby.cluster_version(), standby.wanted_size());
+    let outcome = standby.apply(&Command::new(ROLES_SINCE, command::Request::Follow(follow)), true);
+    outcome.expect("a command that this build knows").expect("a standby takes what its source has applied");
+    assert_eq!(standby.standby().and_then(|standby| standby.applied), log_id);
+    assert_eq!((standby.alarms(), standby.cluster_version(), standby.wanted_size()), own);
+}
+
 /// Bytes as commands, each after its length in two bytes: what is taken is applied, and what is not is refused; and apply is total even
 /// without the checks before it, for a log may hold what another build took.
 pub(super) fn way(data: &[u8]) {
-    let (mut way, mut unchecked) = (Way::new(), State::new());
+    let (mut way, mut unchecked, mut standby) = (Way::new(), State::new(), State::new());
+    standby.begin_standby(1, 1, LogId::default(), &Membership::default());
     let mut rest = data;
     while let Some((head, tail)) = rest.split_at_checked(2) {
         let len = usize::from(u16::from_le_bytes([head[0], head[1]])).min(tail.len());
@@ -98,6 +112,7 @@ pub(super) fn way(data: &[u8]) {
         let Ok(batch) = Batch::decode(&batch[..]) else { continue };
         for command in batch.commands.iter().filter(|command| State::check(command).is_ok()) {
             drop(unchecked.apply(command, true).expect("a command that this build knows"));
+            follow(&mut standby, command.clone());
             drop(way.own(command.clone()));
         }
     }

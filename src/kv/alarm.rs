@@ -41,7 +41,7 @@ impl Members {
 impl State {
     /// Every alarm that is on, in the order in which they were put on.
     pub fn alarms(&self) -> Vec<AlarmMember> {
-        self.alarms.iter().map(|&(member_id, alarm)| AlarmMember { member_id, alarm }).collect()
+        listed(&self.alarms)
     }
 
     /// Whether an alarm of this kind is on, for whichever member.
@@ -92,7 +92,7 @@ impl State {
     fn record_alarms(&mut self) {
         let alarms = Alarms { alarms: self.alarms() };
         let bytes = alarms.alarms.len() * size_of::<AlarmMember>();
-        self.journal.record(change::Change::Alarms(alarms), bytes);
+        self.record(change::Change::Alarms(alarms), bytes);
     }
 
     /// Puts an alarm on, or takes it off, and answers those that this changed. `NONE` is no alarm: it changes nothing. To take one
@@ -154,11 +154,16 @@ impl State {
     }
 }
 
+/// Alarms as they are told.
+pub(super) fn listed(alarms: &[(u64, i32)]) -> Vec<AlarmMember> {
+    alarms.iter().map(|&(member_id, alarm)| AlarmMember { member_id, alarm }).collect()
+}
+
 /// True for a command that stores new data, in whichever branch; deletions and compactions free it.
 pub fn takes_space(request: &command::Request) -> bool {
     use command::Request;
     match request {
-        Request::Put(_) | Request::LeaseGrant(_) => true,
+        Request::Put(_) | Request::LeaseGrant(_) | Request::Follow(_) => true,
         Request::Txn(txn) => any_op(txn, &|op| matches!(op, request_op::Request::RequestPut(_))),
         Request::DeleteRange(_)
         | Request::Compact(_)
@@ -168,6 +173,8 @@ pub fn takes_space(request: &command::Request) -> bool {
         | Request::LeaseCheckpoint(_)
         | Request::Alarm(_)
         | Request::Auth(_)
+        | Request::Promote(_)
+        | Request::Supersede(_)
         | Request::StartDigest(_) => false,
     }
 }

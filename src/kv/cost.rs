@@ -11,12 +11,13 @@ use std::ops::AddAssign;
 use super::State;
 use super::interval::Interval;
 use super::range::{is_in_key_order, limit};
+use super::role::sources_commands;
 use super::tree::{Place, Sums};
 use crate::error::Error;
 use crate::pb::etcd::range_request::SortOrder;
 use crate::pb::etcd::request_op::Request;
 use crate::pb::etcd::{Compare, DeleteRangeRequest, RangeRequest, RequestOp, TxnRequest};
-use crate::pb::log::{Command, command};
+use crate::pb::log::{Command, Follow, command};
 
 /// A key that was found is compared so many times in the time of another look-up.
 const COMPARES_A_KEY: u64 = 32;
@@ -74,10 +75,12 @@ pub fn plain_keys(request: &command::Request) -> Option<u64> {
         | command::Request::WantedSize(_)
         | command::Request::LeaseGrant(_)
         | command::Request::Alarm(_)
+        | command::Request::Supersede(_)
         | command::Request::StartDigest(_) => Some(1),
         command::Request::Txn(r) => plain_txn_keys(r).filter(|keys| *keys <= PLAIN_KEYS_MAX),
         command::Request::DeleteRange(r) => r.range_end.is_empty().then_some(1),
         command::Request::LeaseRevoke(_) | command::Request::Auth(_) => None,
+        command::Request::Follow(_) | command::Request::Promote(_) => None,
         command::Request::LeaseCheckpoint(r) => Some(r.checkpoints.len() as u64),
     }
 }
@@ -155,14 +158,29 @@ impl State {
             }
             // Each user may have the role that changes.
             command::Request::Auth(_) => Cost { keys: 1 + self.auth().user_count() as u64, bytes: 0 },
+            command::Request::Follow(r) => self.sources_cost(r),
+            // All versions that were superseded are let go of.
+            command::Request::Promote(_) => {
+                Cost { keys: (self.live.sums().items + self.old.sums().items).max(1) as u64, bytes: 0 }
+            }
             plain => Cost { keys: plain_keys(plain).unwrap_or(1), bytes: 0 },
         }
+    }
+
+    /// Of the entries of another cluster.
+    fn sources_cost(&self, r: &Follow) -> Cost {
+        let requests = sources_commands(r).filter_map(|command| command.request.as_ref());
+        Cost { keys: 1 + requests.map(|request| self.keys_of_one(request)).sum::<u64>(), bytes: 0 }
     }
 
     /// What applying these commands visits, about: for who decides how to do it.
     pub fn keys_of(&self, commands: &[Command]) -> u64 {
         let requests = commands.iter().filter_map(|command| command.request.as_ref());
-        requests.map(|r| plain_keys(r).unwrap_or_else(|| self.command_cost(r).keys)).sum()
+        requests.map(|request| self.keys_of_one(request)).sum()
+    }
+
+    fn keys_of_one(&self, request: &command::Request) -> u64 {
+        plain_keys(request).unwrap_or_else(|| self.command_cost(request).keys)
     }
 
     /// Refuses what costs more than `units_max` beyond a visit to every key.

@@ -101,6 +101,14 @@ impl State {
         LeaseCheckpointResponse { header: header(self.revision) }
     }
 
+    /// Gives every lease all its time, wherever it is counted from here on.
+    pub(super) fn forget_checkpoints(&mut self) {
+        let all = self.leases.table.clone();
+        for (id, lease) in all.iter().filter(|(_, lease)| lease.left_seconds.is_some()) {
+            self.set_lease(Lease { left_seconds: None, ..lease }.to_pb(id));
+        }
+    }
+
     fn set_lease(&mut self, lease: log::Lease) {
         self.leases.load(&lease);
         self.record(change::Change::Lease(lease), size_of::<log::Lease>());

@@ -1,7 +1,7 @@
 //! The replicated key-value state: multi-version, synchronous, deterministic.
 //!
 //! Owns the rules of the etcd v3 KV API: puts, deletes, ranges, transactions, compaction, the facts of leases, users and what they
-//! may do, what a request will cost, the hash that members compare, and how the state is written as [`log::Change`](crate::pb::log::Change)s and loaded again.
+//! may do, whether clients may write, what a request will cost, the hash that members compare, and how the state is written as [`log::Change`](crate::pb::log::Change)s and loaded again.
 //!
 //! Invariants: the same commands in the same order give the same answers and the same state on every member; a command
 //! that fails changes nothing; what a read returns does not depend on how far a sweep has got.
@@ -22,6 +22,7 @@ mod journal;
 mod lease;
 mod leases;
 mod range;
+mod role;
 mod snapshot;
 mod state;
 #[cfg(test)]
@@ -66,6 +67,9 @@ pub const RESTORE_SINCE: u32 = 3;
 
 /// The cluster version from which on there are users and roles.
 pub const AUTH_SINCE: u32 = 3;
+
+/// The cluster version from which on a cluster can be a standby, be promoted, and be superseded.
+pub const ROLES_SINCE: u32 = 3;
 
 /// As [`APPLY_VERSION`], but a test can have this build behave as an older one: nothing above `QUORATE_TEST_APPLY_VERSION` is
 /// announced or applied.

@@ -84,6 +84,7 @@ impl State {
         let wanted = self.wanted_size().map(change::Change::WantedSize);
         let others =
             rest.into_iter().chain(self.lease_changes()).chain(alarms).chain(wanted).chain(self.auth.changes());
+        let others = others.chain(self.role_change());
         others.map(|change| Change { change: Some(change) })
     }
 
@@ -101,10 +102,13 @@ impl State {
 }
 
 impl State {
-    /// True if `change`, which is of users and roles, is what the state says now: storage may drop what it says otherwise, unless that is
-    /// an end.
-    pub fn is_live_auth(&self, change: &change::Change) -> bool {
-        self.auth.holds(change)
+    /// True if `change`, which is of users, their roles or the cluster's role, is what the state says now: storage may drop what it says
+    /// otherwise, unless that is an end.
+    pub fn is_live_fact(&self, change: &change::Change) -> bool {
+        match change {
+            change::Change::Role(role) => self.is_live_role(role),
+            _ => self.auth.holds(change),
+        }
     }
 }
 
@@ -186,6 +190,7 @@ impl Loader {
             }
             change::Change::Lease(lease) => self.state.leases.load(&lease),
             change::Change::WantedSize(size) => self.state.wanted_size = size,
+            change::Change::Role(role) => self.state.load_role(role),
             change @ (change::Change::AuthUser(_) | change::Change::AuthRole(_) | change::Change::Auth(_)) => {
                 Arc::make_mut(&mut self.state.auth).load(&change);
             }

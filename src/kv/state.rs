@@ -11,16 +11,18 @@ use super::history::{Event, Events, History};
 use super::interval::Interval;
 use super::journal::{Journal, Recorder};
 use super::leases::Leases;
+use super::role::sources_commands;
 use super::tree::{Place, Tree};
 use super::versions::live_cost;
 use super::{
-    ALARMS_SINCE, AUTH_SINCE, Auth, CLUSTER_VERSION_MIN, DIGESTS_SINCE, Fault, WANTED_SIZE_SINCE, apply_version,
-    takes_space,
+    ALARMS_SINCE, AUTH_SINCE, Auth, CLUSTER_VERSION_MIN, DIGESTS_SINCE, Fault, ROLES_SINCE, WANTED_SIZE_SINCE,
+    apply_version, takes_space,
 };
 use crate::error::Error;
 use crate::pb::etcd::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
 };
+use crate::pb::log::role::Role;
 use crate::pb::log::{Answer, Command, SetClusterVersion, WantedSize, answer, change, command};
 use crate::pb::{Fields, KeyValue};
 
@@ -54,6 +56,12 @@ pub struct State {
     pub(super) old_bytes: u64,
     /// What sweeping has taken out of this process's state, in the measure of `bytes`. Neither replicated nor stored.
     pub(super) freed_bytes: u64,
+    /// See `role`; `None` while clients may write.
+    pub(super) role: Option<Arc<Role>>,
+    /// The command under way is the source's.
+    pub(super) follows: bool,
+    /// See [`State::take_jumped`].
+    pub(super) jumped: bool,
     pub(super) journal: Recorder,
 }
 
@@ -76,6 +84,9 @@ impl Clone for State {
             auth: self.auth.clone(),
             old_bytes: self.old_bytes,
             freed_bytes: self.freed_bytes,
+            role: self.role.clone(),
+            follows: self.follows,
+            jumped: self.jumped,
             journal: Recorder::new(self.journal.digest),
         }
     }
@@ -107,6 +118,9 @@ impl State {
             auth: Arc::default(),
             old_bytes: 0,
             freed_bytes: 0,
+            role: None,
+            follows: false,
+            jumped: false,
             journal: Recorder::new(Some(Digest::START)),
         }
     }
@@ -191,17 +205,29 @@ impl State {
     /// Headers carry the revision only.
     pub fn apply(&mut self, command: &Command, answer: bool) -> Result<Result<Answer, Error>, Fault> {
         Self::check(command)?;
-        use {answer::Response, command::Request};
         let request = command.request.as_ref().ok_or(Fault::UnknownCommand)?;
-        if self.is_capped() && takes_space(request) {
-            return Ok(Err(Error::NoSpace));
-        }
-        if self.auth.is_enabled()
-            && let Err(refused) = self.permit_command(command)
-        {
+        if let Some(refused) = self.refused_by_role(request) {
             return Ok(Err(refused));
         }
-        let response = match request {
+        let response = self.carry_out(command, request, answer);
+        Ok(response.map(|r| Answer { response: answer.then_some(r) }))
+    }
+
+    /// Applies a command that this build knows, whoever may write.
+    pub(super) fn carry_out(
+        &mut self,
+        command: &Command,
+        request: &command::Request,
+        answer: bool,
+    ) -> Result<answer::Response, Error> {
+        use {answer::Response, command::Request};
+        if self.is_capped() && takes_space(request) {
+            return Err(Error::NoSpace);
+        }
+        if self.auth.is_enabled() {
+            self.permit_command(command)?;
+        }
+        match request {
             Request::Put(r) => self.put(r, answer).map(Response::Put),
             Request::DeleteRange(r) => Ok(Response::DeleteRange(self.delete_range(r, answer))),
             Request::Txn(r) => self.txn(r, answer).map(Response::Txn),
@@ -214,23 +240,15 @@ impl State {
             Request::LeaseCheckpoint(r) => Ok(Response::LeaseCheckpoint(self.checkpoint_leases(r))),
             Request::WantedSize(r) => Ok(Response::WantedSize(self.set_wanted_size(r))),
             Request::Auth(r) => self.change_auth(r).map(Response::Auth),
-        };
-        Ok(response.map(|r| Answer { response: answer.then_some(r) }))
+            Request::Follow(r) => Ok(Response::Role(self.follow(r))),
+            Request::Promote(r) => self.promote(r).map(Response::Role),
+            Request::Supersede(r) => Ok(Response::Role(self.be_superseded(r))),
+        }
     }
 
     /// Whether this build can apply `command`, whatever the state: so that a batch is applied whole or not begun.
     pub fn check(command: &Command) -> Result<(), Fault> {
-        use command::Request;
-        let needs = match command.request.as_ref().ok_or(Fault::UnknownCommand)? {
-            // A version that this build does not know stops it before it meets commands that need it.
-            Request::SetClusterVersion(r) => command.needs.max(r.version),
-            Request::Put(_) | Request::DeleteRange(_) | Request::Txn(_) | Request::Compact(_) => command.needs,
-            Request::Alarm(_) => command.needs.max(ALARMS_SINCE),
-            Request::StartDigest(_) => command.needs.max(DIGESTS_SINCE),
-            Request::LeaseGrant(_) | Request::LeaseRevoke(_) | Request::LeaseCheckpoint(_) => command.needs,
-            Request::WantedSize(_) => command.needs.max(WANTED_SIZE_SINCE),
-            Request::Auth(_) => command.needs.max(AUTH_SINCE),
-        };
+        let needs = needs(command)?;
         if needs > apply_version() { Err(Fault::Unsupported { needs }) } else { Ok(()) }
     }
 
@@ -257,7 +275,7 @@ impl State {
             return Err(Error::FutureRevision);
         }
         self.compacted = r.revision;
-        self.journal.record(change::Change::Compacted(r.revision), size_of::<i64>());
+        self.record(change::Change::Compacted(r.revision), size_of::<i64>());
         Ok(CompactionResponse { header: header(self.revision) })
     }
 
@@ -265,7 +283,7 @@ impl State {
     fn set_cluster_version(&mut self, r: &SetClusterVersion) -> SetClusterVersion {
         if r.version > self.cluster_version {
             self.cluster_version = r.version;
-            self.journal.record(change::Change::ClusterVersion(r.version), size_of::<u32>());
+            self.record(change::Change::ClusterVersion(r.version), size_of::<u32>());
             self.drop_alarms_of_strangers();
         }
         SetClusterVersion { version: self.cluster_version }
@@ -274,7 +292,7 @@ impl State {
     fn set_wanted_size(&mut self, r: &WantedSize) -> WantedSize {
         if *r != self.wanted_size {
             self.wanted_size = *r;
-            self.journal.record(change::Change::WantedSize(*r), size_of::<WantedSize>());
+            self.record(change::Change::WantedSize(*r), size_of::<WantedSize>());
         }
         *r
     }
@@ -334,11 +352,24 @@ impl State {
         self.journal.versions(events.as_slice());
         self.history.push(events);
     }
+}
 
-    /// Notes a change that is no version for the state store.
-    pub(super) fn record(&mut self, change: change::Change, payload_bytes: usize) {
-        self.journal.record(change, payload_bytes);
-    }
+/// The apply version that a command needs, whatever the state.
+fn needs(command: &Command) -> Result<u32, Fault> {
+    use command::Request;
+    Ok(match command.request.as_ref().ok_or(Fault::UnknownCommand)? {
+        // A version that this build does not know stops it before it meets commands that need it.
+        Request::SetClusterVersion(r) => command.needs.max(r.version),
+        Request::Put(_) | Request::DeleteRange(_) | Request::Txn(_) | Request::Compact(_) => command.needs,
+        Request::Alarm(_) => command.needs.max(ALARMS_SINCE),
+        Request::StartDigest(_) => command.needs.max(DIGESTS_SINCE),
+        Request::LeaseGrant(_) | Request::LeaseRevoke(_) | Request::LeaseCheckpoint(_) => command.needs,
+        Request::WantedSize(_) => command.needs.max(WANTED_SIZE_SINCE),
+        Request::Auth(_) => command.needs.max(AUTH_SINCE),
+        Request::Promote(_) | Request::Supersede(_) => command.needs.max(ROLES_SINCE),
+        Request::Follow(r) => sources_commands(r)
+            .try_fold(command.needs.max(ROLES_SINCE), |most, command| Ok(most.max(needs(command)?)))?,
+    })
 }
 
 /// What a put makes at `revision` of the newest version of its key.

@@ -6,8 +6,9 @@
 
 use super::auth::TOKEN_KEY_BYTES;
 use super::lease::TTL_MAX_SECONDS;
+use super::role::sources_commands;
 use super::writes::Writes;
-use super::{AUTH_SINCE, CLUSTER_VERSION_MIN, DEEP_TXNS_SINCE, apply_version};
+use super::{AUTH_SINCE, CLUSTER_VERSION_MIN, DEEP_TXNS_SINCE, ROLES_SINCE, apply_version};
 use crate::error::Error;
 use crate::identity::SLOT_MAX;
 use crate::pb::etcd::compare::{CompareResult, CompareTarget};
@@ -21,6 +22,8 @@ use crate::pb::log::{AuthChange, Command, WantedSize, command};
 const TXN_DEPTH_OLD: usize = 40;
 /// Checkpoints in one command; the leader's own have far fewer.
 const CHECKPOINTS_MAX: usize = 1 << 16;
+/// Furthest that revisions jump: beyond what any clients may remember, and far from the last one that there is.
+const JUMP_MAX: i64 = 1 << 40;
 /// Most roles of a user that is known to an issuer.
 pub const MAPPED_ROLES_MAX: usize = 64;
 /// Most bytes of a password's hash; bcrypt's has 60.
@@ -72,16 +75,22 @@ pub fn command(command: &Command, limits: &Limits) -> Result<(), Error> {
         Request::SetClusterVersion(r) if r.version > apply_version() => return Err(unknown_version(r.version)),
         Request::WantedSize(r) => wanted_size(r)?,
         Request::Auth(r) => auth(r)?,
+        Request::Promote(r) if !(0..=JUMP_MAX).contains(&r.jump) => {
+            return Err(Error::InvalidRequest(format!("a jump of {} revisions: expected 0 to {JUMP_MAX}", r.jump)));
+        }
         Request::LeaseCheckpoint(r) if r.checkpoints.len() > CHECKPOINTS_MAX => return Err(Error::RequestTooLarge),
         Request::Compact(_)
         | Request::SetClusterVersion(_)
+        | Request::Promote(_)
         | Request::LeaseGrant(_)
         | Request::LeaseRevoke(_)
         | Request::LeaseCheckpoint(_)
         | Request::Alarm(_)
+        | Request::Follow(_)
+        | Request::Supersede(_)
         | Request::StartDigest(_) => {}
     }
-    let is_own = matches!(request, Request::LeaseCheckpoint(_));
+    let is_own = matches!(request, Request::LeaseCheckpoint(_) | Request::Follow(_));
     if !is_own && request.encoded_len() > limits.request_bytes_max {
         return Err(Error::RequestTooLarge);
     }
@@ -92,9 +101,21 @@ pub fn command(command: &Command, limits: &Limits) -> Result<(), Error> {
 pub fn needs(request: &command::Request) -> u32 {
     match request {
         command::Request::Auth(_) => AUTH_SINCE,
+        command::Request::Promote(_) | command::Request::Supersede(_) => ROLES_SINCE,
+        command::Request::Follow(r) => sources_commands(r).map(sources_needs).max().unwrap_or(0).max(ROLES_SINCE),
         command::Request::Txn(r) if is_deeper(r, TXN_DEPTH_OLD) => DEEP_TXNS_SINCE,
         _ => CLUSTER_VERSION_MIN,
     }
+}
+
+/// What a command of the source's needs here.
+fn sources_needs(command: &Command) -> u32 {
+    let raised = match &command.request {
+        Some(command::Request::SetClusterVersion(r)) => r.version,
+        Some(request) => needs(request),
+        None => 0,
+    };
+    command.needs.max(raised)
 }
 
 /// Whether more than `depth` transactions are within one another.

@@ -68,7 +68,13 @@ impl Ask {
 impl Leases {
     /// Keeps a lease alive. Returns the seconds that it lives from now on; 0 if there is no such lease.
     pub async fn renew(&self, caller: &Caller, id: i64) -> Result<i64, Error> {
-        self.inner.node.permit(caller, Wants::LeaseLife(id))?;
+        let node = &self.inner.node;
+        node.permit(caller, Wants::LeaseLife(id))?;
+        if !node.store().is_writable()
+            && let Some(refusal) = node.store().read(|s| s.kv.refusal())
+        {
+            return Err(refusal);
+        }
         self.ask(id, Question::Renew).await
     }
 
@@ -130,6 +136,9 @@ impl Leases {
         if !node.store().wait_applied(confirmed.index, Instant::now() + node.options().request_timeout).await {
             return Err(Error::Timeout);
         }
+        if !node.store().is_writable() {
+            return self.standing(request, confirmed.index);
+        }
         let mut take_back = Vec::new();
         let (mut renewed, remaining, remaining_millis) = {
             let mut ticking = self.inner.ticking.lock();
@@ -162,6 +171,19 @@ impl Leases {
             return Err(Error::Timeout);
         }
         Ok(LeasesResponse { renewed, remaining, remaining_millis, index: confirmed.index, ..LeasesResponse::default() })
+    }
+
+    /// While clients may not write no clock runs: leases have what they would begin with, and none is kept alive.
+    fn standing(&self, request: &LeasesRequest, index: u64) -> Result<LeasesResponse, Error> {
+        let (refusal, known) = self.inner.node.store().read(|s| (s.kv.refusal(), s.kv.leases().clone()));
+        if let Some(refusal) = refusal.filter(|_| !request.renew.is_empty()) {
+            return Err(refusal);
+        }
+        let left = |id: &i64| known.get(*id).map_or(UNKNOWN, |lease| lease.start_seconds());
+        let remaining: Vec<i64> = request.look.iter().map(left).collect();
+        let millis = remaining.iter().filter(|_| request.in_millis);
+        let millis = millis.map(|left| if *left == UNKNOWN { UNKNOWN } else { left.saturating_mul(1000) });
+        Ok(LeasesResponse { remaining_millis: millis.collect(), remaining, index, ..LeasesResponse::default() })
     }
 
     /// Has these leases start with all their time if another leader takes over.

@@ -67,8 +67,9 @@ impl Keeper {
         self.last_tick = now;
         let status = inner.node.status();
         let ticks = inner.ticking.lock().as_ref().map(|ticking| ticking.term);
-        // The facts of a fenced leader are not to be trusted: it ends no lease, and leaves keep-alives to who leads after it.
-        if !status.is_leader || inner.node.trust() == Trust::Fenced {
+        // The facts of a fenced leader are not to be trusted: it ends no lease, and leaves keep-alives to who leads after it. In a standby the
+        // source's leader counts, and of a superseded cluster nobody does.
+        if !status.is_leader || inner.node.trust() == Trust::Fenced || !inner.node.store().is_writable() {
             if ticks.is_some() {
                 *inner.ticking.lock() = None;
             }

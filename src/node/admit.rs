@@ -34,6 +34,10 @@ pub(crate) fn cost(command: &Command, limits: &Limits, store: &Store) -> Result<
     // A view, because the look-ups are as many as the operations.
     let state = store.view().kv;
     let cost = state.command_cost(request);
+    if let Request::Follow(_) = request {
+        // It was done elsewhere, and must be here.
+        return Ok(cost.units());
+    }
     state.check_cost(cost, limits.request_cost_max)?;
     Ok(cost.units())
 }
@@ -88,7 +92,13 @@ fn needs(command: &[u8]) -> u32 {
 /// What only a leader may decide, by its clock or by what it sees of all members.
 fn is_leaders_own(command: &Command) -> bool {
     match &command.request {
-        Some(Request::SetClusterVersion(_) | Request::StartDigest(_) | Request::LeaseCheckpoint(_)) => true,
+        Some(
+            Request::SetClusterVersion(_)
+            | Request::StartDigest(_)
+            | Request::LeaseCheckpoint(_)
+            | Request::Follow(_)
+            | Request::Supersede(_),
+        ) => true,
         Some(Request::LeaseRevoke(_)) => kv::only_in_term(command).is_some(),
         Some(
             Request::Put(_)
@@ -98,6 +108,7 @@ fn is_leaders_own(command: &Command) -> bool {
             | Request::LeaseGrant(_)
             | Request::Alarm(_)
             | Request::Auth(_)
+            | Request::Promote(_)
             | Request::WantedSize(_),
         )
         | None => false,

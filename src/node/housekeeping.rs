@@ -220,7 +220,8 @@ impl AutoCompaction {
     /// The revision to compact at now, if any.
     fn due(&mut self, node: &Node) -> Option<i64> {
         let (revision, compacted) = node.store().read(|s| (s.kv.revision(), s.kv.compacted()));
-        let leads = node.status().is_leader;
+        // A standby forgets what its source does.
+        let leads = node.status().is_leader && node.store().is_writable();
         self.decide(Instant::now(), revision, compacted, leads)
     }
 

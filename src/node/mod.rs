@@ -470,6 +470,7 @@ impl Node {
 
     fn prepare(&self, caller: &Caller, mut command: pb::log::Command) -> Result<(Prepared, Pending), Error> {
         gate::in_time(caller)?;
+        self.check_role(&command)?;
         command.asker = caller.to_pb();
         admit::own(&mut command, &self.inner.options.limits)?;
         // By this member's data, which is nearly the leader's; the leader counts again what others forward.
@@ -484,6 +485,12 @@ impl Node {
             deadline: pending.begun() + self.inner.options.request_timeout,
         };
         Ok((prepared, pending))
+    }
+
+    /// Refuses at once what apply would, as this member's state is now.
+    fn check_role(&self, command: &pb::log::Command) -> Result<(), Error> {
+        let Some(request) = command.request.as_ref().filter(|_| !self.inner.store.is_writable()) else { return Ok(()) };
+        self.inner.store.read(|s| s.kv.refused_by_role(request)).map_or(Ok(()), Err)
     }
 
     async fn carry(&self, prepared: Prepared) -> Outcome {

@@ -54,6 +54,11 @@ fn kind_of(request: &command::Request) -> Option<RequestKind> {
         Request::LeaseCheckpoint(_) => RequestKind::LeaseCheckpoint,
         Request::Alarm(_) => RequestKind::Alarm,
         Request::SetClusterVersion(_) => RequestKind::ClusterVersionSet,
-        Request::WantedSize(_) | Request::StartDigest(_) | Request::Auth(_) => return None,
+        Request::WantedSize(_)
+        | Request::StartDigest(_)
+        | Request::Auth(_)
+        | Request::Follow(_)
+        | Request::Promote(_)
+        | Request::Supersede(_) => return None,
     })
 }

@@ -103,8 +103,17 @@ fn frees(state: &kv::State, command: &Command) -> bool {
         }
         Some(Request::WantedSize(size)) => state.wanted_size().as_ref() != Some(size),
         // Each happens once.
-        Some(Request::SetClusterVersion(_) | Request::StartDigest(_)) => true,
-        Some(Request::LeaseCheckpoint(_) | Request::Put(_) | Request::LeaseGrant(_) | Request::Auth(_)) | None => false,
+        Some(Request::SetClusterVersion(_) | Request::StartDigest(_) | Request::Promote(_) | Request::Supersede(_)) => {
+            true
+        }
+        Some(
+            Request::LeaseCheckpoint(_)
+            | Request::Put(_)
+            | Request::LeaseGrant(_)
+            | Request::Auth(_)
+            | Request::Follow(_),
+        )
+        | None => false,
     }
 }
 

@@ -26,8 +26,8 @@ const MUCH_BYTES: usize = 256 << 10;
 const LOOK: Duration = Duration::from_millis(100);
 /// Records looked at in one go by cleaning; the rest waits for the next interval.
 const CLEAN_BUDGET: usize = 64;
-/// Changes of leases, beyond two for each that lives, after which cleaning is worth its while.
-const LEASE_CHANGES_MAX: usize = 50_000;
+/// Changes of leases and of a standby's position, beyond two for each lease that lives, after which cleaning is worth its while.
+const FACT_CHANGES_MAX: usize = 50_000;
 
 /// Waits until it is time to write: an interval is over, much has changed, or somebody waits for it.
 pub(super) async fn due(store: Arc<Store>, interval: Duration) {
@@ -56,15 +56,15 @@ pub struct Checkpointer {
     cleaning: Option<Applied>,
     /// The compacted revision that the last whole pass went by.
     cleaned: i64,
-    /// What was written of leases since the last pass began; most of it is dead soon, compaction or not.
-    lease_changes: usize,
+    /// What was written of leases, and of a standby's position, since the last pass began; most of it is dead soon, compaction or not.
+    fact_changes: usize,
 }
 
 impl Checkpointer {
     /// Goes on from what was recovered of the store in `dir`; writes once an `interval` at least.
     pub fn new(env: Env, dir: PathBuf, options: state::Options, interval: Duration, recovered: Recovered) -> Self {
         let Recovered { store, disk, from } = recovered;
-        Self { env, dir, options, interval, store, disk, from, cleaning: None, cleaned: 0, lease_changes: 0 }
+        Self { env, dir, options, interval, store, disk, from, cleaning: None, cleaned: 0, fact_changes: 0 }
     }
 
     /// Runs until shutdown; the last span is written then, so that a restart is short. Blocks: give it a thread.
@@ -99,8 +99,9 @@ impl Checkpointer {
         match self.store.take_unsaved() {
             Unsaved::Everything => return self.rewrite(),
             Unsaved::Changes(changes, meta) if meta.applied != self.from => {
-                let of_lease = |c: &&Change| matches!(c.change, Some(change::Change::Lease(_)));
-                self.lease_changes += changes.iter().filter(of_lease).count();
+                let is_fact =
+                    |c: &&Change| matches!(c.change, Some(change::Change::Lease(_) | change::Change::Role(_)));
+                self.fact_changes += changes.iter().filter(is_fact).count();
                 let start = Instant::now();
                 self.disk.append(self.from, &meta, &changes)?;
                 self.disk.checkpoint()?;
@@ -119,25 +120,25 @@ impl Checkpointer {
             None => {
                 let now = self.store.view();
                 // A view ahead of the chain would drop what only a later span makes dead.
-                let stale = self.lease_changes > LEASE_CHANGES_MAX + 2 * now.kv.leases().len();
+                let stale = self.fact_changes > FACT_CHANGES_MAX + 2 * now.kv.leases().len();
                 let worth = now.kv.compacted() > self.cleaned || stale;
                 if !worth || now.log_id.as_ref().map(log_id_to_pb) != self.disk.durable() {
                     return Ok(());
                 }
-                self.lease_changes = 0;
+                self.fact_changes = 0;
                 now
             }
         };
         let applied = view.log_id.as_ref().map(log_id_to_pb).expect("a compacted state has applied something");
         let is_live = |version: &crate::pb::KeyValue| view.kv.is_live(version);
         let is_live_lease = |lease: &crate::pb::log::Lease| view.kv.is_live_lease(lease);
-        let is_live_auth = |change: &crate::pb::log::change::Change| view.kv.is_live_auth(change);
+        let is_live_fact = |change: &crate::pb::log::change::Change| view.kv.is_live_fact(change);
         let by = state::View {
             applied,
             compacted: view.kv.compacted(),
             is_live: &is_live,
             is_live_lease: &is_live_lease,
-            is_live_auth: &is_live_auth,
+            is_live_fact: &is_live_fact,
         };
         let stats = self.disk.clean(&by, CLEAN_BUDGET)?;
         if stats.records_removed > 0 || stats.records_written > 0 {
@@ -163,7 +164,7 @@ impl Checkpointer {
             return Ok(());
         }
         self.disk.rewrite(&view.meta(), &mut view.kv.changes().map(Ok))?;
-        (self.cleaning, self.cleaned, self.lease_changes) = (None, view.kv.compacted(), 0);
+        (self.cleaning, self.cleaned, self.fact_changes) = (None, view.kv.compacted(), 0);
         self.from = view.log_id.as_ref().map(log_id_to_pb);
         self.store.note_rewrite();
         tracing::info!(applied = self.from.map(|l| l.index), "state store written afresh");

@@ -55,7 +55,7 @@ pub fn membership_from_pb(membership: &pb::log::Membership) -> Result<Membership
     Membership::new(configs, nodes).map_err(|e| format!("membership: {e}"))
 }
 
-pub(super) fn stored_membership_to_pb(stored: &StoredMembership) -> pb::log::StoredMembership {
+pub fn stored_membership_to_pb(stored: &StoredMembership) -> pb::log::StoredMembership {
     pb::log::StoredMembership {
         log_id: stored.log_id().as_ref().map(log_id_to_pb),
         membership: Some(membership_to_pb(stored.membership())),

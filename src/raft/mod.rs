@@ -33,6 +33,7 @@ pub use backup::{Backup, load_backup};
 pub use checkpoint::Checkpointer;
 pub use convert::{
     Look, log_id_from_pb, log_id_to_pb, look, membership_from_pb, membership_to_pb, stored_membership_from_pb,
+    stored_membership_to_pb,
 };
 pub use guard::{Expand, Guard, TERM_LEAP_MAX};
 pub use log_store::LogStore;

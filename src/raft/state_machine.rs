@@ -231,6 +231,8 @@ pub struct Store {
     corrupt: AtomicBool,
     /// Whether users and roles count; changes as `corrupt` does.
     auth: AtomicBool,
+    /// Whether clients may write; changes as `corrupt` does.
+    writable: AtomicBool,
     waiters: Arc<Waiters>,
 }
 
@@ -290,6 +292,7 @@ impl Store {
         Arc::new(Self {
             corrupt: AtomicBool::new(state.kv.has_alarm(AlarmType::Corrupt)),
             auth: AtomicBool::new(state.kv.auth().is_enabled()),
+            writable: AtomicBool::new(state.kv.is_writable()),
             changing: Mutex::default(),
             locked: RwLock::new(Locked { digests: Digests::of(&state), state, replaced }),
             journal_bytes_max,
@@ -344,6 +347,11 @@ impl Store {
     /// Whether users and roles count.
     pub fn is_auth_on(&self) -> bool {
         self.auth.load(Ordering::Acquire)
+    }
+
+    /// Whether clients may write: this is no standby, and none was promoted in this cluster's place.
+    pub fn is_writable(&self) -> bool {
+        self.writable.load(Ordering::Acquire)
     }
 
     /// Whether alarm CORRUPT is on for this very member.
@@ -497,6 +505,12 @@ impl Store {
             locked.digests.push(digest);
             self.corrupt.store(locked.state.kv.has_alarm(AlarmType::Corrupt), Ordering::Release);
             self.auth.store(locked.state.kv.auth().is_enabled(), Ordering::Release);
+            self.writable.store(locked.state.kv.is_writable(), Ordering::Release);
+            if locked.state.kv.take_jumped() {
+                // As after a snapshot: its journal does not lead here, and the history does not lead on.
+                locked.replaced = true;
+                self.generation.fetch_add(1, Ordering::AcqRel);
+            }
             (outcomes, before)
         };
         drop(before);
@@ -535,6 +549,7 @@ impl Store {
             self.generation.fetch_add(1, Ordering::AcqRel);
             self.corrupt.store(state.kv.has_alarm(AlarmType::Corrupt), Ordering::Release);
             self.auth.store(state.kv.auth().is_enabled(), Ordering::Release);
+            self.writable.store(state.kv.is_writable(), Ordering::Release);
             let new = Locked { digests: Digests::of(&state), state, replaced: true };
             std::mem::replace(&mut *locked, new)
         };

@@ -1,7 +1,7 @@
 //! The beginning of a cluster that is formed from a backup (`[restore]`).
 //!
 //! Whoever proposes the formation resolves the moment, once; all that accept it make that very state their disk's first, as `restore` makes
-//! the directories of members. Invariants: nothing is written before the formation is accepted, and then only into the directory of a self
+//! the directories of members. A standby (`restore.follow`) begins so, too, and remembers where the path goes on. Invariants: nothing is written before the formation is accepted, and then only into the directory of a self
 //! that has no log yet, so a crash leaves a step that is repeated; whoever cannot have the very moment waits, and says for what.
 
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use anyhow::Context as _;
 
 use super::Server;
 use super::restore::{FIRST, beginning};
-use crate::backup::plan::{JUMP, path_and_target};
+use crate::backup::plan::{JUMP, Target, path_and_target};
 use crate::backup::{Access, Archive, Store, restore};
 use crate::cluster::formation::Resolve;
 use crate::config::Config;
@@ -24,7 +24,7 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// What finds the moment, if a new cluster is to begin with one.
 pub(super) fn resolver(env: &Env, config: &Config) -> Option<Resolve> {
-    if config.restore.from.is_empty() {
+    if config.restore.from.is_empty() && config.restore.follow.is_empty() {
         return None;
     }
     let (env, config) = (env.clone(), config.clone());
@@ -35,8 +35,19 @@ pub(super) fn resolver(env: &Env, config: &Config) -> Option<Resolve> {
 }
 
 async fn resolve(env: &Env, config: &Config) -> anyhow::Result<Moment> {
-    let (url, target) = path_and_target(&config.restore.from).map_err(anyhow::Error::msg).context("restore.from")?;
+    let restore = &config.restore;
+    let (url, target) = match &restore.follow {
+        none if none.is_empty() => {
+            path_and_target(&restore.from).map_err(anyhow::Error::msg).context("restore.from")?
+        }
+        follow => (follow.clone(), Target::Latest),
+    };
+    let is_standby = !restore.follow.is_empty();
     let archive = Archive::new(Store::open(env, &url, &Access::of(&config.backup))?);
+    if is_standby {
+        // To be promoted it must be able to write there, and the store must tell two apart that want to.
+        archive.store().check().await?;
+    }
     let found = restore::restore(&archive, target, None).await?;
     for damaged in &found.damaged {
         tracing::warn!(%damaged, "passed over");
@@ -49,7 +60,8 @@ async fn resolve(env: &Env, config: &Config) -> anyhow::Result<Moment> {
         revision: found.state.kv.revision(),
         is_within: found.is_within,
         sha256: found.sha256.to_vec().into(),
-        jump: if config.restore.same_revisions { 0 } else { JUMP },
+        jump: if restore.same_revisions || is_standby { 0 } else { JUMP },
+        follow_record: if is_standby { found.next_record } else { 0 },
     })
 }
 
@@ -85,7 +97,14 @@ impl Server {
         let found = restore::exact(&archive, moment).await?;
         let identity = self.bootstrap.identity();
         let this = Member { cluster_id: identity.cluster_id, member_id: identity.member_id };
-        let first = beginning(found.state.kv, &membership_of(formation), moment.jump)?;
+        let mut state = found.state.kv;
+        state.clear_role();
+        if moment.follow_record > 0 {
+            let applied = found.state.log_id.as_ref().map(raft::log_id_to_pb).unwrap_or_default();
+            let source = raft::stored_membership_to_pb(&found.state.membership).membership.unwrap_or_default();
+            state.begin_standby(moment.generation, moment.follow_record, applied, &source);
+        }
+        let first = beginning(state, &membership_of(formation), moment.jump)?;
         let path = self.bootstrap.with_dir(|dir| dir.snapshot_path());
         let snapshots = snapshot::Dir::open(&self.env, &path, this.cluster_id)?;
         let write = move || raft::write_snapshot(&snapshots, this, &first);

@@ -25,7 +25,7 @@ use crate::lease::{self, Leases};
 use crate::node::housekeeping::{Housekeeping, Settings};
 use crate::node::{self, Node};
 use crate::pb::backup::Origin;
-use crate::pb::log::Formation;
+use crate::pb::log::{Formation, Moment};
 use crate::pb::peer::WhoResponse;
 use crate::raft::{self, Checkpointer, Guard, LogStore, Member, Network, Past, Reach, Rpc, StateMachine, recover};
 use crate::storage::log::{self, Log, Owner};
@@ -241,8 +241,8 @@ impl Server {
         env.spawn_thread("checkpoint", checkpointer.run());
         let housekeeping = Housekeeping::new(node.clone(), log.clone(), self.housekeeping()?);
         env.spawn(housekeeping.run());
-        let backup = self.start_backup(env, &node, &log, snapshots);
-        let (manager, reconciler, removed) = self.connect(env, &node, rpc.within(log.room()), backup);
+        let backups = (self.start_backup(env, &node, &log, snapshots), self.start_follower(env, &node));
+        let (manager, reconciler, removed) = self.connect(env, &node, rpc.within(log.room()), backups);
         let over = env.stopping.child_token();
         env.spawn(self.clone().open_in_time(env.clone(), node.clone(), over.clone()));
         let went_back = CancellationToken::new();
@@ -299,7 +299,7 @@ impl Server {
         env: &Env,
         node: &Node,
         rpc: Rpc,
-        backup: Option<Arc<backup::Duty>>,
+        (backup, follower): (Option<Arc<backup::Duty>>, Arc<backup::Follower>),
     ) -> (Arc<Manager>, Arc<Reconciler>, CancellationToken) {
         let reconciler = Reconciler::new(
             node.clone(),
@@ -340,6 +340,7 @@ impl Server {
             reconciler: reconciler.clone(),
             audit,
             backup: backup.clone(),
+            follower: follower.clone(),
         }));
         self.peer_api.set_running(Some(Running {
             rpc,
@@ -353,6 +354,7 @@ impl Server {
         self.api.set_node(Some(node.clone()));
         self.api.set_watch(Some(self.start_hub(env, node)));
         self.api.set_manager(Some(manager.clone()));
+        self.api.set_follower(Some(follower));
         let removed = CancellationToken::new();
         env.spawn(self.clone().watch_readiness(env.clone(), node.clone()));
         env.spawn(self.clone().watch_leader(env.clone(), node.clone(), manager.clone(), removed.clone()));
@@ -380,9 +382,21 @@ impl Server {
         Some(backup::Duty::start(env, parts, settings))
     }
 
-    /// Where this cluster comes from, if it was formed from a backup at this path.
+    /// This member's part in a standby, and in a cluster that may have one.
+    fn start_follower(&self, env: &Env, node: &Node) -> Arc<backup::Follower> {
+        let (own, followed) = (&self.config.backup, &self.config.restore.follow);
+        let path = |url: &String| backup::standby::Settings { url: url.clone(), access: backup::Access::of(own) };
+        let at = path(if own.is_on() { &own.url } else { followed });
+        if !at.url.is_empty() {
+            env.spawn(backup::succession::watch(env.clone(), node.clone(), at.clone(), own.interval));
+        }
+        backup::Follower::start(env, node, path(followed), at)
+    }
+
+    /// Where this cluster comes from, if it was formed from a backup at this path. A standby has no right to the path until it is promoted.
     fn origin(&self, url: &str) -> Option<Origin> {
-        let moment = self.bootstrap.identity().formation?.moment.filter(|moment| moment.url == url)?;
+        let is_own = |moment: &Moment| moment.url == url && moment.follow_record == 0;
+        let moment = self.bootstrap.identity().formation?.moment.filter(is_own)?;
         Some(Origin { generation: moment.generation, revision: moment.revision })
     }
 
@@ -640,6 +654,7 @@ impl Server {
         self.api.set_node(None);
         self.api.set_leases(None);
         self.api.set_manager(None);
+        self.api.set_follower(None);
         self.conditions.set_life(None);
         self.peer_api.set_running(None);
         self.bootstrap.set_raft(None);

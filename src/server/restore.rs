@@ -124,6 +124,7 @@ pub async fn restore(
         refuse_used(env, directory)?;
     }
     let (mut state, sha) = loading.await?;
+    state.clear_role();
     let plan = Plan::new(&wanted, &sha);
     state.ensure_token_key(|auth| plan.token_key(auth));
     let view = beginning(state, &plan.membership, plan.bump_revision)?;

@@ -15,8 +15,8 @@ use crate::pb::etcd::{
 };
 use crate::pb::log::auth_change::Change;
 use crate::pb::log::{
-    self, Asker, AuthChange, Command, LeaseRevoke, Origin, SetClusterVersion, StartDigest, UserPassword, WantedSize,
-    command::Request,
+    self, Asker, AuthChange, Batch, Command, Follow, LeaseRevoke, LogId, Origin, Promote, SetClusterVersion,
+    SourceEntry, StartDigest, Supersede, UserPassword, WantedSize, command::Request, source_entry,
 };
 
 /// Numbers at which arithmetic goes wrong.
@@ -157,7 +157,7 @@ impl Proposals<'_> {
     }
 
     fn request(&mut self) -> Request {
-        match self.below(15) {
+        match self.below(16) {
             0 => Request::Put(self.put()),
             1 => Request::DeleteRange(self.delete()),
             2..5 => Request::Txn(self.txn(3)),
@@ -181,12 +181,25 @@ impl Proposals<'_> {
             12 => Request::StartDigest(StartDigest {}),
             // Authentication stays off: nobody makes the user root.
             13 if self.one_in(2) => Request::Auth(AuthChange { change: self.change() }),
+            // Clients write here, so there is nobody to promote.
+            14 if self.one_in(2) => Request::Promote(Promote { jump: self.number() }),
+            14 => Request::Follow(self.follow()),
             // Of slots that no member has, for nobody is to leave.
             _ => Request::WantedSize(WantedSize {
                 start: (self.number() as u64) | 1 << 40,
                 replicas: self.number() as u64,
             }),
         }
+    }
+
+    /// Entries of another cluster; nobody here follows one.
+    fn follow(&mut self) -> Follow {
+        let entries = (0..self.below(3)).map(|_| {
+            let commands = vec![Command::new(self.below(4) as u32, Request::Put(self.put()))];
+            let log_id = Some(LogId { term: self.number() as u64, index: self.number() as u64 });
+            SourceEntry { log_id, payload: Some(source_entry::Payload::Batch(Batch { commands })) }
+        });
+        Follow { entries: entries.collect(), next_record: self.number() as u64, ..Follow::default() }
     }
 
     fn change(&mut self) -> Option<Change> {
@@ -222,7 +235,7 @@ impl Proposals<'_> {
     /// Bytes that every leader must refuse, whatever its settings.
     pub fn refused(&mut self) -> Bytes {
         let own = |request| Command::new(1, request);
-        match self.below(7) {
+        match self.below(9) {
             // No field has wire type 7.
             0 => [vec![7], (0..self.below(99)).map(|_| (self.0)() as u8).collect()].concat(),
             1 => Command { needs: 50 + self.below(1000) as u32, ..own(Request::Put(self.put())) }.encode_to_vec(),
@@ -230,6 +243,8 @@ impl Proposals<'_> {
                 .encode_to_vec(),
             3 => Command { needs: 1, ..Command::default() }.encode_to_vec(),
             4 => own(Request::StartDigest(StartDigest {})).encode_to_vec(),
+            6 => own(Request::Supersede(Supersede::default())).encode_to_vec(),
+            7 => own(Request::Follow(self.follow())).encode_to_vec(),
             5 => {
                 let far = WantedSize { start: self.below(9), replicas: u64::MAX - self.below(9) };
                 own(Request::WantedSize(far)).encode_to_vec()

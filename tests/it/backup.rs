@@ -3,6 +3,7 @@
 mod commands;
 mod docs;
 mod first;
+mod standby;
 mod store;
 
 use std::collections::BTreeMap;

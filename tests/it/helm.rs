@@ -3,6 +3,7 @@
 //! Absent: a Kubernetes cluster.
 
 mod auth;
+mod backup;
 mod lookup;
 mod monitoring;
 mod objects;

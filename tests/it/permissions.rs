@@ -394,6 +394,12 @@ async fn what_is_not_etcds_is_for_users_and_for_root() {
             assert_eq!(told == "ok", open_to.contains(&asker), "{method} {asker}: {told}");
         }
     }
+    // There is nobody to promote, as root alone is told.
+    let promote = Case { method: "Admin/Promote", body: json!({}) };
+    for asker in ASKERS {
+        let told = world.ask(&server, &promote, asker).await;
+        assert_eq!(told.contains("is no standby"), asker == "root", "{asker}: {told}");
+    }
     // Whoever is sent here by a balancer must learn that the member lives.
     for path in ["/health", "/livez", "/readyz", "/version"] {
         wait_for(path, async || {

@@ -70,7 +70,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("rand", &["src/env"]),
     ("fastrand", &["src/env"]),
     // Nothing that came over a port is a member's own work.
-    ("crate::caller::Caller::Internal", &["src/caller", "src/node*", "src/lease", "src/cluster"]),
+    ("crate::caller::Caller::Internal", &["src/caller", "src/node*", "src/lease", "src/cluster", "src/backup"]),
     // A queue without a bound is memory without a bound: no home at all.
     ("std::sync::mpsc::channel", &[]),
     ("tokio::sync::mpsc::unbounded_channel", &[]),

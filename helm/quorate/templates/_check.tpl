@@ -12,6 +12,17 @@ kubernetes.namespace: kubernetesApi.enabled
 identity.name: fullnameOverride
 identity.slot: firstOrdinal
 server.advertise_peer: fullnameOverride
+backup.url: backup.url
+backup.endpoint: backup.endpoint
+backup.interval: backup.interval
+backup.full_every: backup.fullEvery
+backup.keep_fulls: backup.keepFulls
+backup.keep_age: backup.keepAge
+backup.key_file: backup.keySecret
+backup.ca_file: backup.caSecret
+restore.from: restore.from
+restore.same_revisions: restore.sameRevisions
+restore.follow: restore.follow
 {{- end -}}
 
 {{- define "quorate.check" -}}
@@ -93,13 +104,13 @@ server.advertise_peer: fullnameOverride
 {{- end -}}
 {{- end -}}
 {{- range $values.extraVolumes -}}
-{{- if has .name (list "data" "config" "tls-client" "tls-peer") -}}
+{{- if has .name (list "data" "config" "tls-client" "tls-peer" "auth" "backup-key" "backup-ca") -}}
 {{- fail (printf "extraVolumes may not have %s, which is a volume of the chart; choose another name" .name) -}}
 {{- end -}}
 {{- end -}}
 {{- range $values.extraVolumeMounts -}}
 {{- $path := trimSuffix "/" .mountPath -}}
-{{- if or (has $path (list "/var/lib/quorate" "/var/lib/quorate/data" "/etc/quorate")) (hasPrefix "/etc/quorate-tls" $path) -}}
+{{- if or (has $path (list "/var/lib/quorate" "/var/lib/quorate/data" "/etc/quorate")) (regexMatch "^/etc/quorate-(tls|auth|backup)" $path) -}}
 {{- fail (printf "extraVolumeMounts may not have %s, where the chart mounts; choose another path" .mountPath) -}}
 {{- end -}}
 {{- end -}}
@@ -125,4 +136,5 @@ server.advertise_peer: fullnameOverride
 {{- fail "service.externalTrafficPolicy needs service.type NodePort or LoadBalancer" -}}
 {{- end -}}
 {{- include "quorate.checkTls" . -}}
+{{- include "quorate.checkBackup" . -}}
 {{- end -}}

@@ -162,6 +162,9 @@ dnsConfig:
 {{- with include "quorate.authSettings" .root -}}
 {{- $of = dict "of" $of "auth" . -}}
 {{- end -}}
+{{- if include "quorate.hasStore" .root -}}
+{{- $of = dict "of" $of "store" (include "quorate.backupSettings" .root) -}}
+{{- end -}}
 {{- $of | toJson | sha256sum -}}
 {{- end -}}
 
@@ -229,6 +232,9 @@ dnsConfig:
       "telemetry" (dict "format" "json") -}}
 {{- /* Left out where it is off: a member of an older version that is rolled forward would not know it. */}}
 {{- $defaults := merge $defaults (include "quorate.tlsSettings" $root | fromYaml) -}}
+{{- if eq .role "member" -}}
+{{- $defaults = merge $defaults (include "quorate.backupSettings" $root | fromYaml) -}}
+{{- end -}}
 {{- if include "quorate.isAuthDeclared" $root -}}
 {{- $_ := set $defaults "auth" (dict "bootstrap" "/etc/quorate-auth/users.toml") -}}
 {{- end -}}
@@ -254,6 +260,9 @@ dnsConfig:
 {{- $_ := set $sections "kubernetes" $kubernetes -}}
 {{- else -}}
 {{- $_ := unset $sections "kubernetes" -}}
+{{- /* What is said of them below `config` is nothing without a store. */}}
+{{- $_ := unset $sections "backup" -}}
+{{- $_ := unset $sections "restore" -}}
 {{- $_ := set $sections.cluster "join" (list (printf "%s-headless.%s.svc:2380" (include "quorate.fullname" $root) $root.Release.Namespace)) -}}
 {{- end -}}
 {{- range $section, $settings := $sections }}

@@ -2,6 +2,7 @@
 
 mod damage;
 mod moments;
+mod standby;
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -161,7 +161,8 @@ impl Declared {
                 false => format!("{} do not answer, and all voters must have the same file", names(false)),
             });
         }
-        if !node.status().is_leader {
+        // A standby has its source's users until it is promoted.
+        if !node.status().is_leader || !node.store().is_writable() {
             return Ok(());
         }
         if version < AUTH_SINCE {

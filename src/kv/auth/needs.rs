@@ -84,13 +84,17 @@ impl State {
                 self.auth.check_user(who)?;
                 self.permit_lease(who, r.id, Access::Write)
             }
-            Request::Compact(_) | Request::Alarm(_) | Request::WantedSize(_) | Request::Auth(_) => {
-                self.auth.check_root(who)
-            }
+            Request::Compact(_)
+            | Request::Alarm(_)
+            | Request::WantedSize(_)
+            | Request::Auth(_)
+            | Request::Promote(_) => self.auth.check_root(who),
             // A member's own, and nobody else's.
-            Request::SetClusterVersion(_) | Request::LeaseCheckpoint(_) | Request::StartDigest(_) => {
-                self.auth.check_root(who).and(Err(Error::PermissionDenied))
-            }
+            Request::SetClusterVersion(_)
+            | Request::LeaseCheckpoint(_)
+            | Request::StartDigest(_)
+            | Request::Follow(_)
+            | Request::Supersede(_) => self.auth.check_root(who).and(Err(Error::PermissionDenied)),
         }
     }
 

@@ -348,7 +348,7 @@ fn users_and_roles_are_in_snapshots_and_journals_and_an_untouched_store_says_not
     let live = journal.iter().filter(|c| {
         let change = c.change.as_ref().unwrap();
         let is_end = matches!(change, Change::AuthUser(user) if user.gone);
-        is_end || world.0.is_live_auth(change)
+        is_end || world.0.is_live_fact(change)
     });
     for changes in [journal.clone(), live.cloned().collect(), whole.clone()] {
         let mut loader = Loader::new();

@@ -410,6 +410,7 @@ fn the_journal_holds_what_changed_or_says_that_it_could_not() {
             | change::Change::AuthUser(_)
             | change::Change::AuthRole(_)
             | change::Change::Auth(_)
+            | change::Change::Role(_)
             | change::Change::WantedSize(_) => 0,
         })
         .collect();

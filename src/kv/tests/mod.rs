@@ -5,6 +5,7 @@ mod facts;
 mod lease;
 pub(crate) mod model;
 mod quota;
+mod role;
 mod validation;
 
 use bytes::Bytes;

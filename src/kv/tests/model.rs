@@ -243,6 +243,9 @@ impl Model {
             | Request::Alarm(_)
             | Request::WantedSize(_)
             | Request::Auth(_)
+            | Request::Follow(_)
+            | Request::Promote(_)
+            | Request::Supersede(_)
             | Request::StartDigest(_) => {
                 unreachable!("not among the random commands")
             }

@@ -167,13 +167,15 @@ fn depth_waits_for_the_cluster_version_and_is_bounded_by_the_setting() {
 
 #[test]
 fn what_only_a_leader_decides_and_what_no_member_knows_is_not_taken_from_another() {
-    use crate::pb::log::{LeaseRevoke, SetClusterVersion, StartDigest};
+    use crate::pb::log::{Follow, LeaseRevoke, SetClusterVersion, StartDigest, Supersede};
     let mut way = Way::new();
     let mut told = |command: Command| way.forwarded(&command.encode_to_vec().into()).expect_err("it is refused");
     let own = |request| Command::new(1, request);
     assert_eq!(told(own(Request::SetClusterVersion(SetClusterVersion { version: 2 }))), Error::LeaderChanged);
     assert_eq!(told(own(Request::StartDigest(StartDigest {}))), Error::LeaderChanged);
     assert_eq!(told(own(Request::LeaseRevoke(LeaseRevoke { id: 1, term: 7 }))), Error::LeaderChanged);
+    assert_eq!(told(own(Request::Follow(Follow::default()))), Error::LeaderChanged);
+    assert_eq!(told(own(Request::Supersede(Supersede::default()))), Error::LeaderChanged);
     for unknown in [
         Command { needs: 99, ..command(1) },
         own(Request::SetClusterVersion(SetClusterVersion { version: 99 })),

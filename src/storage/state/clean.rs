@@ -11,7 +11,7 @@
 //! - A lease's last word is what the view has, or its end. An end may go only when no earlier word of that lease is left
 //!   before it. The pass keeps the leases of which it left dead words behind; of an end that the pass's first view does not
 //!   know, there may be more.
-//! - The last word on a user or a role stays, an end too; those before it may go.
+//! - The last word on a user or a role, the cluster's own among them, stays, an end too; those before it may go.
 //! - A view is never ahead of what is durable, so that a crash cannot lose the change that superseded while keeping the
 //!   removal of what it superseded.
 //!
@@ -38,8 +38,8 @@ pub struct View<'a> {
     pub is_live: &'a dyn Fn(&KeyValue) -> bool,
     /// Whether the view has this very lease.
     pub is_live_lease: &'a dyn Fn(&Lease) -> bool,
-    /// Of a change of users and roles that is no end.
-    pub is_live_auth: &'a dyn Fn(&Kind) -> bool,
+    /// Of a change of users and their roles that is no end, and of the cluster's role.
+    pub is_live_fact: &'a dyn Fn(&Kind) -> bool,
 }
 
 /// What one call did.
@@ -189,7 +189,9 @@ impl Store {
                     Kind::ClusterVersion(_) | Kind::Alarms(_) | Kind::WantedSize(_) => false,
                     // The last word of each stays, ends too.
                     Kind::AuthUser(AuthUser { gone: true, .. }) | Kind::AuthRole(AuthRole { gone: true, .. }) => false,
-                    auth @ (Kind::AuthUser(_) | Kind::AuthRole(_) | Kind::Auth(_)) => !(view.is_live_auth)(auth),
+                    fact @ (Kind::AuthUser(_) | Kind::AuthRole(_) | Kind::Auth(_) | Kind::Role(_)) => {
+                        !(view.is_live_fact)(fact)
+                    }
                     Kind::Lease(lease) if lease.ttl > 0 => {
                         let dead = !(view.is_live_lease)(lease);
                         if dead {

@@ -126,13 +126,13 @@ fn behaves(place: &dyn Place) {
 
     // Cleaning with everything live keeps every change.
     let view =
-        View { applied: id(7), compacted: 0, is_live: &|_| true, is_live_lease: &|_| true, is_live_auth: &|_| true };
+        View { applied: id(7), compacted: 0, is_live: &|_| true, is_live_lease: &|_| true, is_live_fact: &|_| true };
     while !store.clean(&view, 3).unwrap().finished {}
     assert_eq!(load(&mut store).1, all);
     // With only the large one live, it is what remains.
     let is_live = |kv: &KeyValue| kv.key() == b"large";
     let view =
-        View { applied: id(7), compacted: 7, is_live: &is_live, is_live_lease: &|_| true, is_live_auth: &|_| true };
+        View { applied: id(7), compacted: 7, is_live: &is_live, is_live_lease: &|_| true, is_live_fact: &|_| true };
     let mut dropped = 0;
     loop {
         let stats = store.clean(&view, 3).unwrap();
@@ -292,7 +292,7 @@ fn cleaning_ahead_of_the_checkpoint_is_refused() {
     load(&mut store);
     fill(&mut store, 1..=2);
     let _ = store.clean(
-        &View { applied: id(2), compacted: 0, is_live: &|_| true, is_live_lease: &|_| true, is_live_auth: &|_| true },
+        &View { applied: id(2), compacted: 0, is_live: &|_| true, is_live_lease: &|_| true, is_live_fact: &|_| true },
         1,
     );
 }
@@ -471,7 +471,7 @@ impl Model {
             Kind::Version(kv) => self.versions.entry(kv.key().to_vec()).or_default().push(kv.clone()),
             Kind::Compacted(revision) => self.compacted = self.compacted.max(*revision),
             Kind::ClusterVersion(_) | Kind::Alarms(_) | Kind::WantedSize(_) => {}
-            Kind::AuthUser(_) | Kind::AuthRole(_) | Kind::Auth(_) => {}
+            Kind::AuthUser(_) | Kind::AuthRole(_) | Kind::Auth(_) | Kind::Role(_) => {}
             Kind::Lease(lease) if lease.ttl > 0 => drop(self.leases.insert(lease.id, *lease)),
             Kind::Lease(end) => drop(self.leases.remove(&end.id)),
         }
@@ -502,7 +502,7 @@ impl Model {
             compacted: self.compacted,
             is_live: &is_live,
             is_live_lease: &is_live_lease,
-            is_live_auth: &|_| true,
+            is_live_fact: &|_| true,
         };
         store.clean(&view, budget).unwrap()
     }

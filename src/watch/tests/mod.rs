@@ -21,7 +21,7 @@ use crate::pb::etcd::{
     CompactionRequest, DeleteRangeRequest, PutRequest, RequestOp, TxnRequest,
 };
 use crate::pb::log::auth_change::Change;
-use crate::pb::log::{AuthChange, AuthEnable, Command, UserPassword, command::Request};
+use crate::pb::log::{AuthChange, AuthEnable, Command, Promote, Supersede, UserPassword, command::Request};
 use crate::raft::tests::entry;
 use crate::raft::{Applied, Store};
 
@@ -225,6 +225,22 @@ async fn a_synced_watcher_is_not_cancelled_by_a_compaction_that_came_later() {
     take(&mut rig.session(&everything(), 0)).await;
     rig.sweep();
     assert!(!rig.store.read(|s| s.kv.sweep_pending()), "nor does it without watchers");
+}
+
+/// A promotion of a standby.
+#[tokio::test(start_paused = true)]
+async fn a_jump_of_revisions_is_told_as_a_compaction_and_who_watches_from_it_misses_nothing() {
+    let mut rig = Rig::new(OPTIONS);
+    rig.put("a", "1");
+    let mut synced = rig.session(&everything(), 0);
+    assert_eq!(show(&take(&mut synced).await), Vec::<String>::new());
+    rig.apply(Request::Supersede(Supersede { generation: 2, cluster_id: 7 }));
+    rig.apply(Request::Promote(Promote { jump: 1000 }));
+    rig.put("a", "2");
+    let seen = take(&mut synced).await;
+    assert_eq!(seen.last(), Some(&Output::Compacted { watcher: 1, compacted: 1002 }), "{:?}", show(&seen));
+    let mut after = rig.session(&everything(), 1003);
+    assert_eq!(show(&take(&mut after).await)[0], "1003 a=2");
 }
 
 #[tokio::test(start_paused = true)]

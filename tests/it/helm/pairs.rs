@@ -73,6 +73,11 @@ const OPTIONS: &[&[&str]] = &[
          [ALL]}}}], extraContainers: [{name: beside, image: b, securityContext: {allowPrivilegeEscalation: false, capabilities: \
          {drop: [ALL]}}}]}",
     ],
+    &[
+        "",
+        "{backup: {url: \"s3://backups/kv\", credentialsSecret: s, keySecret: k, caSecret: c}, restore: {from: \"s3://backups/kv@7\"}}",
+        "backup: {url: \"gs://backups/kv\", interval: 1m, fullEvery: 12h}",
+    ],
     &["", "config: {raft: {heartbeat_interval: 120ms}, cluster: {max_voters: 3}}"],
     &["", "fullnameOverride: store", "{nameOverride: store, firstOrdinal: 4, terminationGracePeriodSeconds: 40}"],
     &["", "persistence: {storageClass: fast, annotations: {a: b}, whenDeleted: Delete, whenScaled: Delete}"],
