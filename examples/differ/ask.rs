@@ -44,6 +44,10 @@ impl Server {
         Self { token: Some(token.to_owned()), ..self.clone() }
     }
 
+    pub fn token(&self) -> Option<&str> {
+        self.token.as_deref()
+    }
+
     pub async fn ask(&self, methods: &Methods, call: &Call, body: &Value) -> Value {
         match call.door {
             Door::Json => self.post(call, body).await,

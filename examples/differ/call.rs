@@ -11,8 +11,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Kinds of steps that are no request.
+/// Kinds of steps that are no request: a member ends and starts again; a lease ends with its keys.
 pub const RESTART: &str = "restart";
+pub const EXPIRE: &str = "expire";
 /// Who shows a token that is none.
 pub const STRANGER: &str = "stranger";
 
@@ -28,9 +29,10 @@ pub struct Call {
     /// The slot of the member of ours that is asked.
     pub member: u64,
     pub door: Door,
-    /// `Service/Method`, or [`RESTART`].
+    /// `Service/Method`, [`RESTART`] or [`EXPIRE`].
     pub method: String,
-    /// The request's fields, or of a stream of requests a list; through the gateway a string is the body itself. A watch's are `slot` (the stream) and `request`.
+    /// The request's fields, or of a stream of requests a list; through the gateway a string is the body itself. A watch's are `slot` (the stream) and `request`, or
+    /// `history`: a watcher of its own, for what has been.
     pub body: Value,
     /// Whose token is shown; [`STRANGER`]: one that nobody has issued.
     #[serde(default, skip_serializing_if = "Option::is_none")]

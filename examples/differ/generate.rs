@@ -12,7 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE};
 use serde_json::{Value, json};
 
-use crate::call::{Call, Door, PATHS, RESTART};
+use crate::call::{Call, Door, EXPIRE, PATHS, RESTART};
 
 pub struct Generator {
     rng: fastrand::Rng,
@@ -26,11 +26,16 @@ pub struct Generator {
     has_users: bool,
     /// What comes first.
     first: std::collections::VecDeque<Call>,
+    /// Requests until a lease is to end.
+    expiry_in: u32,
 }
 
 /// One request of so many goes through the gateway, one step is a restart of a member.
 const JSON_ONE_IN: u32 = 5;
 const RESTART_ONE_IN: u32 = 1500;
+/// Of so many, one step waits until a lease has ended, which takes seconds; the first comes early, so that short runs have it.
+const EXPIRY_ONE_IN: u32 = 5000;
+const FIRST_EXPIRY: u32 = 600;
 
 impl Generator {
     /// For a cluster of so many members.
@@ -43,6 +48,7 @@ impl Generator {
             alarm_for: None,
             has_users: false,
             first: Default::default(),
+            expiry_in: FIRST_EXPIRY,
         }
     }
 
@@ -65,6 +71,12 @@ impl Generator {
             let body = json!({ "kill": self.rng.bool() });
             return Call { member, door: Door::Grpc, method: RESTART.to_owned(), body, user: None };
         }
+        self.expiry_in = self.expiry_in.saturating_sub(1);
+        // An alarm or a permission could keep its keys out.
+        if self.expiry_in == 0 && self.alarm_for.is_none() && !self.has_users {
+            self.expiry_in = EXPIRY_ONE_IN;
+            return Call { member, door: Door::Grpc, method: EXPIRE.to_owned(), body: self.expiry(), user: None };
+        }
         if let Some(left) = &mut self.alarm_for {
             *left -= 1;
             if *left == 0 {
@@ -80,7 +92,11 @@ impl Generator {
         let (method, body) = match self.rng.u32(..1000) {
             0..680 => self.kv(),
             680..840 => self.lease(),
-            840..900 => ("Watch/Watch", self.watch()),
+            840..885 => ("Watch/Watch", self.watch()),
+            885..900 => {
+                let history = self.history();
+                return Call { member, door: self.door, method: "Watch/Watch".to_owned(), body: history, user: None };
+            }
             900..955 => self.concurrency(),
             955..960 if !self.has_users => self.auth(),
             _ => self.cluster(),

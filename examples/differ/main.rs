@@ -6,7 +6,7 @@
 //!     cargo run --release --example differ -- --seed 7              # the same requests again
 //!     cargo run --release --example differ -- --replay FILE         # a sequence that a run has written
 //!
-//! Every RPC and every path of the gateway, members chosen at random, restarts between. Servers are new after each
+//! Every RPC and every path of the gateway, members chosen at random, restarts between, and in each epoch a lease that ends by itself. Servers are new after each
 //! `--epoch` requests, so that a difference depends on few requests; it is then shrunk to fewer still, printed with both answers, and
 //! written to a file. Differences that are wanted are a list (`wanted`); each run counts what it needed of it. It also counts
 //! what succeeded and which errors occurred, and would have found ten deliberate faults (`planted`). Exit code 1: a
@@ -22,6 +22,7 @@ mod call;
 mod compare;
 mod errors;
 mod generate;
+mod history;
 mod planted;
 mod report;
 mod shrink;

@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 
-use crate::call::Call;
+use crate::call::{Call, EXPIRE};
 
 /// A name, and what changes the answer to `call`; whether it did.
 pub type Planted = (&'static str, fn(&Call, &mut Value) -> bool);
@@ -31,6 +31,23 @@ pub const PLANTED: &[Planted] = &[
         let mut events =
             watchers.into_iter().flat_map(|all| all.values_mut()).filter_map(|told| told.get_mut("events"));
         events.next().and_then(Value::as_array_mut).is_some_and(|events| events.pop().is_some())
+    }),
+    ("a watcher of the past, through the gateway, misses its first event", |_, answer| {
+        let told = answer.get("http").is_some().then(|| answer.pointer_mut("/told/events"));
+        told.flatten()
+            .and_then(Value::as_array_mut)
+            .is_some_and(|events| !events.is_empty() && !events.remove(0).is_null())
+    }),
+    ("an event has lost what was before it", |_, answer| {
+        let events = answer.pointer_mut("/told/events").and_then(Value::as_array_mut);
+        events.into_iter().flatten().any(|event| remove(event, "prev_kv"))
+    }),
+    ("a lease that has ended is still there", |call, answer| {
+        call.method == EXPIRE && set(answer.pointer_mut("/lease/messages/0/TTL"), json!("1"))
+    }),
+    ("a key outlives its lease", |call, answer| {
+        let keys = (call.method == EXPIRE).then(|| answer.pointer_mut("/keys/messages/0/kvs")).flatten();
+        keys.and_then(Value::as_array_mut).is_some_and(|keys| keys.pop().is_some())
     }),
     ("a lease has a key too few", |call, answer| {
         let keys = (call.method == "Lease/LeaseTimeToLive").then(|| message(answer)).flatten();

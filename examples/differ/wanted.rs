@@ -209,6 +209,15 @@ pub const WANTED: &[Wanted] = &[
         why: "clients decide by the code whether to try again",
         holds: |_, d| d.theirs == "Unknown" || d.theirs == 500 || d.theirs == 2,
     },
+    Wanted {
+        rpc: "Maintenance/Status",
+        fields: &["errors"],
+        when: "a person should know of something",
+        etcd: "the alarms",
+        ours: "the alarms, and behind them what else there is, with what to do",
+        why: "who looks for what is wrong looks there",
+        holds: |_, d| alarms(&d.ours) == alarms(&d.theirs),
+    },
 ];
 
 pub const UNSENT: &[Unsent] = &[
@@ -258,6 +267,16 @@ fn is_refusal_in_apply(value: &Value) -> bool {
     let codes = [json!("NotFound"), json!("InvalidArgument"), json!("OutOfRange"), json!(5), json!(3), json!(11)];
     let http = [json!(400), json!(404)];
     value.as_str().is_some_and(|text| IN_APPLY.contains(&text)) || codes.contains(value) || http.contains(value)
+}
+
+/// The alarms among the errors of a Status, without the members that they are for.
+fn alarms(errors: &Value) -> Vec<&str> {
+    let all = match errors {
+        Value::Array(all) => all.as_slice(),
+        one => std::slice::from_ref(one),
+    };
+    let texts = all.iter().filter_map(Value::as_str).filter(|text| !text.starts_with('['));
+    texts.map(|text| text.split_once("alarm:").map_or(text, |(_, alarm)| alarm.trim())).collect()
 }
 
 fn number(value: &Value) -> i64 {

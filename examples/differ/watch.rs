@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use prost_reflect::DynamicMessage;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -133,19 +133,7 @@ impl Session {
         if answer.get("compact_revision").is_some() {
             self.ended.push(id);
         }
-        let told = self.told.entry(id.to_string()).or_insert_with(|| Value::Object(Map::new()));
-        let Value::Object(fields) = answer else { return };
-        for (name, value) in fields {
-            match (name.as_str(), value) {
-                ("events", Value::Array(events)) => {
-                    let all = told.as_object_mut().expect("made above").entry("events").or_insert_with(|| json!([]));
-                    all.as_array_mut().expect("made above").extend(events);
-                }
-                // Which response brings them is free.
-                ("header" | "fragment" | "watch_id", _) => {}
-                (_, value) => told[name] = value,
-            }
-        }
+        merge(self.told.entry(id.to_string()).or_insert_with(|| json!({})), answer);
     }
 
     fn take(&mut self) -> Value {
@@ -153,7 +141,23 @@ impl Session {
     }
 }
 
+/// Puts what a response says of a watcher to what was `told` of it before.
+pub fn merge(told: &mut Value, answer: Value) {
+    let (Value::Object(told), Value::Object(fields)) = (told, answer) else { return };
+    for (name, value) in fields {
+        match (name.as_str(), value) {
+            ("events", Value::Array(events)) => {
+                let all = told.entry("events").or_insert_with(|| json!([]));
+                all.as_array_mut().expect("made here").extend(events);
+            }
+            // Which response brings them is free.
+            ("header" | "fragment" | "watch_id", _) => {}
+            (_, value) => _ = told.insert(name, value),
+        }
+    }
+}
+
 /// A 64-bit number, which JSON has as a string.
-fn number(answer: &Value, field: &str) -> i64 {
+pub fn number(answer: &Value, field: &str) -> i64 {
     answer.get(field).and_then(Value::as_str).and_then(|text| text.parse().ok()).unwrap_or(0)
 }

@@ -11,13 +11,16 @@ use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 
 use crate::ask::{Methods, Server};
-use crate::call::{Call, Door, Memory, RESTART, STRANGER};
+use crate::call::{Call, Door, EXPIRE, Memory, RESTART, STRANGER};
+use crate::history;
 use crate::support::cluster::{Cluster, wait_for};
 use crate::support::etcd::Etcd;
 use crate::watch::Session;
 
 pub const MEMBERS: u64 = 3;
 const SETTLING: Duration = Duration::from_secs(20);
+/// In base64; no key of the generator is greater.
+const HISTORY_END: &str = "//8=";
 
 /// What the two answered.
 #[derive(Clone, Debug)]
@@ -113,7 +116,11 @@ impl World {
             Some([ours, theirs]) => [server.with_token(ours), self.their_server.with_token(theirs)],
             None => [server.clone(), self.their_server.clone()],
         };
-        let (ours, theirs) = if call.method == "Watch/Watch" {
+        let (ours, theirs) = if call.method == EXPIRE {
+            self.expire(call).await?
+        } else if call.method == "Watch/Watch" && call.body["history"].is_object() {
+            self.history(call, &servers, [&our_body["history"], &their_body["history"]]).await?
+        } else if call.method == "Watch/Watch" {
             self.watch(call, &servers, &our_body, &their_body).await?
         } else {
             let [server, their_server] = &servers;
@@ -195,6 +202,58 @@ impl World {
             their.turn(&self.methods, &theirs["request"], self.now)
         );
         Ok((our.context("ours")?, their.context("etcd's")?))
+    }
+
+    /// Writes the key that ends every history, and asks for what has been until then; if it cannot be written, that is the answer.
+    async fn history(
+        &mut self,
+        call: &Call,
+        [server, their_server]: &[Server; 2],
+        [ours, theirs]: [&Value; 2],
+    ) -> anyhow::Result<(Value, Value)> {
+        let body = json!({ "key": HISTORY_END, "value": "" });
+        let put = Call { door: Door::Grpc, method: "KV/Put".to_owned(), body, ..call.clone() };
+        let (our_put, their_put) =
+            tokio::join!(server.ask(&self.methods, &put, &put.body), their_server.ask(&self.methods, &put, &put.body));
+        let (Some(last), true) = (revision(&our_put), revision(&our_put) == revision(&their_put)) else {
+            return Ok((our_put, their_put));
+        };
+        self.now = last;
+        let (our, their) = tokio::join!(
+            history::told(server, &self.methods, call.door, ours, last),
+            history::told(their_server, &self.methods, call.door, theirs, last)
+        );
+        Ok((our.context("ours")?, their.context("etcd's")?))
+    }
+
+    /// Has a lease end on both, by itself, with the keys that are put for it; the answer is what is left of it, and everything there is.
+    async fn expire(&mut self, call: &Call) -> anyhow::Result<(Value, Value)> {
+        let step =
+            |method: &str, body: Value| Call { door: Door::Grpc, method: method.to_owned(), body, ..call.clone() };
+        let (id, keys) = (&call.body["ID"], call.body["keys"].as_array().context("an expiry names keys")?);
+        let mut steps = vec![step("Lease/LeaseGrant", json!({ "ID": id, "TTL": 1 }))];
+        steps.extend(keys.iter().map(|key| step("KV/Put", json!({ "key": key, "value": "ZW5kcw==", "lease": id }))));
+        for step in &steps {
+            let (ours, theirs) = self.ask_both(step).await;
+            let done = [&ours, &theirs].iter().all(|answer| first(answer)["header"].is_object());
+            anyhow::ensure!(done, "a lease that is to end was not prepared: {} {ours} {theirs}", step.line());
+        }
+        // Each put is a revision, and the end of the lease is one.
+        self.settle(self.now + keys.len() as i64 + 1).await?;
+        self.catch_up(call.member).await;
+        self.last = call.member;
+        let (ours, theirs) = self.ask_both(&step("Lease/LeaseTimeToLive", json!({ "ID": id, "keys": true }))).await;
+        let (our_keys, their_keys) =
+            self.ask_both(&step("KV/Range", json!({ "key": "AA==", "range_end": "AA==" }))).await;
+        Ok((json!({ "lease": ours, "keys": our_keys }), json!({ "lease": theirs, "keys": their_keys })))
+    }
+
+    async fn ask_both(&self, call: &Call) -> (Value, Value) {
+        let server = &self.servers[call.member as usize];
+        tokio::join!(
+            server.ask(&self.methods, call, &call.body),
+            self.their_server.ask(&self.methods, call, &call.body)
+        )
     }
 
     /// Ends a member, by force or not, and starts it again. Streams of watches end with it, also those at others: what is open

@@ -168,6 +168,19 @@ impl Generator {
         json!({ "slot": slot, "request": request })
     }
 
+    /// A watcher of what has been, in an interval up to the last key, with nothing left out: it is to be told of the last write.
+    pub(super) fn history(&mut self) -> Value {
+        let offset = if self.chance(6) { self.rng.i64(-300..=0) } else { self.rng.i64(-30..=1) };
+        let key = self.pick(&[&b"\0"[..], b"a", b"b", b"d", b"\xff"]);
+        json!({ "history": {
+            "key": self.bytes(key),
+            "range_end": self.bytes(b"\0"),
+            "start_revision": format!("$now{offset:+}"),
+            "prev_kv": self.rng.bool(),
+            "fragment": self.rng.bool(),
+        } })
+    }
+
     fn watch_create(&mut self) -> Value {
         let mut r =
             json!({ "progress_notify": self.chance(4), "prev_kv": self.rng.bool(), "fragment": self.rng.bool() });

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::Generator;
+use crate::call::Door;
 
 /// Leases that are named; more are named by servers.
 const LEASES: i64 = 8;
@@ -45,6 +46,15 @@ impl Generator {
             _ => self.rng.i64(1..=LEASES * 2),
         };
         json!({ "TTL": self.number(ttl), "ID": self.number(id) })
+    }
+
+    /// A lease that nobody else names, with keys that may be there.
+    pub(super) fn expiry(&mut self) -> Value {
+        self.door = Door::Grpc;
+        let keys = self.rng.usize(1..5);
+        let keys: Vec<Value> = (0..keys).map(|_| self.key()).filter(|key| *key != "").collect();
+        let keys = if keys.is_empty() { vec![self.bytes(b"a")] } else { keys };
+        json!({ "ID": 1000, "keys": keys })
     }
 
     pub(super) fn concurrency(&mut self) -> (&'static str, Value) {
