@@ -81,6 +81,7 @@ fn false_node(attack: &mut Attack, kind: node::Kind) -> Node {
         held: false,
         reservation: attack.random.bool().then(|| Reservation { claimed_by: attack.random.u64(..2) }),
         tls: attack.random.bool(),
+        more_peer_addresses: vec![format!("127.77.{}.1:2380\u{1b}[2J", attack.random.u8(..)); attack.random.usize(..3)],
     }
 }
 
