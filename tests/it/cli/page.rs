@@ -90,8 +90,8 @@ async fn the_page_names_every_command_and_each_of_its_blocks_runs() {
     let lines: Vec<&str> = blocks.iter().flat_map(|(_, block)| block.lines()).collect();
     let mut commands = Vec::new();
     leaves(&quorate::cli::command(), "quorate", &mut commands);
-    // Backups have a page of their own, and so has what is asked of a member that does not serve.
-    let elsewhere = ["backup.md", "monitor.md"]
+    // Backups and standby clusters have pages of their own, and so has what is asked of a member that does not serve.
+    let elsewhere = ["backup.md", "monitor.md", "standby.md"]
         .map(|name| std::fs::read_to_string(format!("{}/docs/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap());
     let is_named = |words: &str| {
         lines.iter().any(|line| line.contains(words)) || elsewhere.iter().any(|page| page.contains(words))
