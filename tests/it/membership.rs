@@ -116,7 +116,7 @@ async fn survivor_of_a_lost_majority_serves_serializable_reads_only() {
     cluster.kill(two);
     let (one, two) = (cluster.peer_address(one), cluster.peer_address(two));
     cluster.wait_unready(survivor, &["1 of 2 needed voters", "`recover`", &one, &two]).await;
-    cluster.wait_logged(survivor, &["condition begins", "no-leader", "`recover`"]).await;
+    cluster.wait_logged(survivor, &["condition begins", "no-leader", "`quorate recover`"]).await;
     let mut kv = cluster.kv(survivor);
     let read = |serializable| RangeRequest { key: "k".into(), serializable, ..Default::default() };
     assert_eq!(kv.range(read(true)).await.unwrap().into_inner().kvs[0].value()[..], *b"v");
