@@ -13,28 +13,8 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, ensure};
 
-use super::translate::Given;
+use super::translate::{Found, Given, Members};
 use crate::env::srv::Service;
-
-/// Where the first members stand.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Members {
-    /// In `--initial-cluster`, or nowhere: then it is this member alone.
-    #[default]
-    Listed,
-    /// On this member's disk.
-    Known,
-    Found(Found),
-}
-
-/// What DNS has said.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// As `--initial-cluster` has it, ascending; a name is the `host:port` of the URL behind it.
-    pub list: String,
-    /// This member's name in it.
-    pub own: String,
-}
 
 /// How names are looked up.
 pub struct Dns<'a> {

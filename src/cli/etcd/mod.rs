@@ -15,9 +15,9 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
-use self::discovery::{Dns, Members, discover};
+use self::discovery::{Dns, discover};
 use self::flags::{Line, Pairs};
-use self::translate::{Given, Output};
+use self::translate::{Given, Members, Output};
 use crate::api::{ETCD_VERSION, VERSION};
 use crate::config::{self, File, Sources};
 use crate::env::{Env, net, process, srv};

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::discovery::Members;
 use super::flags::{FLAGS, Fate, Flag, Pairs, truth};
 use crate::config;
 use crate::secure::cipher_suites;
@@ -16,6 +15,26 @@ use crate::secure::cipher_suites;
 /// Flags with their values; of those given twice the last one holds.
 #[derive(Debug, Default)]
 pub struct Given(Pairs);
+
+/// Where the first members stand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Members {
+    /// In `--initial-cluster`, or nowhere: then it is this member alone.
+    #[default]
+    Listed,
+    /// On this member's disk.
+    Known,
+    Found(Found),
+}
+
+/// What DNS has said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// As `--initial-cluster` has it, ascending; a name is the `host:port` of the URL behind it.
+    pub list: String,
+    /// This member's name in it.
+    pub own: String,
+}
 
 /// Where log lines go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

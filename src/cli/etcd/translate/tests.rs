@@ -1,7 +1,6 @@
 //! Flags beside the settings that they become, and the table beside etcd's own help.
 
 use super::*;
-use crate::cli::etcd::discovery::Found;
 use crate::cli::etcd::flags::{self, Line};
 use crate::config::{Config, File, Sources, load};
 
