@@ -71,7 +71,12 @@ async fn fresh_pods_wait_for_an_api_server_that_does_not_answer() {
     set.api.set_mode(Mode::KnowsNothing);
     set.wait_unready(1, &["404", "there is no StatefulSet test/kv"]).await;
     set.api.set_mode(Mode::Hangs);
-    set.wait_unready(2, &["waits to know how many members there should be", "does not answer"]).await;
+    // Its own patience ends, or that of the library below.
+    set.wait_unready(
+        2,
+        &["waits to know how many members there should be", "a NetworkPolicy may keep this pod from it"],
+    )
+    .await;
     set.api.set_mode(Mode::Serves);
     set.wait_ready().await;
     set.wait_voters(0..3).await;
