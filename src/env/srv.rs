@@ -2,7 +2,7 @@
 //!
 //! The system's resolver, which everybody else here asks, gives addresses alone; so this asks the servers of `/etc/resolv.conf` itself, by
 //! the crate hickory, with that file's search list and patience.
-//! Invariant: blocks for [`PATIENCE`] at most.
+//! Invariant: blocks for `PATIENCE` at most.
 //! Absent: priorities and weights: who asks wants every target. What is remembered: each call asks anew.
 
 use std::io;
