@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use tonic::Response;
 
 use super::Api;
-use crate::env::{self, Env, sleep};
+use crate::env::{self, Env, Instant, sleep};
 use crate::error::Error;
 use crate::node::Node;
 use crate::node::account::{Pool, Taken};
@@ -34,6 +34,8 @@ const ANSWER_BYTES_MAX: usize = i32::MAX as usize;
 const VERSION_BYTES: u64 = 16;
 /// An answer up to this part of the pool is charged with all of its bytes.
 const MODERATE_PART: u64 = 64;
+/// A piece waits so long for its turn in the pool, and then is made on the event loop.
+const TURN_PATIENCE: Duration = Duration::from_secs(1);
 /// So many versions are let go of where they are.
 const LET_GO_HERE_MAX: usize = 256;
 /// Between two looks at what a view keeps.
@@ -145,7 +147,7 @@ impl Large {
 pub enum Making {
     /// On the event loop: a piece is hardly more than a copy.
     Here,
-    /// In the pool of long reads.
+    /// In the pool of long reads, in its client's turns.
     Apart,
 }
 
@@ -170,9 +172,20 @@ impl Written {
                 large.next_piece(write)
             }),
             Making::Apart => {
-                let env = large.answer.lock().env.clone();
-                // The member's own work, of which there is one piece for each answer that has room in the account.
-                Box::pin(async move { env.long(env::Pool::Reads, move || large.next_piece(write)).await })
+                let (env, asker) = (large.answer.lock().env.clone(), large.kept.client().number());
+                let apart = large.clone();
+                Box::pin(async move {
+                    let deadline = Instant::now() + TURN_PATIENCE;
+                    let piece = move || apart.next_piece(write);
+                    match env.long_for(env::Pool::Reads, asker, deadline, piece).await {
+                        Ok(piece) => piece,
+                        // No place in the pool, or no turn in time: nothing was made.
+                        Err(_) => {
+                            tokio::task::yield_now().await;
+                            large.next_piece(write)
+                        }
+                    }
+                })
             }
         }
     }
