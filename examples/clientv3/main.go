@@ -1,5 +1,5 @@
 // What etcd's own Go client brings beside its calls: locks, elections, STM, leasing, ordering, mirrors, names, namespaces, Kubernetes' interface,
-// users; and what it does while members die: watches and sessions that go on, RequireLeader.
+// users; and what it does while members die: watches and sessions that go on, writes that fail, RequireLeader.
 //
 //	go run . -program ../../target/release/quorate
 //
@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -31,6 +32,8 @@ var (
 	program  = flag.String("program", "target/release/quorate", "the server; with the name etcd it is started without the word etcd")
 	host     = flag.String("host", "127.9.%d.8", "loopback addresses, by member")
 	patience = flag.Duration("patience", 30*time.Second, "for whatever must happen")
+	stateMB  = flag.Int("state-mb", 0, "also kill a member of those that have so many values, among clients that write round robin")
+	only     = flag.String("only", "", "run the cases with this text in their name")
 )
 
 // A case fails by its error.
@@ -187,6 +190,10 @@ func run(c *cluster) error {
 
 func main() {
 	flag.Parse()
+	if *stateMB > 0 {
+		cases = append(cases, testCase{"a killed member costs at most the writes in flight, and its return none", roundRobin})
+	}
+	cases = slices.DeleteFunc(cases, func(one testCase) bool { return !strings.Contains(one.name, *only) })
 	dir, err := os.MkdirTemp("", "quorate-clientv3-")
 	if err != nil {
 		log.Fatal(err)

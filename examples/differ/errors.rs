@@ -1,4 +1,5 @@
-//! The errors of etcd 3.7's table (`rpctypes`) that can occur while authentication is off and without TLS, and why some of them do not occur here.
+//! The errors of etcd 3.7's table (`rpctypes`) that can occur without TLS, while authentication is off and among users, and why some of them
+//! do not occur here.
 
 /// Texts, without `etcdserver: `. A long run must have been given each.
 pub const OCCUR: &[&str] = &[
@@ -30,7 +31,24 @@ pub const OCCUR: &[&str] = &[
     "invalid downgrade target version",
 ];
 
-/// Those that do not occur, with the reason.
+/// The same of a run with users.
+pub const OCCUR_AMONG_USERS: &[&str] = &[
+    "permission denied",
+    "invalid auth token",
+    "user name is empty",
+    "user name not found",
+    "user name already exists",
+    "role name is empty",
+    "role name not found",
+    "role name already exists",
+    "role is not granted to the user",
+    "permission is not granted to the role",
+    "permission not given",
+    "invalid auth management",
+    "authentication failed, invalid user ID or password",
+];
+
+/// Those that do not occur while authentication is off, with the reason.
 pub const ELSEWHERE: &[(&str, &str)] = &[
     ("user name is empty", "no role is made here; `tests/it/permissions.rs` and `kv/auth` have it"),
     ("role name is empty", "no role is made here; `tests/it/permissions.rs` and `kv/auth` have it"),
@@ -79,6 +97,7 @@ pub const REFUSED_ONLY: &[&str] = &[
     "Cluster/MemberPromote",
     "Maintenance/MoveLeader",
     "Auth/AuthEnable",
+    "Auth/AuthDisable",
     "Auth/Authenticate",
     "Auth/RoleGet",
 ];

@@ -24,6 +24,8 @@ pub struct Generator {
     alarm_for: Option<u32>,
     /// Users ask, whose permissions change meanwhile.
     has_users: bool,
+    /// What a role may be given of the keys from one on.
+    ranges: std::collections::BTreeMap<(&'static str, String), Value>,
     /// What comes first.
     first: std::collections::VecDeque<Call>,
     /// Requests until a lease is to end.
@@ -47,6 +49,7 @@ impl Generator {
             held: Default::default(),
             alarm_for: None,
             has_users: false,
+            ranges: Default::default(),
             first: Default::default(),
             expiry_in: FIRST_EXPIRY,
         }
@@ -82,7 +85,8 @@ impl Generator {
             if *left == 0 {
                 self.alarm_for = None;
                 let body = json!({ "action": "DEACTIVATE", "alarm": "NOSPACE", "memberID": "$member:0" });
-                return Call { member, door: Door::Grpc, method: "Maintenance/Alarm".to_owned(), body, user: None };
+                let user = self.has_users.then(|| users::ROOT.to_owned());
+                return Call { member, door: Door::Grpc, method: "Maintenance/Alarm".to_owned(), body, user };
             }
         }
         self.door = if self.chance(JSON_ONE_IN) { Door::Json } else { Door::Grpc };

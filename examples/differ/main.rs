@@ -108,7 +108,7 @@ async fn main() -> anyhow::Result<()> {
         None => find(&ETCD_37)
             .with_context(|| format!("no {} on PATH; install it with {}", ETCD_37.name, ETCD_37.install))?,
     };
-    let mut report = Report::new(args.all);
+    let mut report = Report::new(args.all, args.auth);
     let found = match &args.replay {
         Some(file) => {
             let text = std::fs::read_to_string(file)?;

@@ -6,7 +6,7 @@ use std::io::Write as _;
 
 use crate::call::{Call, Door};
 use crate::compare::Difference;
-use crate::errors::{ELSEWHERE, OCCUR, REFUSED_ONLY};
+use crate::errors::{ELSEWHERE, OCCUR, OCCUR_AMONG_USERS, REFUSED_ONLY};
 use crate::planted::PLANTED;
 use crate::wanted::Uses;
 use crate::world::Answers;
@@ -15,10 +15,13 @@ use crate::{Found, unexplained};
 /// Of each RPC that was sent so often, so many percent must succeed.
 const OFTEN: u64 = 50;
 const SUCCEED_PERCENT: u64 = 30;
+/// The same where users ask, who may not do most of it.
+const SUCCEED_PERCENT_OF_USERS: u64 = 5;
 
 pub struct Report {
     pub uses: Uses,
     pub goes_on: bool,
+    has_users: bool,
     /// The place in its sequence of the request that was played last.
     pub last_index: usize,
     /// By RPC and door: sent, and how many succeeded.
@@ -30,10 +33,11 @@ pub struct Report {
 }
 
 impl Report {
-    pub fn new(goes_on: bool) -> Self {
+    pub fn new(goes_on: bool, has_users: bool) -> Self {
         Self {
             uses: Uses::new(),
             goes_on,
+            has_users,
             last_index: 0,
             calls: BTreeMap::new(),
             errors: BTreeMap::new(),
@@ -95,18 +99,24 @@ impl Report {
                 let all = by_rpc.entry(rpc).or_default();
                 *all = (all.0 + sent, all.1 + succeeded);
             }
-            let poor = by_rpc.iter().filter(|(rpc, (sent, ok))| {
-                *sent >= OFTEN && ok * 100 < sent * SUCCEED_PERCENT && !REFUSED_ONLY.contains(rpc)
-            });
+            let (percent, occur) = match self.has_users {
+                true => (SUCCEED_PERCENT_OF_USERS, OCCUR_AMONG_USERS),
+                false => (SUCCEED_PERCENT, OCCUR),
+            };
+            let poor = by_rpc
+                .iter()
+                .filter(|(rpc, (sent, ok))| *sent >= OFTEN && ok * 100 < sent * percent && !REFUSED_ONLY.contains(rpc));
             broken.extend(poor.map(|(rpc, (sent, ok))| format!("{rpc}: only {ok} of {sent} succeeded")));
             let occurred = |text: &str| self.errors.contains_key(&format!("etcdserver: {text}"));
-            let missing = OCCUR.iter().filter(|text| !occurred(text));
+            let missing = occur.iter().filter(|text| !occurred(text));
             broken.extend(missing.map(|text| format!("never given: etcdserver: {text}")));
-            let known = |text: &str| OCCUR.contains(&text) || ELSEWHERE.iter().any(|(known, _)| *known == text);
+            let known = |text: &str| {
+                OCCUR.contains(&text) || occur.contains(&text) || ELSEWHERE.iter().any(|(known, _)| *known == text)
+            };
             let new =
                 self.errors.keys().filter_map(|text| text.strip_prefix("etcdserver: ")).filter(|text| !known(text));
             broken.extend(new.map(|text| format!("in no list: etcdserver: {text}")));
-            broken.extend(self.uses.unused().into_iter().map(|entry| format!("never needed: {entry}")));
+            broken.extend(self.uses.unused(self.has_users).into_iter().map(|entry| format!("never needed: {entry}")));
         }
         broken
     }

@@ -22,7 +22,7 @@ pub async fn shrink(etcd: &Path, mut calls: Vec<Call>, found: &Found) -> anyhow:
             let end = (begin + part).min(calls.len() - 1);
             let shorter = [&calls[..begin], &calls[end..]].concat();
             attempts += 1;
-            let mut report = Report::new(false);
+            let mut report = Report::new(false, false);
             let again = play(etcd, &shorter, &mut report).await?.filter(|again| again.kind() == found.kind());
             match again {
                 // It may come sooner now.

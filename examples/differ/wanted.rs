@@ -1,8 +1,11 @@
 //! Where Quorate answers otherwise than etcd on purpose: one list, with reasons.
 //!
-//! Each entry names the RPC, the field and the condition, and a run counts its uses: one that is never used is no longer true. The
-//! table of `docs/from-etcd.md` is made of it, which a test checks.
+//! Each entry names the RPC, the field and the condition, and a run counts its uses: one that is never used is no longer true. Some
+//! are met only once there are users. The table of `docs/from-etcd.md` is made of all, which a test checks.
 
+use base64::Engine as _;
+use base64::alphabet::{STANDARD, URL_SAFE};
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde_json::{Value, json};
 
 use super::call::Call;
@@ -220,6 +223,39 @@ pub const WANTED: &[Wanted] = &[
     },
 ];
 
+/// Those that are met only by users.
+pub const WANTED_OF_USERS: &[Wanted] = &[
+    Wanted {
+        rpc: "Auth/Authenticate",
+        fields: &["token"],
+        when: "always",
+        etcd: "a number, which its members keep",
+        ours: "a signature, which any member can check",
+        why: "clients do not look into it; it outlives a restart, and no member keeps a list",
+        holds: |_, d| [&d.ours, &d.theirs].iter().all(|token| token.as_str().is_some_and(|text| !text.is_empty())),
+    },
+    Wanted {
+        rpc: "Lease/LeaseKeepAlive, Watch/Watch",
+        fields: &["body.error.grpc_code", "body.error.http_code", "body.error.http_status"],
+        when: "a refusal in JSON, of a stream",
+        etcd: "code, message",
+        ours: "code, message, and the same under the names that etcd up to 3.5 has for them too",
+        why: "programs look there",
+        holds: |_, d| d.theirs.is_null(),
+    },
+    Wanted {
+        rpc: "KV/*",
+        fields: &[],
+        when: "an interval without keys (`range_end` not after `key`), asked for by a user with several permissions",
+        etcd: "allowed if `key` is, or refused, as the tree of its permissions happens to have grown",
+        ours: "allowed if `key` is",
+        why: "it reads and writes nothing, and the same permissions give the same answer",
+        holds: |call, d| {
+            has_empty_interval(&call.body) && (d.theirs.is_null() || is_nothing(&d.theirs) || is_denial(&d.theirs))
+        },
+    },
+];
+
 pub const UNSENT: &[Unsent] = &[
     Unsent {
         rpc: "KV/Txn",
@@ -254,6 +290,16 @@ pub const UNSENT: &[Unsent] = &[
     },
 ];
 
+/// Those that are met only by users.
+pub const UNSENT_OF_USERS: &[Unsent] = &[Unsent {
+    rpc: "KV/Txn",
+    when: "a user asks for an interval without keys in a transaction that can write",
+    etcd: "allowed if `key` is, or refused, as the tree of its permissions happens to have grown",
+    ours: "allowed if `key` is",
+    why: "it reads and writes nothing, and the same permissions give the same answer",
+    holds: |call| call.user.is_some() && has_empty_interval(&call.body) && writes(&call.body),
+}];
+
 /// What only apply can find out.
 const IN_APPLY: &[&str] = &[
     "etcdserver: requested lease not found",
@@ -267,6 +313,42 @@ fn is_refusal_in_apply(value: &Value) -> bool {
     let codes = [json!("NotFound"), json!("InvalidArgument"), json!("OutOfRange"), json!(5), json!(3), json!(11)];
     let http = [json!(400), json!(404)];
     value.as_str().is_some_and(|text| IN_APPLY.contains(&text)) || codes.contains(value) || http.contains(value)
+}
+
+/// A refusal for want of a permission: whole, its text, or a code of it.
+fn is_denial(value: &Value) -> bool {
+    let is = |value: &Value| value == "etcdserver: permission denied" || value == "PermissionDenied";
+    is(value) || is(&value["text"]) || *value == 403 || *value == 7
+}
+
+fn is_nothing(value: &Value) -> bool {
+    value.as_array().is_some_and(Vec::is_empty)
+}
+
+/// Whether some interval of a request ends before it begins, or where it begins.
+fn has_empty_interval(body: &Value) -> bool {
+    let here = || match (bytes(&body["key"]), bytes(&body["range_end"])) {
+        (Some(key), Some(end)) => !end.is_empty() && end != [0] && end <= key,
+        _ => false,
+    };
+    match body {
+        Value::Object(fields) => here() || fields.values().any(has_empty_interval),
+        Value::Array(items) => items.iter().any(has_empty_interval),
+        _ => false,
+    }
+}
+
+/// Bytes in either alphabet, padded or not.
+fn bytes(text: &Value) -> Option<Vec<u8>> {
+    let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    let decode = |alphabet| GeneralPurpose::new(alphabet, config).decode(text.as_str()?).ok();
+    decode(&STANDARD).or_else(|| decode(&URL_SAFE))
+}
+
+/// Whether a transaction has something to write, in either branch.
+fn writes(body: &Value) -> bool {
+    let text = body.to_string();
+    text.contains("\"request_put\"") || text.contains("\"request_delete_range\"")
 }
 
 /// The alarms among the errors of a Status, without the members that they are for.
@@ -314,12 +396,12 @@ pub struct Uses {
 
 impl Uses {
     pub fn new() -> Self {
-        Self { wanted: vec![0; WANTED.len()], unsent: vec![0; UNSENT.len()] }
+        Self { wanted: vec![0; all_wanted().count()], unsent: vec![0; all_unsent().count()] }
     }
 
     /// Whether `call` must not be sent.
     pub fn is_unsent(&mut self, call: &Call) -> bool {
-        let found = UNSENT.iter().position(|entry| concerns(entry.rpc, call) && (entry.holds)(call));
+        let found = all_unsent().position(|entry| concerns(entry.rpc, call) && (entry.holds)(call));
         found.map(|index| self.unsent[index] += 1).is_some()
     }
 
@@ -332,31 +414,42 @@ impl Uses {
         if OWN.iter().any(own) {
             return true;
         }
-        let found = WANTED.iter().position(|entry| {
+        let found = all_wanted().position(|entry| {
             let named = entry.fields.is_empty() || entry.fields.iter().any(|field| is_field(field, path));
             named && concerns(entry.rpc, call) && (entry.holds)(call, difference)
         });
         found.map(|index| self.wanted[index] += 1).is_some()
     }
 
-    /// Entries that nothing has needed.
-    pub fn unused(&self) -> Vec<String> {
-        let wanted = WANTED.iter().zip(&self.wanted).filter(|(_, uses)| **uses == 0);
-        let unsent = UNSENT.iter().zip(&self.unsent).filter(|(_, uses)| **uses == 0);
+    /// Entries that nothing has needed: of those that only users meet, or of the others.
+    pub fn unused(&self, of_users: bool) -> Vec<String> {
+        let wanted = all_wanted().zip(&self.wanted).enumerate();
+        let wanted = wanted.filter(|(at, (_, uses))| (*at >= WANTED.len()) == of_users && **uses == 0);
+        let unsent = all_unsent().zip(&self.unsent).enumerate();
+        let unsent = unsent.filter(|(at, (_, uses))| (*at >= UNSENT.len()) == of_users && **uses == 0);
+        let (wanted, unsent) = (wanted.map(|(_, entry)| entry), unsent.map(|(_, entry)| entry));
         let wanted = wanted.map(|(entry, _)| format!("{} {:?} ({})", entry.rpc, entry.fields, entry.when));
         wanted.chain(unsent.map(|(entry, _)| format!("{} ({})", entry.rpc, entry.when))).collect()
     }
 }
 
+fn all_wanted() -> impl Iterator<Item = &'static Wanted> {
+    WANTED.iter().chain(WANTED_OF_USERS)
+}
+
+fn all_unsent() -> impl Iterator<Item = &'static Unsent> {
+    UNSENT.iter().chain(UNSENT_OF_USERS)
+}
+
 /// The table of the documentation.
 pub fn table() -> String {
     let mut table = String::from("| RPC | field | when | etcd 3.7 | Quorate | why |\n|---|---|---|---|---|---|\n");
-    for w in WANTED {
+    for w in all_wanted() {
         let fields: Vec<String> = w.fields.iter().map(|field| format!("`{field}`")).collect();
         let fields = if fields.is_empty() { "the whole answer".to_owned() } else { fields.join(", ") };
         table += &format!("| {} | {fields} | {} | {} | {} | {} |\n", w.rpc, w.when, w.etcd, w.ours, w.why);
     }
-    for u in UNSENT {
+    for u in all_unsent() {
         table += &format!("| {} | what is done | {} | {} | {} | {} |\n", u.rpc, u.when, u.etcd, u.ours, u.why);
     }
     table

@@ -3,7 +3,7 @@
 //! Invariant: one request is under way at a time and a restart ends when all members serve, so that every answer is determined by the
 //! requests before it. Ids that a server chooses are replaced in answers by a name that is the same on both sides.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -55,6 +55,8 @@ pub struct World {
     restarted: bool,
     /// By user: what ours and etcd have issued.
     tokens: BTreeMap<String, [String; 2]>,
+    /// Who was given no token, since the last change of that user: who asks all the time is taken for one who guesses.
+    refused: BTreeSet<String>,
     has_users: bool,
 }
 
@@ -92,6 +94,7 @@ impl World {
             last: 0,
             restarted: false,
             tokens: BTreeMap::new(),
+            refused: BTreeSet::new(),
             has_users: false,
         };
         world.wait_serving().await;
@@ -138,6 +141,11 @@ impl World {
             // Both have ended it, or the answers differ.
             self.tokens.remove(user);
         }
+        if call.method.starts_with("Auth/User")
+            && let Some(changed) = call.body["name"].as_str()
+        {
+            self.refused.remove(changed);
+        }
         self.ours.learn(call, &ours);
         self.theirs.learn(call, &theirs);
         self.now = self.now.max(revision(&theirs).unwrap_or(0));
@@ -161,6 +169,9 @@ impl World {
         if user == STRANGER {
             return Some(["no.12".to_owned(), "no.12".to_owned()]);
         }
+        if self.refused.contains(user) {
+            return None;
+        }
         if !self.tokens.contains_key(user) {
             // What was changed last decides, and it was asked elsewhere.
             let login = Call {
@@ -175,7 +186,11 @@ impl World {
                 self.their_server.ask(&self.methods, &login, &login.body)
             );
             let token = |answer: &Value| first(answer)["token"].as_str().map(str::to_owned);
-            self.tokens.insert(user.clone(), [token(&ours)?, token(&theirs)?]);
+            let Some((ours, theirs)) = token(&ours).zip(token(&theirs)) else {
+                self.refused.insert(user.clone());
+                return None;
+            };
+            self.tokens.insert(user.clone(), [ours, theirs]);
         }
         self.tokens.get(user).cloned()
     }

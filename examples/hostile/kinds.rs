@@ -360,16 +360,28 @@ async fn ranges(kind: &str, attack: &mut Attack, tally: &mut Tally) {
 
 async fn txns(kind: &str, attack: &mut Attack, tally: &mut Tally) {
     let request = if kind == "compare" {
-        let comparison = |i: i64| Compare {
-            key: FILLED.into(),
-            range_end: "hostile/fill0".into(),
-            target: CompareTarget::Mod.into(),
-            result: CompareResult::Greater.into(),
-            target_union: Some(TargetUnion::ModRevision(i % 2)),
+        // All of them hold, so that all keys are looked at.
+        let mut comparison = |_| {
+            let (target, result, operand) = match attack.random.u8(..6) {
+                0 => (CompareTarget::Mod, CompareResult::Greater, TargetUnion::ModRevision(attack.random.i64(..2))),
+                1 => (CompareTarget::Mod, CompareResult::NotEqual, TargetUnion::ModRevision(i64::MAX)),
+                2 => (CompareTarget::Create, CompareResult::Greater, TargetUnion::CreateRevision(0)),
+                3 => (CompareTarget::Version, CompareResult::NotEqual, TargetUnion::Version(0)),
+                4 => (CompareTarget::Lease, CompareResult::Equal, TargetUnion::Lease(0)),
+                _ => (CompareTarget::Value, CompareResult::NotEqual, TargetUnion::Value("no value".into())),
+            };
+            Compare {
+                key: FILLED.into(),
+                range_end: "hostile/fill0".into(),
+                target: target.into(),
+                result: result.into(),
+                target_union: Some(operand),
+            }
         };
+        let compare = (0..60).map(&mut comparison).collect();
         let put = PutRequest { key: attack.key(), ..Default::default() };
         let success = vec![op(request_op::Request::RequestPut(put))];
-        TxnRequest { compare: (0..60).map(comparison).collect(), success, ..Default::default() }
+        TxnRequest { compare, success, ..Default::default() }
     } else {
         let success = (0..127).map(|_| op(request_op::Request::RequestRange(all())));
         TxnRequest { success: success.collect(), ..Default::default() }

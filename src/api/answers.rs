@@ -20,11 +20,12 @@ use parking_lot::Mutex;
 use tonic::Response;
 
 use super::Api;
+use super::turns::Turns;
 use crate::env::{self, Env, Instant, sleep};
 use crate::error::Error;
 use crate::node::Node;
 use crate::node::account::{Pool, Taken};
-use crate::pb::pieces::{LargeAnswer, Pieces};
+use crate::pb::pieces::{LargeAnswer, PIECE_BYTES, Pieces};
 
 /// Smaller answers are written at once.
 const LARGE_BYTES: usize = 16 << 10;
@@ -108,13 +109,17 @@ pub struct Large {
     answer: Arc<Mutex<Aside>>,
     /// What is kept for it, until the last piece is made.
     kept: Arc<Taken>,
+    /// As a message.
+    bytes: usize,
+    turns: Turns,
 }
 
 impl Large {
-    pub fn new(mut answer: Aside, kept: Taken) -> Self {
+    /// `bytes`: as a message.
+    pub fn new(mut answer: Aside, bytes: usize, kept: Taken, turns: Turns) -> Self {
         let kept = Arc::new(kept);
         answer.kept = Some(kept.clone());
-        Self { answer: Arc::new(Mutex::new(answer)), kept }
+        Self { answer: Arc::new(Mutex::new(answer)), kept, bytes, turns }
     }
 
     /// What is taken for it; its pieces are to be taken there, too.
@@ -122,17 +127,17 @@ impl Large {
         self.kept.clone()
     }
 
-    /// Its pieces in the form that `write` gives.
-    pub fn written(self, making: Making, write: fn(LargeAnswer) -> Pieces) -> Written {
+    /// Its pieces in the form that `write` gives, which is told the bytes that it has as a message.
+    pub fn written(self, making: Making, write: fn(LargeAnswer, usize) -> Pieces) -> Written {
         Written { large: self, write, making, has_begun: false, next: None }
     }
 
     /// The next piece in the form that `write` gives; always the same one for an answer.
-    fn next_piece(&self, write: fn(LargeAnswer) -> Pieces) -> Option<Result<Bytes, Error>> {
+    fn next_piece(&self, write: fn(LargeAnswer, usize) -> Pieces) -> Option<Result<Bytes, Error>> {
         let rest = &mut self.answer.lock().rest;
         if let Rest::Whole(answer) = rest {
             let answer = std::mem::take(answer);
-            *rest = Rest::Pieces(write(answer));
+            *rest = Rest::Pieces(write(answer, self.bytes));
         }
         match rest {
             Rest::Pieces(pieces) => pieces.next().map(Ok),
@@ -153,11 +158,11 @@ pub enum Making {
 
 /// A large answer on its way to a client.
 ///
-/// Between two pieces it gives way to all that is ready on the event loop, what has arrived meanwhile included: a client on a fast
-/// network takes piece after piece, and a dozen such clients would keep the others waiting for as long as all of their answers take.
+/// An answer of one piece, as most are, is written at once; each piece of a larger one in its turn. A client on a fast network takes piece
+/// after piece, and each step of a small request would wait for a piece of each of a hundred such clients.
 pub struct Written {
     large: Large,
-    write: fn(LargeAnswer) -> Pieces,
+    write: fn(LargeAnswer, usize) -> Pieces,
     making: Making,
     has_begun: bool,
     next: Option<BoxFuture<'static, Option<Result<Bytes, Error>>>>,
@@ -168,7 +173,7 @@ impl Written {
         let (large, write) = (self.large.clone(), self.write);
         match self.making {
             Making::Here => Box::pin(async move {
-                tokio::task::yield_now().await;
+                large.turns.next().await;
                 large.next_piece(write)
             }),
             Making::Apart => {
@@ -181,7 +186,7 @@ impl Written {
                         Ok(piece) => piece,
                         // No place in the pool, or no turn in time: nothing was made.
                         Err(_) => {
-                            tokio::task::yield_now().await;
+                            large.turns.next().await;
                             large.next_piece(write)
                         }
                     }
@@ -196,8 +201,10 @@ impl Stream for Written {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
-        // The first piece of most answers is all of it.
-        if !std::mem::replace(&mut this.has_begun, true) && this.making == Making::Here {
+        if !std::mem::replace(&mut this.has_begun, true)
+            && this.large.bytes <= PIECE_BYTES
+            && this.making == Making::Here
+        {
             return Poll::Ready(this.large.next_piece(this.write));
         }
         if this.next.is_none() {
@@ -323,7 +330,7 @@ impl Api {
     /// The answer of so many bytes beside an empty message. `freed`: what had been freed of the state when it was made.
     fn placed<M: Default>(&self, node: &Node, (answer, bytes): (Aside, usize), freed: u64, kept: Taken) -> Response<M> {
         let is_charged = bytes as u64 <= kept.amount();
-        let large = Large::new(answer, kept);
+        let large = Large::new(answer, bytes, kept, self.shared.turns.clone());
         if !is_charged {
             let max = kept_max(&self.shared.account.answers);
             node.env().clone().spawn(give_up(node.clone(), freed, max, Arc::downgrade(&large.answer)));
@@ -340,6 +347,7 @@ mod tests {
 
     use futures_util::StreamExt as _;
 
+    use super::super::turns::tests::count;
     use super::*;
     use crate::node::Client;
     use crate::node::account::Kind;
@@ -350,9 +358,13 @@ mod tests {
         let pool = Pool::new(Kind::Answers, 100);
         let mut random = fastrand::Rng::with_seed(7);
         for begun in [false, true] {
+            let answer = some_answer(&mut random);
+            let bytes = answer.encoded_len();
             let large = Large::new(
-                Aside::new(&Env::real(), some_answer(&mut random)),
+                Aside::new(&Env::real(), answer),
+                bytes,
                 pool.take(&Client::new(None), 10).unwrap(),
+                Turns::new(&Env::real()),
             );
             if begun {
                 large.next_piece(LargeAnswer::in_grpc).unwrap().unwrap();
@@ -361,14 +373,6 @@ mod tests {
             assert_eq!(large.next_piece(LargeAnswer::in_grpc), Some(Err(too_slow(1))));
         }
         assert_eq!(pool.taken(), 0);
-    }
-
-    /// Who counts, as long as it is let.
-    async fn count(turns: Arc<AtomicU64>) {
-        loop {
-            turns.fetch_add(1, Ordering::Relaxed);
-            tokio::task::yield_now().await;
-        }
     }
 
     #[tokio::test]
@@ -380,8 +384,10 @@ mod tests {
         let mut pieces = 0;
         while pieces < 50 {
             let kept = pool.take(&Client::new(None), 10).unwrap();
-            let mut written = Large::new(Aside::new(&Env::real(), some_answer(&mut random)), kept)
-                .written(Making::Here, LargeAnswer::in_grpc);
+            let answer = some_answer(&mut random);
+            let (bytes, answer) = (answer.encoded_len(), Aside::new(&Env::real(), answer));
+            let mut written =
+                Large::new(answer, bytes, kept, Turns::new(&Env::real())).written(Making::Here, LargeAnswer::in_grpc);
             written.next().await;
             let mut before = turns.load(Ordering::Relaxed);
             while written.next().await.is_some() {
@@ -389,6 +395,43 @@ mod tests {
                 assert!(now > before, "after {pieces} pieces");
                 (before, pieces) = (now, pieces + 1);
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn pieces_come_though_the_pool_that_makes_them_is_full_of_other_clients_reads() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        let env = Env::real();
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let held = Arc::new(Mutex::new(held));
+        let mut others = Vec::new();
+        let mut is_refused = |asker| {
+            let held = held.clone();
+            let read = move || held.lock().recv().is_err();
+            let mut read =
+                Box::pin(env.long_for(env::Pool::Reads, asker, Instant::now() + Duration::from_secs(600), read));
+            let refused = futures_util::FutureExt::now_or_never(&mut read).is_some();
+            if !refused {
+                others.push(read);
+            }
+            refused
+        };
+        // The first ones have the threads, which may not be at work yet when the others come; so a few more than fit into the queue.
+        assert!((1..5000).any(&mut is_refused), "the pool never refuses");
+        let pool = Pool::new(Kind::Answers, 1 << 30);
+        for _ in 0..20 {
+            let answer = some_answer(&mut random);
+            let (bytes, expected) = (answer.encoded_len(), answer.clone().in_grpc(answer.encoded_len()));
+            let kept = pool.take(&Client::new(None), 10).unwrap();
+            let large = Large::new(Aside::new(&env, answer), bytes, kept, Turns::new(&env));
+            let written: Vec<_> = large.written(Making::Apart, LargeAnswer::in_grpc).collect().await;
+            assert_eq!(written, expected.map(Ok).collect::<Vec<_>>());
+        }
+        drop(release);
+        for one in others {
+            let _ = one.await;
         }
     }
 }

@@ -34,9 +34,10 @@ impl Election for Api {
 
     async fn proclaim(&self, request: Request<ProclaimRequest>) -> Result<Response<ProclaimResponse>, Status> {
         let node = self.data_node(&request)?;
-        let caller = self.caller(&node, &request).await?;
+        let caller = self.caller(&node, &request);
         let ProclaimRequest { leader, value } = request.into_inner();
         let leader = leader.ok_or(Error::MissingLeaderKey)?;
+        let caller = caller.await?;
         let made = self.set_value(&node, &caller, &leader.key, leader.rev, leader.lease, value).await?;
         Ok(Response::new(ProclaimResponse { header: header(&node, made.revision) }))
     }
@@ -75,8 +76,9 @@ impl Election for Api {
     /// Who does not lead any more has nothing to give back, and that is no error.
     async fn resign(&self, request: Request<ResignRequest>) -> Result<Response<ResignResponse>, Status> {
         let node = self.data_node(&request)?;
-        let caller = self.caller(&node, &request).await?;
+        let caller = self.caller(&node, &request);
         let leader = request.into_inner().leader.ok_or(Error::MissingLeaderKey)?;
+        let caller = caller.await?;
         let txn = if_created_at(&leader.key, leader.rev, delete(&leader.key), None);
         let made = self.write_txn(&node, &caller, txn).await?.header.unwrap_or_default();
         Ok(Response::new(ResignResponse { header: header(&node, made.revision) }))

@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status};
 use super::answers::Made;
 use super::caller::Asking;
 use super::slow::Slow;
-use super::{Api, complete, confirm, header_now, mismatched};
+use super::{Api, complete, confirm, header_now, mismatched, wrong_first};
 use crate::caller::Caller;
 use crate::env::{Instant, Pool, planted};
 use crate::error::Error;
@@ -121,8 +121,24 @@ impl Api {
     }
 }
 
-#[tonic::async_trait]
-impl Kv for Api {
+/// The calls that are one message each way, without the box around each that the service's trait makes.
+pub trait OnKeys: Clone + Send + Sync + 'static {
+    fn range(
+        &self,
+        request: Request<RangeRequest>,
+    ) -> impl Future<Output = Result<Response<RangeResponse>, Status>> + Send;
+
+    fn put(&self, request: Request<PutRequest>) -> impl Future<Output = Result<Response<PutResponse>, Status>> + Send;
+
+    fn delete_range(
+        &self,
+        request: Request<DeleteRangeRequest>,
+    ) -> impl Future<Output = Result<Response<DeleteRangeResponse>, Status>> + Send;
+
+    fn txn(&self, request: Request<TxnRequest>) -> impl Future<Output = Result<Response<TxnResponse>, Status>> + Send;
+}
+
+impl OnKeys for Api {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
         let begun = Instant::now();
         let answer = match self.read_range(request, begun) {
@@ -133,15 +149,10 @@ impl Kv for Api {
         answer
     }
 
-    type RangeStreamStream = super::range_stream::Pieces;
-
-    async fn range_stream(&self, request: Request<RangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {
-        self.pieces(request).await
-    }
-
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
         let node = self.data_node(&request)?;
-        let caller = self.caller(&node, &request).await?;
+        let wrong = |refused| wrong_first(validate::put(request.get_ref()), refused);
+        let caller = self.caller(&node, &request).await.map_err(wrong)?;
         let put = request.into_inner();
         let mut slow = self.slow("Put", &put.key, &Bytes::new());
         let outcome = self.propose(&node, &caller, command::Request::Put(put)).await;
@@ -160,7 +171,8 @@ impl Kv for Api {
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
         let node = self.data_node(&request)?;
-        let caller = self.caller(&node, &request).await?;
+        let wrong = |refused| wrong_first(validate::delete_range(request.get_ref()), refused);
+        let caller = self.caller(&node, &request).await.map_err(wrong)?;
         let delete = request.into_inner();
         let mut slow = self.slow("DeleteRange", &delete.key, &delete.range_end);
         let outcome = self.propose(&node, &caller, command::Request::DeleteRange(delete)).await;
@@ -176,7 +188,8 @@ impl Kv for Api {
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
         let node = self.data_node(&request)?;
-        let caller = self.caller(&node, &request).await?;
+        let wrong = |refused| wrong_first(validate::txn(request.get_ref(), &self.shared.limits), refused);
+        let caller = self.caller(&node, &request).await.map_err(wrong)?;
         let txn = request.into_inner();
         if kv::is_read_only(&txn) {
             let begun = Instant::now();
@@ -198,6 +211,34 @@ impl Kv for Api {
             }
             _ => Err(mismatched()),
         }
+    }
+}
+
+#[tonic::async_trait]
+impl Kv for Api {
+    async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
+        OnKeys::range(self, request).await
+    }
+
+    type RangeStreamStream = super::range_stream::Pieces;
+
+    async fn range_stream(&self, request: Request<RangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {
+        self.pieces(request).await
+    }
+
+    async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        OnKeys::put(self, request).await
+    }
+
+    async fn delete_range(
+        &self,
+        request: Request<DeleteRangeRequest>,
+    ) -> Result<Response<DeleteRangeResponse>, Status> {
+        OnKeys::delete_range(self, request).await
+    }
+
+    async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        OnKeys::txn(self, request).await
     }
 
     async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {

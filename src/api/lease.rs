@@ -33,9 +33,6 @@ impl Lease for Api {
         let node = self.data_node(&request)?;
         let caller = self.caller(&node, &request).await?;
         let grant = request.into_inner();
-        if grant.ttl > crate::kv::TTL_MAX_SECONDS {
-            return Err(Error::LeaseTtlTooLarge.into());
-        }
         let mut answer = self.leases()?.grant(&node, &caller, grant.id, grant.ttl).await?;
         answer.header = complete(&node, &answer.header);
         Ok(Response::new(answer))

@@ -2,7 +2,8 @@
 
 use tonic::{Request, Response, Status};
 
-use super::{Api, header_now, mismatched};
+use super::{Api, header_now, mismatched, wrong_first};
+use crate::kv::validate;
 use crate::pb::etcd::DeleteRangeRequest;
 use crate::pb::lock::lock_server::Lock;
 use crate::pb::lock::{LockRequest, LockResponse, UnlockRequest, UnlockResponse};
@@ -22,8 +23,9 @@ impl Lock for Api {
     /// A key that is gone already is no error: the lock is free.
     async fn unlock(&self, request: Request<UnlockRequest>) -> Result<Response<UnlockResponse>, Status> {
         let node = self.data_node(&request)?;
-        let caller = self.caller(&node, &request).await?;
+        let caller = self.caller(&node, &request).await;
         let delete = DeleteRangeRequest { key: request.into_inner().key, ..DeleteRangeRequest::default() };
+        let caller = caller.map_err(|refused| wrong_first(validate::delete_range(&delete), refused))?;
         match self.propose(&node, &caller, command::Request::DeleteRange(delete)).await?.response {
             Some(answer::Response::DeleteRange(_)) => Ok(Response::new(UnlockResponse { header: header_now(&node) })),
             _ => Err(mismatched()),

@@ -25,6 +25,7 @@ mod range_stream;
 mod sample;
 mod slow;
 mod snapshot;
+mod turns;
 mod wait;
 mod watch;
 
@@ -33,6 +34,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use axum::http::HeaderName;
 use parking_lot::RwLock;
 use tonic::{Request, Status};
 
@@ -59,9 +61,11 @@ use crate::watch::Hub;
 pub use answers::Aside;
 pub use answers::{Large, Making, Written};
 pub use figures::{FIGURES, Figure, Figures, Sampled, Unit};
+pub use kv::OnKeys;
 pub use overview::Overview;
 pub use peer::{PeerApi, Proof, Running};
 pub use sample::Sample;
+pub use turns::Turns;
 pub use watch::{Responses as WatchResponses, WatchOptions};
 
 /// The level of the etcd API that is spoken: clients switch features by it (Kubernetes: progress requests, streamed ranges).
@@ -99,6 +103,7 @@ struct Shared {
     limits: Limits,
     quota_bytes: u64,
     account: Account,
+    turns: Turns,
     /// Bytes a second of one backup.
     snapshot_rate: u64,
     backups: Slots,
@@ -203,6 +208,7 @@ impl Api {
             limits,
             quota_bytes,
             account,
+            turns: Turns::new(env),
             snapshot_rate,
             backups: Slots::new(streams.backups_max),
             range_streams: Slots::new(streams.range_streams_max),
@@ -321,6 +327,11 @@ fn sound(node: &Node) -> Result<(), Error> {
     if node.trust() == Trust::Sound { Ok(()) } else { Err(Error::Corrupt) }
 }
 
+/// What a request is refused for if nobody takes its token: as in etcd, what is wrong with the request itself is looked at before.
+fn wrong_first(checked: Result<(), Error>, refused: Error) -> Error {
+    checked.err().unwrap_or(refused)
+}
+
 /// Resolves when this member's data is known to be corrupt.
 async fn unsound(node: &Node) -> Error {
     node.wait_trust(|trust| *trust != Trust::Sound).await;
@@ -347,9 +358,12 @@ fn client<T>(request: &Request<T>) -> Client {
     request.extensions().get::<Client>().cloned().unwrap_or_default()
 }
 
+/// A client's header: it wants to be refused without a leader.
+const HAS_LEADER: HeaderName = HeaderName::from_static("hasleader");
+
 /// Whether the client wants to be refused without a leader.
 fn needs_leader<T>(request: &Request<T>) -> bool {
-    request.metadata().get("hasleader").is_some_and(|v| v.as_bytes() == b"true")
+    request.metadata().as_ref().get(HAS_LEADER).is_some_and(|wants| wants.as_bytes() == b"true")
 }
 
 impl Api {

@@ -24,9 +24,8 @@ pub(super) struct Slow {
     /// Zero: nothing is told.
     threshold: Duration,
     begun: Instant,
-    last: Instant,
-    /// In milliseconds.
-    waits: [(&'static str, u32); 3],
+    /// For what it waited, and until when.
+    waits: [(&'static str, Instant); 3],
     told: u8,
     has_ended: bool,
     read_keys: Option<i64>,
@@ -44,8 +43,7 @@ impl Api {
             range_end: range_end.clone(),
             threshold: self.shared.slow_request,
             begun,
-            last: begun,
-            waits: Default::default(),
+            waits: [("", begun); 3],
             told: 0,
             has_ended: false,
             read_keys: None,
@@ -56,19 +54,22 @@ impl Api {
 impl Slow {
     /// Until now it waited for `what`.
     pub(super) fn waited(&mut self, what: &'static str) {
-        let now = Instant::now();
         if let Some(wait) = self.waits.get_mut(usize::from(self.told)) {
-            *wait = (what, (now - self.last).as_millis().try_into().unwrap_or(u32::MAX));
+            *wait = (what, Instant::now());
             self.told += 1;
         }
-        self.last = now;
     }
 
     /// As [`Self::waited`], for the last time; returns how long all of it took.
     pub(super) fn ended(&mut self, what: &'static str) -> Duration {
         self.waited(what);
         self.has_ended = true;
-        self.last - self.begun
+        self.last() - self.begun
+    }
+
+    /// Until when is known what it waited for.
+    fn last(&self) -> Instant {
+        usize::from(self.told).checked_sub(1).map_or(self.begun, |newest| self.waits[newest].1)
     }
 
     pub(super) fn read_keys(&mut self, keys: i64) {
@@ -77,10 +78,12 @@ impl Slow {
 
     fn tell(&self, took: Duration) {
         let mut waited = String::new();
-        for (what, millis) in &self.waits[..usize::from(self.told)] {
-            let _ = write!(waited, "{what} {millis} ms, ");
+        let mut since = self.begun;
+        for (what, until) in &self.waits[..usize::from(self.told)] {
+            let _ = write!(waited, "{what} {} ms, ", (*until - since).as_millis());
+            since = *until;
         }
-        let rest = took - (self.last - self.begun);
+        let rest = took - (since - self.begun);
         if rest >= Duration::from_millis(1) {
             let _ = write!(waited, "and {} ms more", rest.as_millis());
         } else {
@@ -94,7 +97,7 @@ impl Slow {
 
 impl Drop for Slow {
     fn drop(&mut self) {
-        let took = if self.has_ended { self.last - self.begun } else { self.begun.elapsed() };
+        let took = if self.has_ended { self.last() - self.begun } else { self.begun.elapsed() };
         if !self.threshold.is_zero() && took >= self.threshold {
             self.tell(took);
         }

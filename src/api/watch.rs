@@ -242,10 +242,11 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
     fn create(&mut self, create: WatchCreateRequest) {
         let start = create.start_revision;
         let shape = shape(&create);
-        let given = if let Err(denied) = self.session.permit(&shape) {
-            Err(denial(&denied))
-        } else if start < 0 {
+        // In etcd's order.
+        let given = if start < 0 {
             Err(Error::Compacted.to_string())
+        } else if let Err(denied) = self.session.permit(&shape) {
+            Err(denial(&denied))
         } else {
             let is_chosen = create.watch_id != ANY_NUMBER;
             let number = if is_chosen { create.watch_id } else { self.free_number() };

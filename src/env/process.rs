@@ -109,15 +109,12 @@ pub fn this_process() -> Process {
     }
 }
 
-/// What a thread that gives way adds to the process's nice value: it gets a third of what others get where there is not enough for all.
-const NICE: i32 = 5;
-
-/// Lowers the calling thread's priority, for good. Without effect where that is not allowed.
-pub fn give_way() {
+/// Lowers the calling thread's priority, for good: its nice value is so much above the process's. Without effect where that is not allowed.
+pub fn give_way(nicer: i32) {
     use rustix::process::{getpid, getpriority_process, setpriority_process};
     // On Linux the priority is a thread's, whatever POSIX says: here the first one's, which stands for the process, and the caller's.
     if let Ok(nice) = getpriority_process(Some(getpid())) {
-        let _ = setpriority_process(None, nice + NICE);
+        let _ = setpriority_process(None, nice + nicer);
     }
 }
 
@@ -135,11 +132,11 @@ mod tests {
         let nice = || rustix::process::getpriority_process(None).unwrap();
         let before = nice();
         let below = std::thread::spawn(move || {
-            super::give_way();
-            super::give_way();
+            super::give_way(5);
+            super::give_way(5);
             nice()
         });
-        assert_eq!((below.join().unwrap(), nice()), ((before + super::NICE).min(19), before));
+        assert_eq!((below.join().unwrap(), nice()), ((before + 5).min(19), before));
     }
 
     #[test]

@@ -299,7 +299,10 @@ async fn unary_answer(
         return Err(failure);
     }
     if let Some(large) = large {
-        return Ok(json_response(StatusCode::OK, Body::from_stream(large.written(Making::Apart, super::json::pieces))));
+        return Ok(json_response(
+            StatusCode::OK,
+            Body::from_stream(large.written(Making::Apart, |answer, _| super::json::pieces(answer))),
+        ));
     }
     let message =
         message.ok_or_else(|| Failure { code: INTERNAL, message: "the call ended without an answer".into() })?;

@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::pb::etcd::range_request::SortOrder;
 use crate::pb::etcd::request_op::Request;
 use crate::pb::etcd::{Compare, DeleteRangeRequest, RangeRequest, RequestOp, TxnRequest};
+use crate::pb::key_value::HEADS_BYTES_MAX;
 use crate::pb::log::{Command, Follow, command};
 
 /// A key that was found is compared so many times in the time of another look-up.
@@ -55,6 +56,25 @@ impl Cost {
     /// Of whichever of the two is done.
     fn either(self, other: Self) -> Self {
         Self { keys: self.keys.max(other.keys), bytes: self.bytes.max(other.bytes) }
+    }
+}
+
+/// What a transaction has written by then, at most: its reads see that, too.
+#[derive(Clone, Copy, Default)]
+struct Written {
+    put: Cost,
+    /// Keys.
+    deleted: u64,
+}
+
+impl Written {
+    fn either(self, other: Self) -> Self {
+        Self { put: self.put.either(other.put), deleted: self.deleted.max(other.deleted) }
+    }
+
+    /// What an operation meets of it. A key that stands alone is looked at anyhow.
+    fn found_in(&self, range_end: &[u8]) -> Cost {
+        if range_end.is_empty() { Cost { keys: 0, ..self.put } } else { self.put }
     }
 }
 
@@ -100,20 +120,26 @@ fn plain_txn_keys(r: &TxnRequest) -> Option<u64> {
 impl State {
     /// Of a range.
     pub fn range_cost(&self, r: &RangeRequest) -> Cost {
+        self.range_cost_without(r, 0)
+    }
+
+    /// Of a range in a transaction that has deleted so many keys by then: in the place of each, its limit takes one behind it.
+    fn range_cost_without(&self, r: &RangeRequest, deleted: u64) -> Cost {
         let interval = Interval::new(&r.key, &r.range_end);
         if let Interval::Key(key) = interval {
             return Cost { keys: 1, bytes: if r.count_only { 0 } else { self.bytes_of(key) } };
         }
         let ranks = interval.ranks(&self.live);
-        let taken = limit(r).unwrap_or(ranks.len()).min(ranks.len());
+        let taken = limit(r).map_or(ranks.len(), |limit| limit.saturating_add(deleted as usize)).min(ranks.len());
         let is_past = self.is_past(r);
         let (keys, bytes) = if is_past || !is_in_key_order(r) {
             let mut visited = Sums { items: ranks.len(), bytes: self.live.bytes_between(ranks) };
             if is_past {
                 visited += interval.sums(&self.old);
             }
-            // Which of them are answered is not known.
-            (visited.items, visited.bytes / visited.items.max(1) as u64 * taken as u64)
+            // Which of them are answered is not known, unless it is all.
+            let part = u128::from(visited.bytes) * taken as u128 / visited.items.max(1) as u128;
+            (visited.items, u64::try_from(part).unwrap_or(u64::MAX))
         } else {
             let is_last = r.sort_order == SortOrder::Descend as i32;
             let answered = if is_last { ranks.end - taken..ranks.end } else { ranks.start..ranks.start + taken };
@@ -145,7 +171,7 @@ impl State {
 
     /// Of a transaction: of the branches that cost most, since one of each two is done.
     pub fn txn_cost(&self, r: &TxnRequest) -> Cost {
-        self.txn_cost_after(r, &mut Cost::default())
+        self.txn_cost_after(r, &mut Written::default())
     }
 
     /// Of a command.
@@ -200,8 +226,7 @@ impl State {
         )))
     }
 
-    /// `written` is what the transaction has put by then, at most: its reads see that, too.
-    fn txn_cost_after(&self, r: &TxnRequest, written: &mut Cost) -> Cost {
+    fn txn_cost_after(&self, r: &TxnRequest, written: &mut Written) -> Cost {
         let mut cost = self.compare_cost(&r.compare);
         let (mut by_success, mut by_failure) = (*written, *written);
         let success = self.branch_cost(&r.success, &mut by_success);
@@ -210,22 +235,30 @@ impl State {
         cost
     }
 
-    fn branch_cost(&self, ops: &[RequestOp], written: &mut Cost) -> Cost {
+    fn branch_cost(&self, ops: &[RequestOp], written: &mut Written) -> Cost {
         let mut cost = Cost::default();
         for op in ops {
             cost += match &op.request {
                 Some(Request::RequestRange(r)) => {
-                    let mut range = self.range_cost(r);
+                    let mut cost = self.range_cost_without(r, written.deleted);
                     if !r.count_only {
-                        range += if r.range_end.is_empty() { Cost { keys: 0, ..*written } } else { *written };
+                        cost += written.found_in(&r.range_end);
                     }
-                    range
+                    cost
                 }
                 Some(Request::RequestPut(r)) => {
-                    *written += Cost { keys: 1, bytes: (r.key.len() + r.value.len()) as u64 };
-                    Cost { keys: 1, bytes: if r.prev_kv { self.bytes_of(&r.key) } else { 0 } }
+                    // No transaction that passed the checks puts a key twice.
+                    let bytes = if r.prev_kv { self.bytes_of(&r.key) } else { 0 };
+                    written.put += Cost { keys: 1, bytes: (r.key.len() + r.value.len() + HEADS_BYTES_MAX) as u64 };
+                    Cost { keys: 1, bytes }
                 }
-                Some(Request::RequestDeleteRange(r)) => self.delete_cost(r),
+                Some(Request::RequestDeleteRange(r)) => {
+                    let mut cost = self.delete_cost(r);
+                    written.deleted = written.deleted.saturating_add(cost.keys);
+                    let put = written.found_in(&r.range_end);
+                    cost += if r.prev_kv { put } else { Cost { bytes: 0, ..put } };
+                    cost
+                }
                 Some(Request::RequestTxn(r)) => self.txn_cost_after(r, written),
                 None => Cost::default(),
             };

@@ -9,6 +9,7 @@
 
 mod alarm;
 pub mod auth;
+mod bounds;
 mod compact;
 mod compare;
 mod cost;

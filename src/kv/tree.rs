@@ -7,6 +7,8 @@
 //! by side, while every key is an allocation of its own, and a look at one most often a cache miss. Only entries whose heads are that
 //! of the key sought are compared in full.
 //!
+//! A branch also keeps, of what is below each child, between which values fields lie (`bounds`), once it was asked; who changes something below lets go of it.
+//!
 //! Invariants: all leaves are at one depth; no node but the root is empty; a child's `first` is the first item below it; every key
 //! of a node begins with the same `shared` bytes, `begin` are the first of them, and `heads` are those of its entries, in their order.
 //! That about `first` is why this is not a map from a library: those keep copies of old keys as separators, and here a key is part
@@ -17,6 +19,8 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
+use super::bounds::{Bounds, Known, ValueBounds};
+use super::compare::Wanted;
 use crate::pb::KeyValue;
 
 /// Most items of a leaf and children of a branch. A leaf takes 760 bytes, of the 768 that the allocator gives.
@@ -155,6 +159,7 @@ struct Child {
     first: KeyValue,
     /// Of the items below.
     sums: Sums,
+    known: Known,
     node: Node,
 }
 
@@ -313,6 +318,11 @@ impl Tree {
         }
     }
 
+    /// Whether all items of these ranks, which exist, meet `wanted`. Looks at those alone that the bounds of a node's fields say nothing of.
+    pub(super) fn all(&self, ranks: std::ops::Range<usize>, wanted: &Wanted<'_>) -> bool {
+        self.root.all(ranks, wanted)
+    }
+
     /// Puts what `make` makes of the item at this place, if there is one, in its place. Returns the item that it replaces.
     pub(super) fn insert(
         &mut self,
@@ -369,8 +379,37 @@ fn common(a: &[u8], b: &[u8]) -> usize {
 
 impl Child {
     fn new(node: Node) -> Self {
-        Self { first: node.first().clone(), sums: node.sums(), node }
+        Self { first: node.first().clone(), sums: node.sums(), known: Known::default(), node }
     }
+
+    /// The node, to be changed.
+    fn node_mut(&mut self) -> &mut Node {
+        self.known = Known::default();
+        &mut self.node
+    }
+
+    fn bounds(&self) -> &Bounds {
+        self.known.numbers(|| match &self.node {
+            Node::Leaf(leaf) => all_of(leaf.entries.iter().map(Bounds::of), |all, one| all.and(&one)),
+            Node::Branch(branch) => {
+                all_of(branch.entries.iter().map(|child| child.bounds().clone()), |all, one| all.and(&one))
+            }
+        })
+    }
+
+    fn value_bounds(&self) -> &ValueBounds {
+        self.known.values(|| match &self.node {
+            Node::Leaf(leaf) => all_of(leaf.entries.iter().map(ValueBounds::of), |all, one| all.and(&one)),
+            Node::Branch(branch) => {
+                all_of(branch.entries.iter().map(|child| child.value_bounds().clone()), |all, one| all.and(&one))
+            }
+        })
+    }
+}
+
+/// Of the entries of a node that is not the root.
+fn all_of<T>(entries: impl Iterator<Item = T>, and: impl FnMut(T, T) -> T) -> T {
+    entries.reduce(and).expect("no node but the root is empty")
 }
 
 fn sums<E: Entry>(entries: &[E]) -> Sums {
@@ -513,7 +552,7 @@ impl Row<Child> {
         let Some(left) = i.checked_sub(1).filter(|&j| fits(j)).or(fits(i).then_some(i)) else { return };
         let right = self.remove(left + 1);
         let child = &mut self.entries[left];
-        child.node.append(right.node);
+        child.node_mut().append(right.node);
         child.sums += right.sums;
     }
 }
@@ -536,6 +575,22 @@ impl Node {
             Node::Leaf(leaf) => sums(&leaf.entries),
             Node::Branch(branch) => sums(&branch.entries),
         }
+    }
+
+    fn all(&self, ranks: std::ops::Range<usize>, wanted: &Wanted<'_>) -> bool {
+        let branch = match self {
+            Node::Leaf(leaf) => return leaf.entries[ranks].iter().all(|item| wanted.is_met(&item.fields())),
+            Node::Branch(branch) => branch,
+        };
+        let mut before = 0;
+        branch.entries.iter().all(|child| {
+            let items = child.sums.items;
+            let part =
+                ranks.start.clamp(before, before + items) - before..ranks.end.clamp(before, before + items) - before;
+            before += items;
+            let told = (part.len() == items).then(|| wanted.is_met_by_all(|| child.bounds(), || child.value_bounds()));
+            part.is_empty() || told.flatten().unwrap_or_else(|| child.node.all(part, wanted))
+        })
     }
 
     fn width(&self) -> usize {
@@ -567,7 +622,7 @@ impl Node {
                 let branch = Arc::make_mut(branch);
                 let i = branch.slot(place);
                 let child = &mut branch.entries[i];
-                let mut inserted = child.node.insert(place, make);
+                let mut inserted = child.node_mut().insert(place, make);
                 inserted.add_to(&mut child.sums);
                 let right = inserted.split.take().map(Child::new);
                 if let Some(right) = &right {
@@ -594,7 +649,7 @@ impl Node {
                 let branch = Arc::make_mut(branch);
                 let i = branch.slot(place);
                 let child = &mut branch.entries[i];
-                let removed = child.node.remove(place);
+                let removed = child.node_mut().remove(place);
                 child.sums -= Sums::of(&removed);
                 if child.sums.items == 0 {
                     branch.remove(i);

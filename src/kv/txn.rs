@@ -16,11 +16,11 @@ use super::header::header;
 use super::interval::Interval;
 use super::tree::Place;
 use crate::error::Error;
+use crate::pb::Fields;
 use crate::pb::etcd::compare::CompareTarget;
 use crate::pb::etcd::request_op::Request;
 use crate::pb::etcd::response_op::Response;
 use crate::pb::etcd::{Compare, PutRequest, RequestOp, ResponseOp, TxnRequest, TxnResponse};
-use crate::pb::{Fields, KeyValue};
 
 /// True if no branch can write: the transaction is then a read, and needs no log entry.
 pub fn is_read_only(r: &TxnRequest) -> bool {
@@ -102,7 +102,7 @@ impl State {
                 return false;
             }
         }
-        self.hold_for_each(spans)
+        spans.is_empty() || self.hold_for_each(spans)
     }
 
     /// Whether each comparison holds for the keys of these ranks.
@@ -125,8 +125,7 @@ impl State {
             let end = ends.min().expect("one is open");
             // There is such a key, since they are of no empty interval.
             let Some(wanted) = Wanted::of(open.iter().map(|(_, c)| *c)) else { return false };
-            let mut items = self.live.iter_at(at).take(end - at).map(KeyValue::fields);
-            if !items.all(|kv| wanted.is_met(&kv)) {
+            if !self.live.all(at..end, &wanted) {
                 return false;
             }
             at = end;

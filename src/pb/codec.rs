@@ -5,6 +5,7 @@
 
 use std::marker::PhantomData;
 
+use bytes::{BufMut, Bytes};
 use prost::Message;
 use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
@@ -12,6 +13,8 @@ use tonic_prost::{ProstCodec, ProstDecoder};
 
 use crate::env::threads::in_place_now;
 
+/// Of a message on the wire before its content: whether it is compressed, and its length.
+pub const PREFIX_BYTES: usize = 5;
 /// Room that a call has in each direction before a message's size is known, in bytes.
 const ROOM_BYTES: usize = 1 << 10;
 /// A message of so many bytes is encoded in about a millisecond; a larger one would hold up others on its thread.
@@ -60,21 +63,33 @@ impl<T: Message> Encoder for ExactEncoder<T> {
 
     fn encode(&mut self, item: T, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
         let bytes = item.encoded_len();
-        let encode = move || {
-            buf.reserve(bytes);
-            item.encode_raw(buf);
-            // An answer of many keys takes as long to let go of.
-            drop(item);
-        };
-        if bytes > AT_ONCE_BYTES {
-            in_place_now(encode)
-        } else {
-            encode()
-        }
+        buf.reserve(bytes);
+        encode(item, bytes, buf);
         Ok(())
     }
 
     fn buffer_settings(&self) -> BufferSettings {
         buffers()
     }
+}
+
+/// Writes `item`, which takes so many bytes, and lets go of it.
+fn encode<T: Message>(item: T, bytes: usize, buf: &mut impl BufMut) {
+    let encode = move || {
+        item.encode_raw(buf);
+        // An answer of many keys takes as long to let go of.
+        drop(item);
+    };
+    if bytes > AT_ONCE_BYTES { in_place_now(encode) } else { encode() }
+}
+
+/// A message as gRPC has it on the wire: not compressed, its length, its content.
+pub fn framed<T: Message>(item: T) -> Bytes {
+    let bytes = item.encoded_len();
+    let mut buf = Vec::with_capacity(PREFIX_BYTES + bytes);
+    buf.put_u8(0);
+    // No answer is longer: what is large is written in pieces, and bounded (`api::answers`).
+    buf.put_u32(u32::try_from(bytes).unwrap_or(u32::MAX));
+    encode(item, bytes, &mut buf);
+    buf.into()
 }

@@ -21,6 +21,9 @@ const VERSION: u32 = 4;
 const VALUE: u32 = 5;
 const LEASE: u32 = 6;
 
+/// What an encoding takes beside its key and its value, at most: six tags, two lengths, four integers.
+pub const HEADS_BYTES_MAX: usize = 6 + 2 * 5 + 4 * 10;
+
 /// One version of one key (`proto/kv.proto`). A tombstone has version 0 and no value.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct KeyValue(Arc<[u8]>);

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 
+use super::KeyValue;
 use super::etcd::{DeleteRangeResponse, PutResponse, RangeResponse, TxnResponse, response_op::Response as OpResponse};
-use super::{KeyValue, delimited_len};
 
 /// Bytes of a piece, unless one version alone is larger.
 pub const PIECE_BYTES: usize = 64 << 10;
@@ -138,23 +138,8 @@ struct Encoded {
 }
 
 impl Encoded {
-    fn of(message: &impl Message) -> Self {
-        let mut this = Self::default();
-        this.fields(message);
-        this
-    }
-
-    /// Appends the fields of `message`.
-    fn fields(&mut self, message: &impl Message) {
-        let bytes = message.encode_to_vec();
-        self.bytes += bytes.len();
-        self.pieces.text(bytes);
-    }
-
-    fn versions(&mut self, field: u32, versions: Vec<KeyValue>) {
-        let content: usize = versions.iter().map(|kv| delimited_len(kv.as_encoded().len())).sum();
-        self.bytes += content;
-        self.pieces.versions(versions, move |kv, _, out| write_version(field, kv, out));
+    fn of<M: Message>(message: M, write: fn(M) -> Pieces) -> Self {
+        Self { bytes: message.encoded_len(), pieces: write(message) }
     }
 
     fn message(&mut self, field: u32, inner: Self) {
@@ -203,9 +188,9 @@ impl LargeAnswer {
         }
     }
 
-    /// As one gRPC message: its length first, which must be less than 4 GiB.
-    pub fn in_grpc(self) -> Pieces {
-        let bytes = self.encoded_len();
+    /// As one gRPC message: its length first, which must be less than 4 GiB. `bytes` is that length ([`Self::encoded_len`]): to look
+    /// at a hundred thousand versions for it takes longer than to write the first piece.
+    pub fn in_grpc(self, bytes: usize) -> Pieces {
         let mut pieces = Pieces::default();
         // What is one piece anyway is written at once.
         if bytes <= PIECE_BYTES {
@@ -218,13 +203,12 @@ impl LargeAnswer {
             pieces.text(message);
             return pieces;
         }
-        let encoded = match self {
+        pieces.text(grpc_head(bytes, 0));
+        pieces.append(match self {
             Self::Range(answer) => range(answer),
             Self::DeleteRange(answer) => delete_range(answer),
-            Self::Txn(answer) => txn(answer),
-        };
-        pieces.text(grpc_head(encoded.bytes, 0));
-        pieces.append(encoded.pieces);
+            Self::Txn(answer) => txn(answer).pieces,
+        });
         pieces
     }
 }
@@ -266,38 +250,45 @@ fn write_version(field: u32, kv: &KeyValue, out: &mut Vec<u8>) {
     out.extend_from_slice(content);
 }
 
-fn range(answer: RangeResponse) -> Encoded {
+fn range(answer: RangeResponse) -> Pieces {
     let RangeResponse { header, kvs, more, count } = answer;
-    let mut encoded = Encoded::of(&RangeResponse { header, ..RangeResponse::default() });
-    encoded.versions(RANGE_KVS, kvs);
-    encoded.fields(&RangeResponse { more, count, ..RangeResponse::default() });
-    encoded
+    let mut pieces = Pieces::default();
+    pieces.text(RangeResponse { header, ..RangeResponse::default() }.encode_to_vec());
+    pieces.versions(kvs, |kv, _, out| write_version(RANGE_KVS, kv, out));
+    pieces.text(RangeResponse { more, count, ..RangeResponse::default() }.encode_to_vec());
+    pieces
 }
 
-fn put(answer: PutResponse) -> Encoded {
+fn put(answer: PutResponse) -> Pieces {
     let PutResponse { header, prev_kv } = answer;
-    let mut encoded = Encoded::of(&PutResponse { header, prev_kv: None });
-    encoded.versions(PUT_PREV_KV, prev_kv.into_iter().collect());
-    encoded
+    let mut pieces = Pieces::default();
+    pieces.text(PutResponse { header, prev_kv: None }.encode_to_vec());
+    pieces.versions(prev_kv.into_iter().collect(), |kv, _, out| write_version(PUT_PREV_KV, kv, out));
+    pieces
 }
 
-fn delete_range(answer: DeleteRangeResponse) -> Encoded {
+fn delete_range(answer: DeleteRangeResponse) -> Pieces {
     let DeleteRangeResponse { header, deleted, prev_kvs } = answer;
-    let mut encoded = Encoded::of(&DeleteRangeResponse { header, deleted, ..DeleteRangeResponse::default() });
-    encoded.versions(DELETE_PREV_KVS, prev_kvs);
-    encoded
+    let mut pieces = Pieces::default();
+    pieces.text(DeleteRangeResponse { header, deleted, ..DeleteRangeResponse::default() }.encode_to_vec());
+    pieces.versions(prev_kvs, |kv, _, out| write_version(DELETE_PREV_KVS, kv, out));
+    pieces
 }
 
 fn txn(answer: TxnResponse) -> Encoded {
     let TxnResponse { header, succeeded, responses } = answer;
-    let mut encoded = Encoded::of(&TxnResponse { header, succeeded, responses: Vec::new() });
+    let head = TxnResponse { header, succeeded, responses: Vec::new() }.encode_to_vec();
+    let mut encoded = Encoded { bytes: head.len(), pieces: Pieces::default() };
+    encoded.pieces.text(head);
     for op in responses {
         let mut inner = Encoded::default();
         match op.response {
-            Some(OpResponse::ResponseRange(answer)) => inner.message(OP_RANGE, range(answer)),
-            Some(OpResponse::ResponseDeleteRange(answer)) => inner.message(OP_DELETE_RANGE, delete_range(answer)),
+            Some(OpResponse::ResponseRange(answer)) => inner.message(OP_RANGE, Encoded::of(answer, range)),
+            Some(OpResponse::ResponseDeleteRange(answer)) => {
+                inner.message(OP_DELETE_RANGE, Encoded::of(answer, delete_range))
+            }
             Some(OpResponse::ResponseTxn(answer)) => inner.message(OP_TXN, txn(answer)),
-            Some(OpResponse::ResponsePut(answer)) => inner.message(OP_PUT, put(answer)),
+            Some(OpResponse::ResponsePut(answer)) => inner.message(OP_PUT, Encoded::of(answer, put)),
             None => {}
         }
         encoded.message(TXN_RESPONSES, inner);

@@ -22,19 +22,20 @@ use http_body::{Body, Frame, SizeHint};
 use tonic::Status;
 use tower::{Layer, Service};
 
-use super::inflate::{Inflate, PREFIX_BYTES};
+use super::inflate::Inflate;
 use crate::api::{Large, Making, Written};
 use crate::env::Sleep;
 use crate::error::Error;
 use crate::node::Client;
 use crate::node::account::{Account, Taken};
+use crate::pb::codec::PREFIX_BYTES;
 use crate::pb::pieces::LargeAnswer;
 
-/// What a request takes beside its headers and its body, until its answer has left.
-const STREAM_BYTES: u64 = 3 << 10;
+/// What a request takes beside its headers, until its answer has left; a message of `SMALL_BYTES` each way is in it.
+const STREAM_BYTES: u64 = 4 << 10;
 /// What a header takes beside its name and value.
 const HEADER_BYTES: u64 = 64;
-/// The first piece of an answer goes with what the stream takes if it is not larger.
+/// A message that arrives whole, and the first piece of an answer, go with what the stream takes if they are not larger.
 const SMALL_BYTES: usize = 1 << 10;
 /// What a piece takes beside its bytes.
 const PIECE_FRAME_BYTES: u64 = 256;
@@ -257,12 +258,20 @@ impl<B> Receiving<B> {
     }
 
     fn count(&mut self, data: &[u8]) -> Result<(), Error> {
+        // Most clients say the end of a request by itself.
+        if data.is_empty() {
+            return Ok(());
+        }
         let bytes_max = self.bytes_max();
         if self.parts.is_none() && self.is_grpc && is_whole_message(data, bytes_max) {
             // Who takes a stream's next message is done with the one before.
-            self.exchange.taken.shrink(std::mem::take(&mut self.whole));
-            self.exchange.taken.grow(data.len() as u64)?;
-            self.whole = data.len() as u64;
+            if self.whole > 0 {
+                self.exchange.taken.shrink(std::mem::take(&mut self.whole));
+            }
+            if data.len() > SMALL_BYTES {
+                self.exchange.taken.grow(data.len() as u64)?;
+                self.whole = data.len() as u64;
+            }
             return Ok(());
         }
         let parts = self.parts();
@@ -500,7 +509,7 @@ mod tests {
     use http_body_util::BodyExt as _;
 
     use super::*;
-    use crate::api::Aside;
+    use crate::api::{Aside, Turns};
     use crate::env::Env;
     use crate::pb::pieces::tests::some_answer;
 
@@ -551,15 +560,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn half_a_request_fails_in_time_and_gives_its_bytes_back() {
-        let budget = budget(200, 0);
+        let budget = budget(4000, 0);
         let received = || budget.0.account.received.taken();
-        let body = stuck(vec![message(20), message(60)[..50].to_vec()]);
+        let body = stuck(vec![message(20), message(2000), message(60)[..50].to_vec()]);
         let mut body = receiving(&budget, &Client::new(None), body, true);
         body.frame().await.unwrap().unwrap();
-        assert_eq!(received(), 25, "it is whole, and whoever asked for it may be at work on it");
+        assert_eq!(received(), 0, "it goes with what the stream takes");
+        body.frame().await.unwrap().unwrap();
+        assert_eq!(received(), 2005, "it is whole, and whoever asked for it may be at work on it");
         body.frame().await.unwrap().unwrap();
         assert_eq!(received(), 50);
-        let mut other = receiving(&budget, &Client::new(None), stuck(vec![vec![0; 151]]), false);
+        let mut other = receiving(&budget, &Client::new(None), stuck(vec![vec![0; 3951]]), false);
         assert_eq!(text(other.frame().await.unwrap().unwrap_err()), "etcdserver: too many requests");
         drop(other);
         assert_eq!(text(body.frame().await.unwrap().unwrap_err()), "etcdserver: request timed out");
@@ -620,7 +631,8 @@ mod tests {
     fn sending(budget: &Budget, client: &Client, body: Body, large: Option<LargeAnswer>) -> Sending<Body> {
         let large = large.map(|answer| {
             let kept = budget.0.account.answers.take(client, 10).unwrap();
-            Large::new(Aside::new(&Env::real(), answer), kept)
+            let bytes = answer.encoded_len();
+            Large::new(Aside::new(&Env::real(), answer), bytes, kept, Turns::new(&Env::real()))
         });
         Sending::new(Some(body), large, Some(exchange(budget, client, 100)))
     }
@@ -632,7 +644,7 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(fastrand::u64(..));
         for _ in 0..50 {
             let answer = some_answer(&mut random);
-            let whole: Vec<u8> = answer.clone().in_grpc().collect::<Vec<_>>().concat();
+            let whole: Vec<u8> = answer.clone().in_grpc(answer.encoded_len()).collect::<Vec<_>>().concat();
             // An empty message stands where the large one belongs.
             let mut body = sending(&budget, &Client::new(None), Body::from(vec![0; 5]), Some(answer));
             let (mut sent, mut waits) = (Vec::new(), Vec::new());

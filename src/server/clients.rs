@@ -25,6 +25,7 @@ use super::health::Health;
 use super::listen::{Places, shown};
 use super::meter::Meter;
 use super::shortcut::Shortcut;
+use super::unary::Unary;
 use crate::api::Api;
 use crate::env::net::{Incoming, Place};
 use crate::env::{Env, Instant, process, sleep, timeout};
@@ -186,7 +187,7 @@ impl Server {
         let (routes, gateway) = self.client_routes(budget.clone(), meter.clone())?;
         self.serve_sockets(handed_on, gateway, open.drain.clone());
         let server = Grpc::builder()
-            .layer(Shortcut(budget.layer(meter.layer(self.kv_service()))))
+            .layer(Shortcut(budget.layer(meter.layer(Unary::new(self.api.clone(), self.kv_service())))))
             .accept_http1(true)
             .max_concurrent_streams(limits.concurrent_streams_max)
             .http2_max_header_list_size(HEADER_BYTES_MAX)

@@ -1,7 +1,7 @@
 //! gzip'd messages of gRPC requests, made plain before anybody else sees them.
 //!
 //! Invariants: a message is no longer than one that comes plain may be, before and after; what it grows to is charged to its client as it
-//! grows. Absent: other codings, which the library refuses; coded answers, which no client needs: each message says what it is.
+//! grows. Absent: other codings, which whoever reads the messages refuses; coded answers, which no client needs: each message says what it is.
 
 use std::io::Read as _;
 
@@ -12,10 +12,9 @@ use flate2::read::MultiGzDecoder;
 use crate::env::threads::in_place_now;
 use crate::error::Error;
 use crate::node::account::Taken;
+use crate::pb::codec::PREFIX_BYTES;
 
-/// Bytes of a gRPC message before its content: a flag and the length.
-pub(super) const PREFIX_BYTES: usize = 5;
-const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+pub(super) const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 /// A message grows by so much at a time.
 const STEP_BYTES: usize = 16 << 10;
 /// A shorter message is made plain at once.

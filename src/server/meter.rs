@@ -24,6 +24,7 @@ const OK: usize = 0;
 const CANCELED: usize = 1;
 const UNKNOWN: usize = 2;
 const UNIMPLEMENTED: usize = 12;
+pub(super) const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// The layer around all gRPC services. Cloning shares the counters.
@@ -248,7 +249,7 @@ impl Drop for Call {
 }
 
 fn code(headers: &HeaderMap) -> Option<usize> {
-    let value = headers.get("grpc-status")?;
+    let value = headers.get(STATUS)?;
     Some(value.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or(UNKNOWN))
 }
 

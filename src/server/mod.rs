@@ -23,6 +23,7 @@ mod stall;
 mod status;
 #[cfg(test)]
 mod tests;
+mod unary;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -63,8 +63,9 @@ impl Generator {
         match self.rng.u32(..100) {
             0..25 => ("Lock/Lock", self.acquire("lock", lock)),
             25..40 => {
-                // Then another may ask for it, and wait if this was the key of another lock.
-                if self.chance(10) {
+                // Then another may ask for it, and wait if this was the key of another lock. Among users nobody waits: who gives up there
+                // leaves its key with etcd, which deletes it without a token.
+                if !self.has_users && self.chance(10) {
                     self.held.retain(|held, _| !held.starts_with("lock"));
                 }
                 let key = if self.chance(5) { self.key() } else { json!(format!("$lock:{index}")) };

@@ -91,7 +91,7 @@ fn headline(view: &MembershipView, list: &[Condition]) -> String {
     };
     let wanted = view.wanted.as_ref().filter(|wanted| wanted.replicas > 0).map(|wanted| {
         let members = view.members.iter().filter(|member| member.kind == "slot" && !member.condemned).count();
-        format!("; {} wanted, {members} there", wanted.replicas)
+        format!("; {} members are wanted, {members} belong to it", wanted.replicas)
     });
     let matter = match (wrong, noted) {
         (0, 0) => "nothing is the matter".into(),

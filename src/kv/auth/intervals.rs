@@ -77,21 +77,17 @@ impl Intervals {
         })
     }
 
-    /// Whether all keys of a range are in it. Of a range that has none, as etcd has it: whether its ends are inside.
+    /// Whether all keys of a range are in it. A range that has none, since it ends before it begins, is asked for like `key` alone, as in
+    /// etcd: it reads and writes nothing, so nothing can be had by it.
     pub(super) fn cover(&self, key: &[u8], range_end: &[u8]) -> bool {
         let after = self.0.partition_point(|(start, _)| &start[..] <= key);
-        let Some((start, end)) = after.checked_sub(1).map(|at| &self.0[at]) else { return false };
-        match range_end {
-            [] => end.is_beyond(key),
-            [0] => *end == End::Open,
-            wanted => {
-                let reaches = match end {
-                    End::Before(end) => &end[..] >= wanted,
-                    End::Open => true,
-                };
-                reaches && end.is_beyond(key) && &start[..] < wanted
-            }
-        }
+        let Some((_, end)) = after.checked_sub(1).map(|at| &self.0[at]) else { return false };
+        let reaches = match (range_end, end) {
+            ([], _) | (_, End::Open) => true,
+            ([0], End::Before(_)) => false,
+            (wanted, End::Before(end)) => &end[..] >= wanted,
+        };
+        reaches && end.is_beyond(key)
     }
 }
 
@@ -125,6 +121,13 @@ mod tests {
             ("y", "zz", true),
             ("w", "\0", false),
             ("", "", false),
+            // No keys: as the first one alone.
+            ("c", "a", true),
+            ("a", "a", true),
+            ("d", "\0\0", true),
+            ("e", "c", false),
+            ("z", "a", true),
+            ("w", "a", false),
         ] {
             assert_eq!(all.cover(key.as_bytes(), end.as_bytes()), covered, "{key:?} to {end:?}");
         }

@@ -127,7 +127,7 @@ fn has_filter(r: &RangeRequest) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
 
     #[test]
     fn no_request_does_more_than_was_counted(

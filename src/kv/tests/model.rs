@@ -276,7 +276,7 @@ pub(crate) fn range_end() -> impl Strategy<Value = Bytes> {
 }
 
 pub(crate) fn put_request() -> impl Strategy<Value = PutRequest> {
-    let value = prop::sample::select(vec!["", "1", "2", "a longer one"]).prop_map(b);
+    let value = prop::sample::select(vec!["".into(), "1".into(), "2".into(), "long".repeat(50)]).prop_map(Bytes::from);
     let lease = prop_oneof![2 => Just(0), 1 => 1..4_i64];
     (key(), value, any::<bool>(), prop::bool::weighted(0.1), prop::bool::weighted(0.1), lease).prop_map(
         |(key, value, prev_kv, ignore_value, ignore_lease, lease)| PutRequest {

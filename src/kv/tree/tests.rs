@@ -3,7 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::kv::compare::tests::some_compare;
 use crate::pb::Fields;
+use crate::pb::etcd::Compare;
+use crate::pb::etcd::compare::{CompareResult, CompareTarget, TargetUnion};
+use crate::pb::key_value::looks;
 
 type Versions = BTreeMap<(Vec<u8>, i64), KeyValue>;
 
@@ -129,6 +133,82 @@ fn it_holds_what_an_ordinary_map_holds() {
 #[test]
 fn many_versions_of_a_key_are_in_order() {
     compare(100);
+}
+
+/// A version whose fields are the usual ones, but for a few.
+fn usual(random: &mut fastrand::Rng, key: &[u8]) -> KeyValue {
+    let mut number = || if random.u8(..250) == 0 { random.i64(-2..=3) } else { 1 };
+    let (create_revision, mod_revision, version, lease) = (number(), number(), number(), number());
+    let value: &[u8] = if random.u8(..250) == 0 { b"ac" } else { b"b" };
+    KeyValue::new(Fields { key, create_revision, mod_revision, version, value, lease })
+}
+
+#[test]
+fn comparisons_of_many_keys_say_what_they_say_of_each() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut tree = Tree::new();
+    let (mut met, mut not) = (0, 0);
+    for step in 0..3000 {
+        // Grows first, then shrinks.
+        for _ in 0..random.usize(..10) {
+            let key = random.u32(..4000).to_be_bytes();
+            if random.u8(..8) < if step < 2000 { 7 } else { 1 } {
+                let item = usual(&mut random, &key);
+                tree.insert(Place::of(&key), |_| item);
+            } else {
+                tree.remove(Place::of(&key));
+            }
+        }
+        let compares: Vec<_> = (0..random.usize(1..4)).map(|_| some_compare(&mut random)).collect();
+        let Some(wanted) = Wanted::of(compares.iter()) else { continue };
+        let begin = random.usize(..=tree.len());
+        let end = random.usize(begin..=tree.len());
+        let expected = tree.iter_at(begin).take(end - begin).all(|item| wanted.is_met(&item.fields()));
+        assert_eq!(tree.all(begin..end, &wanted), expected, "{compares:?} of {begin} to {end} of {}", tree.len());
+        if expected { met += 1 } else { not += 1 }
+    }
+    assert!(met > 300 && not > 300, "{met} {not}");
+}
+
+#[test]
+fn comparisons_of_all_keys_look_at_few_once_they_were_asked() {
+    let mut random = fastrand::Rng::with_seed(3);
+    let mut tree = Tree::new();
+    let put = |tree: &mut Tree, random: &mut fastrand::Rng, key: u32| {
+        let (key, mod_revision) = (key.to_be_bytes(), random.i64(1..100));
+        let value = [random.u8(b'b'..b'y')];
+        let item = KeyValue::new(Fields { key: &key, mod_revision, version: 1, value: &value, ..Fields::default() });
+        tree.insert(Place::of(&key), |_| item);
+    };
+    (0..20_000).for_each(|key| put(&mut tree, &mut random, key));
+    let compare = |target: TargetUnion, result: CompareResult| Compare {
+        target: match target {
+            TargetUnion::Value(_) => CompareTarget::Value.into(),
+            _ => CompareTarget::Mod.into(),
+        },
+        target_union: Some(target),
+        result: result.into(),
+        ..Default::default()
+    };
+    let asked = [
+        compare(TargetUnion::ModRevision(0), CompareResult::Greater),
+        compare(TargetUnion::ModRevision(100), CompareResult::Less),
+        compare(TargetUnion::ModRevision(200), CompareResult::NotEqual),
+        compare(TargetUnion::Value("a".into()), CompareResult::Greater),
+        compare(TargetUnion::Value("z".into()), CompareResult::NotEqual),
+    ];
+    let wanted = Wanted::of(asked.iter()).unwrap();
+    assert!(tree.all(0..tree.len(), &wanted));
+    for _ in 0..100 {
+        let key = random.u32(..20_000);
+        put(&mut tree, &mut random, key);
+        let begin = looks::so_far();
+        assert!(tree.all(random.usize(..100)..tree.len() - random.usize(..100), &wanted));
+        let looked = looks::so_far() - begin;
+        assert!(looked < 2000, "{looked} looks");
+    }
 }
 
 #[test]

@@ -79,7 +79,7 @@ fn pieces_are_what_the_message_is_encoded_as() {
             LargeAnswer::Txn(answer) => answer.encode_to_vec(),
         };
         assert_eq!(answer.encoded_len(), whole.len());
-        let pieces: Vec<Bytes> = answer.in_grpc().collect();
+        let pieces: Vec<Bytes> = answer.in_grpc(whole.len()).collect();
         let all = pieces.concat();
         assert_eq!(all[1..5], (whole.len() as u32).to_be_bytes());
         assert!(all[5..] == whole);

@@ -2,6 +2,9 @@
 //!
 //! `QUORATE_SLOW_READER_SECONDS` says how long it does not read (the suite: a few seconds).
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use futures_util::future::join_all;
 use quorate::pb::etcd::RangeRequest;
 use quorate::pb::etcd::kv_client::KvClient;
@@ -74,33 +77,41 @@ async fn large_answers_and_large_events_on_a_connection_do_not_starve_a_watch() 
     }
     let shared = cluster.channel(0);
     let stop = CancellationToken::new();
+    let answers = Arc::new(AtomicUsize::new(0));
     let mut asking = Vec::new();
     for _ in 0..6 {
         let mut kv = KvClient::new(shared.clone()).max_decoding_message_size(usize::MAX);
-        let stop = stop.clone();
+        let (stop, answers) = (stop.clone(), answers.clone());
         asking.push(tokio::spawn(async move {
-            let mut answers = 0;
             while !stop.is_cancelled() {
                 let all = RangeRequest { key: "large".into(), range_end: "largf".into(), ..Default::default() };
-                answers += usize::from(kv.range(all).await.is_ok());
+                kv.range(all).await.expect("a large answer");
+                answers.fetch_add(1, Ordering::Relaxed);
             }
-            answers
         }));
     }
     let mut stream = Stream::try_open(shared, false).await.unwrap();
     stream.create(create("large", "largf")).await;
     let small = stream.create(create("small", "")).await.watch_id;
     let mut worst = Duration::ZERO;
-    for i in 0..30 {
-        writer.put(put_of(&format!("large{}", i % 24), vec![b'x'; LARGE_BYTES])).await.unwrap();
-        writer.put(put_of("small", i.to_string())).await.unwrap();
+    let (begin, mut events) = (std::time::Instant::now(), 0);
+    // Large answers give way to all else, but go on.
+    while events < 30 || answers.load(Ordering::Relaxed) < 12 {
+        let passed = begin.elapsed();
+        assert!(passed < PATIENCE, "{answers:?} large answers beside {events} events after {passed:?}");
+        writer.put(put_of(&format!("large{}", events % 24), vec![b'x'; LARGE_BYTES])).await.unwrap();
+        writer.put(put_of("small", events.to_string())).await.unwrap();
         let began = std::time::Instant::now();
         while stream.next().await.watch_id != small {}
         worst = worst.max(began.elapsed());
+        events += 1;
     }
+    let passed = begin.elapsed();
     stop.cancel();
-    let answers: usize = join_all(asking).await.into_iter().map(|ended| ended.unwrap()).sum();
-    println!("{answers} answers of {} MiB; the latest event came after {worst:?}", (24 * LARGE_BYTES) >> 20);
-    assert!(answers > 6, "only {answers} large answers beside the watch");
+    join_all(asking).await.into_iter().for_each(|ended| ended.unwrap());
+    println!(
+        "{answers:?} answers of {} MiB and {events} events in {passed:?}; the latest came after {worst:?}",
+        (24 * LARGE_BYTES) >> 20
+    );
     assert!(worst < LATE, "an event came after {worst:?}");
 }
