@@ -27,8 +27,10 @@ use crate::node::Node;
 use crate::node::account::{Pool, Taken};
 use crate::pb::pieces::{LargeAnswer, PIECE_BYTES, Pieces};
 
+/// What an answer copies is charged before it is made, if it may be more than this.
+const COPIED_BYTES_MAX: u64 = 1 << 20;
 /// Smaller answers are written at once.
-const LARGE_BYTES: usize = 16 << 10;
+pub(super) const LARGE_BYTES: usize = 16 << 10;
 /// No client takes a larger message.
 const ANSWER_BYTES_MAX: usize = i32::MAX as usize;
 /// What is kept for a version of an answer, besides the version itself.
@@ -171,13 +173,14 @@ pub struct Written {
 impl Written {
     fn make(&self) -> BoxFuture<'static, Option<Result<Bytes, Error>>> {
         let (large, write) = (self.large.clone(), self.write);
+        let asker = large.kept.client().asker();
         match self.making {
             Making::Here => Box::pin(async move {
-                large.turns.next().await;
+                large.turns.next(asker).await;
                 large.next_piece(write)
             }),
             Making::Apart => {
-                let (env, asker) = (large.answer.lock().env.clone(), large.kept.client().number());
+                let env = large.answer.lock().env.clone();
                 let apart = large.clone();
                 Box::pin(async move {
                     let deadline = Instant::now() + TURN_PATIENCE;
@@ -186,7 +189,7 @@ impl Written {
                         Ok(piece) => piece,
                         // No place in the pool, or no turn in time: nothing was made.
                         Err(_) => {
-                            large.turns.next().await;
+                            large.turns.next(asker).await;
                             large.next_piece(write)
                         }
                     }
@@ -252,20 +255,48 @@ impl<M: prost::Message> Made<M> {
 }
 
 impl Api {
-    /// The answer of a read; `make` reads it, again if it had to wait for room. `is_own`: its versions are not the store's, as of keys alone.
+    /// The answer of a read; `make` reads it, again if it had to wait for room. `own`: how many bytes it may have if its versions are
+    /// not the store's, as of keys alone.
     pub(super) async fn read_answer<M: prost::Message + Default, F: Future<Output = Result<Made<M>, Error>>>(
         &self,
         node: &Node,
-        is_own: bool,
+        own: Option<u64>,
         make: impl Fn() -> F,
         large: fn(M) -> LargeAnswer,
     ) -> Result<Response<M>, Error> {
+        let copied = match own.filter(|bytes| *bytes > COPIED_BYTES_MAX) {
+            Some(bytes) => Some(Box::pin(self.take_copied(node, bytes)).await?),
+            None => None,
+        };
         let made = make().await?;
+        drop(copied);
         if made.bytes < LARGE_BYTES {
             return Ok(Response::new(made.answer));
         }
         // Apart: the small answers' futures are no larger for it.
-        Box::pin(self.large_answer(node, made, is_own, make, large)).await
+        Box::pin(self.large_answer(node, made, own.is_some(), make, large)).await
+    }
+
+    /// An answer of so many bytes, in so many versions that are none of the store's; `make` copies it apart, once there is room for it.
+    pub(super) async fn own_answer<M: Default>(
+        &self,
+        node: &Node,
+        (bytes, versions): (usize, usize),
+        make: impl FnOnce() -> LargeAnswer + Send + 'static,
+    ) -> Result<Response<M>, Error> {
+        let kept_bytes = self.kept_bytes(bytes, versions, true)?;
+        let pool = &self.shared.account.answers;
+        let kept = pool.take_in_time(node.client(), kept_bytes, node.options().request_timeout).await?;
+        let env = node.env().clone();
+        let answer = node.long(env::Pool::Reads, move || Aside::new(&env, make())).await?;
+        Ok(self.placed(node, (answer, bytes), node.freed_bytes(), kept))
+    }
+
+    /// What an answer that copies so many bytes at most is charged with until it is made. They may be many times those that it has, and no
+    /// answer is refused for that; so those that may be the largest are made one after the other.
+    async fn take_copied(&self, node: &Node, bytes: u64) -> Result<Taken, Error> {
+        let pool = &self.shared.account.answers;
+        pool.take_in_time(node.client(), bytes.min(pool.max() / 2), node.options().request_timeout).await
     }
 
     async fn large_answer<M: prost::Message + Default, F: Future<Output = Result<Made<M>, Error>>>(
@@ -280,11 +311,11 @@ impl Api {
         let (answer, bytes, freed) = (aside(made.answer), made.bytes, made.freed);
         let kept_bytes = self.kept_bytes(bytes, answer.rest.versions(), is_own)?;
         let pool = &self.shared.account.answers;
-        if let Ok(kept) = pool.take(node.asker(), kept_bytes) {
+        if let Ok(kept) = pool.take(node.client(), kept_bytes) {
             return Ok(self.placed(node, (answer, bytes), freed, kept));
         }
         drop(answer);
-        let kept = pool.take_in_time(node.asker(), kept_bytes, node.options().request_timeout).await?;
+        let kept = pool.take_in_time(node.client(), kept_bytes, node.options().request_timeout).await?;
         let made = make().await?;
         Ok(self.placed(node, (aside(made.answer), made.bytes), made.freed, kept))
     }
@@ -304,7 +335,7 @@ impl Api {
         let answer = Aside::new(node.env(), large(answer));
         let kept_bytes = self.kept_bytes(bytes, answer.rest.versions(), false)?;
         let patience = node.options().request_timeout;
-        let kept = Box::pin(self.shared.account.answers.take_in_time(node.asker(), kept_bytes, patience)).await?;
+        let kept = Box::pin(self.shared.account.answers.take_in_time(node.client(), kept_bytes, patience)).await?;
         Ok(self.placed(node, (answer, bytes), freed, kept))
     }
 
@@ -407,9 +438,9 @@ mod tests {
         let (release, held) = std::sync::mpsc::channel::<()>();
         let held = Arc::new(Mutex::new(held));
         let mut others = Vec::new();
-        let mut is_refused = |asker| {
+        let mut is_refused = |host| {
             let held = held.clone();
-            let read = move || held.lock().recv().is_err();
+            let (read, asker) = (move || held.lock().recv().is_err(), env::Asker { host, connection: 1 });
             let mut read =
                 Box::pin(env.long_for(env::Pool::Reads, asker, Instant::now() + Duration::from_secs(600), read));
             let refused = futures_util::FutureExt::now_or_never(&mut read).is_some();

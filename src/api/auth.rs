@@ -59,7 +59,7 @@ impl Api {
     /// What is kept of a new password: its hash, which is made here, or was made by who asks.
     async fn hash(&self, node: &Node, password: String, hashed: &str) -> Result<Bytes, Error> {
         if hashed.is_empty() || !password.is_empty() {
-            return self.shared.passwords.hash(node.asker().host_number(), password).await;
+            return self.shared.passwords.hash(node.client().asker(), password).await;
         }
         let hash = STANDARD.decode(hashed).ok().filter(|hash| Passwords::is_hash(hash)).map(Bytes::from);
         hash.ok_or_else(|| {
@@ -121,16 +121,16 @@ impl Auth for Api {
         if !users.is_enabled() {
             return Err(Error::AuthNotEnabled.into());
         }
-        let (host, passwords) = (node.asker().host_number(), &self.shared.passwords);
+        let (asker, passwords) = (node.client().asker(), &self.shared.passwords);
         let Some((user, since)) = users.user(&name).zip(users.since(&name)) else {
-            passwords.guessed(host, &name)?;
+            passwords.guessed(asker, &name)?;
             return Err(Error::AuthFailed.into());
         };
         if user.no_password {
             return Err(Error::NoPasswordUser.into());
         }
         let checked = Checked { name, since, hash: user.password_hash.clone() };
-        passwords.verify(host, &checked, password).await?;
+        passwords.verify(asker, &checked, password).await?;
         let user = Named::user(checked.name, since);
         let (key, number) = (token_key(&node, users.token_key().clone()), node.env().random_u64());
         let token = self.shared.tokens.issue(&key, &user, wall_clock(), number);

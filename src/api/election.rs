@@ -6,11 +6,10 @@ use futures_util::{Stream, stream};
 use tonic::{Request, Response, Status};
 
 use super::lease::{ended, until};
-use super::queue::{delete, first, if_created_at, line, prefix};
+use super::queue::{delete, first, if_created_at, is_put_off, line, pick, prefix};
 use super::{Api, confirm, header, unsound};
 use crate::caller::Caller;
 use crate::error::Error;
-use crate::kv::State;
 use crate::node::Node;
 use crate::pb::KeyValue;
 use crate::pb::election::election_server::Election;
@@ -48,8 +47,9 @@ impl Election for Api {
         confirm(&node).await?;
         let name = request.into_inner().name;
         let state = line(&node, &caller, &name)?;
-        let kv = first(&state, &name, 0)?.ok_or(Error::ElectionNoLeader)?;
-        Ok(Response::new(LeaderResponse { header: header(&node, state.revision()), kv: Some(kv) }))
+        let revision = state.revision();
+        let kv = pick(&node, state, first(&name, 0)).await?.ok_or(Error::ElectionNoLeader)?;
+        Ok(Response::new(LeaderResponse { header: header(&node, revision), kv: Some(kv) }))
     }
 
     type ObserveStream = Pin<Box<dyn Stream<Item = Result<LeaderResponse, Status>> + Send>>;
@@ -100,19 +100,28 @@ impl Observer {
     async fn next(&mut self) -> Result<(i64, KeyValue), Error> {
         loop {
             let Some(session) = &mut self.session else {
-                if let Some(now) = self.begin()? {
+                if let Some(now) = self.begin().await? {
                     return Ok(now);
                 }
                 continue;
             };
             match session.next().await.map_err(|_| Error::Stopped)? {
                 Output::Events { batch, .. } => {
-                    let keys = batch.events.iter().filter_map(|event| event.kv.as_ref());
-                    match self.told.hear(batch.revision, keys, &line(&self.node, &self.caller, &self.told.name)?) {
-                        Ok(Some(news)) => return Ok(news),
-                        Ok(None) => {}
-                        // Compacted meanwhile: the present has to do.
-                        Err(_) => self.session = None,
+                    let leader = match self.told.hear(batch.events.iter().filter_map(|event| event.kv.as_ref())) {
+                        Heard::Nothing => continue,
+                        Heard::Proclaimed(kv) => Some(kv),
+                        Heard::Changed => match self.first_at(batch.revision).await {
+                            Ok(leader) => leader,
+                            // The present has to do.
+                            Err(Error::Compacted) => {
+                                self.session = None;
+                                continue;
+                            }
+                            Err(error) => return Err(error),
+                        },
+                    };
+                    if let Some(news) = self.told.tell(batch.revision, leader) {
+                        return Ok(news);
                     }
                 }
                 Output::Compacted { .. } => self.session = None,
@@ -122,45 +131,79 @@ impl Observer {
         }
     }
 
+    /// Who led as of `revision`.
+    async fn first_at(&self, revision: i64) -> Result<Option<KeyValue>, Error> {
+        loop {
+            let state = line(&self.node, &self.caller, &self.told.name)?;
+            let leader = pick(&self.node, state, first(&self.told.name, revision)).await;
+            if !is_put_off(&self.node, &leader).await {
+                return leader;
+            }
+        }
+    }
+
     /// Begins with the present.
-    fn begin(&mut self) -> Result<Option<(i64, KeyValue)>, Error> {
+    async fn begin(&mut self) -> Result<Option<(i64, KeyValue)>, Error> {
         let state = line(&self.node, &self.caller, &self.told.name)?;
+        let revision = state.revision();
+        let leader = pick(&self.node, state, first(&self.told.name, 0)).await;
+        if is_put_off(&self.node, &leader).await {
+            return Ok(None);
+        }
         let (key, range_end) = prefix(&self.told.name);
-        let mut session = self.hub.session(self.node.asker(), self.caller.clone());
+        let mut session = self.hub.session(self.node.client(), self.caller.clone());
         let shape = Shape::new(key, range_end);
-        session.watch(0, &shape, state.revision() + 1)?;
+        session.watch(0, &shape, revision + 1)?;
         self.session = Some(session);
-        Ok(self.told.tell(state.revision(), first(&state, &self.told.name, 0)?))
+        Ok(self.told.tell(revision, leader?))
     }
 }
 
 /// What an observer was told last.
 struct Told {
     name: Vec<u8>,
-    /// The leader, while it leads: its key, and the revision of what was told.
-    leader: Option<(Vec<u8>, i64)>,
+    /// The leader, while it leads.
+    leader: Option<Leader>,
+}
+
+#[derive(PartialEq)]
+struct Leader {
+    key: Vec<u8>,
+    create_revision: i64,
+    /// Of what was told.
+    mod_revision: i64,
+}
+
+/// What a revision means to an observer.
+#[derive(Debug, PartialEq)]
+enum Heard {
+    Nothing,
+    /// The leader leads on, with this.
+    Proclaimed(KeyValue),
+    /// Who leads now only the line knows.
+    Changed,
 }
 
 impl Told {
-    /// What there is to tell after `changed` versions of those in the line in `revision`.
-    fn hear<'a>(
-        &mut self,
-        revision: i64,
-        mut changed: impl Iterator<Item = &'a KeyValue>,
-        state: &State,
-    ) -> Result<Option<(i64, KeyValue)>, Error> {
-        let concerns = match &self.leader {
-            Some((leader, _)) => changed.any(|kv| kv.key() == leader),
-            None => true,
-        };
-        if !concerns {
-            return Ok(None);
+    /// What the `changed` versions of those in the line mean, which are all of one revision. As long as nobody comes or goes at the head
+    /// of the line, that needs no look at it: who has proclaimed something is still the first.
+    fn hear<'a>(&self, changed: impl DoubleEndedIterator<Item = &'a KeyValue>) -> Heard {
+        let Some(leader) = &self.leader else { return Heard::Changed };
+        match changed.rev().find(|kv| kv.key() == leader.key) {
+            None => Heard::Nothing,
+            Some(kv) if !kv.is_tombstone() && kv.create_revision() == leader.create_revision => {
+                Heard::Proclaimed(kv.clone())
+            }
+            Some(_) => Heard::Changed,
         }
-        Ok(self.tell(revision, first(state, &self.name, revision)?))
     }
 
     fn tell(&mut self, revision: i64, leader: Option<KeyValue>) -> Option<(i64, KeyValue)> {
-        let now = leader.as_ref().map(|kv| (kv.key().to_vec(), kv.mod_revision()));
+        let now = leader.as_ref().map(|kv| Leader {
+            key: kv.key().to_vec(),
+            create_revision: kv.create_revision(),
+            mod_revision: kv.mod_revision(),
+        });
         let changed = now != self.leader;
         self.leader = now;
         leader.filter(|_| changed).map(|kv| (revision, kv))
@@ -170,30 +213,50 @@ impl Told {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pb::etcd::{CompactionRequest, DeleteRangeRequest, PutRequest};
+    use crate::kv::State;
+    use crate::pb::etcd::request_op::Request as OpOfTxn;
+    use crate::pb::etcd::{CompactionRequest, DeleteRangeRequest, PutRequest, RequestOp, TxnRequest};
     use crate::pb::log::{Command, command::Request};
 
     fn apply(state: &mut State, request: Request) {
         state.apply(&Command::new(1, request), false).unwrap().unwrap();
     }
 
-    fn put(state: &mut State, key: &'static str, value: &'static str) {
-        apply(state, Request::Put(PutRequest { key: key.into(), value: value.into(), ..PutRequest::default() }));
+    fn put(state: &mut State, key: &str, value: &str) {
+        let (key, value) = (key.to_owned().into(), value.to_owned().into());
+        apply(state, Request::Put(PutRequest { key, value, ..PutRequest::default() }));
     }
 
-    fn delete(state: &mut State, key: &'static str) {
-        apply(state, Request::DeleteRange(DeleteRangeRequest { key: key.into(), ..DeleteRangeRequest::default() }));
+    fn delete(state: &mut State, key: &str) {
+        let key = key.to_owned().into();
+        apply(state, Request::DeleteRange(DeleteRangeRequest { key, ..DeleteRangeRequest::default() }));
+    }
+
+    fn found(state: &State, revision: i64) -> Result<Option<KeyValue>, Error> {
+        Ok(state.range(&first(b"e", revision))?.kvs.pop())
+    }
+
+    /// What an observer is told of a revision, and whether the line was asked for it.
+    fn hear(told: &mut Told, state: &State, revision: i64, line: &[KeyValue]) -> (Option<(i64, KeyValue)>, bool) {
+        match told.hear(line.iter()) {
+            Heard::Nothing => (None, false),
+            Heard::Proclaimed(kv) => (told.tell(revision, Some(kv)), false),
+            Heard::Changed => (told.tell(revision, found(state, revision).unwrap()), true),
+        }
+    }
+
+    fn events(state: &State, from: i64) -> Vec<(i64, Vec<KeyValue>)> {
+        let in_line = |events: &[KeyValue]| events.iter().filter(|kv| kv.key().starts_with(b"e/")).cloned().collect();
+        let all = state.events_from(from).unwrap();
+        let all = all.map(|(revision, events)| (revision, in_line(events)));
+        all.filter(|(_, line): &(i64, Vec<KeyValue>)| !line.is_empty()).collect()
     }
 
     /// All that is told of the revisions from `from` on.
     fn heard(told: &mut Told, state: &State, from: i64) -> String {
         let mut all = Vec::new();
-        for (revision, events) in state.events_from(from).unwrap() {
-            let line: Vec<&KeyValue> = events.iter().filter(|kv| kv.key().starts_with(b"e/")).collect();
-            if line.is_empty() {
-                continue;
-            }
-            let news = told.hear(revision, line.into_iter(), state).unwrap();
+        for (revision, line) in events(state, from) {
+            let news = hear(told, state, revision, &line).0;
             all.extend(news.map(|(revision, kv)| {
                 format!("{revision}:{}={}", String::from_utf8_lossy(kv.key()), String::from_utf8_lossy(kv.value()))
             }));
@@ -205,7 +268,7 @@ mod tests {
     fn an_observer_is_told_every_proclamation_and_every_leader_in_order() {
         let mut state = State::new();
         let mut told = Told { name: b"e".to_vec(), leader: None };
-        assert_eq!(told.tell(1, first(&state, b"e", 0).unwrap()), None, "no leader yet");
+        assert_eq!(told.tell(1, found(&state, 0).unwrap()), None, "no leader yet");
         put(&mut state, "e/b", "1");
         put(&mut state, "e/a", "waits");
         put(&mut state, "e0", "outside");
@@ -224,11 +287,56 @@ mod tests {
         let revision = state.revision();
         apply(&mut state, Request::Compact(CompactionRequest { revision, physical: false }));
         let changed = KeyValue::tombstone(b"e/d", revision - 1);
-        assert!(told.hear(revision - 1, [&changed].into_iter(), &state).is_err(), "behind a compaction");
-        assert_eq!(
-            told.tell(revision, first(&state, b"e", 0).unwrap()).unwrap().1.value(),
-            b"5",
-            "the present has to do"
-        );
+        assert_eq!(told.hear([&changed].into_iter()), Heard::Changed);
+        assert_eq!(found(&state, revision - 1), Err(Error::Compacted));
+        assert_eq!(told.tell(revision, found(&state, 0).unwrap()).unwrap().1.value(), b"5", "the present has to do");
+    }
+
+    /// Random lives of those in a line: what an observer is told is what one would see who looks at the line at each revision, and it
+    /// looks only when somebody comes or goes at the head.
+    #[test]
+    fn an_observer_sees_what_the_line_shows_and_asks_it_only_when_the_head_changes() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        for _ in 0..100 {
+            let mut state = State::new();
+            let keys = random.u32(1..6);
+            for step in 0..random.usize(1..80) {
+                let key = format!("e/{}", random.u32(..keys));
+                match random.u8(..10) {
+                    0..3 => delete(&mut state, &key),
+                    3 => put(&mut state, "e0", "outside"),
+                    4 => {
+                        // Several come and go in one revision.
+                        let one = |key: u32| {
+                            let key = format!("e/{key}");
+                            if random.bool() {
+                                return super::delete(&key.into());
+                            }
+                            let put = PutRequest { key: key.into(), value: "all".into(), ..PutRequest::default() };
+                            OpOfTxn::RequestPut(put)
+                        };
+                        let ops = (0..keys).map(one).map(|request| RequestOp { request: Some(request) });
+                        let txn = TxnRequest { success: ops.collect(), ..TxnRequest::default() };
+                        apply(&mut state, Request::Txn(txn));
+                    }
+                    _ => put(&mut state, &key, &step.to_string()),
+                }
+            }
+            let mut told = Told { name: b"e".to_vec(), leader: None };
+            let (mut before, mut heads, mut asks) = (None, 0, 0);
+            for (revision, line) in events(&state, 2) {
+                let now = found(&state, revision).unwrap();
+                let life = |kv: &Option<KeyValue>| kv.as_ref().map(|kv| (kv.key().to_vec(), kv.create_revision()));
+                heads += usize::from(before.is_none() || life(&now) != life(&before));
+                let expected = now.clone().filter(|_| now != before).map(|kv| (revision, kv));
+                let (news, asked) = hear(&mut told, &state, revision, &line);
+                assert_eq!(news, expected);
+                asks += usize::from(asked);
+                before = now;
+            }
+            assert!(asks <= heads, "{asks} times for {heads} changes");
+        }
     }
 }

@@ -88,7 +88,14 @@ impl Api {
             };
             reading.await?
         };
-        let answer = self.read_answer(&node, range.keys_only, make, LargeAnswer::Range).await?;
+        let own = match range.keys_only {
+            true if !range.range_end.is_empty() => {
+                Some(node.look(caller, Wants::range(&range), |state| state.range_cost(&range).bytes)?)
+            }
+            true => Some(0),
+            false => None,
+        };
+        let answer = self.read_answer(&node, own, make, LargeAnswer::Range).await?;
         slow.ended("the read");
         slow.read_keys(answer.get_ref().count);
         Ok(answer)
@@ -117,7 +124,15 @@ impl Api {
             let (asked, node) = (asked.clone(), reader.clone());
             reader.long(Pool::Reads, move || made(state.read_txn(&asked), &node)).await?
         };
-        Ok(self.read_answer(node, has_keys_only(&txn), make, LargeAnswer::Txn).await?)
+        let own = if has_keys_only(&txn) {
+            let state = node.view(caller, Wants::Txn(&txn))?;
+            let cost = state.txn_cost(&txn);
+            state.check_cost(cost, limits.request_cost_max)?;
+            Some(cost.bytes)
+        } else {
+            None
+        };
+        Ok(self.read_answer(node, own, make, LargeAnswer::Txn).await?)
     }
 }
 

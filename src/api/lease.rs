@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::answers::LARGE_BYTES;
 use super::{Api, complete, confirm, header, header_now};
 use crate::env::Pool;
 use crate::error::Error;
@@ -20,6 +21,8 @@ use crate::pb::etcd::{
     LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveRequest,
     LeaseTimeToLiveResponse,
 };
+use crate::pb::pieces::LargeAnswer;
+use crate::pb::{Fields, KeyValue, delimited_len};
 use crate::watch::Hub;
 
 /// Keep-alives of one stream that are under way at once.
@@ -75,7 +78,7 @@ impl Lease for Api {
                 let (node, caller, leases) = (node.clone(), caller.clone(), leases.clone());
                 async move {
                     let id = asked?.id;
-                    let ttl = leases.renew(&caller, id).await?;
+                    let ttl = leases.renew(&node, &caller, id).await?;
                     Ok(LeaseKeepAliveResponse { header: header_now(&node), id, ttl })
                 }
             })
@@ -90,16 +93,19 @@ impl Lease for Api {
         let node = self.data_node(&request)?;
         let caller = self.caller(&node, &request).await?;
         let ask = request.into_inner();
-        let remaining = self.leases()?.remaining(&caller, ask.id).await?;
+        let remaining = self.leases()?.remaining(&node, &caller, ask.id).await?;
         node.wait_applied(remaining.index).await?;
         let state = node.view(&caller, if ask.keys { Wants::LeaseKeys(ask.id) } else { Wants::AnyUser })?;
         let header = header(&node, state.revision());
         // The leader has it, and it may be gone since.
         let answer = match (remaining.seconds, state.leases().get(ask.id)) {
             (Some(ttl), Some(lease)) => {
-                let granted_ttl = lease.ttl_seconds;
-                let keys = if ask.keys { keys_of(&node, state, ask.id).await? } else { Vec::new() };
-                LeaseTimeToLiveResponse { header, id: ask.id, ttl, granted_ttl, keys }
+                let (granted_ttl, keys) = (lease.ttl_seconds, Vec::new());
+                let answer = LeaseTimeToLiveResponse { header, id: ask.id, ttl, granted_ttl, keys };
+                if ask.keys {
+                    return Ok(self.with_keys(&node, state, answer).await?);
+                }
+                answer
             }
             _ => LeaseTimeToLiveResponse { header, id: ask.id, ttl: -1, ..LeaseTimeToLiveResponse::default() },
         };
@@ -161,13 +167,36 @@ fn by_expiry(state: &State, left: &[i64]) -> Vec<LeaseStatus> {
     leases.into_iter().map(|(.., id)| LeaseStatus { id }).collect()
 }
 
-/// The keys that go with a lease.
-async fn keys_of(node: &Node, state: State, lease: i64) -> Result<Vec<Bytes>, Error> {
-    let all = move |state: &State| state.lease_keys(lease).map(|kv| Bytes::copy_from_slice(kv.key())).collect();
-    if state.lease_keys(lease).nth(LISTED_AT_ONCE).is_some() {
-        return node.long(Pool::Reads, move || all(&state)).await;
+impl Api {
+    /// The answer with the keys that go with the lease. A key may be as large as a request, so it is counted what they take before they
+    /// are copied, and many are written in pieces.
+    async fn with_keys(
+        &self,
+        node: &Node,
+        state: State,
+        answer: LeaseTimeToLiveResponse,
+    ) -> Result<Response<LeaseTimeToLiveResponse>, Error> {
+        let lease = answer.id;
+        let count = move |state: &State, most: usize| {
+            let sizes = state.lease_keys(lease).take(most).map(|kv| delimited_len(kv.key().len()));
+            sizes.fold((0, 0), |(bytes, keys), one| (bytes + one, keys + 1))
+        };
+        let (mut bytes, mut keys) = count(&state, LISTED_AT_ONCE + 1);
+        if bytes < LARGE_BYTES && keys <= LISTED_AT_ONCE {
+            let keys = state.lease_keys(lease).map(|kv| Bytes::copy_from_slice(kv.key())).collect();
+            return Ok(Response::new(LeaseTimeToLiveResponse { keys, ..answer }));
+        }
+        if keys > LISTED_AT_ONCE {
+            let state = state.clone();
+            (bytes, keys) = node.long(Pool::Reads, move || count(&state, usize::MAX)).await?;
+        }
+        let bytes = bytes + prost::Message::encoded_len(&answer);
+        let make = move || {
+            let key = |kv: &KeyValue| KeyValue::new(Fields { key: kv.key(), ..Fields::default() });
+            LargeAnswer::TimeToLive(answer, state.lease_keys(lease).map(key).collect())
+        };
+        self.own_answer(node, (bytes, keys), make).await
     }
-    Ok(all(&state))
 }
 
 /// Resolves with the reason when a long stream has to end: this member stops, its data is `corrupt`, or the leader is lost and the

@@ -42,6 +42,8 @@ pub struct Proof(Arc<Proven>);
 #[derive(Debug, Default)]
 struct Proven {
     is_given: AtomicBool,
+    /// What it has sent.
+    unproved_bytes: AtomicU64,
     presented: Presented,
     /// The member for whose address the certificate was found to be; 0: none yet.
     member: AtomicU64,
@@ -78,6 +80,16 @@ enum As {
 impl Proof {
     fn of<T>(request: &Request<T>) -> Self {
         request.extensions().get::<Self>().cloned().unwrap_or_default()
+    }
+
+    /// What the connection has sent so far that may be held for it.
+    pub fn unproved_bytes(&self) -> u64 {
+        if self.is_given() { 0 } else { self.0.unproved_bytes.load(Ordering::Relaxed) }
+    }
+
+    /// So much more was sent.
+    pub fn add_unproved(&self, bytes: u64) {
+        self.0.unproved_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub fn give(&self) {

@@ -3,8 +3,8 @@
 //! A piece is made in a pool when the transport asks for it, which it does when the client has taken the ones before; so a client that
 //! takes nothing holds no thread. It does hold what the pieces are made of, a view that keeps what is overwritten in memory, so it is
 //! given up when it takes less than [`PACE_MIN`]; what the server needs for a piece is not counted against it.
-//! Invariants: few streams are open at a time, and of these a connection has as many as it leaves free, the last quarter apart, which is
-//! for those that have none ([`Slots`]); a stream that ends, however, lets go of what it holds on a thread of its own.
+//! Invariants: few streams are open at a time, and of these a host leaves others a quarter, however many connections it has, and a
+//! connection has as many as it leaves free ([`Share`]); a stream that ends, however, lets go of what it holds on a thread of its own.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -17,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::answers::outdated;
-use crate::env::{Env, Instant, Pool, sleep_until};
+use crate::env::rota::Share;
+use crate::env::{Asker, Env, Instant, Pool, sleep_until};
 use crate::error::Error;
 use crate::node::Node;
 
@@ -180,14 +181,13 @@ impl<S: Source> Drop for Puller<S> {
 #[derive(Clone)]
 pub(super) struct Slots {
     max: usize,
-    /// By client.
-    taken: Arc<Mutex<HashMap<u64, usize>>>,
+    taken: Arc<Mutex<HashMap<Asker, usize>>>,
 }
 
 /// A stream's place.
 pub(super) struct Slot {
-    client: u64,
-    taken: Arc<Mutex<HashMap<u64, usize>>>,
+    asker: Asker,
+    taken: Arc<Mutex<HashMap<Asker, usize>>>,
 }
 
 impl Slots {
@@ -195,27 +195,27 @@ impl Slots {
         Self { max, taken: Arc::default() }
     }
 
-    /// A place for a stream of `client`, or `too many requests`.
-    pub(super) fn take(&self, client: u64) -> Result<Slot, Error> {
+    /// A place for a stream, or `too many requests`.
+    pub(super) fn take(&self, asker: Asker) -> Result<Slot, Error> {
         let mut taken = self.taken.lock();
-        let all: usize = taken.values().sum();
-        let own = taken.get(&client).copied().unwrap_or(0);
-        let left = (self.max - self.max / 4).saturating_sub(all);
-        if all >= self.max || own > 0 && own >= left {
+        let connection = taken.get(&asker).copied().unwrap_or(0);
+        let host = taken.iter().filter(|(other, _)| other.host == asker.host).map(|(_, own)| own).sum();
+        let share = Share { all: taken.values().sum(), host, connection };
+        if !share.has_room(self.max) {
             return Err(Error::TooManyRequests);
         }
-        taken.insert(client, own + 1);
+        taken.insert(asker, connection + 1);
         drop(taken);
-        Ok(Slot { client, taken: self.taken.clone() })
+        Ok(Slot { asker, taken: self.taken.clone() })
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         let mut taken = self.taken.lock();
-        match taken.get_mut(&self.client) {
+        match taken.get_mut(&self.asker) {
             Some(own) if *own > 1 => *own -= 1,
-            _ => drop(taken.remove(&self.client)),
+            _ => drop(taken.remove(&self.asker)),
         }
     }
 }
@@ -225,19 +225,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_leaves_places_to_others() {
-        let slots = Slots::new(8);
-        let take_all = |client| std::iter::from_fn(|| slots.take(client).ok()).collect::<Vec<_>>();
-        let greedy = take_all(1);
-        assert_eq!(greedy.len(), 3);
-        let others: Vec<_> = (2..7).map(|client| slots.take(client)).collect();
-        assert!(others.iter().all(Result::is_ok), "who has none gets any");
-        assert_eq!(slots.take(7).err(), Some(Error::TooManyRequests));
-        drop(others);
-        assert_eq!(slots.take(1).err(), Some(Error::TooManyRequests));
-        drop(greedy);
-        assert!(slots.taken.lock().is_empty());
-        assert_eq!(Slots::new(1).take(1).err(), None);
+    fn a_host_leaves_a_quarter_of_the_places_to_others_whatever_it_takes_and_gives_back() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        for _ in 0..200 {
+            let max = random.usize(2..300);
+            let (slots, connections) = (Slots::new(max), random.u64(1..600));
+            let mut held = Vec::new();
+            for _ in 0..1000 {
+                if random.u8(..8) == 0 && !held.is_empty() {
+                    held.swap_remove(random.usize(..held.len()));
+                } else {
+                    held.extend(slots.take(Asker { host: 1, connection: random.u64(0..connections) }));
+                }
+            }
+            let (has, left) = (held.len(), max - held.len());
+            assert!(left > 0 && left >= max / 4, "{has} of {max} for {connections} connections");
+            let others: Vec<_> = (2..).map_while(|host| slots.take(Asker { host, connection: 1 }).ok()).collect();
+            assert_eq!(others.len(), left, "who has none gets any");
+            drop(others);
+            let other: Vec<_> =
+                (0..max as u64 * 2).map_while(|n| slots.take(Asker { host: 2, connection: n }).ok()).collect();
+            assert!(!other.is_empty() && other.len() >= max / 16, "{} of {max}", other.len());
+            drop((held, other));
+            assert!(slots.taken.lock().is_empty());
+        }
+        assert_eq!(Slots::new(1).take(Asker { host: 1, connection: 1 }).err(), None);
     }
 
     #[test]

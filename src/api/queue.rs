@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::wait::until_found;
 use super::{Api, mismatched, unsound};
 use crate::caller::Caller;
-use crate::env::{Instant, sleep};
+use crate::env::{Instant, Pool, sleep};
 use crate::error::Error;
 use crate::kv::{self, State, Wants};
 use crate::lease::Leases;
@@ -33,6 +33,9 @@ use crate::watch::{Hub, Output, Shape};
 const OWN_LEASE_TTL: i64 = 60;
 /// After an answer that was lost, or a leader that did not answer.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
+
+/// A long line is read again after this, if there was no place for that among the long reads.
+const PUT_OFF_FOR: Duration = Duration::from_secs(1);
 
 /// A place in the line.
 pub(super) struct Place {
@@ -57,10 +60,10 @@ pub(super) fn line(node: &Node, caller: &Caller, name: &[u8]) -> Result<State, E
     node.view(caller, Wants::Keys { key: &key, range_end: &range_end })
 }
 
-/// Who is served: the longest in the line, as of `revision` (0: now), which must not be compacted.
-pub(super) fn first(state: &State, name: &[u8], revision: i64) -> Result<Option<KeyValue>, Error> {
+/// Asks for who is served: the longest in the line, as of `revision` (0: now), which must not be compacted.
+pub(super) fn first(name: &[u8], revision: i64) -> RangeRequest {
     let (key, range_end) = prefix(name);
-    let range = RangeRequest {
+    RangeRequest {
         key,
         range_end,
         revision,
@@ -68,14 +71,13 @@ pub(super) fn first(state: &State, name: &[u8], revision: i64) -> Result<Option<
         sort_order: SortOrder::Ascend.into(),
         sort_target: SortTarget::Create.into(),
         ..RangeRequest::default()
-    };
-    Ok(state.range(&range)?.kvs.pop())
+    }
 }
 
-/// The one right before `create_revision`.
-fn before(state: &State, name: &[u8], create_revision: i64) -> Option<KeyValue> {
+/// Asks for the one right before `create_revision`.
+fn before(name: &[u8], create_revision: i64) -> RangeRequest {
     let (key, range_end) = prefix(name);
-    let range = RangeRequest {
+    RangeRequest {
         key,
         range_end,
         limit: 1,
@@ -83,8 +85,25 @@ fn before(state: &State, name: &[u8], create_revision: i64) -> Option<KeyValue> 
         sort_order: SortOrder::Descend.into(),
         sort_target: SortTarget::Create.into(),
         ..RangeRequest::default()
-    };
-    state.range(&range).ok()?.kvs.pop()
+    }
+}
+
+/// Whom `range` asks for. Everybody in the line is looked at for it, and a line may be all that there is: its name is the client's
+/// choice. So a long one is read where other long reads are.
+pub(super) async fn pick(node: &Node, state: State, range: RangeRequest) -> Result<Option<KeyValue>, Error> {
+    let is_long = state.is_long_range(&range);
+    let found = move || Ok(state.range(&range)?.kvs.pop());
+    if is_long { node.long(Pool::Reads, found).await? } else { found() }
+}
+
+/// Whether `picked` says that there was no place or no turn for it. Who waits in the line anyway asks again, after the rest that this
+/// takes; its view was let go of.
+pub(super) async fn is_put_off(node: &Node, picked: &Result<Option<KeyValue>, Error>) -> bool {
+    let is_so = matches!(picked, Err(Error::TooManyRequests | Error::Timeout));
+    if is_so {
+        sleep(node.env().jitter(PUT_OFF_FOR)).await;
+    }
+    is_so
 }
 
 /// True while `key` lives the life that began at `create_revision`.
@@ -188,7 +207,7 @@ impl Api {
         let hub = self.hub()?;
         let turn = tokio::select! {
             turn = turn((node, caller), &hub, name, &place, &mut leaver.leaves) => turn,
-            failed = keep(&leases, caller, lease), if own => Err(failed),
+            failed = keep(node, &leases, caller, lease), if own => Err(failed),
             corrupt = unsound(node) => Err(corrupt),
         };
         match turn {
@@ -286,13 +305,19 @@ async fn turn(
         if !is_there(&state, &place.key, place.create_revision) {
             return Err(Error::SessionExpired);
         }
-        let ahead = before(&state, name, place.create_revision);
-        *leaves = ahead.is_some() || place.found.is_none();
-        let Some(ahead) = ahead else { break };
-        let mut session = hub.session(node.asker(), caller.clone());
+        let revision = state.revision();
+        // Nobody may be ahead any more.
+        *leaves = place.found.is_none();
+        let ahead = pick(node, state, before(name, place.create_revision)).await;
+        if is_put_off(node, &ahead).await {
+            continue;
+        }
+        let Some(ahead) = ahead? else { break };
+        *leaves = true;
+        let mut session = hub.session(node.client(), caller.clone());
         for (watcher, key) in [(0, place.key.clone()), (1, Bytes::copy_from_slice(ahead.key()))] {
             let deleted = Shape { puts: false, ..Shape::of_key(key) };
-            session.watch(watcher, &deleted, state.revision() + 1)?;
+            session.watch(watcher, &deleted, revision + 1)?;
         }
         // Whichever was deleted, or may have been: the state says what is so now.
         loop {
@@ -317,10 +342,10 @@ async fn turn(
 }
 
 /// Keeps the lease of a caller that brought none while it waits.
-async fn keep(leases: &Leases, caller: &Caller, lease: i64) -> Error {
+async fn keep(node: &Node, leases: &Leases, caller: &Caller, lease: i64) -> Error {
     loop {
         sleep(Duration::from_secs(OWN_LEASE_TTL as u64 / 3)).await;
-        match leases.renew(caller, lease).await {
+        match leases.renew(node, caller, lease).await {
             Ok(0) => return Error::SessionExpired,
             Ok(_) => {}
             Err(error @ (Error::Stopped | Error::PermissionDenied | Error::InvalidAuthToken | Error::UserEmpty)) => {
@@ -373,5 +398,113 @@ impl Drop for Leaver {
                 () = shutdown.cancelled() => {}
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use futures_util::FutureExt as _;
+    use parking_lot::Mutex;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::env::Env;
+    use crate::env::sim::{SimDisk, SimNet};
+    use crate::node::Options;
+    use crate::raft::Peers;
+    use crate::raft::tests::{THIS, running_raft};
+
+    /// A node with threads, which nobody leads.
+    async fn node() -> Node {
+        let net = SimNet::new(1, Duration::from_millis(1));
+        let env = Env::sim(1, Arc::new(SimDisk::new(1)), net.host([10, 0, 0, 1].into()));
+        let (raft, store, _) = running_raft(&env).await;
+        let options = Options {
+            request_timeout: Duration::from_secs(600),
+            batch_bytes_max: 256 << 10,
+            batches_in_flight_max: 2,
+            queue_requests_max: 1000,
+            queue_bytes_max: 64 << 20,
+            lease_reads: false,
+            leader_silence_max: Duration::from_secs(2),
+            retry_interval: Duration::from_millis(50),
+            limits: kv::Limits::default(),
+        };
+        Node::start(Env::real(), options, THIS, raft, store, Peers::new(env))
+    }
+
+    /// Holds all threads of the pool until the sender is dropped.
+    async fn hold(env: &Env) -> std::sync::mpsc::Sender<()> {
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let (held, (begin, mut begun)) = (Arc::new(Mutex::new(held)), mpsc::unbounded_channel());
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).max(2);
+        for _ in 0..threads {
+            let (env, held, begin) = (env.clone(), held.clone(), begin.clone());
+            let job = move || {
+                begin.send(()).unwrap();
+                held.lock().recv().is_err()
+            };
+            env.clone().spawn(async move { env.long(Pool::Reads, job).await });
+        }
+        for _ in 0..threads {
+            begun.recv().await.unwrap();
+        }
+        release
+    }
+
+    /// By key, when its life began.
+    type Line = BTreeMap<String, i64>;
+
+    /// Those in the line "" among keys that come and go, now, and as of a revision before.
+    fn some_state(random: &mut fastrand::Rng, keys: u32) -> (State, Line, (i64, Line)) {
+        let (mut state, mut line, mut past) = (State::new(), Line::new(), (1, Line::new()));
+        for step in 0..2 * keys {
+            let key = format!("/{}", random.u32(..keys));
+            let request = if random.u8(..5) == 0 {
+                line.remove(&key);
+                command::Request::DeleteRange(DeleteRangeRequest { key: key.into(), ..Default::default() })
+            } else {
+                line.entry(key.clone()).or_insert(state.revision() + 1);
+                command::Request::Put(PutRequest { key: key.into(), ..Default::default() })
+            };
+            state.apply(&Command::new(1, request), false).unwrap().unwrap();
+            if step == keys {
+                past = (state.revision(), line.clone());
+            }
+        }
+        (state, line, past)
+    }
+
+    #[tokio::test]
+    async fn a_long_line_is_read_among_long_reads_and_a_short_one_at_once() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        let node = node().await;
+        for keys in [random.u32(1..60), random.u32(10_000..15_000)] {
+            let (state, line, (revision, past)) = some_state(&mut random, keys);
+            let place = random.i64(2..=state.revision());
+            let oldest = |line: &Line| line.iter().min_by_key(|(key, at)| (**at, *key)).map(|(key, _)| key.clone());
+            let ahead =
+                line.iter().filter(|(_, at)| **at < place).max_by_key(|(_, at)| **at).map(|(key, _)| key.clone());
+            let asked =
+                [(first(b"", 0), oldest(&line)), (first(b"", revision), oldest(&past)), (before(b"", place), ahead)];
+            for (range, expected) in asked {
+                let release = hold(node.env()).await;
+                let mut picked = Box::pin(pick(&node, state.clone(), range));
+                let at_once = (&mut picked).now_or_never();
+                assert_eq!(at_once.is_some(), keys < 60, "of {} keys", line.len());
+                drop(release);
+                let picked = match at_once {
+                    Some(picked) => picked,
+                    None => picked.await,
+                };
+                let picked = picked.unwrap().map(|kv| String::from_utf8(kv.key().to_vec()).unwrap());
+                assert_eq!(picked, expected);
+            }
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! `KV.RangeStream`: a range in pieces of bounded size, all of one revision.
 //!
 //! In key order at the present revision, a page of keys is looked up at a time; any other order, and the past, first collects
-//! what it answers (16 bytes a key: the versions themselves are shared with the store). Every piece has keys and values; header,
-//! more and count come with the last, as in etcd.
+//! what it answers (16 bytes a key: the versions themselves are shared with the store, also where keys alone are asked for, and what a
+//! piece has of them is copied when it is made). Every piece has keys and values; header, more and count come with the last, as in etcd.
 //! Pieces are made when the client takes them (`pull`).
 //! Invariant: one view for all pieces, whatever is written meanwhile.
 
@@ -37,7 +37,7 @@ impl Api {
         let range = request.into_inner();
         validate::range(&range)?;
         let caller = caller.await?;
-        let slot = self.shared.range_streams.take(node.client())?;
+        let slot = self.shared.range_streams.take(node.client().asker())?;
         if !range.serializable {
             confirm(&node).await?;
         }
@@ -48,7 +48,7 @@ impl Api {
             Plan { what: "range", pool: Pool::Reads, rate: u64::MAX, kept_max: kept_max(&self.shared.account.answers) };
         // In any other order than the keys' it has references to all that it answers.
         let references = (walk.found.capacity() * size_of::<KeyValue>()) as u64;
-        let kept = self.shared.account.answers.take(node.asker(), references)?;
+        let kept = self.shared.account.answers.take(node.client(), references)?;
         let taken = Taken { node: node.clone(), caller, asked, walk, ended: false, _kept: kept };
         Ok(Response::new(pull::pieces(&node, plan, taken, slot)))
     }
@@ -92,6 +92,8 @@ struct Walk {
     /// Keys that the limit leaves; `i64::MAX` without one.
     left: i64,
     paged: bool,
+    keys_only: bool,
+    /// With their values.
     found: VecDeque<KeyValue>,
     /// There are keys beyond `found`.
     more: bool,
@@ -100,13 +102,15 @@ struct Walk {
 }
 
 impl Walk {
-    fn begin(view: State, range: RangeRequest) -> Result<Self, Error> {
+    fn begin(view: State, mut range: RangeRequest) -> Result<Self, Error> {
         let present = range.revision <= 0 || range.revision == view.revision();
         let in_key_order = range.sort_target == SortTarget::Key as i32 && range.sort_order != SortOrder::Descend as i32;
         let paged = present && in_key_order && !range.range_end.is_empty() && !range.count_only;
         let left = if range.limit > 0 { range.limit } else { i64::MAX };
         let revision = view.revision();
-        let mut walk = Self { view, range, left, paged, found: VecDeque::new(), more: false, count: 0, revision };
+        let keys_only = std::mem::take(&mut range.keys_only);
+        let (found, more, count) = (VecDeque::new(), false, 0);
+        let mut walk = Self { view, range, left, paged, keys_only, found, more, count, revision };
         let first = walk.look_up()?;
         walk.count = first;
         Ok(walk)
@@ -139,11 +143,13 @@ impl Walk {
                 self.look_up()?;
             }
             let Some(next) = self.found.front() else { break };
+            let next = if self.keys_only { next.without_value() } else { next.clone() };
             bytes += delimited_len(next.as_encoded().len());
             if bytes > PIECE_BYTES && !piece.kvs.is_empty() {
                 return Ok((piece, false));
             }
-            piece.kvs.extend(self.found.pop_front());
+            piece.kvs.push(next);
+            self.found.pop_front();
         }
         (piece.more, piece.count) = (self.more, self.count);
         Ok((piece, true))
@@ -188,7 +194,7 @@ mod tests {
     fn pieces_put_together_are_the_range() {
         let view = filled(3000, 400);
         let all = RangeRequest { key: "\0".into(), range_end: "\0".into(), ..Default::default() };
-        for (limit, sort_order, sort_target, revision) in [
+        let cases = [
             (0, 0, 0, 0),
             (700, 0, 0, 0),
             (512, 1, 0, 0),
@@ -196,13 +202,17 @@ mod tests {
             (1500, 2, 0, 0),
             (0, 2, 3, 0),
             (1024, 0, 0, 2000),
-        ] {
-            let range = RangeRequest { limit, sort_order, sort_target, revision, ..all.clone() };
+        ];
+        for (keys_only, (limit, sort_order, sort_target, revision)) in
+            [false, true].into_iter().flat_map(|keys_only| cases.map(|case| (keys_only, case)))
+        {
+            let range = RangeRequest { limit, sort_order, sort_target, revision, keys_only, ..all.clone() };
             let mut expected = view.range(&range).unwrap();
             expected.header = None;
             let (found, pieces) = walk(&view, range);
             assert_eq!(found, expected, "limit {limit}, order {sort_order}, revision {revision}");
-            assert_eq!(pieces > 1, expected.kvs.len() > 650, "{pieces} pieces of {} keys", expected.kvs.len());
+            let is_long = !keys_only && expected.kvs.len() > 650;
+            assert_eq!(pieces > 1, is_long, "{pieces} pieces of {} keys", expected.kvs.len());
         }
         let counted = RangeRequest { count_only: true, ..all.clone() };
         assert_eq!(walk(&view, counted).0.count, 3000);

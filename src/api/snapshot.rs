@@ -30,7 +30,7 @@ impl Api {
             return Err(Error::Corrupt.into());
         }
         let caller = self.root(&node, &request).await?;
-        let slot = self.shared.backups.take(node.client())?;
+        let slot = self.shared.backups.take(node.client().asker())?;
         let backup = Backup::new(node.whole_view(&caller)?, node.member());
         let header = header(&node, backup.revision());
         let rate = self.shared.snapshot_rate.max(1);

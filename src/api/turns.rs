@@ -4,17 +4,19 @@
 //! takes long, because there is much else to do or other threads and processes have the cores, a multiple of the time of both passes before
 //! the next turn: what there is of the cores goes to small requests first. Who takes a large answer while nothing else happens does not
 //! notice.
-//! Invariants: turns are given in the order in which they were asked for; one that is not taken (the client stopped reading, or left)
-//! costs the others one round, and nothing waits for it. Absent: work that does not run on the event loop (`env::threads`).
+//! Invariants: hosts have turns one after the other, and so have the connections of a host, each connection's answers in the order in which
+//! they asked, so that who takes hundreds of large answers waits for itself (`env::rota`); a turn that is not taken (the client stopped
+//! reading, or left) costs the others one round, and nothing waits for it. Absent: work that does not run on the event loop
+//! (`env::threads`).
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::env::{Env, Instant, sleep};
+use crate::env::rota::Rota;
+use crate::env::{Asker, Env, Instant, sleep};
 
 /// A round without a piece takes less than this while little happens: some hundredths of a millisecond.
 const SHORT_ROUND: Duration = Duration::from_micros(500);
@@ -30,7 +32,7 @@ pub struct Turns(Arc<Queue>);
 struct Queue {
     env: Env,
     /// `None`: nobody waits, and no task gives turns.
-    waiting: Mutex<Option<VecDeque<oneshot::Sender<()>>>>,
+    waiting: Mutex<Option<Rota<oneshot::Sender<()>>>>,
 }
 
 impl Turns {
@@ -38,13 +40,13 @@ impl Turns {
         Self(Arc::new(Queue { env: env.clone(), waiting: Mutex::default() }))
     }
 
-    /// Resolves when it is the caller's turn: to be used at once, for what takes as long as writing a piece does.
-    pub(super) async fn next(&self) {
+    /// Resolves when it is the turn of this client: to be used at once, for what takes as long as writing a piece does.
+    pub(super) async fn next(&self, asker: Asker) {
         let (give, given) = oneshot::channel();
         let is_first = {
             let mut waiting = self.0.waiting.lock();
             let is_first = waiting.is_none();
-            waiting.get_or_insert_default().push_back(give);
+            waiting.get_or_insert_default().push(asker, give);
             is_first
         };
         if is_first {
@@ -58,7 +60,7 @@ impl Turns {
         loop {
             let next = {
                 let mut waiting = self.0.waiting.lock();
-                let next = waiting.as_mut().and_then(VecDeque::pop_front);
+                let next = waiting.as_mut().and_then(Rota::pop);
                 if next.is_none() {
                     *waiting = None;
                 }

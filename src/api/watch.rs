@@ -73,7 +73,7 @@ impl Api {
         let hub = self.hub()?;
         let until = caller.until();
         let client = Client {
-            session: hub.session(node.asker(), caller),
+            session: hub.session(node.client(), caller),
             hub,
             over: {
                 let node = node.clone();
@@ -99,6 +99,7 @@ impl Api {
             revision: 0,
             progress_wanted: None,
             progress_due: BTreeSet::new(),
+            progress_asked: 0,
             progress_interval: self.shared.watch_options.progress_interval,
             tick_at: None,
             fragment_bytes: self.shared.limits.request_bytes_max,
@@ -138,8 +139,11 @@ struct Client<R> {
     revision: i64,
     /// A progress request waits until this revision was given out.
     progress_wanted: Option<i64>,
-    /// Watchers that are to be told how far they are.
+    /// Watchers that are to be told how far they are. Each is looked at once: who has not begun, or lacks something, is told at the
+    /// next tick.
     progress_due: BTreeSet<i64>,
+    /// Watchers that want to be told of progress.
+    progress_asked: usize,
     progress_interval: Duration,
     tick_at: Option<Instant>,
     fragment_bytes: usize,
@@ -149,6 +153,8 @@ struct Client<R> {
 
 /// Outputs that a stream takes in a row before it looks for requests and the rest.
 const STREAK_MAX: usize = 64;
+/// Watchers that are looked at for their progress in a row.
+const LOOKS_MAX: usize = 64;
 /// Events that are put into a response at once; more, of a large deletion, would hold up others on the thread.
 const EVENTS_AT_ONCE: usize = 4096;
 
@@ -166,7 +172,14 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
     async fn next(&mut self) -> Option<Result<WatchResponse, Status>> {
         loop {
             let delivered = self.session.delivered();
-            self.tell_progress();
+            if self.replies.is_empty() {
+                let has_looked = self.tell_progress();
+                if has_looked && self.replies.is_empty() && !self.progress_due.is_empty() {
+                    // There are more to look at.
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+            }
             if let Some(response) = self.replies.pop_front() {
                 return Some(Ok(response));
             }
@@ -265,6 +278,7 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
         if let Ok(number) = given {
             let asked = Asked { progress: create.progress_notify, fragment: create.fragment, quiet: true };
             self.asked.insert(number, asked);
+            self.progress_asked += usize::from(create.progress_notify);
             if create.progress_notify && self.tick_at.is_none() {
                 self.tick_at = Some(Instant::now() + self.progress_interval);
             }
@@ -286,9 +300,10 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
     }
 
     fn forget(&mut self, number: i64) {
-        self.asked.remove(&number);
+        let asked = self.asked.remove(&number);
         self.progress_due.remove(&number);
-        if self.tick_at.is_some() && !self.asked.values().any(|asked| asked.progress) {
+        self.progress_asked -= usize::from(asked.is_some_and(|asked| asked.progress));
+        if self.progress_asked == 0 {
             self.tick_at = None;
         }
     }
@@ -302,7 +317,8 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
                 let events = batch.events.len() + rest.iter().map(|batch| batch.events.len()).sum::<usize>();
                 if events > EVENTS_AT_ONCE {
                     let env = self.node.env().clone();
-                    env.in_place(|| self.put_events(watcher, &batch, &rest)).await;
+                    let asker = self.node.client().asker();
+                    env.in_place_for(asker, || self.put_events(watcher, &batch, &rest)).await;
                 } else {
                     self.put_events(watcher, &batch, &rest);
                 }
@@ -364,51 +380,47 @@ impl<R: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin> Client<R> {
     }
 
     /// Tells what was asked for and is certain. A revision below one that was told has to wait: the hub is a moment behind what
-    /// catching up has read.
-    fn tell_progress(&mut self) {
+    /// catching up has read. True if watchers that are due were looked at.
+    fn tell_progress(&mut self) -> bool {
         if self.progress_wanted.is_none() && self.progress_due.is_empty() {
-            return;
+            return false;
         }
         let began = Instant::now();
-        let before = self.replies.len();
-        self.tell_what_is_certain();
-        if self.replies.len() > before {
+        self.tell_progress_of_all();
+        let has_looked = self.tell_progress_of_due();
+        if !self.replies.is_empty() {
             metrics().watch.progress.observe(began.elapsed().as_secs_f64());
+        }
+        has_looked
+    }
+
+    fn notice(&self, number: i64, revision: i64) -> WatchResponse {
+        WatchResponse { header: header(&self.node, revision), watch_id: number, ..Default::default() }
+    }
+
+    fn tell_progress_of_all(&mut self) {
+        if let Some(wanted) = self.progress_wanted
+            && let Some(revision) = self.session.progress().filter(|r| *r >= self.revision.max(wanted))
+        {
+            self.progress_wanted = None;
+            self.replies.push_back(self.notice(NO_WATCHER, revision));
+            self.revision = revision;
         }
     }
 
-    fn tell_what_is_certain(&mut self) {
-        let told = self.revision;
-        let notice = |node: &Node, number, revision| WatchResponse {
-            header: header(node, revision),
-            watch_id: number,
-            ..Default::default()
-        };
-        if let Some(wanted) = self.progress_wanted
-            && let Some(revision) = self.session.progress().filter(|r| *r >= told.max(wanted))
-        {
-            self.progress_wanted = None;
-            self.replies.push_back(notice(&self.node, NO_WATCHER, revision));
-            self.revision = revision;
-        }
-        if self.progress_due.is_empty() {
-            return;
-        }
+    fn tell_progress_of_due(&mut self) -> bool {
         let certain = self.session.delivered();
-        if certain < self.revision {
-            return;
+        if certain < self.revision || self.session.has_read() {
+            return false;
         }
-        let (replies, session, node) = (&mut self.replies, &self.session, &self.node);
-        self.progress_due.retain(|number| match session.progress_of(*number) {
-            Some(revision) if revision >= certain => {
-                replies.push_back(notice(node, *number, certain));
-                false
+        for _ in 0..LOOKS_MAX {
+            let Some(number) = self.progress_due.pop_first() else { break };
+            if self.session.progress_of(number).is_some_and(|revision| revision >= certain) {
+                self.replies.push_back(self.notice(number, certain));
+                self.revision = certain;
             }
-            _ => true,
-        });
-        if !self.replies.is_empty() {
-            self.revision = self.revision.max(certain);
         }
+        true
     }
 }
 

@@ -4,7 +4,9 @@
 //! calls [`Desk::dial`], and gives [`Desk::joiners`] to the plan. A joiner asks again until it finds itself in the membership.
 //!
 //! Invariant: a joiner counts only by what answers at the pattern's address of its slot, never by what it claims. Who asks and does
-//! not answer there takes the place of nobody who does: a full desk forgets the oldest of those.
+//! not answer there takes the place of nobody who does, however often and for however many slots it asks: a slot has one place for who
+//! was not found there, what was found there is remembered, so that it finds a place when it asks again, and a full desk prefers the
+//! lowest slots, which a StatefulSet starts first.
 //! Absent: anything durable. A new leader starts with an empty desk; joiners ask again.
 
 use std::collections::BTreeMap;
@@ -20,9 +22,10 @@ use super::plan::{Dialled, Joiner, Members};
 use super::slot_of;
 use crate::env::{Env, Instant};
 use crate::identity::check_node;
+use crate::pb::log::Node;
 use crate::pb::log::node::Kind;
 use crate::pb::peer::join_response::Outcome;
-use crate::pb::peer::{JoinRequest, JoinResponse};
+use crate::pb::peer::{JoinRequest, JoinResponse, WhoResponse};
 
 /// More than these at once are told to wait.
 const WAITING_MAX: usize = 64;
@@ -53,10 +56,74 @@ struct Waiting {
     dialled: Dialled,
 }
 
+/// Who answered at a slot's address.
+struct Found {
+    member_id: u64,
+    process_nonce: u64,
+    at: Instant,
+}
+
+impl Found {
+    fn is(&self, request: &JoinRequest) -> bool {
+        (self.member_id, self.process_nonce) == (request.member_id, request.process_nonce)
+    }
+}
+
+/// The place of a request among those that a full desk prefers; the least first.
+fn rank(request: &JoinRequest) -> u64 {
+    match request.node.as_ref().map(Node::kind) {
+        Some(Kind::Slot) => request.slot,
+        _ => u64::MAX,
+    }
+}
+
+/// Who waits, by id, and who was found at the slots' addresses.
+#[derive(Default)]
+struct Book {
+    waiting: BTreeMap<u64, Waiting>,
+    found: BTreeMap<u64, Found>,
+}
+
+impl Book {
+    fn forget(&mut self) {
+        self.waiting.retain(|_, waiting| waiting.asked_at.elapsed() < FORGET_AFTER);
+        self.found.retain(|_, found| found.at.elapsed() < FORGET_AFTER);
+    }
+
+    /// It answers where it says.
+    fn is_proved(&self, waiting: &Waiting) -> bool {
+        let found = self.found.get(&waiting.request.slot);
+        waiting.dialled == Dialled::Joiner || found.is_some_and(|found| found.is(&waiting.request))
+    }
+
+    /// Makes a place for a request; false if there is none. A member that has moved has one of its own.
+    fn make_room(&mut self, request: &JoinRequest, moved: bool) -> bool {
+        let is_found = self.found.get(&request.slot).is_some_and(|found| found.is(request));
+        if let Some(known) = self.waiting.get(&request.member_id) {
+            // Another process of the same disk, or who says so: what is there now is seen when it is dialled again.
+            return is_found || known.request.process_nonce == request.process_nonce || !self.is_proved(known);
+        }
+        let others = self.waiting.iter().filter(|(_, waiting)| !waiting.moved && !self.is_proved(waiting));
+        let oldest_first = |waiting: &Waiting| std::cmp::Reverse(waiting.first_asked);
+        let goes = if !moved
+            && rank(request) != u64::MAX
+            && let Some((id, _)) = others.clone().find(|(_, waiting)| rank(&waiting.request) == rank(request))
+        {
+            Some(*id)
+        } else if self.waiting.len() < WAITING_MAX {
+            return true;
+        } else {
+            let last = others.max_by_key(|(_, waiting)| (rank(&waiting.request), oldest_first(waiting)));
+            last.filter(|(_, last)| is_found || moved || rank(request) <= rank(&last.request)).map(|(id, _)| *id)
+        };
+        goes.is_some_and(|id| self.waiting.remove(&id).is_some())
+    }
+}
+
 /// See the module's head.
 #[derive(Default)]
 pub struct Desk {
-    waiting: Mutex<BTreeMap<u64, Waiting>>,
+    book: Mutex<Book>,
     asked: Notify,
 }
 
@@ -82,7 +149,7 @@ impl Desk {
                 // Without room it asks again.
                 self.note(request, true);
             } else {
-                self.waiting.lock().remove(&member);
+                self.book.lock().waiting.remove(&member);
             }
             return respond(Outcome::Added, "");
         }
@@ -93,7 +160,7 @@ impl Desk {
             );
         }
         if let Some(adopt) = standing.members.claimed_by(member).filter(|_| request.adopts) {
-            self.waiting.lock().remove(&member);
+            self.book.lock().waiting.remove(&member);
             return JoinResponse { adopt, ..respond(Outcome::Added, "") };
         }
         if !standing.takes_readers && request.node.as_ref().is_some_and(|node| node.kind() == Kind::Reader) {
@@ -101,28 +168,29 @@ impl Desk {
             return respond(Outcome::Wait, "this cluster takes no readers: set cluster.readers=true on its members");
         }
         if !self.note(request, false) {
-            return respond(Outcome::Wait, "too many nodes ask to join at once");
+            return respond(
+                Outcome::Wait,
+                "there is no place for this request at the moment: others ask to join, or another process has this id; it is asked again",
+            );
         }
         respond(Outcome::Wait, standing.blocked.as_deref().unwrap_or("not added yet"))
     }
 
     /// False if there is no room.
     fn note(&self, request: JoinRequest, moved: bool) -> bool {
-        let mut waiting = self.waiting.lock();
-        waiting.retain(|_, waiting| waiting.asked_at.elapsed() < FORGET_AFTER);
-        if waiting.len() >= WAITING_MAX && !waiting.contains_key(&request.member_id) {
-            let unproved = waiting.iter().filter(|(_, waiting)| waiting.dialled != Dialled::Joiner);
-            let Some(oldest) = unproved.min_by_key(|(_, waiting)| waiting.first_asked).map(|(id, _)| *id) else {
-                return false;
-            };
-            waiting.remove(&oldest);
+        let mut book = self.book.lock();
+        book.forget();
+        if !book.make_room(&request, moved) {
+            self.asked.notify_one();
+            return false;
         }
-        let known = waiting.get(&request.member_id);
+        let known = book.waiting.get(&request.member_id);
         let first_asked = known.map_or_else(Instant::now, |known| known.first_asked);
         // Another process with the same disk must be dialled anew.
         let same = known.filter(|known| known.request.process_nonce == request.process_nonce);
         let dialled = same.map_or_else(|| Dialled::Unreachable("not dialled yet".into()), |same| same.dialled.clone());
-        waiting.insert(request.member_id, Waiting { request, first_asked, asked_at: Instant::now(), moved, dialled });
+        let waiting = Waiting { request, first_asked, asked_at: Instant::now(), moved, dialled };
+        book.waiting.insert(waiting.request.member_id, waiting);
         self.asked.notify_one();
         true
     }
@@ -136,25 +204,31 @@ impl Desk {
     /// gave.
     pub async fn dial(&self, env: &Env, peers: &dyn Peers, expand: Option<&Expand>, patience: Duration) {
         let requests: Vec<(JoinRequest, bool)> =
-            self.waiting.lock().values().map(|waiting| (waiting.request.clone(), waiting.moved)).collect();
+            self.book.lock().waiting.values().map(|waiting| (waiting.request.clone(), waiting.moved)).collect();
         let dials = requests.into_iter().map(|(request, moved)| async move {
-            let dialled = dial_one(env, peers, expand.filter(|_| !moved), patience, &request).await;
-            (request, dialled)
+            let expand = expand.filter(|_| !moved);
+            let answer = dial_one(env, peers, expand, patience, &request).await;
+            (request, expand.is_some(), answer)
         });
-        for (request, dialled) in join_all(dials).await {
-            let mut waiting = self.waiting.lock();
-            let current = waiting.get_mut(&request.member_id);
+        for (request, is_at_slot, answer) in join_all(dials).await {
+            let mut book = self.book.lock();
+            if let (Ok(found), true) = (&answer, is_at_slot && rank(&request) != u64::MAX) {
+                let found =
+                    Found { member_id: found.member_id, process_nonce: found.process_nonce, at: Instant::now() };
+                book.found.insert(request.slot, found);
+            }
+            let current = book.waiting.get_mut(&request.member_id);
             if let Some(current) = current.filter(|current| current.request.process_nonce == request.process_nonce) {
-                current.dialled = dialled;
+                current.dialled = dialled(&request, answer);
             }
         }
     }
 
     /// Who asks to join, as last dialled.
     pub fn joiners(&self) -> Vec<Joiner> {
-        let mut waiting = self.waiting.lock();
-        waiting.retain(|_, waiting| waiting.asked_at.elapsed() < FORGET_AFTER);
-        waiting
+        let mut book = self.book.lock();
+        book.forget();
+        book.waiting
             .values()
             .map(|waiting| Joiner {
                 member_id: waiting.request.member_id,
@@ -172,16 +246,21 @@ async fn dial_one(
     expand: Option<&Expand>,
     patience: Duration,
     request: &JoinRequest,
-) -> Dialled {
+) -> Result<WhoResponse, String> {
     let node = request.node.clone().unwrap_or_default();
     let address = match expand {
         Some(expand) if node.kind() == Kind::Slot => expand(request.slot).unwrap_or(node.peer_address),
         _ => node.peer_address,
     };
-    match peers::who(env, peers, &address, patience).await {
+    peers::who(env, peers, &address, patience).await.map_err(|error| format!("{address}: {error}"))
+}
+
+/// What an answer says of who asked.
+fn dialled(request: &JoinRequest, answer: Result<WhoResponse, String>) -> Dialled {
+    match answer {
         Ok(who) if who.member_id == request.member_id && who.process_nonce == request.process_nonce => Dialled::Joiner,
         Ok(who) => Dialled::Other(who.member_id),
-        Err(error) => Dialled::Unreachable(format!("{address}: {error}")),
+        Err(error) => Dialled::Unreachable(error),
     }
 }
 
@@ -191,7 +270,7 @@ mod tests {
 
     use super::super::formation::tests::Town;
     use super::*;
-    use crate::pb::log::{Node, Reservation};
+    use crate::pb::log::Reservation;
 
     fn request(member_id: u64, process_nonce: u64) -> JoinRequest {
         JoinRequest { member_id, slot: slot_of(member_id), node: Some(Node::default()), process_nonce, adopts: false }
@@ -274,20 +353,47 @@ mod tests {
         let peers: Arc<dyn Peers> = Arc::new(town.clone());
         let expand: Expand = Arc::new(|slot| Some(format!("kv-{slot}")));
         let (member, nonce) = (node.identity().member_id, node.process_nonce());
-        let desk = Desk::default();
-        let ask = |request| desk.answer(request, &standing(&Members::default(), true));
-        for life in 1..=WAITING_MAX as u64 {
-            ask(request(life << 16 | 7, 5));
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        // Of its own slot and of others, below and above it.
+        let mut flood = |desk: &Desk| {
+            for _ in 0..random.usize(..4 * WAITING_MAX) {
+                let (far, near) = (random.u64(..0xffff), random.u64(..80));
+                let slot = random.choice([0, 1, 2, 3, far, near]).unwrap();
+                let mut false_one = request(random.u64(1..1 << 40) << 16 | slot, random.u64(..));
+                if random.u8(..4) == 0 {
+                    // The joiner's own id.
+                    false_one = request(member, random.u64(..));
+                }
+                if let Some(node) = &mut false_one.node
+                    && random.u8(..8) == 0
+                {
+                    node.kind = random.choice([Kind::Reader, Kind::Manual]).unwrap().into();
+                    node.peer_address = "kv-99".into();
+                }
+                desk.answer(false_one, &Standing { takes_readers: true, ..standing(&Members::default(), true) });
+                assert!(desk.joiners().len() <= WAITING_MAX);
+            }
+        };
+        for _ in 0..50 {
+            let desk = Desk::default();
+            let is_joiner = |joiner: &Joiner| joiner.member_id == member && joiner.dialled == Dialled::Joiner;
+            let mut rounds = 0;
+            while !desk.joiners().iter().any(is_joiner) {
+                rounds += 1;
+                assert!(rounds <= 2, "at the latest when it asks again it finds a place and keeps it");
+                flood(&desk);
+                desk.answer(request(member, nonce), &standing(&Members::default(), true));
+                flood(&desk);
+                desk.dial(node.env(), &*peers, Some(&expand), Duration::from_secs(1)).await;
+            }
+            for _ in 0..3 {
+                flood(&desk);
+                assert!(desk.joiners().iter().any(is_joiner));
+                desk.dial(node.env(), &*peers, Some(&expand), Duration::from_secs(1)).await;
+            }
         }
-        crate::env::sleep(Duration::from_millis(10)).await;
-        ask(request(member, nonce));
-        desk.dial(node.env(), &*peers, Some(&expand), Duration::from_secs(1)).await;
-        for life in 1..=10 * WAITING_MAX as u64 {
-            ask(request(life << 20 | 7, 5));
-        }
-        let joiners = desk.joiners();
-        assert!(joiners.iter().any(|joiner| joiner.member_id == member && joiner.dialled == Dialled::Joiner));
-        assert_eq!(joiners.len(), WAITING_MAX);
     }
 
     #[tokio::test(start_paused = true)]
@@ -334,7 +440,7 @@ mod tests {
     async fn who_stops_asking_is_forgotten_and_the_desk_is_bounded() {
         let desk = Desk::default();
         for life in 1..=WAITING_MAX as u64 + 1 {
-            desk.answer(request(life << 16, 5), &standing(&Members::default(), true));
+            desk.answer(request(life << 16 | life, 5), &standing(&Members::default(), true));
         }
         assert_eq!(desk.joiners().len(), WAITING_MAX);
         crate::env::sleep(FORGET_AFTER).await;

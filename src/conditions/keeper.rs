@@ -275,6 +275,7 @@ fn running(parts: &Parts, life: &Life, lost_at: &mut Option<Instant>, now: Insta
         }
         None => now - *lost_at.get_or_insert(now) >= ELECTIONS * parts.election_timeout_max,
     };
+    let quota = space.quota_bytes.get().copied().filter(|quota| *quota != u64::MAX);
     let slow_micros = space.slow_fsync_micros.load(Ordering::Relaxed);
     let long_log = space.long_log_bytes.load(Ordering::Relaxed);
     Running {
@@ -284,8 +285,8 @@ fn running(parts: &Parts, life: &Life, lost_at: &mut Option<Instant>, now: Insta
         member_id: node.member().member_id,
         names: status.membership.nodes().map(|(id, member)| (*id, member.name.clone())).collect(),
         space: Space {
-            data_bytes: node.figures().bytes,
-            quota_bytes: space.quota_bytes.get().copied().filter(|quota| *quota != u64::MAX),
+            data_bytes: node.store().read(|s| s.kv.counted(quota.unwrap_or(u64::MAX))),
+            quota_bytes: quota,
             is_quota_near: is(&space.quota_near),
             disk_free_bytes: space.disk_free_bytes.load(Ordering::Relaxed),
             disk_reserve_bytes: if is(&space.low_disk) || is(&space.disk_near) { parts.disk_reserve_bytes } else { 0 },

@@ -22,8 +22,8 @@ const LIMIT_LEAST_WITH_BACKUP: u64 = 192 * MIB;
 /// Data may take this share of a large limit, and this of what is left of a small one.
 const QUOTA_PERCENT_OF_LIMIT: u64 = 40;
 const QUOTA_PERCENT_OF_REST: u64 = 45;
-/// What data takes, in percent of what is counted: the allocator's rounding, and versions that a snapshot, a backup or a slow reader
-/// keeps although they are compacted.
+/// What data takes, in percent of what is counted: the allocator's rounding, tombstones that may pass the quota by a quarter (`kv/growth`),
+/// and versions that a snapshot, a backup or a slow reader keeps although they are compacted.
 const DATA_PERCENT: u64 = 150;
 /// What is in use of each amount at its most, in percent of the setting: a queued write is there as a request and as an entry of the log,
 /// and the state store's cache counts pages without their overhead.

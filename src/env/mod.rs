@@ -12,6 +12,8 @@ pub mod net;
 pub mod planted;
 pub mod process;
 pub mod rolling;
+pub mod rota;
+pub mod seats;
 #[cfg(any(test, feature = "testing"))]
 pub mod sim;
 pub mod srv;
@@ -25,7 +27,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use ring::rand::SecureRandom as _;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -33,6 +35,7 @@ pub use disk::{Disk, File, OpenMode};
 pub use fail::fail_point;
 pub use net::Net;
 pub(crate) use planted::planted;
+pub use rota::Asker;
 pub use threads::Pool;
 /// tokio's clock: real, or a simulation's.
 pub use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout, timeout_at};
@@ -77,7 +80,7 @@ pub struct Env {
     rng: Arc<Mutex<fastrand::Rng>>,
     tracker: TaskTracker,
     pools: Arc<threads::Pools>,
-    in_place: Arc<Semaphore>,
+    in_place: Arc<seats::Seats>,
     /// Ends every task of the node.
     pub shutdown: CancellationToken,
     /// The node is asked to stop: it finishes what is under way, and then shuts down. Cancelled by `shutdown` too.
@@ -118,7 +121,7 @@ impl Env {
             rng: Arc::new(Mutex::new(rng)),
             tracker: TaskTracker::new(),
             pools,
-            in_place: Arc::new(Semaphore::new(threads::IN_PLACE_MAX)),
+            in_place: seats::Seats::new(threads::IN_PLACE_MAX),
             stopping: shutdown.child_token(),
             shutdown,
             failed: CancellationToken::new(),
@@ -203,13 +206,13 @@ impl Env {
         }
         let (tell, told) = oneshot::channel();
         let job = self.job(move || drop(tell.send(std::panic::catch_unwind(AssertUnwindSafe(work)))));
-        assert_eq!(self.pools.submit(pool, None, job), Ok(()), "the member's own work is not refused");
+        assert_eq!(self.pools.submit(pool, Asker::MEMBER, job), Ok(()), "the member's own work is not refused");
         finished(told).await
     }
 
     /// As [`Self::long`], for a client: `asker` has turns with other ones, and does not wait for its turn beyond `deadline`. Work whose
     /// client has gone meanwhile is not begun.
-    pub async fn long_for<T, F>(&self, pool: Pool, asker: u64, deadline: Instant, work: F) -> Result<T, Refused>
+    pub async fn long_for<T, F>(&self, pool: Pool, asker: Asker, deadline: Instant, work: F) -> Result<T, Refused>
     where
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
@@ -223,21 +226,33 @@ impl Env {
                 drop(tell.send(std::panic::catch_unwind(AssertUnwindSafe(work))));
             }
         });
-        self.pools.submit(pool, Some(asker), job).map_err(|threads::Full| Refused::Full)?;
+        self.pools.submit(pool, asker, job).map_err(|threads::Full| Refused::Full)?;
         if timeout_at(deadline, begun).await.is_err() {
             return Err(Refused::Late);
         }
         Ok(finished(told).await)
     }
 
-    /// Does work that takes long and cannot leave its task: the tasks that share the thread go on elsewhere meanwhile. A few do so at a
-    /// time, the others wait for their turn. Dropped before, nothing is done.
-    pub async fn in_place<T>(&self, work: impl FnOnce() -> T) -> T {
+    /// Does work of the member itself that takes long and cannot leave its task: the tasks that share the thread go on elsewhere
+    /// meanwhile. At once: few of the member's tasks have such work, and each of them one at a time.
+    pub fn in_place<T>(&self, work: impl FnOnce() -> T) -> T {
+        if self.simulated { work() } else { threads::in_place(work) }
+    }
+
+    /// As [`Self::in_place`], for a client: a few do so at a time, the others wait until `asker` has its turn. Dropped before, nothing is
+    /// done.
+    pub async fn in_place_for<T>(&self, asker: Asker, work: impl FnOnce() -> T) -> T {
         if self.simulated {
             return work();
         }
-        let _turn = self.in_place.acquire().await.expect("it is never closed");
+        let _seat = self.in_place.sit(asker).await;
         threads::in_place(work)
+    }
+
+    /// Clients that wait for their turn.
+    #[cfg(test)]
+    pub fn in_place_waiting(&self) -> usize {
+        self.in_place.waiting()
     }
 
     /// Lets go of something large, where nobody waits for it.
@@ -246,7 +261,7 @@ impl Env {
             return;
         }
         let job = self.job(move || drop(large));
-        assert_eq!(self.pools.submit(Pool::Drops, None, job), Ok(()), "the member's own work is not refused");
+        assert_eq!(self.pools.submit(Pool::Drops, Asker::MEMBER, job), Ok(()), "the member's own work is not refused");
     }
 
     /// One that [`Env::stop`] waits for.
@@ -328,6 +343,8 @@ async fn guarded<F: Future>(task: F, failed: CancellationToken) -> F::Output {
 mod tests {
     use super::*;
 
+    const CLIENT: Asker = Asker { host: 1, connection: 1 };
+
     #[tokio::test]
     async fn task_that_panics_fails_the_node() {
         let env = Env::real();
@@ -359,13 +376,14 @@ mod tests {
         holding.await.expect("a thread is held");
         let begun = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let begin = begun.clone();
-        let late =
-            env.long_for(Pool::Apply, 1, soon(), move || begin.store(true, std::sync::atomic::Ordering::Relaxed)).await;
+        let late = env
+            .long_for(Pool::Apply, CLIENT, soon(), move || begin.store(true, std::sync::atomic::Ordering::Relaxed))
+            .await;
         assert_eq!(late, Err(Refused::Late));
         drop(release);
         assert!(held.await.expect("it was let go").is_err());
         // In order: what was given up came before.
-        assert_eq!(env.long_for(Pool::Apply, 1, Instant::now() + Duration::from_secs(60), || 2).await, Ok(2));
+        assert_eq!(env.long_for(Pool::Apply, CLIENT, Instant::now() + Duration::from_secs(60), || 2).await, Ok(2));
         assert!(!begun.load(std::sync::atomic::Ordering::Relaxed), "nobody waits for it");
         env.stop(Duration::from_secs(60)).await;
     }

@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream, UnixListener};
 use tokio::sync::oneshot;
 
+use super::rota::Asker;
 use super::threads::{Pool, Pools};
 
 /// A connected byte stream.
@@ -225,7 +226,7 @@ impl Names {
             }
         };
         // The member's own is never refused.
-        let _ = self.0.submit(Pool::Names, None, Box::new(job));
+        let _ = self.0.submit(Pool::Names, Asker::MEMBER, Box::new(job));
         told.await.map_err(io::Error::other)?
     }
 }

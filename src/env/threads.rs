@@ -14,17 +14,16 @@
 //! | `names` | [`Pool::Names`] | the system's resolver, which may take as long as it likes | waits |
 //! | `drops` | [`Pool::Drops`] | lets go of states that nobody reads any more | waits |
 //! | `stderr`, `audit` | one each in a server, the second if it is asked for | log lines, and the audit log's (`stderr`) | they are lost, and counted |
-//! | tokio's own | few | names that the client of Kubernetes' API server looks up; the event loop, while a task does something long where it is ([`super::Env::in_place`]: watchers of revisions of thousands of events, messages of megabytes) | waits |
+//! | tokio's own | few | names that the client of Kubernetes' API server looks up; the event loop, while a task does something long where it is ([`super::Env::in_place`]: the watch hub and the lease clock; [`super::Env::in_place_for`]: clients' watchers of revisions of thousands of events; messages of megabytes) | clients wait, by turns |
 //!
 //! Each pool has its own threads, so none of these waits for another. A pool starts threads when there is work, and they end when there has
-//! been none for a while. What waits is served by turns of those who ask, so that one who asks for much waits for itself.
+//! been none for a while. What waits is served by turns of those who ask, so that one who asks for much waits for itself, and has places as
+//! they say how much one may have of them (`rota`).
 //! Invariants: no work holds a thread of a pool while a client is slow: it makes a piece when the client takes it. A client's work is
 //! refused when too much waits; the member's own is not, since a few tasks ask for it, and each waits for its own.
 //! Absent: what is long (`kv` knows what a request visits), and the simulation, in which all of it is done at once by who asks.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::ops::Bound;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -32,6 +31,7 @@ use std::time::Duration;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::process;
+use super::rota::{Asker, Rota};
 
 /// Where long work runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,7 +107,7 @@ pub fn event_loop(worker_threads: usize) -> io::Result<tokio::runtime::Runtime> 
     tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().thread_name("quorate").build()
 }
 
-/// Work of tasks that is done where it is, at a time ([`super::Env::in_place`]).
+/// Clients' work that is done where it is, at a time ([`super::Env::in_place_for`]).
 pub(super) const IN_PLACE_MAX: usize = 2;
 
 /// Does `work` here; the other tasks of an event loop's thread go on on another one, which tokio keeps for that.
@@ -154,8 +154,8 @@ impl Pools {
         )
     }
 
-    /// Has `job` run; it must not panic. `asker`: whose turn it is in; `None` is the member itself, which is never refused.
-    pub(super) fn submit(&self, pool: Pool, asker: Option<u64>, job: Job) -> Result<(), Full> {
+    /// Has `job` run; it must not panic. `asker`: whose turn it is in; the member itself is never refused.
+    pub(super) fn submit(&self, pool: Pool, asker: Asker, job: Job) -> Result<(), Full> {
         self.0[pool as usize].submit(asker, job)
     }
 }
@@ -170,39 +170,18 @@ struct Workers {
 
 #[derive(Default)]
 struct Queue {
-    /// By asker; none is empty.
-    waiting: BTreeMap<u64, VecDeque<Job>>,
-    jobs: usize,
-    /// Who was served last.
-    last: u64,
+    waiting: Rota<Job>,
     threads: usize,
     idle: usize,
 }
 
 impl Queue {
-    /// Of the places a client may have as many as it leaves free; one that has none gets any.
-    fn push(&mut self, asker: Option<u64>, job: Job) -> Result<(), Full> {
-        let own = asker.and_then(|asker| self.waiting.get(&asker)).map_or(0, VecDeque::len);
-        if asker.is_some() && (self.jobs >= WAITING_MAX || own > 0 && own + self.jobs >= WAITING_MAX) {
+    fn push(&mut self, asker: Asker, job: Job) -> Result<(), Full> {
+        if !asker.is_member() && !self.waiting.share(asker).has_room(WAITING_MAX) {
             return Err(Full);
         }
-        self.waiting.entry(asker.unwrap_or(0)).or_default().push_back(job);
-        self.jobs += 1;
+        self.waiting.push(asker, job);
         Ok(())
-    }
-
-    /// The next in turn.
-    fn pop(&mut self) -> Option<Job> {
-        let after = (Bound::Excluded(self.last), Bound::Unbounded);
-        let asker = *self.waiting.range(after).next().or_else(|| self.waiting.iter().next())?.0;
-        let jobs = self.waiting.get_mut(&asker)?;
-        let job = jobs.pop_front();
-        if jobs.is_empty() {
-            self.waiting.remove(&asker);
-        }
-        self.last = asker;
-        self.jobs -= 1;
-        job
     }
 }
 
@@ -212,10 +191,10 @@ impl Workers {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn submit(self: &Arc<Self>, asker: Option<u64>, job: Job) -> Result<(), Full> {
+    fn submit(self: &Arc<Self>, asker: Asker, job: Job) -> Result<(), Full> {
         let mut queue = self.queue();
         queue.push(asker, job)?;
-        if queue.jobs <= queue.idle {
+        if queue.waiting.len() <= queue.idle {
             // Who is woken wants the lock.
             drop(queue);
             self.wake.notify_one();
@@ -236,7 +215,7 @@ impl Workers {
         }
         let mut queue = self.queue();
         loop {
-            if let Some(job) = queue.pop() {
+            if let Some(job) = queue.waiting.pop() {
                 drop(queue);
                 job();
                 queue = self.queue();
@@ -246,7 +225,7 @@ impl Workers {
             let waited = self.wake.wait_timeout(queue, IDLE_MAX).unwrap_or_else(PoisonError::into_inner);
             queue = waited.0;
             queue.idle -= 1;
-            if waited.1.timed_out() && queue.jobs == 0 {
+            if waited.1.timed_out() && queue.waiting.is_empty() {
                 queue.threads -= 1;
                 return;
             }
@@ -267,7 +246,7 @@ mod tests {
             begin.send(()).unwrap();
             let _ = released.recv();
         };
-        pools.submit(pool, None, Box::new(job)).unwrap();
+        pools.submit(pool, Asker::MEMBER, Box::new(job)).unwrap();
         begun.recv().unwrap();
         release
     }
@@ -278,34 +257,37 @@ mod tests {
         let held: Vec<_> = (0..Pool::Backups.kind().threads_max).map(|_| hold(&pools, Pool::Backups)).collect();
         let (done, is_done) = sync_channel(2);
         let other = done.clone();
-        pools.submit(Pool::Backups, None, Box::new(move || done.send("backups").unwrap())).unwrap();
-        pools.submit(Pool::Reads, None, Box::new(move || other.send("reads").unwrap())).unwrap();
+        pools.submit(Pool::Backups, Asker::MEMBER, Box::new(move || done.send("backups").unwrap())).unwrap();
+        pools.submit(Pool::Reads, Asker::MEMBER, Box::new(move || other.send("reads").unwrap())).unwrap();
         assert_eq!(is_done.recv(), Ok("reads"), "the other waits for a thread");
-        assert_eq!(pools.0[Pool::Backups as usize].queue().jobs, 1);
+        assert_eq!(pools.0[Pool::Backups as usize].queue().waiting.len(), 1);
         drop(held);
         assert_eq!(is_done.recv(), Ok("backups"));
     }
 
     #[test]
-    fn askers_take_turns_and_who_asks_for_much_is_refused_first() {
+    fn hosts_take_turns_and_who_asks_for_much_is_refused_first() {
         let pools = Pools::new();
         let held = hold(&pools, Pool::Apply);
         let (done, order) = sync_channel(2 * WAITING_MAX);
-        let ask = |asker: u64| {
+        let ask = |host: u64, connection: u64| {
             let done = done.clone();
-            pools.submit(Pool::Apply, Some(asker), Box::new(move || done.send(asker).unwrap()))
+            let asker = Asker { host, connection };
+            pools.submit(Pool::Apply, asker, Box::new(move || done.send(host).unwrap()))
         };
-        let greedy = (0..WAITING_MAX).take_while(|_| ask(7).is_ok()).count();
-        assert_eq!(greedy, WAITING_MAX / 2, "half of the places");
-        for asker in 8..8 + (WAITING_MAX - greedy) as u64 {
-            assert_eq!(ask(asker), Ok(()), "who has none gets any");
+        // One read for each connection, and each time that one is refused another connection tries.
+        let greedy = (0..2 * WAITING_MAX as u64).filter(|connection| ask(7, *connection).is_ok()).count();
+        assert!(greedy <= WAITING_MAX - WAITING_MAX / 4, "{greedy} places");
+        let others = WAITING_MAX - greedy;
+        for host in 8..8 + others as u64 {
+            assert_eq!(ask(host, 1), Ok(()), "who has none gets any");
         }
-        assert_eq!(ask(5), Err(Full));
-        assert_eq!(pools.submit(Pool::Apply, None, Box::new(|| ())), Ok(()), "the member itself is not refused");
+        assert_eq!(ask(5, 1), Err(Full));
+        let own = pools.submit(Pool::Apply, Asker::MEMBER, Box::new(|| ()));
+        assert_eq!(own, Ok(()), "the member itself is not refused");
         drop(held);
-        let first: Vec<u64> = order.iter().take(WAITING_MAX - greedy + 1).collect();
-        let others: Vec<u64> = first.iter().copied().filter(|asker| *asker != 7).collect();
-        assert_eq!(others, (8..8 + (WAITING_MAX - greedy) as u64).collect::<Vec<_>>(), "each in the first round");
+        let first: Vec<u64> = order.iter().take(others + 1).filter(|host| *host != 7).collect();
+        assert_eq!(first, (8..8 + others as u64).collect::<Vec<_>>(), "each in the first round");
     }
 
     #[test]
@@ -314,7 +296,7 @@ mod tests {
         let count = Arc::new(AtomicUsize::new(0));
         let (done, all): (Sender<()>, Receiver<()>) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {
-            for asker in 0..4 {
+            for asker in 1..5 {
                 let (pools, count, done) = (&pools, &count, done.clone());
                 scope.spawn(move || {
                     for _ in 0..200 {
@@ -323,7 +305,7 @@ mod tests {
                             count.fetch_add(1, Ordering::Relaxed);
                             drop(done);
                         };
-                        pools.submit(Pool::Reads, Some(asker), Box::new(job)).unwrap();
+                        pools.submit(Pool::Reads, Asker { host: asker, connection: 1 }, Box::new(job)).unwrap();
                     }
                 });
             }

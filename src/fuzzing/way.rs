@@ -41,7 +41,7 @@ impl Way {
     /// A command of the leader's own clients, which is not looked at again once it is encoded.
     pub(crate) fn own(&mut self, mut command: Command) -> Result<Result<(), Error>, Error> {
         admit::own(&mut command, &self.limits)?;
-        admit::cost(&command, &self.limits, &self.leader)?;
+        admit::weigh(&command, &self.limits, &self.leader)?;
         let bytes = Bytes::from(command.encode_to_vec());
         assert_eq!(Command::decode(bytes.clone()).as_ref(), Ok(&command), "a command is what it is encoded to");
         admit::version(&bytes, self.cluster_version)?;

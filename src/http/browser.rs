@@ -9,16 +9,17 @@
 //!   answered for the latter alone.
 //! - From a browser the `Host` is a name of this member: else a page of a name that its owner has made point here (DNS rebinding) would
 //!   be of this origin. An IP address is none that can be made to, nor is a name that nobody can register.
-//! - A gRPC call names gRPC's content type, which no page may send without asking.
+//! - A gRPC call comes over HTTP/2 and names gRPC's content type. No page of another origin may send that type without asking, and one
+//!   whose name was made to point here (DNS rebinding) is of this origin, but gets no HTTP/2: browsers speak it over TLS alone, where the
+//!   certificate is not for that name.
 //!
 //! Invariant: what is refused here has reached no service. Absent: who may do what; this is about pages, not about people.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 
@@ -185,18 +186,26 @@ fn preflight() -> Response {
     (StatusCode::NO_CONTENT, head).into_response()
 }
 
-/// Whether a request says that it is gRPC's.
-pub fn is_grpc(headers: &HeaderMap) -> bool {
+/// Whether a request is a gRPC call.
+pub fn is_grpc(version: Version, headers: &HeaderMap) -> bool {
+    version >= Version::HTTP_2 && names_grpc(headers)
+}
+
+fn names_grpc(headers: &HeaderMap) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
-/// Layer of the gRPC services, which take any content type by themselves: over HTTP/1 a page could call them with `text/plain`.
+/// Layer of the gRPC services, which by themselves take any content type over any version of HTTP: over HTTP/1 pages could call them.
 pub async fn only_grpc(request: Request, next: Next) -> Response {
-    if is_grpc(request.headers()) {
+    if is_grpc(request.version(), request.headers()) {
         return next.run(request).await;
     }
-    let text = "expected a gRPC call, which has the content-type application/grpc; JSON is at /v3/\n";
-    (StatusCode::UNSUPPORTED_MEDIA_TYPE, Body::from(text)).into_response()
+    let (status, text) = if names_grpc(request.headers()) {
+        (StatusCode::HTTP_VERSION_NOT_SUPPORTED, "gRPC is served over HTTP/2 only, without which no gRPC client works")
+    } else {
+        (StatusCode::UNSUPPORTED_MEDIA_TYPE, "expected a gRPC call, which has the content-type application/grpc")
+    };
+    (status, format!("{text}; JSON is at /v3/\n")).into_response()
 }
 
 #[cfg(test)]

@@ -174,7 +174,7 @@ impl Gateway {
         }
         let (head, body) = request.into_parts();
         let client = head.extensions.get::<Client>().cloned().unwrap_or_default();
-        let transcoder = Transcoder { env: self.inner.env.clone(), asker: client.number() };
+        let transcoder = Transcoder { env: self.inner.env.clone(), asker: client.asker() };
         let reader = Reader {
             transcoder: transcoder.clone(),
             account: self.inner.account.clone(),

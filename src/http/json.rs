@@ -10,7 +10,9 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::pb::KeyValue;
 use crate::pb::etcd::response_op::Response as OpResponse;
-use crate::pb::etcd::{DeleteRangeResponse, PutResponse, RangeResponse, ResponseHeader, TxnResponse};
+use crate::pb::etcd::{
+    DeleteRangeResponse, LeaseTimeToLiveResponse, PutResponse, RangeResponse, ResponseHeader, TxnResponse,
+};
 use crate::pb::pieces::{LargeAnswer, Pieces};
 
 /// The answer's text.
@@ -20,6 +22,7 @@ pub(super) fn pieces(answer: LargeAnswer) -> Pieces {
         LargeAnswer::Range(answer) => range(&mut out, answer),
         LargeAnswer::DeleteRange(answer) => delete_range(&mut out, answer),
         LargeAnswer::Txn(answer) => txn(&mut out, answer),
+        LargeAnswer::TimeToLive(answer, keys) => time_to_live(&mut out, answer, keys),
     }
     out
 }
@@ -56,17 +59,23 @@ impl<'a> Object<'a> {
         }
     }
 
-    fn versions(&mut self, name: &str, versions: Vec<KeyValue>) {
+    /// A list with what `write` makes of each version.
+    fn list(
+        &mut self,
+        name: &str,
+        versions: Vec<KeyValue>,
+        mut write: impl FnMut(&KeyValue, &mut Vec<u8>) + Send + 'static,
+    ) {
         if versions.is_empty() {
             return;
         }
         let out = self.field(name);
         out.text("[");
-        out.versions(versions, |kv, is_first, out| {
+        out.versions(versions, move |kv, is_first, out| {
             if !is_first {
                 out.push(b',');
             }
-            version(kv, out);
+            write(kv, out);
         });
         out.text("]");
     }
@@ -119,7 +128,7 @@ fn version(kv: &KeyValue, out: &mut Vec<u8>) {
 fn range(out: &mut Pieces, answer: RangeResponse) {
     let mut object = Object::begin(out);
     object.header(answer.header);
-    object.versions("kvs", answer.kvs);
+    object.list("kvs", answer.kvs, version);
     object.flag("more", answer.more);
     object.int("count", answer.count);
     object.end();
@@ -138,7 +147,19 @@ fn delete_range(out: &mut Pieces, answer: DeleteRangeResponse) {
     let mut object = Object::begin(out);
     object.header(answer.header);
     object.int("deleted", answer.deleted);
-    object.versions("prev_kvs", answer.prev_kvs);
+    object.list("prev_kvs", answer.prev_kvs, version);
+    object.end();
+}
+
+fn time_to_live(out: &mut Pieces, answer: LeaseTimeToLiveResponse, keys: Vec<KeyValue>) {
+    let mut object = Object::begin(out);
+    object.header(answer.header);
+    object.int("ID", answer.id);
+    object.int("TTL", answer.ttl);
+    object.int("grantedTTL", answer.granted_ttl);
+    object.list("keys", keys, |kv, out| {
+        let _ = write!(out, "\"{}\"", Base64Display::new(kv.key(), &STANDARD));
+    });
     object.end();
 }
 
@@ -174,7 +195,7 @@ mod tests {
 
     use super::*;
     use crate::http::gateway::OPTIONS;
-    use crate::pb::pieces::tests::some_answer;
+    use crate::pb::pieces::tests::{some_answer, with_keys};
 
     #[test]
     fn a_large_answer_has_the_text_that_its_descriptor_gives() {
@@ -188,6 +209,9 @@ mod tests {
                 LargeAnswer::Range(answer) => ("RangeResponse", answer.encode_to_vec()),
                 LargeAnswer::DeleteRange(answer) => ("DeleteRangeResponse", answer.encode_to_vec()),
                 LargeAnswer::Txn(answer) => ("TxnResponse", answer.encode_to_vec()),
+                LargeAnswer::TimeToLive(answer, keys) => {
+                    ("LeaseTimeToLiveResponse", with_keys(answer, keys).encode_to_vec())
+                }
             };
             let descriptor = pool.get_message_by_name(&format!("etcdserverpb.{name}")).unwrap();
             let message = DynamicMessage::decode(descriptor, &encoded[..]).unwrap();

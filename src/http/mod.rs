@@ -17,7 +17,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, Uri, Version, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use serde_json::{Value, json};
@@ -72,8 +72,8 @@ async fn metrics(State(api): State<Api>) -> impl IntoResponse {
 }
 
 /// A gRPC call of a service that is not served gets gRPC's own answer: not every client makes one of a bare 404.
-async fn unknown(headers: HeaderMap, uri: Uri) -> Response {
-    if is_grpc(&headers) {
+async fn unknown(version: Version, headers: HeaderMap, uri: Uri) -> Response {
+    if is_grpc(version, &headers) {
         let message = match uri.path().rsplit_once('/') {
             Some((service, _)) if !service.is_empty() => format!("unknown service {}", service.trim_start_matches('/')),
             _ => format!("malformed method name: {:?}", uri.path()),

@@ -339,7 +339,7 @@ mod tests {
 
     fn reader(name: &str) -> Reader {
         Reader {
-            transcoder: Transcoder { env: Env::real(), asker: 0 },
+            transcoder: Transcoder { env: Env::real(), asker: crate::env::Asker::MEMBER },
             account: Account::new(1 << 20, 1 << 20, 1),
             client: Client::default(),
             input: input(name),

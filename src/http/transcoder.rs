@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::env::{Env, Instant, Pool, Refused};
+use crate::env::{Asker, Env, Instant, Pool, Refused};
 use crate::error::Error;
 
 /// A body of so many bytes is transcoded at once; that takes a millisecond or two. For more, threads are asked (`env::threads`).
@@ -16,8 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub(super) struct Transcoder {
     pub(super) env: Env,
-    /// The client's number.
-    pub(super) asker: u64,
+    /// The client.
+    pub(super) asker: Asker,
 }
 
 impl Transcoder {

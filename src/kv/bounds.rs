@@ -6,6 +6,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use crate::pb::key_value::compare_values;
 use crate::pb::{Fields, KeyValue};
 
 /// A field that is a number.
@@ -67,10 +68,10 @@ impl ValueBounds {
     }
 
     pub(super) fn and(mut self, others: &Self) -> Self {
-        if others.least.fields().value < self.least.fields().value {
+        if compare_values(others.least.fields().value, self.least.fields().value).is_lt() {
             self.least = others.least.clone();
         }
-        if others.most.fields().value > self.most.fields().value {
+        if compare_values(others.most.fields().value, self.most.fields().value).is_gt() {
             self.most = others.most.clone();
         }
         self

@@ -6,17 +6,20 @@
 //! Invariant: [`Wanted::is_met`] says what [`compare`] says of each of the comparisons.
 //! Absent: which keys a comparison is about (`txn`).
 
+use std::cmp::Ordering;
+
 use super::bounds::{Bounds, Field, ValueBounds};
 use crate::pb::Fields;
 use crate::pb::etcd::Compare;
 use crate::pb::etcd::compare::{CompareResult, CompareTarget, TargetUnion};
+use crate::pb::key_value::compare_values;
 
 /// A target without its operand is compared with zero or the empty value. What this build does not know never holds.
 pub(super) fn compare(c: &Compare, kv: &Fields<'_>) -> bool {
     let Some(target) = Target::of(c) else { return false };
     let order = match target {
         Target::Number(field, operand) => field.of(kv).cmp(&operand),
-        Target::Value(operand) => kv.value.cmp(operand),
+        Target::Value(operand) => compare_values(kv.value, operand),
     };
     match CompareResult::try_from(c.result) {
         Ok(CompareResult::Equal) => order.is_eq(),
@@ -58,6 +61,32 @@ impl<'a> Target<'a> {
     }
 }
 
+/// A comparison among others.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    compare: &'a Compare,
+    /// That of its operand in the order of theirs, if that is a value. Equal ones have the same. So whoever puts some of them in
+    /// order, again and again, need not look at their bytes.
+    place: usize,
+}
+
+impl<'a> Asked<'a> {
+    pub(super) fn all(compares: impl Iterator<Item = &'a Compare>) -> Vec<Self> {
+        let mut asked: Vec<Self> = compares.map(|compare| Self { compare, place: 0 }).collect();
+        let operand = |asked: &Self| match Target::of(asked.compare) {
+            Some(Target::Value(operand)) => Some(operand),
+            Some(Target::Number(..)) | None => None,
+        };
+        let mut values: Vec<(&[u8], usize)> =
+            asked.iter().enumerate().filter_map(|(i, asked)| Some((operand(asked)?, i))).collect();
+        values.sort_unstable_by(|a, b| compare_values(a.0, b.0));
+        for (place, equal) in values.chunk_by(|a, b| a.0 == b.0).enumerate() {
+            equal.iter().for_each(|(_, i)| asked[*i].place = place);
+        }
+        asked
+    }
+}
+
 /// What all of some comparisons ask of a key together.
 pub(super) struct Wanted<'a> {
     numbers: [Option<Numbers>; Field::ALL.len()],
@@ -74,30 +103,48 @@ struct Numbers {
 /// The same of values; those at the ends count if it is said.
 #[derive(Default)]
 struct Values<'a> {
-    least: Option<(&'a [u8], bool)>,
-    most: Option<(&'a [u8], bool)>,
-    not: Vec<&'a [u8]>,
+    least: Option<(Operand<'a>, bool)>,
+    most: Option<(Operand<'a>, bool)>,
+    not: Vec<Operand<'a>>,
+}
+
+/// A value that keys' values are compared with.
+#[derive(Clone, Copy)]
+struct Operand<'a> {
+    bytes: &'a [u8],
+    /// As [`Asked::place`].
+    place: usize,
+}
+
+impl Operand<'_> {
+    /// It against a key's value.
+    fn order(&self, value: &[u8]) -> Ordering {
+        compare_values(self.bytes, value)
+    }
 }
 
 impl<'a> Wanted<'a> {
     /// `None`: no key meets all of them.
-    pub(super) fn of(compares: impl Iterator<Item = &'a Compare>) -> Option<Self> {
+    pub(super) fn of(asked: impl Iterator<Item = Asked<'a>>) -> Option<Self> {
         let mut wanted = Self { numbers: [const { None }; Field::ALL.len()], value: None };
-        for c in compares {
+        for Asked { compare: c, place } in asked {
             let result = CompareResult::try_from(c.result).ok()?;
             match Target::of(c)? {
                 Target::Number(field, operand) => {
                     let all = || Numbers { least: i64::MIN, most: i64::MAX, not: Vec::new() };
                     wanted.numbers[field as usize].get_or_insert_with(all).narrow(result, operand)?;
                 }
-                Target::Value(operand) => wanted.value.get_or_insert_with(Values::default).narrow(result, operand),
+                Target::Value(bytes) => {
+                    let operand = Operand { bytes, place };
+                    wanted.value.get_or_insert_with(Values::default).narrow(result, operand);
+                }
             }
         }
         for numbers in wanted.numbers.iter_mut().flatten() {
             numbers.not.sort_unstable();
         }
         if let Some(values) = &mut wanted.value {
-            values.not.sort_unstable();
+            values.not.sort_unstable_by_key(|not| not.place);
         }
         Some(wanted)
     }
@@ -159,18 +206,19 @@ impl Numbers {
 }
 
 impl<'a> Values<'a> {
-    fn narrow(&mut self, result: CompareResult, operand: &'a [u8]) {
+    fn narrow(&mut self, result: CompareResult, operand: Operand<'a>) {
         // Of two ends the narrower, and of the same the one that does not count.
-        let up = |end: &mut Option<(&'a [u8], bool)>, counts: bool| {
-            if end.is_none_or(|(at, does)| operand > at || operand == at && !counts && does) {
+        let narrow = |end: &mut Option<(Operand<'a>, bool)>, counts: bool, narrower: Ordering| {
+            let is_narrower = |(at, does): &(Operand<'a>, bool)| match operand.place.cmp(&at.place) {
+                Ordering::Equal => !counts && *does,
+                order => order == narrower,
+            };
+            if end.as_ref().is_none_or(is_narrower) {
                 *end = Some((operand, counts));
             }
         };
-        let down = |end: &mut Option<(&'a [u8], bool)>, counts: bool| {
-            if end.is_none_or(|(at, does)| operand < at || operand == at && !counts && does) {
-                *end = Some((operand, counts));
-            }
-        };
+        let up = |end: &mut _, counts| narrow(end, counts, Ordering::Greater);
+        let down = |end: &mut _, counts| narrow(end, counts, Ordering::Less);
         match result {
             CompareResult::Equal => {
                 up(&mut self.least, true);
@@ -183,9 +231,15 @@ impl<'a> Values<'a> {
     }
 
     fn has(&self, value: &[u8]) -> bool {
-        self.least.is_none_or(|(least, counts)| value > least || counts && value == least)
-            && self.most.is_none_or(|(most, counts)| value < most || counts && value == most)
-            && self.not.binary_search(&value).is_err()
+        let is_within = |end: Option<(Operand<'_>, bool)>, beyond: Ordering| {
+            end.is_none_or(|(end, counts)| match end.order(value) {
+                Ordering::Equal => counts,
+                order => order != beyond,
+            })
+        };
+        is_within(self.least, Ordering::Greater)
+            && is_within(self.most, Ordering::Less)
+            && self.not.binary_search_by(|not| not.order(value)).is_err()
     }
 
     /// The same of all values of which these are the ends, if they tell.
@@ -193,7 +247,8 @@ impl<'a> Values<'a> {
         if !self.has(least) || !self.has(most) {
             return Some(false);
         }
-        let excluded = self.not.partition_point(|not| *not < least)..self.not.partition_point(|not| *not <= most);
+        let excluded = self.not.partition_point(|not| not.order(least).is_lt())
+            ..self.not.partition_point(|not| not.order(most).is_le());
         excluded.is_empty().then_some(true)
     }
 }

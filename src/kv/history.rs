@@ -1,7 +1,7 @@
 //! The events of every uncompacted revision, in order.
 //!
 //! Invariant: revisions are consecutive, and each has at least one event. Cloning is cheap; the versions are shared with
-//! the index.
+//! the index. A version that was overwritten in its own revision is held here alone, and is counted here.
 //!
 //! One request may make a revision of any number of events, and who reads the past asks that revision for each of its keys. So
 //! whoever asks for a key finds its events in O(log n), however many there are.
@@ -12,6 +12,21 @@ use std::sync::Arc;
 use imbl::Vector;
 
 use crate::pb::KeyValue;
+
+/// What a version takes beside its encoding: the reference counts and the allocator's rounding. Measured with the slots of the index: a
+/// million keys of 256 bytes take 1.40 times their payload, history included.
+pub(super) const VERSION_OVERHEAD_BYTES: usize = 16 + 16;
+/// What the lists of several events take beside what each event has in them.
+const MANY_BYTES: usize = 16 + size_of::<Many>();
+/// What an event has in them at most.
+const LISTED_BYTES: usize = size_of::<KeyValue>() + size_of::<i64>() + size_of::<u32>();
+/// What an event takes beside its version, at most: a revision of two has the fewest to share what it takes.
+pub(super) const EVENT_BYTES_MAX: usize = (size_of::<Events>() + MANY_BYTES).div_ceil(2) + LISTED_BYTES;
+
+/// What a version takes.
+pub(super) fn cost(kv: &KeyValue) -> u64 {
+    (kv.as_encoded().len() + VERSION_OVERHEAD_BYTES) as u64
+}
 
 /// A version that was written, and which one it superseded.
 #[derive(Clone)]
@@ -36,18 +51,26 @@ pub(super) struct Many {
     /// The positions of the events by key; those of one key in their order. Empty if that is the order in which they are:
     /// so it is for what one request deletes.
     by_key: Box<[u32]>,
+    /// What versions take that a later event of this revision has overwritten: nothing else holds them.
+    overwritten_bytes: u64,
 }
 
 impl Many {
     fn new(written: Vec<Event>) -> Self {
         let (kvs, before): (Vec<_>, Vec<_>) = written.into_iter().map(|event| (event.kv, event.before)).unzip();
-        let mut by_key = Vec::new();
-        if !kvs.is_sorted_by_key(KeyValue::key) {
+        let (mut by_key, mut overwritten_bytes) = (Vec::new(), 0);
+        // Nearly always each key has one event, and they are in order.
+        if !kvs.is_sorted_by(|one, next| one.key() < next.key()) {
             let events = u32::try_from(kvs.len()).expect("the events of a revision fit in memory many times");
             by_key.extend(0..events);
             by_key.sort_by_key(|&position| kvs[position as usize].key());
+            let pairs = by_key.windows(2).map(|pair| (&kvs[pair[0] as usize], &kvs[pair[1] as usize]));
+            overwritten_bytes = pairs.filter(|(one, next)| one.key() == next.key()).map(|(one, _)| cost(one)).sum();
+            if by_key.is_sorted() {
+                by_key = Vec::new();
+            }
         }
-        Self { kvs: kvs.into(), before: before.into(), by_key: by_key.into() }
+        Self { kvs: kvs.into(), before: before.into(), by_key: by_key.into(), overwritten_bytes }
     }
 
     /// The positions of the first and the last event of `key`.
@@ -130,10 +153,10 @@ impl Events {
             Events::One(_) => 0,
             Events::Many(many) => {
                 let lists = size_of_val(&many.kvs[..]) + size_of_val(&many.before[..]) + size_of_val(&many.by_key[..]);
-                16 + size_of::<Many>() + lists
+                (MANY_BYTES + lists) as u64 + many.overwritten_bytes
             }
         };
-        (size_of::<Self>() + many) as u64
+        size_of::<Self>() as u64 + many
     }
 }
 
@@ -158,14 +181,15 @@ impl Revision {
 pub(super) struct History {
     first: i64,
     revisions: Vector<Events>,
-    /// What the lists take beside the versions, which are counted where the index holds them.
+    events: usize,
+    /// What the lists take beside the versions that the index counts.
     overhead_bytes: u64,
 }
 
 impl History {
     /// Expects `first` as the next revision.
     pub(super) fn new(first: i64) -> Self {
-        Self { first, revisions: Vector::new(), overhead_bytes: 0 }
+        Self { first, revisions: Vector::new(), events: 0, overhead_bytes: 0 }
     }
 
     /// The oldest revision held, or if there is none, the next one.
@@ -181,8 +205,16 @@ impl History {
         self.overhead_bytes
     }
 
+    /// How many events are in the revisions after this one at most: exact if each of those before has one.
+    pub(super) fn events_after(&self, revision: i64) -> u64 {
+        let revisions = self.revisions.len();
+        let after = usize::try_from(self.next() - 1 - revision).unwrap_or(0).min(revisions);
+        (after + self.events - revisions) as u64
+    }
+
     /// Adds the events of revision [`Self::next`].
     pub(super) fn push(&mut self, events: Events) {
+        self.events += events.as_slice().len();
         self.overhead_bytes += events.overhead_bytes();
         self.revisions.push_back(events);
     }
@@ -210,6 +242,7 @@ impl History {
     pub(super) fn pop_first(&mut self) -> Option<Revision> {
         let events = self.revisions.pop_front()?;
         self.overhead_bytes -= events.overhead_bytes();
+        self.events -= events.as_slice().len();
         self.first += 1;
         Some(Revision { number: self.first - 1, events })
     }

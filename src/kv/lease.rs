@@ -40,9 +40,14 @@ impl State {
         self.leases.keys(id)
     }
 
-    /// The newest versions of all keys that are attached to some lease.
-    pub(super) fn attached_keys(&self) -> impl Iterator<Item = &KeyValue> {
-        self.leases.attached()
+    /// How many keys are attached to some lease.
+    pub(super) fn attached_count(&self) -> usize {
+        self.leases.attached_count()
+    }
+
+    /// The first version that is attached to this lease under `key` or a later one, or to a later lease.
+    pub(super) fn first_attached(&self, id: i64, key: &[u8]) -> Option<&KeyValue> {
+        self.leases.from(id, key).next()
     }
 
     /// True if `lease` is what is stored of its id now, so that storage may drop what it says otherwise.

@@ -4,17 +4,19 @@
 //! index is derived, never stored: a key is attached to the lease that its newest version names.
 //! Absent: what commands do to them (`lease`), and time.
 
+use std::borrow::Borrow;
 use std::cmp::Ordering;
+use std::ops::Bound;
 
 use imbl::ordmap::DiffItem;
 use imbl::{OrdMap, OrdSet};
 
-use crate::pb::{Fields, KeyValue, log};
+use crate::pb::{KeyValue, log};
 
 /// What a lease takes: in the map, and on a leader in the clock, whose tables double. A member takes 250 bytes on average, 400 at the most.
-const LEASE_BYTES: usize = 400;
+pub(super) const LEASE_BYTES: usize = 400;
 /// What an attached key takes in the index, which shares its version's allocation.
-const ATTACHED_BYTES: usize = 24;
+pub(super) const ATTACHED_BYTES: usize = 24;
 
 /// What is agreed of one lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,8 +104,18 @@ impl Leases {
 
     /// The live versions that are attached to a lease, in key order.
     pub(super) fn keys(&self, id: i64) -> impl Iterator<Item = &KeyValue> {
-        let first = Attached(KeyValue::new(Fields { lease: id, ..Fields::default() }));
-        self.attached.range(first..).map(|attached| &attached.0).take_while(move |kv| kv.lease() == id)
+        self.from(id, &[]).take_while(move |kv| kv.lease() == id)
+    }
+
+    /// The live versions that are attached to this lease under `key` or a later one, and then those of later leases.
+    pub(super) fn from(&self, id: i64, key: &[u8]) -> impl Iterator<Item = &KeyValue> + use<'_> {
+        let first: &dyn Place = &(id, key);
+        self.attached.range::<_, dyn Place + '_>((Bound::Included(first), Bound::Unbounded)).map(|attached| &attached.0)
+    }
+
+    /// How many are attached to any.
+    pub(super) fn attached_count(&self) -> usize {
+        self.attached.len()
     }
 
     /// The live versions that are attached to any.
@@ -145,9 +157,53 @@ impl Leases {
 #[derive(Clone)]
 struct Attached(KeyValue);
 
+/// What has a place in that order: a version that is attached, or one that is sought, which need not be made for it.
+trait Place {
+    fn place(&self) -> (i64, &[u8]);
+}
+
+impl Place for Attached {
+    fn place(&self) -> (i64, &[u8]) {
+        let kv = self.0.fields();
+        (kv.lease, kv.key)
+    }
+}
+
+impl Place for (i64, &[u8]) {
+    fn place(&self) -> (i64, &[u8]) {
+        *self
+    }
+}
+
+impl<'a> Borrow<dyn Place + 'a> for Attached {
+    fn borrow(&self) -> &(dyn Place + 'a) {
+        self
+    }
+}
+
+impl Ord for dyn Place + '_ {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.place().cmp(&other.place())
+    }
+}
+
+impl PartialOrd for dyn Place + '_ {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for dyn Place + '_ {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for dyn Place + '_ {}
+
 impl Ord for Attached {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.0.lease().cmp(&other.0.lease()).then_with(|| self.0.key().cmp(other.0.key()))
+        self.place().cmp(&other.place())
     }
 }
 

@@ -15,6 +15,7 @@ mod compare;
 mod cost;
 mod digest;
 mod events;
+mod growth;
 mod hash;
 mod header;
 mod history;
@@ -36,8 +37,9 @@ mod writes;
 
 pub use alarm::{Members, any_op, takes_space};
 pub use auth::{Auth, Wants};
-pub use cost::{Cost, plain_keys};
+pub use cost::{Cost, copy_units, plain_keys};
 pub use digest::DIGEST_VERSION;
+pub use growth::{Growth, UnderWay, growth, most_with_ends};
 pub use hash::{ChangesHash, HashKv};
 pub use history::Revision;
 pub use journal::Journal;

@@ -3,14 +3,17 @@
 //! A read of the present costs O(log n) and the keys that it returns: the interval is counted by rank. A read of an older
 //! revision visits every key of the interval, and goes back through its versions (`versions`).
 
+use std::cmp::Ordering;
+
 use super::State;
 use super::header::header;
 use super::interval::Interval;
 use super::tree::Place;
 use crate::error::Error;
+use crate::pb::KeyValue;
 use crate::pb::etcd::range_request::{SortOrder, SortTarget};
 use crate::pb::etcd::{RangeRequest, RangeResponse};
-use crate::pb::{Fields, KeyValue};
+use crate::pb::key_value::compare_values;
 
 /// Items that a sort with a small limit holds before it drops those that are beyond it.
 const SORTED_AT_ONCE: usize = if cfg!(test) { 4 } else { 1024 };
@@ -46,7 +49,7 @@ impl State {
         };
         if r.keys_only {
             for kv in &mut response.kvs {
-                *kv = KeyValue::new(Fields { value: &[], ..kv.fields() });
+                *kv = kv.without_value();
             }
         }
         response.header = header(present);
@@ -130,8 +133,10 @@ fn select<'a>(r: &RangeRequest, items: impl Iterator<Item = &'a KeyValue>, count
 }
 
 /// The first `limit` of the items in the order of what `by` says of each, and whether there are more. Asks once an item: a version
-/// is parsed for the answer, and most likely fetched from memory. Holds no more than it must.
-fn sort<'a, K: Ord>(
+/// is parsed for the answer, and most likely fetched from memory. Holds no more than it must: what lies beyond the limit is cut off as
+/// soon as what is new weighs as much as what the last cut has left. So all cuts together compare no more than a few times what there
+/// is, also where the few that are left are long.
+fn sort<'a, K: Sorted>(
     items: impl Iterator<Item = &'a KeyValue>,
     by: impl Fn(&'a KeyValue) -> K,
     descend: bool,
@@ -150,19 +155,43 @@ fn sort<'a, K: Ord>(
             more = true;
         }
     };
+    let (mut left, mut new) = (0, 0);
     for (position, kv) in items.enumerate() {
-        if first.len() == held_max {
+        if first.len() >= held_max && new >= left {
             cut(&mut first);
+            (left, new) = (first.iter().map(|(key, ..)| key.weight()).sum(), 0);
         }
-        first.push((by(kv), position, kv));
+        let key = by(kv);
+        new += key.weight();
+        first.push((key, position, kv));
     }
     cut(&mut first);
     first.sort_unstable_by(order);
     (first.into_iter().map(|(_, _, kv)| kv.clone()).collect(), more)
 }
 
+/// What items are sorted by.
+trait Sorted: Ord {
+    /// What comparing it takes at most, in bytes and not nothing.
+    fn weight(&self) -> usize;
+}
+
+/// What a comparison takes beside the bytes that it looks at.
+const COMPARISON_BYTES: usize = 256;
+
+impl Sorted for i64 {
+    fn weight(&self) -> usize {
+        COMPARISON_BYTES
+    }
+}
+
+impl Sorted for Value<'_> {
+    fn weight(&self) -> usize {
+        COMPARISON_BYTES + self.bytes.len()
+    }
+}
+
 /// A value in the order of its bytes; most are told apart by the first of them, which need no look at the value.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Value<'a> {
     head: u64,
     bytes: &'a [u8],
@@ -177,3 +206,23 @@ impl<'a> Value<'a> {
         Self { head: u64::from_be_bytes(head), bytes }
     }
 }
+
+impl Ord for Value<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.head.cmp(&other.head).then_with(|| compare_values(self.bytes, other.bytes))
+    }
+}
+
+impl PartialOrd for Value<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Value<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Value<'_> {}

@@ -54,6 +54,8 @@ pub struct State {
     pub(super) auth: Arc<Auth>,
     /// Of what is held beside the newest versions.
     pub(super) old_bytes: u64,
+    /// Of the keys that exist, without their values. See `growth`.
+    pub(super) live_key_bytes: u64,
     /// What sweeping has taken out of this process's state, in the measure of `bytes`. Neither replicated nor stored.
     pub(super) freed_bytes: u64,
     /// See `role`; `None` while clients may write.
@@ -83,6 +85,7 @@ impl Clone for State {
             leases: self.leases.clone(),
             auth: self.auth.clone(),
             old_bytes: self.old_bytes,
+            live_key_bytes: self.live_key_bytes,
             freed_bytes: self.freed_bytes,
             role: self.role.clone(),
             follows: self.follows,
@@ -117,6 +120,7 @@ impl State {
             leases: Leases::new(),
             auth: Arc::default(),
             old_bytes: 0,
+            live_key_bytes: 0,
             freed_bytes: 0,
             role: None,
             follows: false,
@@ -375,6 +379,8 @@ fn needs(command: &Command) -> Result<u32, Fault> {
 /// What a put makes at `revision` of the newest version of its key.
 pub(super) fn made_by(r: &PutRequest, prev: Option<&KeyValue>, revision: i64) -> KeyValue {
     let was = prev.map(KeyValue::fields).unwrap_or_default();
+    #[cfg(test)]
+    crate::pb::key_value::looks::touch(if r.ignore_value { was.value.len() } else { 0 });
     KeyValue::new(Fields {
         key: &r.key,
         create_revision: if prev.is_some() { was.create_revision } else { revision },

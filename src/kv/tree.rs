@@ -32,6 +32,9 @@ const WIDTH_MIN: usize = WIDTH_MAX / 4;
 /// Leaves room, so that a merged node does not split at the next insert.
 const WIDTH_MERGED_MAX: usize = WIDTH_MAX * 3 / 4;
 
+/// Of a key that is no longer it is enough to know that there is one; of others the bytes beyond it are summed up.
+pub(super) const SHORT_KEY_BYTES: usize = 200;
+
 /// Shared bytes that a node has itself.
 const BEGIN_BYTES: usize = 24;
 
@@ -81,6 +84,10 @@ impl<'a> Place<'a> {
         Self { key, of_key: OfKey::After }
     }
 
+    fn long_key_bytes(&self) -> u64 {
+        self.key.len().saturating_sub(SHORT_KEY_BYTES) as u64
+    }
+
     /// An item against this place.
     fn order(&self, item: &KeyValue) -> Ordering {
         item.key().cmp(self.key).then_with(|| match self.of_key {
@@ -99,6 +106,7 @@ impl<'a> Place<'a> {
 pub(super) struct Tree {
     root: Node,
     sums: Sums,
+    long_key_bytes: u64,
 }
 
 /// What some items are together.
@@ -212,7 +220,7 @@ impl Entry for Child {
 
 impl Tree {
     pub(super) fn new() -> Self {
-        Self { root: Node::leaf(Row::new()), sums: Sums::default() }
+        Self { root: Node::leaf(Row::new()), sums: Sums::default(), long_key_bytes: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -222,6 +230,11 @@ impl Tree {
     /// Of all items.
     pub(super) fn sums(&self) -> Sums {
         self.sums
+    }
+
+    /// What the keys of all items have beyond [`SHORT_KEY_BYTES`] each.
+    pub(super) fn long_key_bytes(&self) -> u64 {
+        self.long_key_bytes
     }
 
     /// The item at this place.
@@ -331,6 +344,9 @@ impl Tree {
     ) -> Option<KeyValue> {
         let mut inserted = self.root.insert(place, make);
         inserted.add_to(&mut self.sums);
+        if inserted.replaced.is_none() {
+            self.long_key_bytes += place.long_key_bytes();
+        }
         if let Some(right) = inserted.split.take() {
             let left = std::mem::replace(&mut self.root, Node::leaf(Row::new()));
             let mut root = Row::new();
@@ -347,6 +363,7 @@ impl Tree {
         self.get(place)?;
         let removed = self.root.remove(place);
         self.sums -= Sums::of(&removed);
+        self.long_key_bytes -= place.long_key_bytes();
         while let Node::Branch(root) = &self.root {
             match &root.entries[..] {
                 [] => *self = Self::new(),

@@ -11,7 +11,7 @@
 use std::ops::Range;
 
 use super::State;
-use super::compare::{Wanted, compare};
+use super::compare::{Asked, Wanted, compare};
 use super::header::header;
 use super::interval::Interval;
 use super::tree::Place;
@@ -108,8 +108,9 @@ impl State {
     /// Whether each comparison holds for the keys of these ranks.
     fn hold_for_each(&self, mut spans: Vec<(Range<usize>, &Compare)>) -> bool {
         spans.sort_by_key(|(ranks, _)| ranks.start);
-        let mut spans = spans.into_iter().peekable();
-        let mut open: Vec<(Range<usize>, &Compare)> = Vec::new();
+        let asked = Asked::all(spans.iter().map(|(_, c)| *c));
+        let mut spans = spans.into_iter().map(|(ranks, _)| ranks).zip(asked).peekable();
+        let mut open: Vec<(Range<usize>, Asked<'_>)> = Vec::new();
         let mut at = 0;
         loop {
             // From here to `end` it is the same comparisons that concern each key.
@@ -124,7 +125,7 @@ impl State {
             let ends = open.iter().map(|(ranks, _)| ranks.end).chain(spans.peek().map(|(ranks, _)| ranks.start));
             let end = ends.min().expect("one is open");
             // There is such a key, since they are of no empty interval.
-            let Some(wanted) = Wanted::of(open.iter().map(|(_, c)| *c)) else { return false };
+            let Some(wanted) = Wanted::of(open.iter().map(|(_, asked)| *asked)) else { return false };
             if !self.live.all(at..end, &wanted) {
                 return false;
             }

@@ -12,19 +12,16 @@
 //! Absent: when versions go (`compact`).
 
 use super::State;
-use super::history::Event;
+use super::history::{Event, VERSION_OVERHEAD_BYTES, cost};
 use super::interval::Interval;
 use super::tree::{Place, Sums, Tree};
 use crate::pb::KeyValue;
 
 /// Which versions of a life are in `old`: a read of a past revision takes at most so many steps back.
-const INDEXED_EVERY: i64 = if cfg!(test) { 3 } else { 64 };
+pub(super) const INDEXED_EVERY: i64 = if cfg!(test) { 3 } else { 64 };
 
-/// What a version takes beside its encoding: the reference counts and the allocator's rounding. Measured with [`SLOT_BYTES`]: a
-/// million keys of 256 bytes take 1.40 times their payload, history included.
-const VERSION_OVERHEAD_BYTES: usize = 16 + 16;
 /// A slot and its head in a tree two thirds full.
-const SLOT_BYTES: usize = 30;
+pub(super) const SLOT_BYTES: usize = 30;
 
 impl State {
     /// Makes `kv` its key's newest version.
@@ -43,7 +40,13 @@ impl State {
         let prev = self.live.insert(Place::of(key), |prev| made.insert(make(prev)).clone());
         let kv = made.expect("a tree makes what it inserts");
         self.leases.follow(prev.as_ref(), Some(&kv));
-        let before = prev.as_ref().map_or(0, |prev| self.supersede(prev, kv.mod_revision()));
+        let before = match &prev {
+            Some(prev) => self.supersede(prev, kv.mod_revision()),
+            None => {
+                self.note_key(kv.key());
+                0
+            }
+        };
         (Event { kv, before }, prev)
     }
 
@@ -52,7 +55,10 @@ impl State {
         let (key, revision) = (tombstone.key(), tombstone.mod_revision());
         let prev = self.live.remove(Place::of(key));
         self.leases.follow(prev.as_ref(), None);
-        let before = prev.map_or(0, |prev| self.supersede(&prev, revision));
+        let before = prev.map_or(0, |prev| {
+            self.live_key_bytes -= key.len() as u64;
+            self.supersede(&prev, revision)
+        });
         self.old_bytes += cost(&tombstone);
         let replaced = self.old.insert(Place::of_tombstone(key, revision), |_| tombstone.clone());
         self.old_bytes -= replaced.as_ref().map_or(0, cost);
@@ -185,10 +191,6 @@ impl State {
             }
         }
     }
-}
-
-pub(super) fn cost(kv: &KeyValue) -> u64 {
-    (kv.as_encoded().len() + VERSION_OVERHEAD_BYTES) as u64
 }
 
 /// What newest versions take that are together so many bytes.

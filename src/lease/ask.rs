@@ -1,8 +1,8 @@
 //! The way of keep-alives and questions to the leader's clock.
 //!
 //! What arrives while a call is under way goes with the next one, so a member has one call to the leader at a time, and the leader
-//! one round to its quorum for each. Asking again is harmless, so whatever fails is tried again until its time is over. The
-//! queue is bounded and says `too many requests`.
+//! one round to its quorum for each. Asking again is harmless, so whatever fails is tried again until its time is over. What waits is
+//! bounded, each question has a place of its client's, and who finds none is told `too many requests`.
 
 use std::time::Duration;
 
@@ -14,6 +14,8 @@ use crate::caller::Caller;
 use crate::env::{Instant, sleep};
 use crate::error::Error;
 use crate::kv::{LEASES_SINCE, Wants};
+use crate::node::Node;
+use crate::node::account::Taken;
 use crate::pb::etcd::LeaseCheckpoint;
 use crate::pb::log::{self, Command, command};
 use crate::pb::peer::{Envelope, LeasesRequest, LeasesResponse};
@@ -47,10 +49,13 @@ pub(super) struct Ask {
     id: i64,
     question: Question,
     deadline: Instant,
+    /// Its client's, until it is answered.
+    place: Taken,
 }
 
 impl Ask {
     fn fail(self, error: Error) {
+        drop(self.place);
         match self.question {
             Question::Renew(tx) => drop(tx.send(Err(error))),
             Question::Look(tx) => drop(tx.send(Err(error))),
@@ -66,8 +71,8 @@ impl Ask {
 }
 
 impl Leases {
-    /// Keeps a lease alive. Returns the seconds that it lives from now on; 0 if there is no such lease.
-    pub async fn renew(&self, caller: &Caller, id: i64) -> Result<i64, Error> {
+    /// Keeps a lease alive, through `asker`'s handle. Returns the seconds that it lives from now on; 0 if there is no such lease.
+    pub async fn renew(&self, asker: &Node, caller: &Caller, id: i64) -> Result<i64, Error> {
         let node = &self.inner.node;
         node.permit(caller, Wants::LeaseLife(id))?;
         if !node.store().is_writable()
@@ -75,13 +80,13 @@ impl Leases {
         {
             return Err(refusal);
         }
-        self.ask(id, Question::Renew).await
+        self.ask(asker, id, Question::Renew).await
     }
 
     /// How long a lease has to live, as the leader has it.
-    pub async fn remaining(&self, caller: &Caller, id: i64) -> Result<Remaining, Error> {
+    pub async fn remaining(&self, asker: &Node, caller: &Caller, id: i64) -> Result<Remaining, Error> {
         self.inner.node.permit(caller, Wants::AnyUser)?;
-        self.ask(id, Question::Look).await
+        self.ask(asker, id, Question::Look).await
     }
 
     /// How many milliseconds each of these has to live, as the leader has it; -1 for those that it does not know.
@@ -117,10 +122,16 @@ impl Leases {
         }
     }
 
-    async fn ask<T>(&self, id: i64, of: fn(oneshot::Sender<Result<T, Error>>) -> Question) -> Result<T, Error> {
+    async fn ask<T>(
+        &self,
+        asker: &Node,
+        id: i64,
+        of: fn(oneshot::Sender<Result<T, Error>>) -> Question,
+    ) -> Result<T, Error> {
+        let place = asker.take_place()?;
         let (tx, rx) = oneshot::channel();
         let deadline = Instant::now() + self.inner.node.options().request_timeout;
-        self.inner.asks.try_send(Ask { id, question: of(tx), deadline }).map_err(|refused| match refused {
+        self.inner.asks.try_send(Ask { id, question: of(tx), deadline, place }).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => Error::TooManyRequests,
             mpsc::error::TrySendError::Closed(_) => Error::Stopped,
         })?;
@@ -292,8 +303,13 @@ fn hand_out(asks: Vec<Ask>, answer: &LeasesResponse) -> Vec<Ask> {
             Question::Look(_) => remaining.next(),
         };
         let seconds = *next.expect("there is an answer to every question");
+        if seconds == NOT_NOW && matches!(ask.question, Question::Renew(_)) {
+            again.push(ask);
+            continue;
+        }
+        // Before its client may ask again.
+        drop(ask.place);
         match ask.question {
-            Question::Renew(_) if seconds == NOT_NOW => again.push(ask),
             Question::Renew(tx) => drop(tx.send(Ok(seconds))),
             Question::Look(tx) => {
                 let seconds = Some(seconds).filter(|seconds| *seconds != UNKNOWN);
@@ -307,6 +323,8 @@ fn hand_out(asks: Vec<Ask>, answer: &LeasesResponse) -> Vec<Ask> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::Client;
+    use crate::node::account::{Kind, Pool};
 
     #[tokio::test]
     async fn answers_find_their_questions() {
@@ -314,14 +332,16 @@ mod tests {
         let (renew, renewed) = oneshot::channel();
         let (look, looked) = oneshot::channel();
         let (later, mut not_yet) = oneshot::channel();
-        let asks = vec![
-            Ask { id: 1, question: Question::Renew(renew), deadline },
-            Ask { id: 2, question: Question::Look(look), deadline },
-            Ask { id: 3, question: Question::Renew(later), deadline },
-        ];
+        let places = Pool::new(Kind::Requests, 3);
+        let ask = |id, question| {
+            let place = places.take(&Client::default(), 1).unwrap();
+            Ask { id, question, deadline, place }
+        };
+        let asks = vec![ask(1, Question::Renew(renew)), ask(2, Question::Look(look)), ask(3, Question::Renew(later))];
         let answer =
             LeasesResponse { renewed: vec![60, NOT_NOW], remaining: vec![UNKNOWN], index: 7, ..Default::default() };
         let again = hand_out(asks, &answer);
+        assert_eq!(places.taken(), 1, "who is answered holds no place");
         assert_eq!(again.iter().map(|ask| ask.id).collect::<Vec<_>>(), [3]);
         assert_eq!(renewed.await.unwrap(), Ok(60));
         assert_eq!(looked.await.unwrap(), Ok(Remaining { seconds: None, index: 7 }));

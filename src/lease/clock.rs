@@ -1,14 +1,16 @@
 //! The deadlines of all leases, as one leader has them in one term.
 //!
-//! Owns when a lease ends and when its remaining time is worth a checkpoint. Every lease has one place in a queue ordered by
-//! time; keeping it alive only moves its deadline, and its place is corrected when its turn comes. So a keep-alive is a look-up,
-//! and a moment in which nothing is due costs nothing, however many leases there are.
+//! Owns when a lease ends and when its remaining time is worth a checkpoint. Every lease has one place in a queue of ends, and a long one
+//! has one in a queue of checkpoints, both ordered by time; keeping it alive only moves its deadline, and its places are corrected when
+//! their turn comes. So a keep-alive is a look-up, and a moment in which nothing is due costs nothing, however many leases there are.
+//! Keep-alives wait while it is looked at what is due, so that is done in short pieces, and no more is taken out of the queues than can
+//! be served: the rest keeps its place, and is first the next time. Ends come before checkpoints.
 //!
-//! Invariants: a lease whose deadline has not come is never named as expired; one that is being revoked is not kept alive.
+//! Invariants: a lease whose deadline has not come is never named as expired; leases are named in the order in which their time was over;
+//! one that is being revoked is not kept alive; a call looks at [`LOOKS_MAX`] places at most; there is no place of a lease that is gone.
 //! Absent: reading a clock, tasks, Raft: `now` is always given.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use crate::env::Instant;
@@ -18,8 +20,8 @@ use crate::kv::Lease;
 type Micros = u64;
 
 const SECOND: Micros = 1_000_000;
-/// Places in the queue whose lease is gone, beyond as many as there are leases, before they are swept.
-const STALE_MAX: usize = 1024;
+/// Places that one call looks at: about half a millisecond. And as many leases wait for a decision.
+const LOOKS_MAX: usize = if cfg!(test) { 64 } else { 1024 };
 
 /// What [`Clock::renew`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,20 +32,63 @@ pub struct Renewed {
     pub checkpoint: Option<u32>,
 }
 
+/// What [`Clock::settle`] found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// Checkpoints that are due: id, and seconds that are left.
+    pub checkpoints: Vec<(i64, i64)>,
+    /// It has looked at all that it may in one go, and there may be more.
+    pub has_more: bool,
+}
+
 pub struct Clock {
     base: Instant,
     checkpoint_interval: Micros,
     leases: HashMap<i64, Entry>,
-    queue: BinaryHeap<Reverse<(Micros, i64)>>,
+    ends: Queue,
+    checkpoints: Queue,
     /// Their time is over, and nobody has decided yet; renewing one still saves it.
-    lapsed: Vec<i64>,
+    lapsed: VecDeque<i64>,
+}
+
+/// Leases by time, each once at most.
+#[derive(Default)]
+struct Queue {
+    places: BTreeSet<(Micros, i64)>,
+    #[cfg(test)]
+    looks: usize,
+}
+
+impl Queue {
+    /// Takes out the first one that is due, and says where its place was.
+    fn pop(&mut self, now: Micros) -> Option<(Micros, i64)> {
+        self.places.first().filter(|(at, _)| *at <= now)?;
+        #[cfg(test)]
+        {
+            self.looks += 1;
+        }
+        self.places.pop_first()
+    }
+
+    /// Gives a lease that has no place one.
+    fn put(&mut self, id: i64, place: &mut Micros, at: Micros) {
+        *place = at;
+        self.places.insert((at, id));
+    }
+
+    fn remove(&mut self, id: i64, place: Micros) {
+        self.places.remove(&(place, id));
+    }
 }
 
 struct Entry {
     deadline: Micros,
-    /// Where its one valid place in the queue is.
+    /// Where its place among the ends is, unless it has lapsed or is being revoked.
     queued: Micros,
+    /// `Micros::MAX`: never.
     checkpoint_at: Micros,
+    /// Where its place among the checkpoints is, if it ever needs one.
+    checkpoint_queued: Micros,
     ttl_seconds: i64,
     /// Which grant of this id.
     grant: u64,
@@ -61,8 +106,9 @@ impl Clock {
             base: now,
             checkpoint_interval: micros(checkpoint_interval),
             leases: HashMap::new(),
-            queue: BinaryHeap::new(),
-            lapsed: Vec::new(),
+            ends: Queue::default(),
+            checkpoints: Queue::default(),
+            lapsed: VecDeque::new(),
         }
     }
 
@@ -72,33 +118,35 @@ impl Clock {
 
     /// Takes over what the state says of a lease: one that is new here starts with what it has left and `extra`.
     pub fn follow(&mut self, now: Instant, id: i64, lease: Option<Lease>, extra: Duration) {
-        let Some(lease) = lease else {
-            self.leases.remove(&id);
-            return;
-        };
-        if let Some(entry) = self.leases.get_mut(&id).filter(|entry| entry.grant == lease.grant) {
+        let known = lease.as_ref().zip(self.leases.get_mut(&id));
+        if let Some((lease, entry)) = known.filter(|(lease, entry)| entry.grant == lease.grant) {
             entry.checkpointed |= lease.left_seconds.is_some();
             return;
         }
+        if let Some(gone) = self.leases.remove(&id) {
+            self.ends.remove(id, gone.queued);
+            self.checkpoints.remove(id, gone.checkpoint_queued);
+        }
+        let Some(lease) = lease else { return };
         let now = self.at(now);
         let deadline = now + lease.start_seconds() as Micros * SECOND + micros(extra);
-        let checkpoint_at = self.next_checkpoint(now, lease.ttl_seconds);
-        let queued = deadline.min(checkpoint_at);
-        let entry = Entry {
+        let checkpoint_at = next_checkpoint(now, lease.ttl_seconds, self.checkpoint_interval);
+        let mut entry = Entry {
             deadline,
-            queued,
+            queued: deadline,
             checkpoint_at,
+            checkpoint_queued: checkpoint_at,
             ttl_seconds: lease.ttl_seconds,
             grant: lease.grant,
             checkpointed: lease.left_seconds.is_some(),
             checkpoints: 0,
             expiring: false,
         };
-        self.leases.insert(id, entry);
-        self.queue.push(Reverse((queued, id)));
-        if self.queue.len() > 2 * self.leases.len() + STALE_MAX {
-            self.queue = self.leases.iter().map(|(id, entry)| Reverse((entry.queued, *id))).collect();
+        self.ends.put(id, &mut entry.queued, deadline);
+        if checkpoint_at < Micros::MAX {
+            self.checkpoints.put(id, &mut entry.checkpoint_queued, checkpoint_at);
         }
+        self.leases.insert(id, entry);
     }
 
     /// Gives a lease all its time again; `None` if there is none, or it is being revoked.
@@ -131,34 +179,44 @@ impl Clock {
         Some((left / 1000) as i64)
     }
 
-    /// Looks at all whose turn has come. Returns checkpoints that are due, at most `max`: id, and seconds that are left. The others are due again a second later.
-    pub fn settle(&mut self, now: Instant, max: usize) -> Vec<(i64, i64)> {
+    /// Looks at those whose turn has come: at ends, as long as few wait for a decision, and then at checkpoints, of which `max` are made at
+    /// most. To be called again while there is more.
+    pub fn settle(&mut self, now: Instant, max: usize) -> Settled {
         let now = self.at(now);
-        let mut checkpoints = Vec::new();
-        while let Some(Reverse((at, id))) = self.queue.peek().copied().filter(|first| first.0.0 <= now) {
-            self.queue.pop();
-            let interval = self.checkpoint_interval;
-            let Some(entry) = self.leases.get_mut(&id).filter(|entry| entry.queued == at && !entry.expiring) else {
-                continue;
-            };
-            if entry.deadline <= now {
-                self.lapsed.push(id);
-                continue;
+        let mut looks = 0;
+        while looks < LOOKS_MAX
+            && self.lapsed.len() < LOOKS_MAX
+            && let Some((at, id)) = self.ends.pop(now)
+        {
+            looks += 1;
+            let Some(entry) = self.leases.get_mut(&id) else { continue };
+            if entry.deadline <= at {
+                self.lapsed.push_back(id);
+            } else {
+                // It was kept alive. If that is over too, by now, it is behind those whose time was over before.
+                self.ends.put(id, &mut entry.queued, entry.deadline);
             }
-            if entry.checkpoint_at <= now && checkpoints.len() >= max {
-                // Those whose time is over must not wait behind it.
-                entry.checkpoint_at = now + SECOND;
-            } else if entry.checkpoint_at <= now {
-                entry.checkpointed = true;
-                entry.checkpoints = entry.checkpoints.wrapping_add(1);
-                // Rounded up: a new leader must not be early.
-                checkpoints.push((id, (entry.deadline - now).div_ceil(SECOND) as i64));
-                entry.checkpoint_at = next_checkpoint(now, entry.ttl_seconds, interval);
-            }
-            entry.queued = entry.deadline.min(entry.checkpoint_at);
-            self.queue.push(Reverse((entry.queued, id)));
         }
-        checkpoints
+        let mut checkpoints = Vec::new();
+        while looks < LOOKS_MAX
+            && checkpoints.len() < max
+            && let Some((_, id)) = self.checkpoints.pop(now)
+        {
+            looks += 1;
+            let Some(entry) = self.leases.get_mut(&id) else { continue };
+            if entry.checkpoint_at <= now {
+                // Of one whose time is over there is nothing to say, unless it is saved: then later.
+                if entry.deadline > now && !entry.expiring {
+                    entry.checkpointed = true;
+                    entry.checkpoints = entry.checkpoints.wrapping_add(1);
+                    // Rounded up: a new leader must not be early.
+                    checkpoints.push((id, (entry.deadline - now).div_ceil(SECOND) as i64));
+                }
+                entry.checkpoint_at = next_checkpoint(now, entry.ttl_seconds, self.checkpoint_interval);
+            }
+            self.checkpoints.put(id, &mut entry.checkpoint_queued, entry.checkpoint_at);
+        }
+        Settled { checkpoints, has_more: looks == LOOKS_MAX }
     }
 
     pub fn has_lapsed(&self) -> bool {
@@ -171,15 +229,16 @@ impl Clock {
         let now = self.at(now);
         let mut expired = Vec::new();
         while expired.len() < max
-            && let Some(id) = self.lapsed.pop()
+            && let Some(id) = self.lapsed.pop_front()
         {
             let Some(entry) = self.leases.get_mut(&id).filter(|entry| !entry.expiring) else { continue };
+            // What lapsed may have been another grant of its id.
+            self.ends.remove(id, entry.queued);
             if entry.deadline <= now {
                 entry.expiring = true;
                 expired.push(id);
             } else {
-                entry.queued = entry.deadline.min(entry.checkpoint_at);
-                self.queue.push(Reverse((entry.queued, id)));
+                self.ends.put(id, &mut entry.queued, entry.deadline);
             }
         }
         expired
@@ -189,13 +248,9 @@ impl Clock {
     pub fn spare(&mut self, now: Instant, id: i64, retry: Duration) {
         let at = self.at(now) + micros(retry);
         if let Some(entry) = self.leases.get_mut(&id).filter(|entry| entry.expiring) {
-            (entry.expiring, entry.queued) = (false, at);
-            self.queue.push(Reverse((at, id)));
+            entry.expiring = false;
+            self.ends.put(id, &mut entry.queued, at);
         }
-    }
-
-    fn next_checkpoint(&self, now: Micros, ttl_seconds: i64) -> Micros {
-        next_checkpoint(now, ttl_seconds, self.checkpoint_interval)
     }
 
     fn at(&self, now: Instant) -> Micros {
@@ -247,7 +302,11 @@ mod tests {
 
         fn expired(&mut self, seconds: f64) -> Vec<i64> {
             let now = self.at(seconds);
-            self.clock.settle(now, 1000);
+            self.expired_at(now)
+        }
+
+        fn expired_at(&mut self, now: Instant) -> Vec<i64> {
+            while self.clock.settle(now, 1000).has_more {}
             let mut expired = self.clock.expire(now, 1000);
             expired.sort_unstable();
             expired
@@ -315,10 +374,10 @@ mod tests {
         world.grant(0.0, 1, 1000);
         let at = |seconds| world.start + Duration::from_secs(seconds);
         let (first, second) = (at(100), at(250));
-        assert_eq!(world.clock.settle(first, 10), [(1, 900)]);
+        assert_eq!(world.clock.settle(first, 10).checkpoints, [(1, 900)]);
         assert_eq!(world.clock.renew(first, 1).unwrap().checkpoint, Some(1), "though it is not applied yet");
         // While it is being taken back, another goes out.
-        assert_eq!(world.clock.settle(second, 10), [(1, 850)]);
+        assert_eq!(world.clock.settle(second, 10).checkpoints, [(1, 850)]);
         world.clock.taken_back(1, 1);
         assert_eq!(world.clock.renew(second, 1).unwrap().checkpoint, Some(2));
         world.clock.follow(second, 1, lease(1000, None, 1), Duration::ZERO);
@@ -348,7 +407,7 @@ mod tests {
         let mut seen = Vec::new();
         for second in 0..=350 {
             let now = world.at(f64::from(second));
-            seen.extend(world.clock.settle(now, 100).into_iter().map(|(id, left)| (second, id, left)));
+            seen.extend(world.clock.settle(now, 100).checkpoints.into_iter().map(|(id, left)| (second, id, left)));
         }
         let expected = [(100, 2, 900), (150, 3, 900), (200, 2, 800), (250, 3, 800), (300, 2, 700), (350, 3, 700)];
         assert_eq!(seen, expected);
@@ -357,10 +416,10 @@ mod tests {
         (1..=10).for_each(|id| world.grant(0.0, id, 1000));
         let now = world.at(100.0);
         world.grant(0.0, 11, 100);
-        assert_eq!(world.clock.settle(now, 4).len(), 4);
+        assert_eq!(world.clock.settle(now, 0), Settled::default());
         assert_eq!(world.clock.expire(now, 10), [11], "the end of a lease does not wait for them");
-        let later = world.at(101.0);
-        assert_eq!((world.clock.settle(now, 100).len(), world.clock.settle(later, 100).len()), (0, 6));
+        let due = [4, 100, 100].map(|max| world.clock.settle(now, max).checkpoints.len());
+        assert_eq!(due, [4, 6, 0]);
     }
 
     #[tokio::test]
@@ -380,7 +439,8 @@ mod tests {
             let now = world.at(0.0);
             world.clock.follow(now, id, None, Duration::ZERO);
         }
-        assert!(world.clock.queue.len() <= STALE_MAX + 2, "{} places", world.clock.queue.len());
+        let places = (world.clock.ends.places.len(), world.clock.checkpoints.places.len());
+        assert_eq!((places, world.clock.len()), ((0, 0), 0));
     }
 
     /// Against a plain table of deadlines.
@@ -410,9 +470,7 @@ mod tests {
                     table.remove(&id);
                 }
                 _ => {
-                    world.clock.settle(at, 1000);
-                    let mut expired = world.clock.expire(at, 1000);
-                    expired.sort_unstable();
+                    let expired = world.expired_at(at);
                     let due: Vec<i64> = table.iter().filter(|x| x.1.0 <= now).map(|x| *x.0).collect();
                     assert_eq!(expired, due, "step {step}");
                     for id in due {
@@ -421,6 +479,119 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    /// What a plain table has of a lease, in milliseconds.
+    #[derive(Clone, Copy)]
+    struct Plain {
+        deadline: i64,
+        ttl: i64,
+        /// It was kept alive, or granted anew, or its revocation has failed.
+        touched: bool,
+    }
+
+    /// Keeps alive, revokes, or grants anew, in the clock and in the table.
+    fn touch(world: &mut World, table: &mut HashMap<i64, Plain>, random: &mut fastrand::Rng, now: i64, id: i64) {
+        let at = world.start + Duration::from_millis(now as u64);
+        match random.u8(..4) {
+            0 => {
+                world.clock.follow(at, id, None, Duration::ZERO);
+                table.remove(&id);
+            }
+            1 => {
+                let ttl = random.i64(1..500);
+                world.clock.follow(at, id, lease(ttl, None, random.u64(..)), Duration::ZERO);
+                table.insert(id, Plain { deadline: now + ttl * 1000, ttl, touched: true });
+            }
+            _ => {
+                let renewed = world.clock.renew(at, id);
+                assert_eq!(renewed.map(|one| one.ttl_seconds), table.get(&id).map(|one| one.ttl));
+                if let Some(one) = table.get_mut(&id) {
+                    (one.deadline, one.touched) = (one.deadline.max(now + one.ttl * 1000), true);
+                }
+            }
+        }
+    }
+
+    /// As a tick does it. Returns who has expired.
+    fn tick(
+        world: &mut World,
+        table: &HashMap<i64, Plain>,
+        now: i64,
+        (room, checkpoints_max): (usize, usize),
+    ) -> Vec<i64> {
+        let at = world.start + Duration::from_millis(now as u64);
+        let mut made = 0;
+        loop {
+            let looks = |clock: &Clock| clock.ends.looks + clock.checkpoints.looks;
+            let before = looks(&world.clock);
+            let settled = world.clock.settle(at, checkpoints_max - made);
+            assert!(looks(&world.clock) - before <= LOOKS_MAX && world.clock.lapsed.len() <= LOOKS_MAX);
+            made += settled.checkpoints.len();
+            assert!(made <= checkpoints_max);
+            for (id, left) in settled.checkpoints {
+                assert_eq!(left, (table[&id].deadline - now + 999) / 1000);
+            }
+            if !settled.has_more {
+                break;
+            }
+        }
+        let due = table.values().filter(|one| one.deadline <= now).count();
+        let is_due = |id: &&i64| table.get(*id).is_some_and(|one| one.deadline <= now);
+        let waiting = world.clock.lapsed.iter().filter(is_due).collect::<std::collections::HashSet<_>>().len();
+        assert!(waiting == due || world.clock.lapsed.len() == LOOKS_MAX, "{waiting} of {due} wait for a decision");
+        let expired = world.clock.expire(at, room);
+        assert!(expired.iter().all(|id| table[id].deadline <= now), "none is early");
+        assert_eq!(expired.len(), waiting.min(room), "as many as there is room for");
+        expired
+    }
+
+    /// Any number of leases, whose ends and checkpoints come together or apart, of which some are kept alive, revoked, granted anew, and
+    /// whose revocation may fail: each look is short, none expires early, and each does in its turn at the rate that there is.
+    #[tokio::test]
+    async fn a_look_is_short_however_many_are_due_and_each_expires_in_its_turn() {
+        let seed = std::env::var("QUORATE_SEED").map_or_else(|_| fastrand::u64(..), |s| s.parse().unwrap());
+        println!("QUORATE_SEED={seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        for _ in 0..8 {
+            let (mut world, mut table) = (World::new(), HashMap::new());
+            let leases = random.i64(1..3000);
+            // As after an election, or spread.
+            let (shortest, spread) = (random.i64(1..400), random.choice([1, 10, 400]).unwrap());
+            for id in 0..leases {
+                let ttl = random.i64(shortest..shortest + spread);
+                world.grant(0.0, id, ttl);
+                table.insert(id, Plain { deadline: ttl * 1000, ttl, touched: false });
+            }
+            let rates = (random.usize(leases as usize / 50 + 1..leases as usize + 50), random.usize(..100));
+            let (mut now, mut has_due) = (0, false);
+            while !table.is_empty() {
+                now += if has_due { 100 } else { random.i64(100..5000) };
+                for _ in 0..if now < 300_000 { random.usize(..20) } else { 0 } {
+                    let id = random.i64(0..leases);
+                    touch(&mut world, &mut table, &mut random, now, id);
+                }
+                let expired = tick(&mut world, &table, now, rates);
+                let last = expired.iter().map(|id| table[id]).filter(|one| !one.touched).map(|one| one.deadline).max();
+                for id in expired {
+                    let at = world.start + Duration::from_millis(now as u64);
+                    if random.u8(..20) == 0 {
+                        world.clock.spare(at, id, Duration::from_millis(50));
+                        table.entry(id).and_modify(|one| one.touched = true);
+                    } else {
+                        world.clock.follow(at, id, None, Duration::ZERO);
+                        table.remove(&id);
+                    }
+                }
+                let next = table.values().filter(|one| !one.touched).map(|one| one.deadline).min();
+                assert!(
+                    last.zip(next).is_none_or(|(last, next)| last <= next),
+                    "in the order in which their time was over"
+                );
+                has_due = table.values().any(|one| one.deadline <= now);
+            }
+            assert!(world.clock.ends.places.is_empty() && world.clock.checkpoints.places.is_empty());
         }
     }
 }

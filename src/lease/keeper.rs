@@ -85,12 +85,20 @@ impl Keeper {
         // While some are under way, no more are handed out.
         let order = inner.checkpointing.clone().try_lock_owned().ok();
         let room = if order.is_some() { CHECKPOINTS_MAX } else { 0 };
-        let (checkpoints, lapsed) = {
-            let mut ticking = inner.ticking.lock();
-            let Some(ticking) = ticking.as_mut() else { return };
-            ticking.follow(&inner.node);
-            let checkpoints = ticking.clock.settle(now, room);
-            (checkpoints, ticking.clock.has_lapsed())
+        let mut checkpoints = Vec::new();
+        let lapsed = loop {
+            let (settled, lapsed) = {
+                let mut ticking = inner.ticking.lock();
+                let Some(ticking) = ticking.as_mut() else { return };
+                ticking.follow(&inner.node);
+                (ticking.clock.settle(now, room - checkpoints.len()), ticking.clock.has_lapsed())
+            };
+            checkpoints.extend(settled.checkpoints);
+            if !settled.has_more {
+                break lapsed;
+            }
+            // Keep-alives, and all else on the event loop, come between.
+            tokio::task::yield_now().await;
         };
         if let Some(order) = order.filter(|_| !checkpoints.is_empty()) {
             self.checkpoint(checkpoints, status.term, order);
@@ -119,7 +127,7 @@ impl Keeper {
             clock
         };
         // There may be a hundred thousand, and this member has just begun to lead.
-        let clock = inner.node.env().in_place(begin).await;
+        let clock = inner.node.env().in_place(begin);
         tracing::info!(term = confirmed.term, leases = clock.len(), "lease clock starts");
         *inner.ticking.lock() = Some(Ticking { term: confirmed.term, known, clock });
     }

@@ -100,8 +100,8 @@ async fn a_lease_ends_not_before_its_time_and_within_half_a_second() {
         sleep(Duration::from_millis(5)).await;
     }
     assert!(asked.elapsed() >= Duration::from_secs(TTL as u64), "it ended after {:?}", asked.elapsed());
-    assert_eq!(world.leases.renew(&Caller::Nobody, id).await, Ok(0));
-    assert_eq!(world.leases.remaining(&Caller::Nobody, id).await.unwrap().seconds, None);
+    assert_eq!(world.leases.renew(&world.node, &Caller::Nobody, id).await, Ok(0));
+    assert_eq!(world.leases.remaining(&world.node, &Caller::Nobody, id).await.unwrap().seconds, None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -110,7 +110,7 @@ async fn keep_alives_that_waited_while_the_process_stood_still_come_before_any_e
     let id = world.grant_with_key().await;
     sleep(Duration::from_secs(1)).await;
     tokio::time::advance(Duration::from_secs(60)).await;
-    assert_eq!(world.leases.renew(&Caller::Nobody, id).await, Ok(TTL));
+    assert_eq!(world.leases.renew(&world.node, &Caller::Nobody, id).await, Ok(TTL));
     sleep(Duration::from_secs(9)).await;
     assert_eq!(world.keys(), 1);
     sleep(Duration::from_secs(2)).await;

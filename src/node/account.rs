@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::env::timeout;
+use crate::env::{Asker, timeout};
 use crate::error::Error;
 use crate::secure::{Certificate, Presented};
 
@@ -101,7 +101,7 @@ impl Client {
     }
 
     /// Tells those apart who live at the same time; 0: nobody in particular.
-    pub fn number(&self) -> u64 {
+    fn number(&self) -> u64 {
         self.0.as_ref().map_or(0, |names| Arc::as_ptr(names).addr() as u64)
     }
 
@@ -113,10 +113,26 @@ impl Client {
     /// For all connections of its host together. It follows from the address, so a host that comes back after it was forgotten has the same; who
     /// has an address of IPv6 has the 2^64 beside it, too. Where it comes from is not known: as [`Self::number`].
     pub fn host_number(&self) -> u64 {
-        match self.address() {
+        let number = match self.address() {
             Some(IpAddr::V4(address)) => u64::from(address.to_bits()),
             Some(IpAddr::V6(address)) => (address.to_bits() >> 64) as u64,
-            None => self.number(),
+            None => return self.number(),
+        };
+        // 0 is the member itself; that much of ::1 is 0, too.
+        number.max(1)
+    }
+
+    /// As one of those who have turns and places.
+    pub fn asker(&self) -> Asker {
+        Asker { host: self.host_number(), connection: self.number() }
+    }
+
+    /// A small number for [`Self::host_number`], which others may share. 0 is nobody's in particular.
+    pub fn mark(&self) -> u8 {
+        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+        match self.host_number() {
+            0 => 0,
+            number => 1 + ((number.wrapping_mul(ODD) >> 32) % 255) as u8,
         }
     }
 
@@ -306,6 +322,11 @@ impl Taken {
         self.amount.load(Ordering::Relaxed)
     }
 
+    /// What it is taken of.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
     /// Whose it is.
     pub fn client(&self) -> &Client {
         &self.client
@@ -344,14 +365,19 @@ mod tests {
 
     #[test]
     fn a_host_has_the_number_of_its_address_whenever_it_comes() {
-        let number = |address: &str| Client::new(Some(&Host::at(address.parse().unwrap()))).host_number();
+        let number = |address: &str| Client::new(Some(&Host::at(address.parse().unwrap()))).asker().host;
         assert_eq!(number("10.0.0.1"), number("10.0.0.1"));
         assert_eq!(number("10.0.0.1"), number("::ffff:10.0.0.1"));
         assert_eq!(number("2001:db8::1"), number("2001:db8::2"), "both are one subscriber's");
-        let others = ["10.0.0.1", "10.0.0.2", "2001:db8::1", "2001:db8:0:1::1"].map(number);
+        let others = ["10.0.0.1", "10.0.0.2", "2001:db8::1", "2001:db8:0:1::1", "::1"].map(number);
+        assert!(others.iter().all(|number| *number != Asker::MEMBER.host), "{others:?}");
         assert!(others.iter().all(|number| others.iter().filter(|other| *other == number).count() == 1), "{others:?}");
         let (one, other) = (Client::new(None), Client::new(None));
-        assert_ne!(one.host_number(), other.host_number());
+        assert_ne!(one.asker().host, other.asker().host, "where they come from is not known");
+        let host = Host::at([10, 0, 0, 1].into());
+        let (one, other) = (Client::new(Some(&host)), Client::new(Some(&host)));
+        assert_ne!(one.asker(), other.asker());
+        assert!(Client::default().asker().is_member() && !one.asker().is_member());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! decodes the very bytes, in the envelope that apply will find them in, and checks what it found, with its own limits. A command of its
 //! own clients was checked before it was encoded ([`own`]), and what this build encodes decodes to the same (`node/tests/way.rs`); bytes of another
 //! member are believed in nothing ([`forwarded`]). A refusal is that proposal's answer and changes nothing.
-//! What it will cost is counted, too: a committed entry is applied by all members, and again at each restart.
+//! What it comes to is counted, too, work and space: a committed entry is applied by all members, and again at each restart.
 //! Absent: what else depends on the state but for the cluster version; that is a result of applying.
 
 use arrayvec::ArrayVec;
@@ -13,7 +13,7 @@ use prost::Message as _;
 
 use crate::env::planted;
 use crate::error::Error;
-use crate::kv::{self, Limits, validate};
+use crate::kv::{self, Growth, Limits, validate};
 use crate::pb::log::{Batch, Command, command::Request};
 use crate::raft::Store;
 
@@ -25,27 +25,43 @@ pub(crate) fn own(command: &mut Command, limits: &Limits) -> Result<(), Error> {
     Ok(())
 }
 
-/// What a command will cost to apply, as [`Cost::units`](kv::Cost::units); refused if that is too much as this member's data is now.
-pub(crate) fn cost(command: &Command, limits: &Limits, store: &Store) -> Result<u64, Error> {
-    let Some(request) = &command.request else { return Ok(0) };
-    if let Some(keys) = kv::plain_keys(request) {
-        return Ok(keys);
+/// What applying a command comes to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Weight {
+    /// The work, as [`Cost::units`](kv::Cost::units).
+    pub units: u64,
+    /// What it adds to what the quota counts, and whether it adds the values of keys that it copies, too: these are counted when it is
+    /// proposed (`space`).
+    pub adds: u64,
+    pub copies: bool,
+}
+
+/// What a command comes to as this member's data is now; refused if that is too much work.
+pub(crate) fn weigh(command: &Command, limits: &Limits, store: &Store) -> Result<Weight, Error> {
+    let Some(request) = &command.request else { return Ok(Weight::default()) };
+    let Growth { bytes, copies } = kv::growth(request);
+    if let Some(units) = kv::plain_keys(request) {
+        return Ok(Weight { units, adds: bytes, copies });
     }
     // A view, because the look-ups are as many as the operations.
     let state = store.view().kv;
     let cost = state.command_cost(request);
-    if let Request::Follow(_) = request {
-        // It was done elsewhere, and must be here.
-        return Ok(cost.units());
+    // It was done elsewhere, and must be here.
+    if !matches!(request, Request::Follow(_)) {
+        state.check_cost(cost, limits.request_cost_max)?;
     }
-    state.check_cost(cost, limits.request_cost_max)?;
-    Ok(cost.units())
+    Ok(Weight { units: cost.units(), adds: bytes, copies })
 }
 
-/// Checks an encoded command that another member has forwarded. Returns what it will cost.
-pub(crate) fn forwarded(command: &Bytes, limits: &Limits, store: &Store, cluster_version: u32) -> Result<u64, Error> {
+/// Checks an encoded command that another member has forwarded. Returns what it comes to.
+pub(crate) fn forwarded(
+    command: &Bytes,
+    limits: &Limits,
+    store: &Store,
+    cluster_version: u32,
+) -> Result<Weight, Error> {
     if planted!("proposal-not-checked") {
-        return Ok(0);
+        return Ok(Weight::default());
     }
     let head = batch_head(command.len());
     let batch = Batch::decode(head.as_slice().chain(command.clone()));
@@ -60,7 +76,7 @@ pub(crate) fn forwarded(command: &Bytes, limits: &Limits, store: &Store, cluster
         return Err(Error::LeaderChanged);
     }
     validate::command(command, limits)?;
-    cost(command, limits, store)
+    weigh(command, limits, store)
 }
 
 /// Checks the version that an encoded command of this member's needs.

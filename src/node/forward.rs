@@ -19,8 +19,9 @@ use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 
 use super::account::Client;
+use super::admit::Weight;
 use super::places::Places;
-use super::propose::{Forwarded, Proposal, Reply, Ticket};
+use super::propose::{self, Forwarded, Proposal, Reply, Ticket};
 use super::read::Waiter;
 use super::{Node, more_of_a_burst};
 use crate::env::{Instant, planted, sleep_until};
@@ -305,20 +306,22 @@ impl Node {
                 };
                 let Some(Ok(request)) = request else { return };
                 let request = if node.is_fenced(from) { refuse_fenced(request, &to) } else { request };
-                node.take_forwarded(request, &places, &to);
+                node.take_forwarded(from, request, &places, &to);
             }
         });
         Serving::of(outcomes)
     }
 
-    fn take_forwarded(&self, request: peer::ForwardRequest, places: &Places, to: &mpsc::Sender<Forwarded>) {
+    fn take_forwarded(&self, from: u64, request: peer::ForwardRequest, places: &Places, to: &mpsc::Sender<Forwarded>) {
         for peer::forward_request::Proposal { id, command } in request.proposals {
             // A member gives places back when their clients are told of a timeout, whether the proposals still wait here or not.
             let Ok(place) = places.take(&Client::default(), command.len() as u64) else {
                 drop(to.try_send(Forwarded::Outcome(id, Err(Error::TooManyRequests))));
                 continue;
             };
-            let proposal = Proposal { command, units: 0, reply: Reply::Remote { id, to: to.clone(), _place: place } };
+            let asker = propose::forwarded_asker(from, id);
+            let reply = Reply::Remote { id, to: to.clone(), _place: place };
+            let proposal = Proposal { command, asker, weight: Weight::default(), reply };
             if let Err(full) = self.inner.proposals.try_send(proposal) {
                 full.into_inner().reply.send(Err(Error::TooManyRequests));
             }

@@ -129,11 +129,12 @@ impl Housekeeping {
         let needs = reserve.saturating_add(bytes.saturating_mul(2).max(DISK_NEAR_RESERVES * reserve));
         space.disk_near.store(free < needs, Ordering::Relaxed);
         let quota = self.settings.quota_bytes.unwrap_or(u64::MAX);
-        let near = bytes / 100 >= quota / 10_000 * self.settings.quota_warn_percent;
+        let counted = self.node.store().read(|s| s.kv.counted(quota));
+        let near = counted / 100 >= quota / 10_000 * self.settings.quota_warn_percent;
         space.quota_near.store(near, Ordering::Relaxed);
-        let short = bytes > quota || space.quorum_low_disk.load(Ordering::Relaxed);
+        let short = counted > quota || space.quorum_low_disk.load(Ordering::Relaxed);
         space.short.store(short, Ordering::Relaxed);
-        let lacks_room = bytes.saturating_add(space.refused_bytes.load(Ordering::Relaxed)) > quota;
+        let lacks_room = counted.saturating_add(space.refused_bytes.load(Ordering::Relaxed)) > quota;
         if !lacks_room {
             space.refused_bytes.store(0, Ordering::Relaxed);
         }

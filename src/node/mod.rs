@@ -12,6 +12,7 @@ pub(crate) mod admit;
 mod forward;
 mod gate;
 pub mod housekeeping;
+mod lanes;
 mod office;
 mod pending;
 mod places;
@@ -35,6 +36,7 @@ use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use self::admit::Weight;
 use crate::caller::Caller;
 use crate::env::{Env, Instant, Pool, Refused, interval, planted, sleep, timeout_at};
 use crate::error::Error;
@@ -115,7 +117,7 @@ pub struct Node {
 /// A command as it goes to the leader, and what is known of it.
 struct Prepared {
     command: Bytes,
-    units: u64,
+    weight: Weight,
     number: u64,
     deadline: Instant,
 }
@@ -256,13 +258,13 @@ impl Node {
     }
 
     /// Whose requests go through this handle.
-    pub fn asker(&self) -> &Client {
+    pub fn client(&self) -> &Client {
         &self.client
     }
 
-    /// The number of whom its requests are; see [`Client::number`].
-    pub fn client(&self) -> u64 {
-        self.client.number()
+    /// A place among the requests that wait, for one of its client's that does not go through Raft; or `too many requests`.
+    pub fn take_place(&self) -> Result<account::Taken, Error> {
+        self.inner.places.take_one(&self.client)
     }
 
     /// Runs its client's long work where it holds up nobody else's; see [`Env::long_for`].
@@ -281,7 +283,7 @@ impl Node {
         T: Send + 'static,
     {
         let deadline = Instant::now() + patience;
-        self.env().long_for(pool, self.client(), deadline, work).await.map_err(|refused| match refused {
+        self.env().long_for(pool, self.client.asker(), deadline, work).await.map_err(|refused| match refused {
             Refused::Full => Error::TooManyRequests,
             Refused::Late => Error::Timeout,
         })
@@ -474,13 +476,13 @@ impl Node {
         command.asker = caller.to_pb();
         admit::own(&mut command, &self.inner.options.limits)?;
         // By this member's data, which is nearly the leader's; the leader counts again what others forward.
-        let units = admit::cost(&command, &self.inner.options.limits, &self.inner.store)?;
+        let weight = admit::weigh(&command, &self.inner.options.limits, &self.inner.store)?;
         let pending = Pending::begin(&command);
-        let origin = self.inner.store.waiters().origin();
+        let origin = self.inner.store.waiters().origin(self.client.mark());
         command.origin = (!planted!("answer-before-own-apply")).then_some(origin);
         let prepared = Prepared {
             command: encoded(&command),
-            units,
+            weight,
             number: origin.number,
             deadline: pending.begun() + self.inner.options.request_timeout,
         };
@@ -515,8 +517,8 @@ impl Node {
 
     /// Sends a command to the leader that is known now, and waits for what becomes of it.
     async fn offer(&self, asked: &Prepared, place: Arc<Place>) -> Outcome {
-        let Prepared { command, units, number, deadline } = asked;
-        let (units, number, deadline) = (*units, *number, *deadline);
+        let Prepared { command, weight, number, deadline } = asked;
+        let (weight, number, deadline) = (*weight, *number, *deadline);
         let waiters = self.inner.store.waiters();
         let Some(rx) = waiters.wait(number, self.term(), deadline, place.clone()) else {
             return Err(Error::NotLeader);
@@ -524,7 +526,8 @@ impl Node {
         let ticket = Ticket { number, waiters: waiters.clone(), place };
         let sent = match self.route() {
             Route::Leader => {
-                let proposal = Proposal { command: command.clone(), units, reply: Reply::Local(ticket) };
+                let (command, asker) = (command.clone(), self.client.host_number());
+                let proposal = Proposal { command, asker, weight, reply: Reply::Local(ticket) };
                 self.inner.proposals.try_send(proposal).map_err(|e| refused(&e))
             }
             Route::Follower(link) => link.send(Outgoing::Proposal(command.clone(), ticket)),

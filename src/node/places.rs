@@ -76,7 +76,7 @@ mod tests {
         let places = Places::new(8, 100);
         let (client, waiters) = (Client::new(None), Waiters::default());
         let place = Arc::new(places.take(&client, 10).unwrap());
-        let number = waiters.origin().number;
+        let number = waiters.origin(0).number;
         let _told = waiters.wait(number, 1, Instant::now() + Duration::from_secs(1), place.clone()).unwrap();
         waiters.end_applied(number);
         assert_eq!((places.requests.taken(), places.bytes.taken()), (0, 0));

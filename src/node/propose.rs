@@ -3,10 +3,14 @@
 //! A batch is what arrived while the one before it was in flight, and shortly after it ([`Pace`]). Only where much waits, it goes while
 //! others are in flight. Bounded by bytes a batch and batches in flight.
 //!
+//! So much goes at once as others may wait for, a *round*. Where more waits, clients have turns, by their hosts ([`Lanes`]). What another
+//! member forwards has the turns of that member's client, whose mark is in its number; a member's own commands have turns of their
+//! own.
+//!
 //! A command that takes milliseconds to apply is heavy: it goes behind all others that wait, alone, and one at a time, since what is
-//! behind it in the log waits for it. So whoever sends many of them waits for himself, and the others for one of them at most.
+//! behind it in the log waits for it. These, too, go by turns, and few of a client may wait. So whoever sends many of them waits for
+//! himself, and the others for one of them at most.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,15 +19,18 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use openraft::errors::ClientWriteError;
 use openraft::raft::ClientWriteResult;
-use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use super::admit::Weight;
+use super::lanes::{Lanes, TURN};
 use super::places::Place;
 use super::rates::Rates;
 use super::space::Judge;
 use super::{Node, admit, more_of_a_burst};
+use crate::env::rota::{Asker, Rota};
 use crate::env::{Instant, sleep_until};
 use crate::error::Error;
+use crate::kv::Auth;
 use crate::pb;
 use crate::raft::{Batch, Outcome, TypeConfig, Waiters};
 
@@ -36,6 +43,15 @@ const MUCH_BYTES: usize = 64 << 10;
 const BATCH_UNITS_MAX: u64 = 32_768;
 /// A command that costs more goes alone: some milliseconds.
 const HEAVY_UNITS: u64 = 4096;
+/// Heavy commands of one client that may wait: more than it can have the time for.
+const HEAVY_WAITING_MAX: usize = 32;
+/// What goes at once, unless one command alone is more: who comes then waits for no more, some ten milliseconds.
+const ROUND_BYTES_MAX: usize = 2 << 20;
+const ROUND_UNITS_MAX: u64 = 8192;
+/// What is as much of a turn as a unit of cost.
+const UNIT_BYTES: usize = 64;
+/// Who asks if it is the member itself: as the `host_number` of nobody in particular.
+const OWN: u64 = 0;
 /// So many commands do not wait for more: what a batch costs beside them, three flushes above all, is little then.
 const MANY: usize = 64;
 /// Where so few are about, nobody waits for others.
@@ -95,9 +111,18 @@ impl Reply {
 /// An encoded [`pb::log::Command`] on its way.
 pub(super) struct Proposal {
     pub command: Bytes,
-    /// What applying it costs; of another member's, that is counted here.
-    pub units: u64,
+    /// In whose turns it goes.
+    pub asker: u64,
+    /// What applying it comes to; of another member's, that is counted here.
+    pub weight: Weight,
     pub reply: Reply,
+}
+
+/// In whose turns goes what another member has forwarded under this number. Of a member of an older version, whose numbers have no
+/// marks, any two commands may go in different ones.
+pub(super) fn forwarded_asker(from: u64, number: u64) -> u64 {
+    // A member's id is random but for its lowest bits, and no client's host has such a number.
+    from.rotate_left(u8::BITS) ^ u64::from(Waiters::mark(number))
 }
 
 /// When the next batch goes, once none is in flight.
@@ -132,81 +157,221 @@ impl Pace {
 /// Commands as batches, each with what is to be told to whom when it is applied.
 struct Batches<R> {
     bytes_max: usize,
-    whole: Vec<(Bytes, Vec<R>)>,
+    whole: Vec<Packed<R>>,
     batch: BytesMut,
     replies: Vec<R>,
     units: u64,
+    adds: u64,
+}
+
+/// A batch that goes to Raft.
+struct Packed<R> {
+    batch: Bytes,
+    replies: Vec<R>,
+    /// What applying it adds.
+    adds: u64,
+    is_heavy: bool,
 }
 
 impl<R> Batches<R> {
     fn new(bytes_max: usize) -> Self {
-        Self { bytes_max, whole: Vec::new(), batch: BytesMut::new(), replies: Vec::new(), units: 0 }
+        Self { bytes_max, whole: Vec::new(), batch: BytesMut::new(), replies: Vec::new(), units: 0, adds: 0 }
     }
 
-    fn add(&mut self, command: &[u8], units: u64, reply: R) {
+    fn add(&mut self, command: &[u8], weight: Weight, reply: R) {
         let bytes = pb::delimited_len(command.len());
-        if self.batch.len() + bytes > self.bytes_max || self.units.saturating_add(units) > BATCH_UNITS_MAX {
+        if self.batch.len() + bytes > self.bytes_max || self.units.saturating_add(weight.units) > BATCH_UNITS_MAX {
             self.close();
         }
         self.batch.reserve(bytes);
         self.batch.put_slice(&admit::batch_head(command.len()));
         self.batch.put_slice(command);
         self.replies.push(reply);
-        self.units = self.units.saturating_add(units);
+        self.units = self.units.saturating_add(weight.units);
+        self.adds = self.adds.saturating_add(weight.adds);
     }
 
     fn close(&mut self) {
         if !self.replies.is_empty() {
-            self.whole.push((self.batch.split().freeze(), std::mem::take(&mut self.replies)));
+            let (batch, replies) = (self.batch.split().freeze(), std::mem::take(&mut self.replies));
+            self.whole.push(Packed { batch, replies, adds: self.adds, is_heavy: false });
         }
-        self.units = 0;
+        (self.units, self.adds) = (0, 0);
     }
 
-    fn finish(mut self) -> Vec<(Bytes, Vec<R>)> {
+    fn finish(mut self) -> Vec<Packed<R>> {
         self.close();
         self.whole
     }
+
+    /// The batches so far.
+    fn encoded(&self) -> impl Iterator<Item = Bytes> {
+        let open = Bytes::copy_from_slice(&self.batch);
+        self.whole.iter().map(|packed| packed.batch.clone()).chain([open])
+    }
 }
 
-impl Batches<Reply> {
-    fn packed(self, is_heavy: bool) -> impl Iterator<Item = Packed> {
-        self.finish().into_iter().map(move |(batch, replies)| Packed { batch, replies, is_heavy })
+/// What of a round is left.
+struct Left {
+    bytes: usize,
+    units: u64,
+}
+
+impl Left {
+    fn is_none(&self) -> bool {
+        self.bytes == 0 || self.units == 0
+    }
+
+    fn spend(&mut self, bytes: usize, units: u64) {
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.units = self.units.saturating_sub(units);
+    }
+}
+
+/// A round that is being packed.
+struct Round<'a> {
+    node: &'a Node,
+    cluster_version: u32,
+    /// If there are users with a rate.
+    auth: Option<Arc<Auth>>,
+    rates: &'a mut Rates,
+    judge: Judge<'a>,
+    in_flight: &'a [InFlight],
+    batches: Batches<Reply>,
+    left: Left,
+}
+
+impl<'a> Round<'a> {
+    fn new(node: &'a Node, rates: &'a mut Rates, in_flight: &'a [InFlight]) -> Self {
+        Self {
+            node,
+            cluster_version: node.inner.store.read(|s| s.kv.cluster_version()),
+            auth: node.is_auth_on().then(|| node.auth()).filter(|auth| auth.has_rates()),
+            rates,
+            judge: Judge::new(node, in_flight.iter().map(|batch| batch.adds).fold(0, u64::saturating_add)),
+            in_flight,
+            batches: Batches::new(node.inner.options.batch_bytes_max),
+            left: Left { bytes: ROUND_BYTES_MAX, units: ROUND_UNITS_MAX },
+        }
+    }
+
+    /// Takes a command into the round, or tells that it is refused, or has it wait among the heavy ones. Returns what it comes to of its
+    /// asker's turn.
+    fn take(&mut self, mut proposal: Proposal, heavy: &mut Rota<Proposal>) -> usize {
+        if proposal.reply.is_closed() {
+            return 0;
+        }
+        let checked = self.weigh(&mut proposal);
+        let Weight { units, .. } = proposal.weight;
+        let bytes = proposal.command.len();
+        if checked.is_ok() && units > HEAVY_UNITS {
+            let asker = Asker::of_host(proposal.asker);
+            if proposal.asker != OWN && heavy.share(asker).host >= HEAVY_WAITING_MAX {
+                proposal.reply.send(Err(Error::TooManyRequests));
+            } else {
+                heavy.push(asker, proposal);
+            }
+            return bytes;
+        }
+        match checked.and_then(|()| self.let_go(&proposal)) {
+            Ok(()) => {
+                self.left.spend(bytes, units);
+                self.batches.add(&proposal.command, proposal.weight, proposal.reply);
+            }
+            Err(error) => proposal.reply.send(Err(error)),
+        }
+        bytes.saturating_add(UNIT_BYTES.saturating_mul(usize::try_from(units).unwrap_or(TURN)))
+    }
+
+    /// The next heavy command whose asker still wants it and that is not refused.
+    fn take_heavy(&mut self, heavy: &mut Rota<Proposal>) -> Option<Packed<Reply>> {
+        while let Some(mut proposal) = heavy.pop() {
+            if proposal.reply.is_closed() {
+                continue;
+            }
+            // Again, for it has waited.
+            match self.weigh(&mut proposal).and_then(|()| self.let_go(&proposal)) {
+                Ok(()) => {
+                    let mut alone = Batches::new(self.node.inner.options.batch_bytes_max);
+                    alone.add(&proposal.command, proposal.weight, proposal.reply);
+                    return alone.finish().pop().map(|packed| Packed { is_heavy: true, ..packed });
+                }
+                Err(error) => proposal.reply.send(Err(error)),
+            }
+        }
+        None
+    }
+
+    /// Finds out what applying it comes to, as the data is now and behind what goes before it.
+    fn weigh(&mut self, proposal: &mut Proposal) -> Result<(), Error> {
+        let inner = &self.node.inner;
+        let mut weight = match proposal.reply {
+            Reply::Local(_) => admit::version(&proposal.command, self.cluster_version).map(|()| proposal.weight)?,
+            Reply::Remote { .. } => {
+                admit::forwarded(&proposal.command, &inner.options.limits, &inner.store, self.cluster_version)?
+            }
+        };
+        if weight.copies {
+            let sent = self.in_flight.iter().map(|batch| batch.batch.clone());
+            let (command, batches) = (&proposal.command, &self.batches);
+            self.judge.weigh_copies(command, &mut weight, || sent.chain(batches.encoded()).collect());
+        }
+        proposal.weight = weight;
+        Ok(())
+    }
+
+    /// Refuses what its asker may not write now, or what there is no space for.
+    fn let_go(&mut self, proposal: &Proposal) -> Result<(), Error> {
+        if let Some(auth) = &self.auth {
+            self.rates.check(auth, &proposal.command, Instant::now())?;
+        }
+        self.judge.check(&proposal.command, proposal.weight)
     }
 }
 
 pub(super) struct Proposer {
     node: Node,
     queue: mpsc::Receiver<Proposal>,
-    /// Of batches that are in flight.
-    in_flight_bytes: u64,
-    rates: Mutex<Rates>,
-    /// Heavy commands that wait, each in its place among all that may; and whether one is in flight.
-    heavy: VecDeque<(Proposal, u64)>,
+    in_flight: Vec<InFlight>,
+    batches_sent: u64,
+    rates: Rates,
+    /// What a round had no room for.
+    lanes: Lanes<Proposal>,
+    /// Heavy commands that wait, each in its asker's turns; and whether one is in flight.
+    heavy: Rota<Proposal>,
     heavy_in_flight: bool,
 }
 
-/// A batch that goes to Raft.
-struct Packed {
+/// A batch that was given to Raft and is not applied yet.
+struct InFlight {
+    number: u64,
     batch: Bytes,
-    replies: Vec<Reply>,
-    is_heavy: bool,
+    adds: u64,
 }
 
 /// A batch that is no longer in flight.
 struct Done {
+    number: u64,
     is_heavy: bool,
     replies: Vec<Reply>,
     result: Result_,
     took: Duration,
-    bytes: u64,
 }
 
 type Result_ = Result<ClientWriteResult<TypeConfig>, ()>;
 
 impl Proposer {
     pub(super) fn new(node: Node, queue: mpsc::Receiver<Proposal>) -> Self {
-        let rates = Mutex::default();
-        Self { node, queue, in_flight_bytes: 0, rates, heavy: VecDeque::new(), heavy_in_flight: false }
+        Self {
+            node,
+            queue,
+            in_flight: Vec::new(),
+            batches_sent: 0,
+            rates: Rates::default(),
+            lanes: Lanes::default(),
+            heavy: Rota::default(),
+            heavy_in_flight: false,
+        }
     }
 
     pub(super) async fn run(mut self) {
@@ -219,12 +384,13 @@ impl Proposer {
             let room = TAKE_MAX - waiting.len();
             tokio::select! {
                 biased;
-                Some(Done { is_heavy, replies, result, took, bytes }) = in_flight.next() => {
-                    self.in_flight_bytes -= bytes;
+                Some(Done { number, is_heavy, replies, result, took }) = in_flight.next() => {
+                    self.in_flight.retain(|batch| batch.number != number);
                     if is_heavy {
                         self.heavy_in_flight = false;
                     } else {
-                        pace.answered(replies.len(), waiting.len() + self.queue.len(), took, Instant::now());
+                        let wait = waiting.len() + self.lanes.len() + self.queue.len();
+                        pace.answered(replies.len(), wait, took, Instant::now());
                     }
                     distribute(replies, result);
                 }
@@ -238,18 +404,14 @@ impl Proposer {
             }
             let is_due = self.others_in_flight(in_flight.len()) == 0 && pace.is_due(waiting.len(), Instant::now());
             let is_heavy_due = !self.heavy_in_flight && !self.heavy.is_empty();
-            let has_work = is_heavy_due || !waiting.is_empty() && (is_due || is_much(&waiting));
+            let is_crowded = !self.lanes.is_empty();
+            let has_work = is_heavy_due || is_crowded || !waiting.is_empty() && (is_due || is_much(&waiting));
             if in_flight.len() >= in_flight_max || !has_work {
                 continue;
             }
             more_of_a_burst(&mut self.queue, &mut waiting, TAKE_MAX).await;
             for packed in self.pack(&mut waiting) {
-                let (bytes, is_heavy) = (packed.batch.len() as u64, packed.is_heavy);
-                if let Some(waiting) = self.submit(packed).await {
-                    self.in_flight_bytes += bytes;
-                    self.heavy_in_flight |= is_heavy;
-                    in_flight.push(waiting);
-                }
+                in_flight.extend(self.submit(packed).await);
             }
         }
     }
@@ -259,72 +421,55 @@ impl Proposer {
         in_flight - usize::from(self.heavy_in_flight)
     }
 
-    /// Splits what waits into batches of bounded bytes and cost; a batch holds one command at least. The last one may be a heavy one.
-    fn pack(&mut self, waiting: &mut Vec<Proposal>) -> Vec<Packed> {
-        let bytes_max = self.node.inner.options.batch_bytes_max;
-        let cluster_version = self.node.inner.store.read(|s| s.kv.cluster_version());
-        let auth = self.node.is_auth_on().then(|| self.node.auth()).filter(|auth| auth.has_rates());
-        let mut judge = Judge::new(&self.node, self.in_flight_bytes);
-        let mut may_go = |proposal: &Proposal| {
-            let in_rate = match &auth {
-                Some(auth) => self.rates.lock().check(auth, &proposal.command, Instant::now()),
-                None => Ok(()),
-            };
-            in_rate.and_then(|()| judge.check(&proposal.command))
-        };
-        let mut batches = Batches::new(bytes_max);
-        for proposal in waiting.drain(..).filter(|proposal| !proposal.reply.is_closed()) {
-            match check(&self.node, &proposal, cluster_version) {
-                Ok(units) if units > HEAVY_UNITS => self.heavy.push_back((proposal, units)),
-                checked => match checked.and_then(|units| may_go(&proposal).map(|()| units)) {
-                    Ok(units) => batches.add(&proposal.command, units, proposal.reply),
-                    Err(error) => proposal.reply.send(Err(error)),
-                },
+    /// The next round: of what waits, so much as may go at once, in batches of bounded bytes and cost; a batch holds one command at least.
+    /// The last one may be a heavy one.
+    fn pack(&mut self, waiting: &mut Vec<Proposal>) -> Vec<Packed<Reply>> {
+        let mut round = Round::new(&self.node, &mut self.rates, &self.in_flight);
+        let (lanes, heavy) = (&mut self.lanes, &mut self.heavy);
+        let is_crowded = !lanes.is_empty();
+        for proposal in waiting.drain(..) {
+            // Nearly always all of it may go, and then nobody need know whose it is.
+            if is_crowded || round.left.is_none() {
+                lanes.push(proposal.asker, proposal);
+            } else {
+                round.take(proposal, heavy);
             }
         }
-        let mut packed: Vec<_> = batches.packed(false).collect();
-        while !self.heavy_in_flight
-            && let Some((proposal, units)) = self.heavy.pop_front()
+        if !lanes.is_empty() {
+            // Whoever comes behind many others has its turn with them.
+            while let Ok(proposal) = self.queue.try_recv() {
+                lanes.push(proposal.asker, proposal);
+            }
+        }
+        while !round.left.is_none()
+            && let Some(proposal) = lanes.pop()
         {
-            if proposal.reply.is_closed() {
-                continue;
-            }
-            match may_go(&proposal) {
-                Ok(()) => {
-                    let mut alone = Batches::new(bytes_max);
-                    alone.add(&proposal.command, units, proposal.reply);
-                    packed.extend(alone.packed(true));
-                    break;
-                }
-                Err(error) => proposal.reply.send(Err(error)),
-            }
+            let spent = round.take(proposal, heavy);
+            lanes.spend(spent);
         }
+        let alone = if self.heavy_in_flight { None } else { round.take_heavy(heavy) };
+        let mut packed = round.batches.finish();
+        packed.extend(alone);
         packed
     }
 
-    async fn submit(&self, packed: Packed) -> Option<impl Future<Output = Done> + use<>> {
-        let Packed { batch, replies, is_heavy } = packed;
-        let (begin, bytes) = (Instant::now(), batch.len() as u64);
+    /// Gives a batch to Raft. Returns what resolves when it is applied; `None`: Raft has stopped.
+    async fn submit(&mut self, packed: Packed<Reply>) -> Option<impl Future<Output = Done> + use<>> {
+        let Packed { batch, replies, adds, is_heavy } = packed;
+        let begin = Instant::now();
         let (responder, rx) = openraft::impls::OneshotResponder::new_pair();
-        if self.node.inner.raft.client_write_ff(Batch(batch), Some(responder)).await.is_err() {
+        if self.node.inner.raft.client_write_ff(Batch(batch.clone()), Some(responder)).await.is_err() {
             replies.into_iter().for_each(|reply| reply.send(Err(Error::Stopped)));
             return None;
         }
+        let number = self.batches_sent;
+        self.batches_sent += 1;
+        self.in_flight.push(InFlight { number, batch, adds });
+        self.heavy_in_flight |= is_heavy;
         Some(async move {
             let result = rx.await.map_err(|_| ());
-            Done { is_heavy, replies, result, took: begin.elapsed(), bytes }
+            Done { number, is_heavy, replies, result, took: begin.elapsed() }
         })
-    }
-}
-
-/// Returns what applying it will cost.
-fn check(node: &Node, proposal: &Proposal, cluster_version: u32) -> Result<u64, Error> {
-    match proposal.reply {
-        Reply::Local(_) => admit::version(&proposal.command, cluster_version).map(|()| proposal.units),
-        Reply::Remote { .. } => {
-            let inner = &node.inner;
-            admit::forwarded(&proposal.command, &inner.options.limits, &inner.store, cluster_version)
-        }
     }
 }
 
@@ -354,6 +499,42 @@ fn distribute(replies: Vec<Reply>, result: Result_) {
     }
 }
 
+/// For tests that play Raft.
+#[cfg(test)]
+impl Proposer {
+    pub(super) fn round_of_test(&mut self) -> Vec<(Bytes, u64, Vec<Reply>)> {
+        let mut waiting = Vec::new();
+        while waiting.len() < TAKE_MAX
+            && let Ok(proposal) = self.queue.try_recv()
+        {
+            waiting.push(proposal);
+        }
+        self.pack(&mut waiting).into_iter().map(|packed| (packed.batch, packed.adds, packed.replies)).collect()
+    }
+
+    pub(super) fn note_of_test(&mut self, number: u64, batch: Bytes, adds: u64) {
+        self.in_flight.push(InFlight { number, batch, adds });
+    }
+
+    pub(super) fn forget_of_test(&mut self, number: u64) {
+        self.in_flight.retain(|batch| batch.number != number);
+    }
+
+    pub(super) fn waits_of_test(&self) -> bool {
+        !(self.queue.is_empty() && self.lanes.is_empty() && self.heavy.is_empty())
+    }
+}
+
+#[cfg(test)]
+impl Reply {
+    pub(super) fn id_of_test(&self) -> u64 {
+        match self {
+            Reply::Local(ticket) => ticket.number,
+            Reply::Remote { id, .. } => *id,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use openraft::errors::ForwardToLeader;
@@ -365,7 +546,7 @@ mod tests {
     fn told(result: Result_) -> Error {
         let place = Arc::new(Places::new(1, 1).take(&Client::default(), 1).expect("it is free"));
         let waiters = Arc::new(Waiters::default());
-        let number = waiters.origin().number;
+        let number = waiters.origin(0).number;
         let mut rx = waiters.wait(number, 1, Instant::now(), place.clone()).expect("no later term is known");
         distribute(vec![Reply::Local(Ticket { number, waiters, place })], result);
         rx.try_recv().expect("everyone is told").expect_err("it was not applied")
@@ -398,9 +579,9 @@ mod tests {
         let sizes = |commands: &[(usize, u64)]| {
             let mut batches = Batches::new(100);
             for (bytes, units) in commands {
-                batches.add(&vec![0; *bytes], *units, *units);
+                batches.add(&vec![0; *bytes], Weight { units: *units, ..Weight::default() }, *units);
             }
-            batches.finish().into_iter().map(|(_, replies)| replies.len()).collect::<Vec<_>>()
+            batches.finish().into_iter().map(|packed| packed.replies.len()).collect::<Vec<_>>()
         };
         assert!(sizes(&[]).is_empty());
         assert_eq!(sizes(&[(10, 1); 8]), [8]);

@@ -1,5 +1,7 @@
 //! The way of a request to a leader that is played by the test: what is tried again, what never is, and what is bounded.
 
+mod space;
+mod turns;
 mod way;
 
 use std::net::IpAddr;
@@ -349,4 +351,72 @@ async fn large_answers_come_in_messages_of_bounded_size() {
         seen.extend((message.read_index_id != 0).then_some(message.read_index_id));
     }
     assert_eq!(seen, [1, 2, 3, 4, 5, 9]);
+}
+
+/// A store in which alarm CORRUPT is on for `fenced`, one of three members.
+fn fence(node: &Node, fenced: u64) {
+    let voters = [THIS.member_id, fenced, 0x30001];
+    let nodes = voters.map(|id| (id, pb::log::Node { name: format!("kv-{id}"), ..Default::default() }));
+    let membership = openraft::Membership::new(vec![voters.into()], std::collections::BTreeMap::from(nodes)).unwrap();
+    let formed = crate::raft::Entry {
+        log_id: crate::raft::LogId::new_term_index(TERM, 0),
+        payload: openraft::EntryPayload::Membership(membership),
+    };
+    node.store().apply(formed, false).unwrap();
+    let alarm = alarm(fenced, pb::etcd::alarm_request::AlarmAction::Activate);
+    node.store().apply(crate::raft::tests::entry(TERM, 1, vec![alarm]), false).unwrap();
+    assert!(node.is_fenced(fenced) && !node.is_fenced(THIS.member_id));
+}
+
+fn alarm(member_id: u64, action: pb::etcd::alarm_request::AlarmAction) -> Command {
+    let alarm = pb::etcd::AlarmRequest { action: action.into(), member_id, alarm: pb::etcd::AlarmType::Corrupt.into() };
+    Command::new(crate::kv::ALARMS_SINCE, pb::log::command::Request::Alarm(alarm))
+}
+
+/// It may not have applied its own alarm yet: a log that gave way under its state makes it apply nothing for a while.
+#[tokio::test(start_paused = true)]
+async fn what_a_fenced_member_asks_is_refused_but_for_alarms() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let net = net();
+    let node = follower(&net, options()).await;
+    fence(&node, LEADER);
+    for from in [LEADER, 0x30001] {
+        for _ in 0..20 {
+            let commands: Vec<(bool, Command)> = (0..random.usize(0..20))
+                .map(|_| match random.bool() {
+                    true => (true, alarm(LEADER, pb::etcd::alarm_request::AlarmAction::Deactivate)),
+                    false => (false, command(random.usize(..100))),
+                })
+                .collect();
+            let proposal = |(id, (_, command)): (usize, &(bool, Command))| pb::peer::forward_request::Proposal {
+                id: id as u64 + 1,
+                command: command.encode_to_vec().into(),
+            };
+            let proposals: Vec<_> = commands.iter().enumerate().map(proposal).collect();
+            let request = ForwardRequest { proposals, read_index_id: 99, ..ForwardRequest::default() };
+            let requests = tokio_stream::iter([Ok::<_, std::convert::Infallible>(request)]);
+            let mut serving = node.serve_forward(from, requests);
+            let mut refused = Vec::new();
+            let seen = async {
+                while let Some(message) = serving.next().await {
+                    let corrupt = Error::Corrupt.number();
+                    let is_corrupt = |outcome: &&forward_response::Outcome| matches!(&outcome.result, Some(forward_response::outcome::Result::Error(error)) if *error == corrupt);
+                    refused.extend(message.outcomes.iter().filter(is_corrupt).map(|outcome| outcome.id));
+                    if message.read_index_id != 0 && message.read_error == corrupt {
+                        refused.push(message.read_index_id);
+                    }
+                }
+            };
+            // Of what is taken some is answered only much later, or never.
+            let _ = crate::env::timeout(Duration::from_secs(10), seen).await;
+            let others = commands.iter().enumerate().filter(|(_, (is_alarm, _))| !is_alarm);
+            let mut expected: Vec<u64> = others.map(|(id, _)| id as u64 + 1).chain([99]).collect();
+            if from != LEADER {
+                expected.clear();
+            }
+            assert_eq!(refused, expected);
+        }
+    }
 }

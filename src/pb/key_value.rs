@@ -23,6 +23,8 @@ const LEASE: u32 = 6;
 
 /// What an encoding takes beside its key and its value, at most: six tags, two lengths, four integers.
 pub const HEADS_BYTES_MAX: usize = 6 + 2 * 5 + 4 * 10;
+/// The same of a tombstone, which has only a key and a revision.
+pub const TOMBSTONE_HEADS_BYTES_MAX: usize = 2 + 5 + 10;
 
 /// One version of one key (`proto/kv.proto`). A tombstone has version 0 and no value.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
@@ -54,7 +56,17 @@ impl KeyValue {
 
     /// The deletion of `key` at `mod_revision`.
     pub fn tombstone(key: &[u8], mod_revision: i64) -> Self {
+        #[cfg(test)]
+        looks::touch(key.len());
         Self::new(Fields { key, mod_revision, ..Fields::default() })
+    }
+
+    /// The same version without its value. Copies the key.
+    pub fn without_value(&self) -> Self {
+        let fields = self.fields();
+        #[cfg(test)]
+        looks::touch(fields.key.len());
+        Self::new(Fields { value: &[], ..fields })
     }
 
     /// All fields, parsed; a few nanoseconds.
@@ -225,13 +237,30 @@ pub fn delimited_len(len: usize) -> usize {
     1 + encoded_len_varint(len as u64) + len
 }
 
-/// How often this thread has looked into a version: what a test can hold against how many there are, on any machine.
+/// Two values in the order of their bytes. They may be long, and what compares many of them counts that (`kv`).
+pub fn compare_values(a: &[u8], b: &[u8]) -> std::cmp::Ordering {
+    #[cfg(test)]
+    looks::touch(a.iter().zip(b).take_while(|(a, b)| a == b).count());
+    a.cmp(b)
+}
+
+/// How often this thread has looked into a version, and how many bytes of keys and values it has compared or copied: what a test can
+/// hold against how many there are, on any machine.
 #[cfg(test)]
 pub(crate) mod looks {
     use std::cell::Cell;
 
     thread_local! {
         static LOOKS: Cell<u64> = const { Cell::new(0) };
+        static TOUCHED: Cell<u64> = const { Cell::new(0) };
+    }
+
+    pub(crate) fn touch(bytes: usize) {
+        TOUCHED.set(TOUCHED.get() + bytes as u64);
+    }
+
+    pub(crate) fn touched_so_far() -> u64 {
+        TOUCHED.get()
     }
 
     pub(super) fn count() {

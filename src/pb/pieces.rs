@@ -11,8 +11,9 @@ use bytes::Bytes;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 
-use super::KeyValue;
-use super::etcd::{DeleteRangeResponse, PutResponse, RangeResponse, TxnResponse, response_op::Response as OpResponse};
+use super::etcd::response_op::Response as OpResponse;
+use super::etcd::{DeleteRangeResponse, LeaseTimeToLiveResponse, PutResponse, RangeResponse, TxnResponse};
+use super::{KeyValue, delimited_len};
 
 /// Bytes of a piece, unless one version alone is larger.
 pub const PIECE_BYTES: usize = 64 << 10;
@@ -25,6 +26,7 @@ const RANGE_KVS: u32 = 2;
 const PUT_PREV_KV: u32 = 2;
 const DELETE_PREV_KVS: u32 = 3;
 const TXN_RESPONSES: u32 = 3;
+const LEASE_KEYS: u32 = 5;
 const OP_RANGE: u32 = 1;
 const OP_PUT: u32 = 2;
 const OP_DELETE_RANGE: u32 = 3;
@@ -36,6 +38,8 @@ pub enum LargeAnswer {
     Range(RangeResponse),
     DeleteRange(DeleteRangeResponse),
     Txn(TxnResponse),
+    /// Without the keys, which come behind it; only the keys of these versions count.
+    TimeToLive(LeaseTimeToLiveResponse, Vec<KeyValue>),
 }
 
 /// Writes a version behind others of the same list; `true` for the first of it.
@@ -165,6 +169,9 @@ impl LargeAnswer {
             Self::Range(answer) => answer.encoded_len(),
             Self::DeleteRange(answer) => answer.encoded_len(),
             Self::Txn(answer) => answer.encoded_len(),
+            Self::TimeToLive(answer, keys) => {
+                answer.encoded_len() + keys.iter().map(|kv| delimited_len(kv.key().len())).sum::<usize>()
+            }
         }
     }
 
@@ -185,6 +192,7 @@ impl LargeAnswer {
             Self::Range(answer) => answer.kvs.len(),
             Self::DeleteRange(answer) => answer.prev_kvs.len(),
             Self::Txn(answer) => of_txn(answer),
+            Self::TimeToLive(_, keys) => keys.len(),
         }
     }
 
@@ -199,6 +207,10 @@ impl LargeAnswer {
                 Self::Range(answer) => write_range(answer, &mut message),
                 Self::DeleteRange(answer) => answer.encode_raw(&mut message),
                 Self::Txn(answer) => answer.encode_raw(&mut message),
+                Self::TimeToLive(answer, keys) => {
+                    answer.encode_raw(&mut message);
+                    keys.iter().for_each(|kv| write_key(kv, &mut message));
+                }
             }
             pieces.text(message);
             return pieces;
@@ -208,6 +220,7 @@ impl LargeAnswer {
             Self::Range(answer) => range(answer),
             Self::DeleteRange(answer) => delete_range(answer),
             Self::Txn(answer) => txn(answer).pieces,
+            Self::TimeToLive(answer, keys) => time_to_live(answer, keys),
         });
         pieces
     }
@@ -273,6 +286,19 @@ fn delete_range(answer: DeleteRangeResponse) -> Pieces {
     pieces.text(DeleteRangeResponse { header, deleted, ..DeleteRangeResponse::default() }.encode_to_vec());
     pieces.versions(prev_kvs, |kv, _, out| write_version(DELETE_PREV_KVS, kv, out));
     pieces
+}
+
+fn time_to_live(answer: LeaseTimeToLiveResponse, keys: Vec<KeyValue>) -> Pieces {
+    let mut pieces = Pieces::default();
+    pieces.text(answer.encode_to_vec());
+    pieces.versions(keys, |kv, _, out| write_key(kv, out));
+    pieces
+}
+
+fn write_key(kv: &KeyValue, out: &mut Vec<u8>) {
+    encode_key(LEASE_KEYS, WireType::LengthDelimited, out);
+    encode_varint(kv.key().len() as u64, out);
+    out.extend_from_slice(kv.key());
 }
 
 fn txn(answer: TxnResponse) -> Encoded {

@@ -31,8 +31,8 @@ use crate::pb::log::Command;
 use crate::storage::Progress;
 use crate::storage::snapshot::{self, Head, SnapshotFile};
 
-/// An entry whose commands visit more keys than this is applied beside what readers see: some milliseconds. For others the copies of
-/// what they change, which a clone shares, would cost more than the wait.
+/// An entry whose commands visit more keys than this, or have as much other work, is applied beside what readers see: some
+/// milliseconds. For others the copies of what they change, which a clone shares, would cost more than the wait.
 const ASIDE_KEYS: u64 = if cfg!(test) { 512 } else { 1024 };
 /// Who can do without a change waits no longer than this for another one.
 const WRITE_PATIENCE: Duration = Duration::from_millis(1);
@@ -482,7 +482,7 @@ impl Store {
     /// Reads what is in the entry that is to be applied next.
     fn decode(&self, entry: Entry) -> io::Result<Decoded> {
         let commands = commands_of(&entry)?;
-        let is_long = self.read(|s| s.kv.keys_of(&commands)) > ASIDE_KEYS;
+        let is_long = self.read(|s| s.kv.work_of(&commands)) > ASIDE_KEYS;
         Ok(Decoded { entry, commands, is_long })
     }
 

@@ -331,7 +331,7 @@ fn readers_go_on_while_a_long_entry_is_applied_and_see_all_of_it_or_nothing() {
 fn each_command_is_answered_once_by_whoever_has_to() {
     let store = Store::new(Applied::default(), false, 1 << 20);
     store.waiters().begin(7);
-    let own = store.waiters().origin();
+    let own = store.waiters().origin(0);
     let foreign = pb::log::Origin { process: 8, ..own };
     let commands = || {
         let of = |origin| Command { origin, ..put("a", b"1") };

@@ -17,6 +17,9 @@ use crate::env::Instant;
 use crate::error::Error;
 use crate::pb::log::{Answer, Origin};
 
+/// The lowest bits of a number.
+const MARK_BITS: u32 = u8::BITS;
+
 /// What a command came to.
 pub type Outcome = Result<Answer, Error>;
 
@@ -74,10 +77,16 @@ impl Waiters {
         self.process.store(nonce.max(1), Ordering::Relaxed);
     }
 
-    /// For the next command.
-    pub fn origin(&self) -> Origin {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
+    /// For the next command, of whoever is meant by `mark`: the leader sees it in the number and serves those apart who have different
+    /// ones.
+    pub fn origin(&self, mark: u8) -> Origin {
+        let number = self.next.fetch_add(1, Ordering::Relaxed) << MARK_BITS | u64::from(mark);
         Origin { process: self.process.load(Ordering::Relaxed), number }
+    }
+
+    /// The mark in a number, of whichever member.
+    pub fn mark(number: u64) -> u8 {
+        number as u8
     }
 
     /// The number that this process gave the command, if it did.
@@ -146,7 +155,7 @@ impl Waiters {
 
     /// Greater than each number that was given so far.
     pub(super) fn next_number(&self) -> u64 {
-        self.next.load(Ordering::Relaxed)
+        self.next.load(Ordering::Relaxed) << MARK_BITS
     }
 
     /// The state was replaced by a snapshot's whose last entry is of `term`. It may hold what was asked below the number `before`, and
@@ -225,7 +234,7 @@ mod tests {
         }
 
         fn ask(&self, term: u64) -> (u64, oneshot::Receiver<Outcome>) {
-            let number = self.waiters.origin().number;
+            let number = self.waiters.origin(0).number;
             let deadline = Instant::now() + LONG;
             (number, self.waiters.wait(number, term, deadline, self.place.clone()).expect("the term is current"))
         }
@@ -240,9 +249,9 @@ mod tests {
         let waiters = Waiters::default();
         assert_eq!(waiters.own(Origin { process: 7, number: 1 }), None, "it has asked nothing");
         waiters.begin(7);
-        assert_eq!(waiters.own(waiters.origin()), Some(0));
+        assert_eq!(waiters.own(waiters.origin(0)), Some(0));
         assert_eq!(waiters.own(Origin { process: 8, number: 0 }), None);
-        assert_ne!(waiters.origin(), waiters.origin());
+        assert_ne!(waiters.origin(0), waiters.origin(0));
     }
 
     #[test]

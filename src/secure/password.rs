@@ -17,7 +17,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use ring::{hmac, pbkdf2};
 
-use crate::env::{Env, Instant, Pool, Refused, timeout_at};
+use crate::env::{Asker, Env, Instant, Pool, Refused, timeout_at};
 use crate::error::Error;
 
 /// A longer one is refused when it is set, as by etcd: bcrypt looks at no more.
@@ -122,15 +122,15 @@ impl Passwords {
         }
     }
 
-    /// The hash of a new password, for a client at `host`.
-    pub async fn hash(&self, host: u64, password: String) -> Result<Bytes, Error> {
+    /// The hash of a new password, for a client.
+    pub async fn hash(&self, asker: Asker, password: String) -> Result<Bytes, Error> {
         if password.len() > PASSWORD_BYTES_MAX {
             return Err(Error::PasswordTooLong);
         }
         let (cost, secret) = (self.cost, self.env.secret());
         let salt: [u8; 16] = std::array::from_fn(|at| secret[at]);
         let work = move || bcrypt::hash_with_salt(password, cost, salt).map(|hash| hash.to_string());
-        let hash = self.env.long_for(Pool::Passwords, host, Instant::now() + PATIENCE, work).await.map_err(refused)?;
+        let hash = self.env.long_for(Pool::Passwords, asker, Instant::now() + PATIENCE, work).await.map_err(refused)?;
         hash.map(Bytes::from).map_err(|error| Error::InvalidRequest(format!("auth.bcrypt_cost: {error}")))
     }
 
@@ -141,7 +141,7 @@ impl Passwords {
         if self.env.long(Pool::Passwords, fits).await {
             return Ok(None);
         }
-        self.hash(0, password).await.map(Some)
+        self.hash(Asker::MEMBER, password).await.map(Some)
     }
 
     /// Whether `hash` is one that passwords can be checked against.
@@ -151,20 +151,20 @@ impl Passwords {
     }
 
     /// Counts a guess at a user that there is not.
-    pub fn guessed(&self, host: u64, name: &str) -> Result<(), Error> {
+    pub fn guessed(&self, asker: Asker, name: &str) -> Result<(), Error> {
         let (now, mut failures) = (Instant::now(), self.failures.lock());
-        failures.check(host, name, now)?;
-        failures.note(host, name, now);
+        failures.check(asker.host, name, now)?;
+        failures.note(asker.host, name, now);
         Ok(())
     }
 
-    /// Refuses a password that does not fit, to a client at `host`.
-    pub async fn verify(&self, host: u64, user: &Checked, password: String) -> Result<(), Error> {
+    /// Refuses a password that does not fit.
+    pub async fn verify(&self, asker: Asker, user: &Checked, password: String) -> Result<(), Error> {
         let mark = self.mark(user, &password);
         if self.is_verified(user, &mark) {
             return Ok(());
         }
-        self.failures.lock().check(host, &user.name, Instant::now())?;
+        self.failures.lock().check(asker.host, &user.name, Instant::now())?;
         let deadline = Instant::now() + PATIENCE;
         let turn = self.turns[turn_of(&user.name)].lock();
         let _turn = timeout_at(deadline, turn).await.map_err(|_| Error::TooManyRequests)?;
@@ -172,13 +172,13 @@ impl Passwords {
         if self.is_verified(user, &mark) {
             return Ok(());
         }
-        self.failures.lock().check(host, &user.name, Instant::now())?;
+        self.failures.lock().check(asker.host, &user.name, Instant::now())?;
         #[cfg(test)]
         self.checks.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let hash = user.hash.clone();
         let fits = move || std::str::from_utf8(&hash).is_ok_and(|hash| bcrypt::verify(password, hash).unwrap_or(false));
-        if !self.env.long_for(Pool::Passwords, host, deadline, fits).await.map_err(refused)? {
-            self.failures.lock().note(host, &user.name, Instant::now());
+        if !self.env.long_for(Pool::Passwords, asker, deadline, fits).await.map_err(refused)? {
+            self.failures.lock().note(asker.host, &user.name, Instant::now());
             return Err(Error::AuthFailed);
         }
         let mut verified = self.verified.lock();
@@ -238,8 +238,12 @@ mod tests {
     /// The least that bcrypt takes.
     const COST: u32 = 4;
 
+    fn at(host: u64) -> Asker {
+        Asker { host, connection: 1 }
+    }
+
     async fn user(passwords: &Passwords, password: &str) -> Checked {
-        let hash = passwords.hash(1, password.into()).await.unwrap();
+        let hash = passwords.hash(at(1), password.into()).await.unwrap();
         Checked { name: "u".into(), since: 2, hash }
     }
 
@@ -249,14 +253,14 @@ mod tests {
         let user = user(&passwords, "secret").await;
         assert!(Passwords::is_hash(&user.hash) && !Passwords::is_hash(b"secret") && !Passwords::is_hash(b""));
         for _ in 0..2 {
-            assert_eq!(passwords.verify(1, &user, "secret".into()).await, Ok(()));
-            assert_eq!(passwords.verify(1, &user, "Secret".into()).await, Err(Error::AuthFailed));
+            assert_eq!(passwords.verify(at(1), &user, "secret".into()).await, Ok(()));
+            assert_eq!(passwords.verify(at(1), &user, "Secret".into()).await, Err(Error::AuthFailed));
         }
         // A user without one: nothing fits.
         let none = Checked { hash: Bytes::new(), ..user.clone() };
-        assert_eq!(passwords.verify(1, &none, String::new()).await, Err(Error::AuthFailed));
-        assert_eq!(passwords.hash(1, "x".repeat(73)).await, Err(Error::PasswordTooLong));
-        assert_ne!(passwords.hash(1, "secret".into()).await.unwrap(), user.hash, "each has a salt of its own");
+        assert_eq!(passwords.verify(at(1), &none, String::new()).await, Err(Error::AuthFailed));
+        assert_eq!(passwords.hash(at(1), "x".repeat(73)).await, Err(Error::PasswordTooLong));
+        assert_ne!(passwords.hash(at(1), "secret".into()).await.unwrap(), user.hash, "each has a salt of its own");
     }
 
     /// Go's, of `golang.org/x/crypto/bcrypt`.
@@ -265,7 +269,7 @@ mod tests {
         let passwords = Passwords::new(Env::real(), COST);
         let hash = Bytes::from_static(b"$2a$10$XajjQvNhvvRt5GSeFk1xFeyqRrsxkhBkUiQeg0dt.wU1qD4aFDcga");
         let user = Checked { name: "u".into(), since: 2, hash };
-        assert_eq!(passwords.verify(1, &user, "allmine".into()).await, Ok(()));
+        assert_eq!(passwords.verify(at(1), &user, "allmine".into()).await, Ok(()));
     }
 
     #[tokio::test]
@@ -274,7 +278,7 @@ mod tests {
         let user = user(&passwords, "secret").await;
         let asking = (0..200).map(|host| {
             let (passwords, user) = (passwords.clone(), user.clone());
-            tokio::spawn(async move { passwords.verify(host, &user, "secret".into()).await })
+            tokio::spawn(async move { passwords.verify(at(host), &user, "secret".into()).await })
         });
         for asked in asking.collect::<Vec<_>>() {
             assert_eq!(asked.await.unwrap(), Ok(()));
@@ -283,7 +287,7 @@ mod tests {
         assert_eq!(checks(), 1);
         // Another user with the same password, and the same one when it has changed.
         for other in [Checked { name: "other".into(), ..user.clone() }, Checked { since: 3, ..user }] {
-            passwords.verify(1, &other, "secret".into()).await.unwrap();
+            passwords.verify(at(1), &other, "secret".into()).await.unwrap();
         }
         assert_eq!(checks(), 3);
     }
@@ -308,15 +312,15 @@ mod tests {
         let passwords = Passwords::new(Env::real(), COST);
         let user = user(&passwords, "secret").await;
         for _ in 0..FAILURES_OF_USER_MAX {
-            assert_eq!(passwords.verify(1, &user, "guess".into()).await, Err(Error::AuthFailed));
+            assert_eq!(passwords.verify(at(1), &user, "guess".into()).await, Err(Error::AuthFailed));
         }
-        assert_eq!(passwords.verify(1, &user, "secret".into()).await, Err(Error::TooManyRequests));
-        assert_eq!(passwords.verify(2, &user, "secret".into()).await, Ok(()));
+        assert_eq!(passwords.verify(at(1), &user, "secret".into()).await, Err(Error::TooManyRequests));
+        assert_eq!(passwords.verify(at(2), &user, "secret".into()).await, Ok(()));
         // It is remembered now, so not even that host is kept out.
-        assert_eq!(passwords.verify(1, &user, "secret".into()).await, Ok(()));
+        assert_eq!(passwords.verify(at(1), &user, "secret".into()).await, Ok(()));
         for guess in 0..FAILURES_OF_HOST_MAX {
-            assert_eq!(passwords.guessed(3, &format!("user {guess}")), Ok(()));
+            assert_eq!(passwords.guessed(at(3), &format!("user {guess}")), Ok(()));
         }
-        assert_eq!(passwords.guessed(3, "another"), Err(Error::TooManyRequests));
+        assert_eq!(passwords.guessed(at(3), "another"), Err(Error::TooManyRequests));
     }
 }

@@ -4,7 +4,8 @@
 //! answer has left, of a stream of requests when the next one begins. What does not fit fails with `too many requests`, and a message
 //! that is not whole in time with `request timed out`, so that those who send a part and no more cannot keep the others out.
 //! An answer is charged piece by piece, and a piece is given back when the socket has taken it: the charge travels with the bytes,
-//! through all that waits below. A piece that finds no room waits; a large answer is only now written, piece by piece (`api::Large`).
+//! through all that waits below. A piece that finds no room waits, and while it does its request takes as much; a large answer is only now
+//! written, piece by piece (`api::Large`).
 //! Absent: limits of one request (`api`) and of one connection (HTTP/2's windows, `connection`).
 
 use std::convert::Infallible;
@@ -394,10 +395,22 @@ fn charged<C: Send + 'static>(bytes: Bytes, count: C) -> Frame<Bytes> {
     Frame::data(Bytes::from_owner(Charged { bytes, _count: count }))
 }
 
+/// What an exchange takes for a piece that waits.
+struct Held {
+    exchange: Arc<Exchange>,
+    amount: u64,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.exchange.taken.shrink(self.amount);
+    }
+}
+
 /// A piece that waits for room.
 struct Waiting {
     piece: Bytes,
-    amount: u64,
+    held: Held,
     room: BoxFuture<'static, Result<(), Error>>,
 }
 
@@ -424,23 +437,25 @@ impl<B> Sending<B> {
         Self { body, large, is_large, exchange, pieces, has_begun: false, waiting: None }
     }
 
-    /// The piece as a frame, if there is room for it; else it waits.
-    fn charge(&mut self, piece: Bytes) -> Option<Frame<Bytes>> {
-        let Some(exchange) = &self.exchange else { return Some(Frame::data(piece)) };
+    /// The piece as a frame, if there is room for it; else it waits, if there is room for that.
+    fn charge(&mut self, piece: Bytes) -> Result<Option<Frame<Bytes>>, Error> {
+        let Some(exchange) = &self.exchange else { return Ok(Some(Frame::data(piece))) };
         if !std::mem::replace(&mut self.has_begun, true) && piece.len() <= SMALL_BYTES {
-            return Some(charged(piece, exchange.clone()));
+            return Ok(Some(charged(piece, exchange.clone())));
         }
         let Rules { account, answer_patience, .. } = &*exchange.budget.0;
         let nothing = || Arc::new(account.answers.nothing(exchange.taken.client()));
         let taken = self.pieces.get_or_insert_with(nothing).clone();
         let amount = piece.len() as u64 + PIECE_FRAME_BYTES;
         if taken.grow(amount).is_ok() {
-            return Some(charged(piece, Part { taken, amount }));
+            return Ok(Some(charged(piece, Part { taken, amount })));
         }
+        exchange.taken.grow(amount)?;
+        let held = Held { exchange: exchange.clone(), amount };
         let patience = *answer_patience;
         let room = async move { taken.grow_in_time(amount, patience).await }.boxed();
-        self.waiting = Some(Box::new(Waiting { piece, amount, room }));
-        None
+        self.waiting = Some(Box::new(Waiting { piece, held, room }));
+        Ok(None)
     }
 }
 
@@ -457,7 +472,7 @@ where
         loop {
             if let Some(waiting) = &mut this.waiting {
                 let room = ready!(waiting.room.poll_unpin(cx));
-                let (piece, amount) = (std::mem::take(&mut waiting.piece), waiting.amount);
+                let (piece, amount) = (std::mem::take(&mut waiting.piece), waiting.held.amount);
                 this.waiting = None;
                 let taken = this.pieces.clone().ok_or(Error::Stopped);
                 let frame = room.and(taken).map(|taken| charged(piece, Part { taken, amount }));
@@ -483,8 +498,10 @@ where
                     }
                 }
             };
-            if let Some(frame) = this.charge(piece) {
-                return Poll::Ready(Some(Ok(frame)));
+            match this.charge(piece) {
+                Ok(None) => {}
+                Ok(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
+                Err(error) => return Poll::Ready(Some(Err(Status::from(error).into()))),
             }
         }
     }
@@ -676,5 +693,42 @@ mod tests {
         assert!(crate::env::timeout(SECOND / 2, body.frame()).await.is_err());
         drop(first);
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap().len(), 50_000);
+    }
+
+    #[tokio::test]
+    async fn whatever_waits_is_charged_however_many_pieces_find_no_room() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        for _ in 0..50 {
+            let (received_max, answers_max) = (random.u64(100_000..2_000_000), random.u64(10_000..500_000));
+            let budget = budget(received_max, answers_max);
+            let (received, answers) = (budget.0.account.received.clone(), budget.0.account.answers.clone());
+            let (mut held, mut bodies, mut refused) = (Vec::new(), Vec::new(), 0);
+            for _ in 0..random.usize(1..200) {
+                let bytes = random.usize(2 * SMALL_BYTES..50_000);
+                let client = Client::new(None);
+                let Ok(taken) = received.take(&client, 100) else { continue };
+                let exchange = Arc::new(Exchange { budget: budget.clone(), taken });
+                let mut body = Sending::new(Some(Body::from(vec![1; bytes])), None, Some(exchange));
+                match body.frame().now_or_never() {
+                    Some(Some(Ok(frame))) => held.push(frame),
+                    Some(Some(Err(_))) => refused += 1,
+                    Some(None) => panic!("it has a piece"),
+                    None => bodies.push((body, bytes)),
+                }
+                let waiting: usize = bodies.iter().map(|(_, bytes)| bytes).sum();
+                assert!(received.taken() >= waiting as u64 && received.taken() <= received_max, "{waiting} wait");
+                assert!(answers.taken() <= answers_max);
+            }
+            drop(held);
+            // What waited is given back when it goes, and when its client leaves.
+            for (mut body, _) in bodies {
+                if random.bool() && answers.taken() == 0 && answers_max > 100_000 {
+                    body.frame().await.unwrap().unwrap();
+                }
+            }
+            assert_eq!((received.taken(), answers.taken()), (0, 0), "{refused} were refused");
+        }
     }
 }

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use futures_util::stream::select_all;
 use tokio_util::sync::CancellationToken;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server as Grpc;
 
 use super::Server;
-use super::peer_connection::bounded_peers;
+use super::peer_connection::{Bounds, bounded_peers, count_stream};
 use crate::config;
 use crate::env::Env;
 use crate::env::net::{Bound, Incoming, Place};
@@ -28,7 +29,10 @@ const WINDOW_BYTES: u32 = 4 << 20;
 /// Streams that a peer has reset before they were taken; its connection is closed with the next.
 const RESET_STREAMS_MAX: usize = 64;
 /// Bytes of a request's headers; more is refused (431). gRPC's own are a few hundred.
+const PEER_HEADER_BYTES_MAX: u32 = 4 << 10;
 pub(super) const HEADER_BYTES_MAX: u32 = 16 << 10;
+/// What all connections that are nobody's yet may send beside one message.
+const UNPROVED_BYTES_MAX: usize = 16 << 20;
 
 /// Places of one kind, taken and not open yet.
 pub(super) struct Places {
@@ -110,19 +114,24 @@ impl Server {
         let peer_service = PeerServer::new(self.peer_api.clone())
             .max_decoding_message_size(message_bytes_max)
             .max_encoding_message_size(raft::MESSAGE_BYTES_MAX);
+        let bounds = Bounds {
+            connections: PEER_CONNECTIONS_MAX,
+            unproved_bytes: (UNPROVED_BYTES_MAX + message_bytes_max) as u64,
+            patience: PEER_PATIENCE,
+        };
         let peer_server = Grpc::builder()
             // A member that lost its power says nothing; its streams must not be served for ever.
             .http2_keepalive_interval(Some(PEER_KEEPALIVE))
             .http2_keepalive_timeout(Some(PEER_KEEPALIVE))
             .max_concurrent_streams(PEER_STREAMS_MAX)
-            .http2_max_header_list_size(HEADER_BYTES_MAX)
+            .http2_max_header_list_size(PEER_HEADER_BYTES_MAX)
             .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS_MAX))
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(4 * WINDOW_BYTES)
             .trace_fn(|request| tracing::debug_span!("peer", path = request.uri().path()))
-            .add_service(peer_service)
+            .add_service(InterceptedService::new(peer_service, count_stream))
             .serve_with_incoming_shutdown(
-                bounded_peers(peers, PEER_CONNECTIONS_MAX, PEER_PATIENCE, self.tls.peer.clone()),
+                bounded_peers(peers, bounds, self.tls.peer.clone()),
                 self.env.shutdown.clone().cancelled_owned(),
             );
         self.guard("peer", peer_server, self.env.shutdown.clone(), CancellationToken::new());

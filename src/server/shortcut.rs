@@ -58,7 +58,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         // What is not gRPC's goes the long way, where it is refused.
-        if is_on_keys(request.uri().path()) && is_grpc(request.headers()) {
+        if is_on_keys(request.uri().path()) && is_grpc(request.version(), request.headers()) {
             Either::Left(self.keys.call(request).map_ok(|response| response.map(Body::Left)))
         } else {
             Either::Right(self.others.call(request).map_ok(|response| response.map(Body::Right)))
@@ -70,6 +70,7 @@ where
 mod tests {
     use std::future::{Ready, ready};
 
+    use axum::http::Version;
     use http_body_util::{BodyExt as _, Full};
 
     use super::*;
@@ -105,9 +106,11 @@ mod tests {
             ("/", "router"),
         ] {
             for (kind, way) in [("application/grpc+proto", way), ("text/plain", "router")] {
-                let request = Request::builder().uri(path).header("content-type", kind).body(()).unwrap();
-                let answer = fork.call(request).await.unwrap().into_body().collect().await.unwrap();
-                assert_eq!(answer.to_bytes(), way, "{path} {kind}");
+                for (version, way) in [(Version::HTTP_2, way), (Version::HTTP_11, "router")] {
+                    let request = Request::builder().version(version).uri(path).header("content-type", kind);
+                    let answer = fork.call(request.body(()).unwrap()).await.unwrap().into_body().collect().await;
+                    assert_eq!(answer.unwrap().to_bytes(), way, "{path} {kind} {version:?}");
+                }
             }
         }
     }

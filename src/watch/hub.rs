@@ -1,6 +1,7 @@
 //! The one task that follows the state and gives each revision out, and the handle to it.
 //!
-//! Invariant: a slice is given out whole before the next is read, so revisions come to each queue in their order.
+//! Invariants: a slice is given out whole before the next is read, so revisions come to each queue in their order; whom a revision
+//! concerns is gone through on a view of the index, and others have their turn every few hundred deliveries, however many it concerns.
 //! Absent: what it shares with the sessions (`shared`), and the queues that it fills (`outbox`).
 
 use std::sync::Arc;
@@ -11,22 +12,25 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::index::Index;
+use super::index::{Found, Sorted};
 use super::outbox::Outbox;
 use super::session::{Ended, Output, Session};
-use super::shared::{Inner, Options, Slice, State};
-use super::{Batch, Batches, Shape};
+use super::shared::{Inner, Options, SHORT_EVENTS, SLICE_REVISIONS_MAX, Slice, State, WATCHERS_AT_ONCE};
+use super::{Batches, Shape, bytes_of};
 use crate::caller::Caller;
 use crate::env::{Env, interval};
 use crate::error::Error;
+use crate::kv;
 use crate::node::account::Account;
 use crate::node::{Client, Node};
 use crate::raft::Store;
 
-/// Revisions given out at once; apply waits for as long as it takes to read them, some tens of microseconds.
-const SLICE_REVISIONS_MAX: usize = 256;
 /// Deliveries between two breaths of the hub: other tasks run on its thread too.
 const DELIVERIES_MAX: usize = 512;
+/// So many events of a revision take as long as a delivery.
+const EVENTS_OF_DELIVERY: usize = 16;
+/// Events of one revision that are looked up under the lock at once.
+const LOOKED_UP_MAX: usize = 1024;
 
 /// A handle to the hub; cloning shares it.
 #[derive(Clone)]
@@ -44,7 +48,7 @@ impl Hub {
             env: env.clone(),
             store,
             options,
-            state: Mutex::new(State { position, generation, index: Index::default() }),
+            state: Mutex::new(State::new(position, generation)),
             delivered: watch::Sender::new(position - 1),
             leader_lost: watch::Sender::new(false),
             account,
@@ -118,15 +122,6 @@ impl Hub {
     }
 }
 
-/// What one group gets of one revision.
-struct Delivery {
-    /// Which of the slice's revisions.
-    revision: usize,
-    places: Vec<u32>,
-    prev_kv: bool,
-    members: Vec<(i64, Arc<Outbox>)>,
-}
-
 async fn run(inner: Arc<Inner>) {
     let mut applied = inner.store.applied();
     loop {
@@ -146,9 +141,12 @@ async fn run(inner: Arc<Inner>) {
 
 /// Gives out one slice; false when there was nothing.
 async fn advance(inner: &Inner) -> bool {
+    while inner.state.lock().admit() {
+        tokio::task::yield_now().await;
+    }
     let (from, wants_prev) = {
         let mut state = inner.state.lock();
-        if state.index.is_empty() {
+        if state.is_idle() {
             // Nobody to tell: go to where the next watcher begins.
             let (next, generation) = inner.store.read(|s| (s.kv.revision() + 1, inner.store.generation()));
             (state.position, state.generation) = (next, generation);
@@ -160,105 +158,173 @@ async fn advance(inner: &Inner) -> bool {
         (state.position, state.index.wants_prev())
     };
     let slice = inner.slice(from, SLICE_REVISIONS_MAX, inner.options.stream_bytes_max, wants_prev);
+    let mut breath = Breath::default();
     if inner.auth.swap(slice.auth, Ordering::Relaxed) != slice.auth {
         // Before anything of this slice is given out.
-        inner.state.lock().index.members().for_each(|(_, outbox)| outbox.look_again());
+        let sessions: Vec<Arc<Outbox>> = inner.state.lock().sessions.values().cloned().collect();
+        for outbox in sessions {
+            outbox.look_again();
+            breath.spend(1).await;
+        }
     }
     if slice.head < from {
         return false;
     }
-    if !is_continued(inner, from, &slice) {
+    if !is_continued(inner, from, &slice, &mut breath).await {
         return true;
     }
-    let mut at = 0;
-    while at < slice.revisions.len() {
-        let from = at;
-        let work = || {
-            let (deliveries, next) = collect(inner, &slice, from);
-            (make(&slice, deliveries), next)
-        };
-        let (made, next) = if slice.is_long() { inner.env.in_place(work).await } else { work() };
-        at = next;
-        give(made, slice.generation).await;
-        inner.publish(slice.revisions[at - 1].number());
+    for revision in &slice.revisions {
+        give(inner, &slice, revision, &mut breath).await;
+        if breath.is_short() {
+            inner.publish(revision.number());
+            breath.take().await;
+        }
+    }
+    if let Some(last) = slice.revisions.last() {
+        inner.publish(last.number());
+    }
+    tokio::task::yield_now().await;
+    true
+}
+
+/// When others are to have their turn.
+#[derive(Default)]
+struct Breath {
+    deliveries: usize,
+}
+
+impl Breath {
+    async fn spend(&mut self, deliveries: usize) {
+        self.deliveries += deliveries;
+        if self.deliveries >= DELIVERIES_MAX {
+            self.take().await;
+        }
+    }
+
+    /// Whether the turn is nearly over.
+    fn is_short(&self) -> bool {
+        self.deliveries >= DELIVERIES_MAX / 2
+    }
+
+    async fn take(&mut self) {
+        self.deliveries = 0;
         tokio::task::yield_now().await;
     }
-    true
 }
 
 /// False if the history does not lead on from the position: then every synced watcher catches up from there by itself, and
 /// those that cannot are told so.
-fn is_continued(inner: &Inner, from: i64, slice: &Slice) -> bool {
-    let mut state = inner.state.lock();
-    // After a snapshot was installed, the compacted revision itself may lack its deletions.
-    let replaced = slice.generation != state.generation;
-    if slice.whole && !(replaced && from <= slice.compacted) {
-        state.generation = slice.generation;
-        return true;
+async fn is_continued(inner: &Inner, from: i64, slice: &Slice, breath: &mut Breath) -> bool {
+    let (generation, (index, later)) = {
+        let mut state = inner.state.lock();
+        // After a snapshot was installed, the compacted revision itself may lack its deletions.
+        let replaced = slice.generation != state.generation;
+        if slice.whole && !(replaced && from <= slice.compacted) {
+            state.generation = slice.generation;
+            return true;
+        }
+        let before = std::mem::replace(&mut state.generation, slice.generation);
+        state.position = slice.head + 1;
+        inner.store.keep_history(state.position);
+        (before, state.take_until(slice.head))
+    };
+    for (watcher, outbox) in index.members().chain(later.iter().map(|(watcher, outbox)| (*watcher, outbox))) {
+        outbox.fall_behind(watcher, from, generation);
+        breath.spend(1).await;
     }
-    for (watcher, outbox) in state.index.members() {
-        outbox.fall_behind(watcher, from, state.generation);
-    }
-    state.position = slice.head + 1;
-    state.generation = slice.generation;
-    inner.store.keep_history(state.position);
-    drop(state);
+    inner.env.drop_large(index);
     inner.publish(slice.head);
     false
 }
 
-/// Who gets what of the slice's revisions from place `at` on; stops after so many deliveries, and says where. From then on they
-/// lie before the position.
-fn collect(inner: &Inner, slice: &Slice, at: usize) -> (Vec<Delivery>, usize) {
-    let mut deliveries = Vec::new();
-    let mut count = 0;
-    let mut next = at;
-    let mut state = inner.state.lock();
-    for (revision, events) in slice.revisions.iter().enumerate().skip(at) {
-        for found in state.index.matches(events.events()) {
-            let members: Vec<_> = found.group.members().map(|(watcher, outbox)| (watcher, outbox.clone())).collect();
-            count += members.len();
-            let prev_kv = found.group.shape.prev_kv;
-            deliveries.push(Delivery { revision, places: found.events, prev_kv, members });
+/// Gives one revision to all whom it concerns.
+async fn give(inner: &Inner, slice: &Slice, revision: &kv::Revision, breath: &mut Breath) {
+    let sort = || Sorted::new(revision.events());
+    let events = if revision.events().len() > SHORT_EVENTS { inner.env.in_place(sort) } else { sort() };
+    let mut part = events.part(0, LOOKED_UP_MAX);
+    let (mut singles, ranges, wants_prev) = {
+        let mut state = inner.state.lock();
+        // It lies before the position from now on: who becomes synced meanwhile has it already.
+        state.position = revision.number() + 1;
+        inner.store.keep_history(state.position);
+        (state.index.singles(&events, part.clone()), state.index.ranges(), state.index.wants_prev())
+    };
+    // The first who wants previous versions may have come after the slice was read.
+    let late = (wants_prev && slice.view.is_none()).then(|| inner.store.read(|s| s.kv.clone()));
+    let batches = Batches::new(revision, slice.view.as_ref().or(late.as_ref()));
+    let mut giving =
+        Giving { inner, generation: slice.generation, revision, events: &events, batches, fallen: Vec::new() };
+    loop {
+        for found in singles {
+            giving.give(found, breath).await;
         }
-        next = revision + 1;
-        if count >= DELIVERIES_MAX {
+        if part.end == events.len() {
             break;
         }
+        breath.spend(part.len() / EVENTS_OF_DELIVERY).await;
+        part = events.part(part.end, LOOKED_UP_MAX);
+        singles = inner.state.lock().index.singles(&events, part.clone());
     }
-    state.position = slice.revisions[next - 1].number() + 1;
-    inner.store.keep_history(state.position);
-    (deliveries, next)
+    for found in ranges.stab(&events) {
+        giving.give(found, breath).await;
+    }
 }
 
-/// A batch, and who gets it: members stand by session.
-type Made = (Arc<Batch>, Vec<(i64, Arc<Outbox>)>);
+/// A revision that is given out.
+struct Giving<'g> {
+    inner: &'g Inner,
+    /// The state's that the revision is of.
+    generation: u64,
+    revision: &'g kv::Revision,
+    events: &'g Sorted<'g>,
+    batches: Batches<'g>,
+    /// Watchers that were found to have no room.
+    fallen: Vec<i64>,
+}
 
-fn make(slice: &Slice, deliveries: Vec<Delivery>) -> Vec<Made> {
-    let mut made = Vec::with_capacity(deliveries.len());
-    let mut rest = deliveries.into_iter().peekable();
-    while let Some(first) = rest.peek() {
-        let revision = first.revision;
-        let mut batches = Batches::new(&slice.revisions[revision], slice.view.as_ref());
-        while let Some(delivery) = rest.next_if(|d| d.revision == revision) {
-            made.push((batches.get(&delivery.places, delivery.prev_kv), delivery.members));
+impl Giving<'_> {
+    /// Gives a group its part of the revision, which is made when the first of it has room for it.
+    async fn give(&mut self, found: Found<Arc<Outbox>>, breath: &mut Breath) {
+        let places = found.places(self.events);
+        breath.spend(places.len() / EVENTS_OF_DELIVERY).await;
+        if places.is_empty() {
+            return;
+        }
+        let shape = &*found.group.shape;
+        let least = if places.len() > SHORT_EVENTS { bytes_of(self.revision, &places) } else { 0 };
+        let mut made = None;
+        let mut watchers = Vec::with_capacity(1);
+        let mut members = found.group.members().peekable();
+        // A session is locked and woken once for many of its watchers.
+        while let Some(first) = members.next() {
+            let (session, outbox) = (first.id.0, &first.kept);
+            watchers.clear();
+            watchers.push(first.id.1);
+            while watchers.len() < WATCHERS_AT_ONCE
+                && let Some(next) = members.next_if(|member| member.id.0 == session)
+            {
+                watchers.push(next.id.1);
+            }
+            if least > 0 && made.is_none() && !outbox.has_room(least) {
+                outbox.pass_over(&watchers, self.revision.number(), self.generation, &mut self.fallen);
+            } else {
+                let make = || self.batches.get_in_place(&self.inner.env, &places, shape.prev_kv);
+                let batch = made.get_or_insert_with(make);
+                outbox.push(&watchers, batch, self.generation, &mut self.fallen);
+            }
+            self.forget_fallen(shape, session, outbox);
+            breath.spend(watchers.len()).await;
         }
     }
-    made
-}
 
-async fn give(made: Vec<Made>, generation: u64) {
-    let mut count = 0;
-    for (batch, members) in made {
-        // A session is locked and woken once for all of its watchers.
-        for members in members.chunk_by(|a, b| Arc::ptr_eq(&a.1, &b.1)) {
-            let outbox = &members[0].1;
-            outbox.push(members.iter().map(|(watcher, _)| *watcher), &batch, generation);
-            count += members.len();
-            if count >= DELIVERIES_MAX {
-                count = 0;
-                tokio::task::yield_now().await;
-            }
+    /// Who has fallen behind is not looked for any more, until it has caught up, as it may have by now.
+    fn forget_fallen(&mut self, shape: &Shape, session: u64, outbox: &Outbox) {
+        if self.fallen.is_empty() {
+            return;
+        }
+        let mut state = self.inner.state.lock();
+        for watcher in self.fallen.drain(..).filter(|watcher| !outbox.is_synced(*watcher)) {
+            state.index.remove(shape, (session, watcher));
         }
     }
 }

@@ -1,19 +1,21 @@
 //! Which watchers an event concerns: O(log n) and those that it does concern.
 //!
 //! Watchers of the same shape (interval, filters, previous versions) are one group: they get the same events, so these are put
-//! together once for all. A group of one key is found by hash; groups of ranges are in a static interval tree, sorted by start,
-//! each midpoint knowing the greatest end below it. It is rebuilt when enough new ranges have come; until then those are looked
-//! at one by one.
+//! together once for all. A group of one key is found by hash; groups of ranges are in an interval tree, ordered by start, each node
+//! knowing the greatest end below it. A watcher that comes or goes takes O(log n) steps, whatever shapes there are.
+//! What events concern is gone through on a view ([`Index::ranges`], [`Group::members`]), so nobody waits meanwhile for the index.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::tree::{self, Item, Node, Tree, steps};
 use crate::pb::KeyValue;
 
 /// What a watcher wants to see.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Shape {
     pub key: Bytes,
     /// As in a range request: empty for the one key, `"\0"` for all from `key` on.
@@ -59,53 +61,92 @@ fn is_before_end(key: &[u8], end: &[u8]) -> bool {
     end == b"\0" || key < end
 }
 
-/// The members of one shape, ascending by id.
-pub(super) struct Group<M> {
-    pub(super) shape: Arc<Shape>,
-    members: Vec<(MemberId, M)>,
-}
-
 /// A session, and the watcher's number in it.
 pub(super) type MemberId = (u64, i64);
 
-impl<M> Group<M> {
-    pub(super) fn members(&self) -> impl Iterator<Item = (i64, &M)> {
-        self.members.iter().map(|((_, watcher), member)| (*watcher, member))
+/// A watcher, and what is kept of it.
+#[derive(Clone)]
+pub(super) struct Member<M> {
+    pub(super) id: MemberId,
+    pub(super) kept: M,
+}
+
+impl<M: Clone> Item for Member<M> {
+    type Key = MemberId;
+    type Summary = ();
+
+    fn key(&self) -> &MemberId {
+        &self.id
+    }
+
+    fn summary(&self, _: [Option<&()>; 2]) {}
+}
+
+/// The members of one shape, ascending by id. Cloning costs nothing.
+#[derive(Clone)]
+pub(super) struct Group<M: Clone> {
+    pub(super) shape: Arc<Shape>,
+    members: Tree<Member<M>>,
+}
+
+impl<M: Clone> Group<M> {
+    fn of(shape: Arc<Shape>, member: Member<M>) -> Self {
+        let mut members = Tree::default();
+        members.insert(member);
+        Self { shape, members }
+    }
+
+    pub(super) fn members(&self) -> tree::Iter<'_, Member<M>> {
+        self.members.iter()
     }
 }
 
-/// Events of one revision that concern one group: their places in the revision.
-pub(super) struct Match<'i, M> {
-    pub(super) group: &'i Group<M>,
-    pub(super) events: Vec<u32>,
+/// The end of a range: the greatest is none at all.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct End(Bytes);
+
+impl End {
+    fn is_after(&self, key: &[u8]) -> bool {
+        is_before_end(key, &self.0)
+    }
+
+    fn later<'e>(&'e self, other: &'e Self) -> &'e Self {
+        let (a, b) = (&self.0[..], &other.0[..]);
+        if a == b"\0" || b != b"\0" && a >= b { self } else { other }
+    }
+}
+
+impl<M: Clone> Item for Group<M> {
+    /// Ordered by start, since that comes first in it.
+    type Key = Shape;
+    /// The greatest end.
+    type Summary = End;
+
+    fn key(&self) -> &Shape {
+        &self.shape
+    }
+
+    fn summary(&self, below: [Option<&End>; 2]) -> End {
+        let own = End(self.shape.range_end.clone());
+        below.into_iter().flatten().fold(&own, |last, end| last.later(end)).clone()
+    }
 }
 
 /// All groups; `M` is what is kept of a member.
-pub(super) struct Index<M> {
-    ids: HashMap<Arc<Shape>, u32>,
-    groups: Vec<Option<Group<M>>>,
-    free: Vec<u32>,
-    keys: HashMap<Bytes, Vec<u32>>,
-    ranges: Ranges,
+pub(super) struct Index<M: Clone> {
+    keys: HashMap<Bytes, Vec<Group<M>>>,
+    ranges: Tree<Group<M>>,
     len: usize,
     with_prev: usize,
 }
 
-impl<M> Default for Index<M> {
+impl<M: Clone> Default for Index<M> {
     fn default() -> Self {
-        Self {
-            ids: HashMap::new(),
-            groups: Vec::new(),
-            free: Vec::new(),
-            keys: HashMap::new(),
-            ranges: Ranges::default(),
-            len: 0,
-            with_prev: 0,
-        }
+        Self { keys: HashMap::new(), ranges: Tree::default(), len: 0, with_prev: 0 }
     }
 }
 
-impl<M> Index<M> {
+impl<M: Clone> Index<M> {
     pub(super) fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -116,202 +157,183 @@ impl<M> Index<M> {
     }
 
     /// Adds a member, or replaces it. The shape that is returned is shared by the whole group.
-    pub(super) fn insert(&mut self, shape: &Shape, id: MemberId, member: M) -> Arc<Shape> {
-        let group = match self.ids.get(shape) {
-            Some(group) => *group,
-            None => self.add_group(shape),
-        };
-        let group = self.groups[group as usize].as_mut().expect("a known shape has a group");
-        match group.members.binary_search_by_key(&id, |m| m.0) {
-            Ok(at) => group.members[at].1 = member,
-            Err(at) => {
-                group.members.insert(at, (id, member));
-                self.len += 1;
-                self.with_prev += usize::from(shape.prev_kv);
-            }
-        }
-        group.shape.clone()
-    }
-
-    pub(super) fn remove(&mut self, shape: &Shape, id: MemberId) {
-        let Some(&at) = self.ids.get(shape) else { return };
-        let group = self.groups[at as usize].as_mut().expect("a known shape has a group");
-        let Ok(place) = group.members.binary_search_by_key(&id, |m| m.0) else { return };
-        group.members.remove(place);
-        self.len -= 1;
-        self.with_prev -= usize::from(shape.prev_kv);
-        if group.members.is_empty() {
-            self.remove_group(at);
-        } else if group.members.len() < group.members.capacity() / 4 {
-            group.members.shrink_to(group.members.len() * 2);
-        }
-    }
-
-    fn add_group(&mut self, shape: &Shape) -> u32 {
-        let shape = Arc::new(shape.clone());
-        let group = Some(Group { shape: shape.clone(), members: Vec::with_capacity(1) });
-        let at = match self.free.pop() {
-            Some(at) => {
-                self.groups[at as usize] = group;
-                at
-            }
-            None => {
-                self.groups.push(group);
-                u32::try_from(self.groups.len() - 1).expect("watchers are bounded")
-            }
-        };
-        if shape.is_one_key() {
-            self.keys.entry(shape.key.clone()).or_insert_with(|| Vec::with_capacity(1)).push(at);
+    pub(super) fn insert(&mut self, shape: &Arc<Shape>, id: MemberId, kept: M) -> Arc<Shape> {
+        let member = Member { id, kept };
+        let group = if shape.is_one_key() {
+            self.keys.get_mut(&shape.key).and_then(|groups| groups.iter_mut().find(|group| group.shape == *shape))
         } else {
-            self.ranges.insert(&shape, at);
-        }
-        self.ids.insert(shape, at);
-        at
-    }
-
-    fn remove_group(&mut self, at: u32) {
-        let group = self.groups[at as usize].take().expect("a group is removed once");
-        self.ids.remove(&group.shape);
-        self.free.push(at);
-        if !group.shape.is_one_key() {
-            self.ranges.remove(&group.shape, at);
-        } else if let Some(groups) = self.keys.get_mut(&group.shape.key) {
-            groups.retain(|g| *g != at);
-            if groups.is_empty() {
-                self.keys.remove(&group.shape.key);
+            self.ranges.get_mut(shape)
+        };
+        let (shape, is_new) = match group {
+            Some(group) => (group.shape.clone(), group.members.insert(member).is_none()),
+            None => {
+                let group = Group::of(shape.clone(), member);
+                if shape.is_one_key() {
+                    self.keys.entry(shape.key.clone()).or_insert_with(|| Vec::with_capacity(1)).push(group);
+                } else {
+                    self.ranges.insert(group);
+                }
+                (shape.clone(), true)
             }
+        };
+        self.len += usize::from(is_new);
+        self.with_prev += usize::from(is_new && shape.prev_kv);
+        shape
+    }
+
+    /// Removes a member if it is there.
+    pub(super) fn remove(&mut self, shape: &Shape, id: MemberId) {
+        let removed = if shape.is_one_key() {
+            let Some(groups) = self.keys.get_mut(&shape.key) else { return };
+            let Some(at) = groups.iter().position(|group| *group.shape == *shape) else { return };
+            let removed = groups[at].members.remove(&id);
+            if groups[at].members.is_empty() {
+                groups.swap_remove(at);
+            }
+            if groups.is_empty() {
+                self.keys.remove(&shape.key);
+            }
+            removed
+        } else {
+            let Some(group) = self.ranges.get_mut(shape) else { return };
+            let removed = group.members.remove(&id);
+            if group.members.is_empty() {
+                self.ranges.remove(shape);
+            }
+            removed
+        };
+        if removed.is_some() {
+            self.len -= 1;
+            self.with_prev -= usize::from(shape.prev_kv);
         }
     }
 
-    /// Every group that some of `events`, one revision's, concern.
-    pub(super) fn matches(&self, events: &[KeyValue]) -> Vec<Match<'_, M>> {
-        let mut matches: Vec<Match<'_, M>> = Vec::new();
-        let mut places: HashMap<u32, usize> = HashMap::new();
-        for (place, event) in (0..).zip(events) {
-            self.groups_of(event.key(), |at| {
-                let group = self.groups[at as usize].as_ref().expect("the index names groups that exist");
-                if !group.shape.wants(event) {
-                    return;
-                }
-                if events.len() == 1 {
-                    matches.push(Match { group, events: vec![place] });
-                    return;
-                }
-                let found = *places.entry(at).or_insert_with(|| {
-                    matches.push(Match { group, events: Vec::new() });
-                    matches.len() - 1
-                });
-                matches[found].events.push(place);
-            });
-        }
-        matches
+    /// A view of all groups of ranges.
+    pub(super) fn ranges(&self) -> Ranges<M> {
+        Ranges(self.ranges.clone())
     }
 
-    fn groups_of(&self, key: &[u8], mut found: impl FnMut(u32)) {
-        if let Some(groups) = self.keys.get(key) {
-            groups.iter().for_each(|at| found(*at));
+    /// The groups of one key that some of `events` concern, those whose places by key are `keys`.
+    pub(super) fn singles(&self, events: &Sorted<'_>, keys: Range<usize>) -> Vec<Found<M>> {
+        let mut found = Vec::new();
+        if self.keys.is_empty() {
+            return found;
         }
-        self.ranges.stab(key, &mut found);
+        let mut at = keys.start;
+        for same in events.keys[keys].chunk_by(|a, b| a.0 == b.0) {
+            let groups = self.keys.get(same[0].0).into_iter().flatten();
+            found.extend(groups.map(|group| Found { group: group.clone(), keys: at..at + same.len() }));
+            at += same.len();
+        }
+        found
     }
 
     /// Every member with its watcher's number.
     pub(super) fn members(&self) -> impl Iterator<Item = (i64, &M)> {
-        self.groups.iter().flatten().flat_map(Group::members)
+        let groups = self.keys.values().flatten().chain(self.ranges.iter());
+        groups.flat_map(|group| group.members().map(|member| (member.id.1, &member.kept)))
     }
 }
 
-/// Ranges that may overlap.
-#[derive(Default)]
-struct Ranges {
-    /// Ascending by start. Removed ones stay, as dead, until the next rebuild.
-    sorted: Vec<Range>,
-    dead: usize,
-    recent: Vec<Range>,
+/// Events of one revision, by key.
+pub(super) struct Sorted<'e> {
+    events: &'e [KeyValue],
+    /// With their places in the revision, ascending.
+    keys: Vec<(&'e [u8], u32)>,
 }
 
-struct Range {
-    start: Bytes,
-    end: Bytes,
-    group: u32,
-    dead: bool,
-    /// The place of the greatest end among those that this one is the midpoint of.
-    last: u32,
+impl<'e> Sorted<'e> {
+    pub(super) fn new(events: &'e [KeyValue]) -> Self {
+        let mut keys: Vec<_> = events.iter().map(KeyValue::key).zip(0..).collect();
+        // Those of a deletion are in order already.
+        if !keys.is_sorted() {
+            keys.sort_unstable();
+        }
+        Self { events, keys }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Where a part that begins at `from` ends: about so many further on, and behind all events of one key.
+    pub(super) fn part(&self, from: usize, max: usize) -> Range<usize> {
+        let mut to = (from + max).min(self.len());
+        while (1..self.len()).contains(&to) && self.keys[to - 1].0 == self.keys[to].0 {
+            to += 1;
+        }
+        from..to
+    }
 }
 
-/// So many new or dead ranges are put up with, and so many more the more there are: a rebuild costs n log n.
-const RECENT_MAX: usize = 32;
+/// A group, and the events in its interval, as their places by key.
+pub(super) struct Found<M: Clone> {
+    pub(super) group: Group<M>,
+    keys: Range<usize>,
+}
 
-impl Ranges {
-    fn insert(&mut self, shape: &Shape, group: u32) {
-        let (start, end) = (shape.key.clone(), shape.range_end.clone());
-        self.recent.push(Range { start, end, group, dead: false, last: 0 });
-        self.rebuild_if_due();
+impl<M: Clone> Found<M> {
+    /// The places in the revision of what the group wants.
+    pub(super) fn places(&self, events: &Sorted<'_>) -> Vec<u32> {
+        let shape = &self.group.shape;
+        let wanted = events.keys[self.keys.clone()].iter().map(|(_, place)| *place);
+        let mut places: Vec<u32> = wanted.filter(|place| shape.wants(&events.events[*place as usize])).collect();
+        places.sort_unstable();
+        places
     }
+}
 
-    fn remove(&mut self, shape: &Shape, group: u32) {
-        if let Some(at) = self.recent.iter().position(|r| r.group == group) {
-            self.recent.swap_remove(at);
-            return;
-        }
-        let from = self.sorted.partition_point(|r| r.start < shape.key);
-        let found = self.sorted[from..].iter_mut().find(|r| r.group == group && !r.dead);
-        let range = found.expect("a range that is removed was inserted");
-        range.dead = true;
-        self.dead += 1;
-        self.rebuild_if_due();
+/// A view of groups of ranges.
+pub(super) struct Ranges<M: Clone>(Tree<Group<M>>);
+
+impl<M: Clone> Ranges<M> {
+    /// Every group in whose range some of `events` are.
+    pub(super) fn stab<'i>(&'i self, events: &'i Sorted<'i>) -> Stab<'i, M> {
+        let mut stab = Stab { keys: &events.keys, path: Vec::new() };
+        stab.visit(self.0.root(), 0..events.len());
+        stab
     }
+}
 
-    fn rebuild_if_due(&mut self) {
-        let allowed = RECENT_MAX + self.sorted.len().isqrt();
-        if self.recent.len() <= allowed && self.dead <= allowed {
-            return;
-        }
-        self.sorted.retain(|r| !r.dead);
-        self.dead = 0;
-        self.sorted.append(&mut self.recent);
-        // Nearly sorted: the standard sort finds the runs.
-        self.sorted.sort_by(|a, b| a.start.cmp(&b.start));
-        self.set_last(0, self.sorted.len());
-    }
+/// Goes through an interval tree: into branches that hold what is looked for, and past the others.
+pub(super) struct Stab<'i, M: Clone> {
+    keys: &'i [(&'i [u8], u32)],
+    /// Nodes whose left branch was gone through, and the keys that may be in them and to their right.
+    path: Vec<(&'i Node<Group<M>>, Range<usize>)>,
+}
 
-    /// Fills `last` of the midpoints of `from..to`; returns the place of the greatest end there.
-    fn set_last(&mut self, from: usize, to: usize) -> Option<usize> {
-        if from == to {
-            return None;
-        }
-        let mid = from + (to - from) / 2;
-        let below = [self.set_last(from, mid), self.set_last(mid + 1, to)];
-        let mut last = mid;
-        for other in below.into_iter().flatten() {
-            let (a, b) = (&self.sorted[last].end[..], &self.sorted[other].end[..]);
-            if a != b"\0" && (b == b"\0" || b > a) {
-                last = other;
+impl<'i, M: Clone> Stab<'i, M> {
+    fn visit(&mut self, mut node: Option<&'i Node<Group<M>>>, mut keys: Range<usize>) {
+        while let Some(at) = node {
+            steps::count(1);
+            keys.end = keys.start + self.keys[keys.clone()].partition_point(|(key, _)| at.summary.is_after(key));
+            if keys.is_empty() {
+                return;
             }
+            self.path.push((at, keys.clone()));
+            node = at.left();
         }
-        self.sorted[mid].last = u32::try_from(last).expect("watchers are bounded");
-        Some(last)
     }
+}
 
-    fn stab(&self, key: &[u8], found: &mut impl FnMut(u32)) {
-        self.recent.iter().filter(|r| key >= &r.start[..] && is_before_end(key, &r.end)).for_each(|r| found(r.group));
-        self.stab_sorted(0, self.sorted.len(), key, found);
-    }
+impl<M: Clone> Iterator for Stab<'_, M> {
+    type Item = Found<M>;
 
-    fn stab_sorted(&self, from: usize, to: usize, key: &[u8], found: &mut impl FnMut(u32)) {
-        if from == to {
-            return;
-        }
-        let mid = from + (to - from) / 2;
-        let range = &self.sorted[mid];
-        if !is_before_end(key, &self.sorted[range.last as usize].end) {
-            return;
-        }
-        self.stab_sorted(from, mid, key, found);
-        if key >= &range.start[..] {
-            if !range.dead && is_before_end(key, &range.end) {
-                found(range.group);
+    fn next(&mut self) -> Option<Found<M>> {
+        loop {
+            let (node, mut keys) = self.path.pop()?;
+            steps::count(1);
+            let shape = &node.item.shape;
+            keys.start += self.keys[keys.clone()].partition_point(|(key, _)| **key < shape.key[..]);
+            if keys.is_empty() {
+                continue;
             }
-            self.stab_sorted(mid + 1, to, key, found);
+            self.visit(node.right(), keys.clone());
+            keys.end =
+                keys.start + self.keys[keys.clone()].partition_point(|(key, _)| is_before_end(key, &shape.range_end));
+            if !keys.is_empty() {
+                return Some(Found { group: node.item.clone(), keys });
+            }
         }
     }
 }
@@ -349,50 +371,112 @@ mod tests {
         }
     }
 
+    /// Watchers of random shapes come and go in random order. After each step random revisions concern those that a search of all finds,
+    /// also on views from before, and no step takes longer than its logarithm and what it finds allow.
     #[test]
-    fn matches_are_those_of_a_search_of_all() {
-        let mut random = fastrand::Rng::with_seed(11);
-        for round in 0..20 {
+    fn matches_are_those_of_a_search_of_all_and_no_shapes_make_them_slow() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        for round in 0..40 {
+            let shapes = Shapes::random(&mut random);
             let mut index: Index<()> = Index::default();
-            let mut all: Vec<(Shape, MemberId)> = Vec::new();
+            let mut all: Vec<(Arc<Shape>, MemberId)> = Vec::new();
+            let grows = random.u8(1..4);
             for step in 0..400_u64 {
-                if random.u8(..3) > 0 || all.is_empty() {
-                    let shape = shape(&mut random);
+                steps::take();
+                if random.u8(..4) < grows || all.is_empty() {
+                    let shape = shapes.next(&mut random, step);
                     if shape.is_empty() {
                         continue;
                     }
-                    index.insert(&shape, (step, 1), ());
-                    all.push((shape, (step, 1)));
+                    let id = (random.u64(..3), step as i64);
+                    all.push((index.insert(&Arc::new(shape), id, ()), id));
                 } else {
                     let (shape, id) = all.swap_remove(random.usize(..all.len()));
                     index.remove(&shape, id);
+                    // Who is not there is not removed.
+                    index.remove(&shape, id);
                 }
-                let events: Vec<KeyValue> = (0..random.usize(1..4)).map(|_| event(&mut random)).collect();
-                let mut seen: Vec<(MemberId, Vec<u32>)> = Vec::new();
-                for found in index.matches(&events) {
-                    seen.extend(found.group.members.iter().map(|m| (m.0, found.events.clone())));
-                }
-                let covers = |shape: &Shape, kv: &KeyValue| {
-                    let within = kv.key() >= &shape.key[..] && is_before_end(kv.key(), &shape.range_end);
-                    shape.wants(kv) && if shape.is_one_key() { shape.key == kv.key() } else { within }
-                };
-                let mut expected: Vec<(MemberId, Vec<u32>)> = Vec::new();
-                for (shape, id) in &all {
-                    let places: Vec<u32> =
-                        (0..).zip(&events).filter(|(_, kv)| covers(shape, kv)).map(|(place, _)| place).collect();
-                    expected.extend((!places.is_empty()).then_some((*id, places)));
-                }
-                seen.sort();
-                expected.sort();
-                assert_eq!(seen, expected, "round {round}, step {step}");
+                let (took, log) = (steps::take(), u64::from((all.len() + 2).ilog2()) + 1);
+                assert!(took <= 40 * log, "round {round}: {took} steps among {}", all.len());
                 assert_eq!(index.len, all.len());
                 assert_eq!(index.wants_prev(), all.iter().any(|(shape, _)| shape.prev_kv));
+                if step % 4 == 0 {
+                    let count = if random.bool() { 1 } else { random.usize(1..20) };
+                    let events: Vec<KeyValue> = (0..count).map(|_| event(&mut random)).collect();
+                    check(&index, &all, &events);
+                }
             }
             for (shape, id) in all {
                 index.remove(&shape, id);
             }
-            assert!(index.is_empty() && index.ids.is_empty() && index.keys.is_empty());
+            assert!(index.is_empty() && index.ranges.is_empty() && index.keys.is_empty());
         }
+    }
+
+    /// A kind of set of shapes.
+    enum Shapes {
+        Any,
+        OneStart,
+        OneShape,
+        Nested,
+        Apart,
+        ToTheEnd,
+    }
+
+    impl Shapes {
+        fn random(random: &mut fastrand::Rng) -> Self {
+            let all = [Self::Any, Self::OneStart, Self::OneShape, Self::Nested, Self::Apart, Self::ToTheEnd];
+            let at = random.usize(..all.len());
+            all.into_iter().nth(at).unwrap()
+        }
+
+        fn next(&self, random: &mut fastrand::Rng, step: u64) -> Shape {
+            match self {
+                Self::Any => shape(random),
+                Self::OneStart => Shape::new("a", format!("b{step:03}")),
+                Self::OneShape => Shape::new("a", "c"),
+                Self::Nested => Shape::new(format!("b{step:03}"), format!("c{:03}", 999 - step)),
+                Self::Apart => Shape::new(format!("b{step:03}"), format!("b{step:03}a")),
+                Self::ToTheEnd => Shape::new(format!("b{step:03}"), "\0"),
+            }
+        }
+    }
+
+    fn check(index: &Index<()>, all: &[(Arc<Shape>, MemberId)], events: &[KeyValue]) {
+        let sorted = Sorted::new(events);
+        let mut seen: Vec<(MemberId, Vec<u32>)> = Vec::new();
+        let mut take = |found: Found<()>| {
+            let places = found.places(&sorted);
+            let members = found.group.members().map(|member| (member.id, places.clone()));
+            seen.extend(members.filter(|_| !places.is_empty()));
+        };
+        let mut part = 0..0;
+        while part.end < sorted.len() {
+            part = sorted.part(part.end, 3);
+            index.singles(&sorted, part.clone()).into_iter().for_each(&mut take);
+        }
+        let ranges = index.ranges();
+        steps::take();
+        let found: Vec<Found<()>> = ranges.stab(&sorted).collect();
+        let (took, log) = (steps::take(), u64::from((all.len() + 2).ilog2()) + 1);
+        let allowed = 4 * log * (found.len() + events.len()) as u64;
+        assert!(took <= allowed, "{took} steps for {} groups among {}", found.len(), all.len());
+        found.into_iter().for_each(take);
+        let covers = |shape: &Shape, kv: &KeyValue| {
+            let within = kv.key() >= &shape.key[..] && is_before_end(kv.key(), &shape.range_end);
+            shape.wants(kv) && if shape.is_one_key() { shape.key == kv.key() } else { within }
+        };
+        let mut expected: Vec<(MemberId, Vec<u32>)> = Vec::new();
+        for (shape, id) in all {
+            let places: Vec<u32> =
+                (0..).zip(events).filter(|(_, kv)| covers(shape, kv)).map(|(place, _)| place).collect();
+            expected.extend((!places.is_empty()).then_some((*id, places)));
+        }
+        seen.sort();
+        expected.sort();
+        assert_eq!(seen, expected);
     }
 
     #[test]

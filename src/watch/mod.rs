@@ -19,9 +19,11 @@ mod session;
 mod shared;
 #[cfg(test)]
 mod tests;
+mod tree;
 
 use std::sync::Arc;
 
+use crate::env::Env;
 use crate::error::Error;
 use crate::kv;
 use crate::pb::{Event, EventType, KeyValue};
@@ -60,6 +62,11 @@ impl Batch {
     }
 }
 
+/// At least what a batch of these will count for: previous versions are not looked up.
+fn bytes_of(revision: &kv::Revision, places: &[u32]) -> usize {
+    places.iter().map(|place| EVENT_OVERHEAD_BYTES + revision.events()[*place as usize].as_encoded().len()).sum()
+}
+
 /// What an event takes in a queue beside its versions.
 const EVENT_OVERHEAD_BYTES: usize = 64;
 
@@ -67,6 +74,9 @@ fn event(kv: &KeyValue, view: Option<&kv::State>) -> Event {
     let kind = if kv.is_tombstone() { EventType::Delete } else { EventType::Put };
     Event { r#type: kind.into(), kv: Some(kv.clone()), prev_kv: view.and_then(|view| view.version_before(kv)) }
 }
+
+/// To look up what was before an event takes about so many times as long as the event itself.
+const PREV_FACTOR: usize = 4;
 
 /// Makes each batch of a revision once, however many groups get the same.
 struct Batches<'r> {
@@ -79,6 +89,22 @@ struct Batches<'r> {
 impl<'r> Batches<'r> {
     fn new(revision: &'r kv::Revision, view: Option<&'r kv::State>) -> Self {
         Self { revision, view, whole: [None, None] }
+    }
+
+    /// As [`Self::get`], by the hub, which gives way if it takes long.
+    fn get_in_place(&mut self, env: &Env, places: &[u32], prev_kv: bool) -> Arc<Batch> {
+        let events = if prev_kv { PREV_FACTOR * places.len() } else { places.len() };
+        match self.made(places, prev_kv) {
+            Some(made) => made,
+            None if events > shared::SHORT_EVENTS => env.in_place(|| self.get(places, prev_kv)),
+            None => self.get(places, prev_kv),
+        }
+    }
+
+    /// One that was made already.
+    fn made(&self, places: &[u32], prev_kv: bool) -> Option<Arc<Batch>> {
+        let is_whole = places.len() == self.revision.events().len();
+        self.whole[usize::from(prev_kv)].clone().filter(|_| is_whole)
     }
 
     fn get(&mut self, places: &[u32], prev_kv: bool) -> Arc<Batch> {

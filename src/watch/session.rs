@@ -1,25 +1,32 @@
 //! One consumer of many watchers: what it takes from its queue, and what it reads from the history for those that are behind.
 //!
-//! Invariant: the session reads the history only when its queue is empty (or it would never be), and only as much as fits a quarter of
-//! the bound of its stream. Absent: the queue itself (`outbox`), and who fills it (`hub`).
+//! Invariants: the session reads the history only when its queue is empty (or it would never be), and only as much as fits a quarter of
+//! the bound of its stream, or one group's part of one revision if that is larger; that is charged before it is kept. So many watchers at
+//! most catch up at once, in the order in which they fell behind, and the others of the stream wait for them: whatever is done for those
+//! who catch up takes as long as for these, and one slice of the history is read for all of them.
+//! Absent: the queue itself (`outbox`), and who fills it (`hub`).
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::index::Index;
-use super::outbox::{Flow, Outbox, Queued};
-use super::shared::{Inner, Slice};
-use super::{Batch, Batches, Refused, Shape};
+use parking_lot::MutexGuard;
+
+use super::index::{Found, Index, Sorted};
+use super::outbox::{Flow, Outbox, Queued, Waiting};
+use super::shared::{Inner, Slice, WATCHERS_AT_ONCE};
+use super::{Batch, Batches, Refused, Shape, bytes_of};
 use crate::caller::Caller;
 use crate::env::{planted, sleep};
 use crate::error::Error;
-use crate::kv::Wants;
+use crate::kv::{self, Wants};
 use crate::node::Client;
 use crate::node::account::Taken;
 
 /// Revisions read from the history at once: as many as etcd puts into a response.
 const CATCH_UP_REVISIONS_MAX: usize = 1000;
+/// Watchers of a session that catch up at once.
+const CATCH_UP_WATCHERS_MAX: usize = 1024;
 /// Items taken from the queue in a row while some watcher catches up: neither starves the other.
 const QUEUED_IN_A_ROW_MAX: usize = 64;
 
@@ -63,6 +70,8 @@ struct Behind {
 /// A watcher, with its place and bytes.
 struct Watcher {
     shape: Arc<Shape>,
+    /// As of when it became synced.
+    next: i64,
     _place: Taken,
     _bytes: Taken,
 }
@@ -83,8 +92,10 @@ pub struct Session {
     behind_index: Index<()>,
     /// Read from the history, and not taken yet.
     read: VecDeque<Output>,
-    /// Charged for it.
+    /// Charged for it, and for what was taken last.
     reserved: u64,
+    /// Charged for what was taken from the queue last: its consumer makes a response of it.
+    taken: u64,
     in_a_row: usize,
 }
 
@@ -93,11 +104,14 @@ impl Session {
         // The rest of the bound is for what is read from the history.
         let bytes_max = hub.options.stream_bytes_max / 4 * 3;
         let charged = hub.account.answers.nothing(client);
+        let outbox = Arc::new(Outbox::new(bytes_max, charged));
+        hub.state.lock().sessions.insert(number, outbox.clone());
+        // After that: who is not told of a change of users and roles sees it here.
         let auth = hub.store.read(|s| s.kv.auth().stamp());
         Self {
             hub,
             number,
-            outbox: Arc::new(Outbox::new(bytes_max, charged)),
+            outbox,
             client: client.clone(),
             caller,
             auth,
@@ -106,6 +120,7 @@ impl Session {
             behind_index: Index::default(),
             read: VecDeque::new(),
             reserved: 0,
+            taken: 0,
             in_a_row: 0,
         }
     }
@@ -134,42 +149,67 @@ impl Session {
         let allowed = self.hub.store.read(|s| s.kv.permit(&self.caller, wants(shape)).map(|()| s.kv.revision()));
         let revision = allowed.map_err(Refused::Denied)?;
         let next = if start > 0 { start } else { revision + 1 };
-        let (synced, generation) = (next >= state.position, state.generation);
-        self.outbox.waiting.lock().flows.insert(watcher, Flow { next, synced, generation, queued: 0 });
-        let shape = state.index.insert(shape, (self.number, watcher), self.outbox.clone());
-        drop(state);
-        if !synced {
-            self.behind_index.insert(&shape, (0, watcher), ());
-            // The present state's: who begins at the compacted revision gets what is left of it.
-            self.behind.insert(watcher, Behind { next, generation: self.hub.store.generation() });
+        let synced = next >= state.position;
+        // The present state's: who begins at the compacted revision gets what is left of it.
+        let generation = self.hub.store.generation();
+        {
+            let mut waiting = self.outbox.waiting.lock();
+            waiting.flows.insert(watcher, Flow { next, synced, generation, queued: 0 });
+            waiting.behind.extend((!synced).then_some(watcher));
         }
-        self.watchers.insert(watcher, Watcher { shape, _place: place, _bytes: bytes });
+        let mut shape = Arc::new(shape.clone());
+        if synced {
+            shape = state.insert(&shape, next, (self.number, watcher), self.outbox.clone());
+        }
+        drop(state);
+        self.watchers.insert(watcher, Watcher { shape, next, _place: place, _bytes: bytes });
         Ok(Created { revision })
     }
 
     /// Ends a watcher; false if there is none of that number. What waits for it is dropped.
     pub fn cancel(&mut self, watcher: i64) -> bool {
-        let Some(Watcher { shape, .. }) = self.watchers.remove(&watcher) else { return false };
-        self.hub.state.lock().index.remove(&shape, (self.number, watcher));
-        let mut waiting = self.outbox.waiting.lock();
-        waiting.flows.remove(&watcher);
-        waiting.behind.retain(|w| *w != watcher);
-        let (mut freed, mut charged) = (0, 0);
-        waiting.queue.retain(|queued| {
-            let keep = queued.watcher != watcher;
-            if !keep {
-                freed += queued.batch.bytes;
-                charged += queued.charged;
+        self.watchers.contains_key(&watcher) && {
+            self.end(&[watcher]);
+            true
+        }
+    }
+
+    /// Ends watchers that there are, all of them in one pass.
+    fn end(&mut self, watchers: &[i64]) {
+        if watchers.is_empty() {
+            return;
+        }
+        for part in watchers.chunks(WATCHERS_AT_ONCE) {
+            let mut state = self.hub.state.lock();
+            for watcher in part {
+                let Some(Watcher { shape, next, .. }) = self.watchers.remove(watcher) else { continue };
+                state.remove(&shape, next, (self.number, *watcher));
+                if self.behind.remove(watcher).is_some() {
+                    self.behind_index.remove(&shape, (0, *watcher));
+                }
             }
-            keep
-        });
-        waiting.bytes -= freed;
-        self.outbox.charged.shrink(charged);
+        }
+        let ended: HashSet<i64> = watchers.iter().copied().collect();
+        let mut waiting = self.outbox.waiting.lock();
+        let flows: Vec<Flow> = watchers.iter().filter_map(|watcher| waiting.flows.remove(watcher)).collect();
+        if flows.iter().any(|flow| !flow.synced) {
+            waiting.behind.retain(|watcher| !ended.contains(watcher));
+        }
+        if flows.iter().any(|flow| flow.queued > 0) {
+            let (mut freed, mut charged) = (0, 0);
+            waiting.queue.retain(|queued| {
+                let keep = !ended.contains(&queued.watcher);
+                if !keep {
+                    freed += queued.batch.bytes;
+                    charged += queued.charged;
+                }
+                keep
+            });
+            waiting.bytes -= freed;
+            self.outbox.charged.shrink(charged);
+        }
         drop(waiting);
-        self.behind.remove(&watcher);
-        self.behind_index.remove(&shape, (0, watcher));
-        self.read.retain(|output| !matches!(output, Output::Events { watcher: w, .. } if *w == watcher));
-        true
+        self.read.retain(|output| !matches!(output, Output::Events { watcher, .. } if ended.contains(watcher)));
     }
 
     pub fn contains(&self, watcher: i64) -> bool {
@@ -187,17 +227,9 @@ impl Session {
                 return Ok(output);
             }
             if self.is_catching_up() {
-                if self.reserve().is_err() {
+                if !self.catch_up().await {
+                    self.release();
                     sleep(ROOM_RETRY).await;
-                    continue;
-                }
-                if let Some((from, slice)) = self.read_history() {
-                    if slice.is_long() {
-                        let env = self.hub.env.clone();
-                        env.in_place(|| self.take(from, &slice)).await;
-                    } else {
-                        self.take(from, &slice);
-                    }
                 }
                 // One slice at a time: other tasks run on this thread too.
                 tokio::task::yield_now().await;
@@ -215,7 +247,7 @@ impl Session {
         if let Some(output) = self.read.pop_front() {
             return Some(output);
         }
-        self.outbox.charged.shrink(std::mem::take(&mut self.reserved));
+        self.release();
         let mut waiting = self.outbox.waiting.lock();
         if std::mem::take(&mut waiting.look_again) {
             drop(waiting);
@@ -229,7 +261,7 @@ impl Session {
             self.in_a_row += 1;
             if let Some(Queued { watcher, batch, charged }) = waiting.queue.pop_front() {
                 waiting.bytes -= batch.bytes;
-                self.outbox.charged.shrink(charged);
+                self.taken = charged;
                 if let Some(flow) = waiting.flows.get_mut(&watcher) {
                     flow.queued -= 1;
                 }
@@ -237,15 +269,29 @@ impl Session {
             }
         }
         self.in_a_row = 0;
-        let behind = std::mem::take(&mut waiting.behind);
-        let (later, now): (Vec<i64>, Vec<i64>) = behind.into_iter().partition(|w| waiting.flows[w].queued > 0);
-        for watcher in now {
+        if !waiting.behind.is_empty() {
+            drop(waiting);
+            let outbox = self.outbox.clone();
+            self.begin_catching_up(&mut outbox.waiting.lock());
+        }
+        None
+    }
+
+    /// Those who fell behind first catch up first. Of whom something is in the queue still, that comes before.
+    fn begin_catching_up(&mut self, waiting: &mut Waiting) {
+        for _ in 0..waiting.behind.len().min(CATCH_UP_WATCHERS_MAX) {
+            if self.behind.len() >= CATCH_UP_WATCHERS_MAX {
+                return;
+            }
+            let Some(watcher) = waiting.behind.pop_front() else { return };
             let flow = &waiting.flows[&watcher];
+            if flow.queued > 0 {
+                waiting.behind.push_back(watcher);
+                continue;
+            }
             self.behind.insert(watcher, Behind { next: flow.next, generation: flow.generation });
             self.behind_index.insert(&self.watchers[&watcher].shape, (0, watcher), ());
         }
-        waiting.behind = later;
-        None
     }
 
     /// What was read from the history for this watcher and follows what was taken, as much of it as fits into `bytes`. Of what came by
@@ -268,14 +314,40 @@ impl Session {
         !self.behind.is_empty() || !self.outbox.waiting.lock().behind.is_empty()
     }
 
-    /// Room for a slice of the history, until all of it was taken.
-    fn reserve(&mut self) -> Result<(), Error> {
-        if self.reserved == 0 {
-            let bytes = self.slice_bytes() as u64;
-            self.outbox.charged.grow(bytes)?;
-            self.reserved = bytes;
+    /// Reads a slice of the history; false if there is no room for what is in it.
+    async fn catch_up(&mut self) -> bool {
+        if self.behind.is_empty() {
+            // All of them have something in the queue, which comes before.
+            return true;
         }
-        Ok(())
+        if !self.reserve(self.slice_bytes() as u64) {
+            return false;
+        }
+        let Some((from, slice)) = self.read_history() else { return true };
+        if !slice.is_long() {
+            return self.take(from, &slice);
+        }
+        // While it waits for its turn it holds nothing: no room, and no view.
+        drop(slice);
+        self.release();
+        let (env, asker) = (self.hub.env.clone(), self.client.asker());
+        env.in_place_for(asker, || self.read_history().is_none_or(|(from, slice)| self.take(from, &slice))).await
+    }
+
+    /// Room for so much in all, until all of it was taken.
+    fn reserve(&mut self, bytes: u64) -> bool {
+        let more = bytes.saturating_sub(self.reserved);
+        let fits = more == 0 || self.outbox.charged.grow(more).is_ok();
+        self.reserved += if fits { more } else { 0 };
+        fits
+    }
+
+    /// What was taken has left, and what was read was taken.
+    fn release(&mut self) {
+        let charged = std::mem::take(&mut self.reserved) + std::mem::take(&mut self.taken);
+        if charged > 0 {
+            self.outbox.charged.shrink(charged);
+        }
     }
 
     /// One slice of the history for those behind, and the revision that it was to begin at.
@@ -289,41 +361,30 @@ impl Session {
         self.hub.options.stream_bytes_max / 4
     }
 
-    /// Gives what was read to those behind, and hands over who has all of it.
-    fn take(&mut self, from: i64, slice: &Slice) {
-        let budget = self.slice_bytes();
+    /// Gives what was read to those behind, and hands over who has all of it. False if there was no room for any of it.
+    fn take(&mut self, from: i64, slice: &Slice) -> bool {
         if slice.auth != self.auth {
             self.end_denied();
         }
         self.drop_compacted(slice);
-        let mut bytes = 0;
-        // A watcher's revisions stand together, so that they can leave together.
-        let mut found_by_watcher: BTreeMap<i64, Vec<Arc<Batch>>> = BTreeMap::new();
+        let mut reading = Reading::default();
         let mut next = slice.revisions.first().map_or(slice.head + 1, |r| r.number().max(from));
         for revision in &slice.revisions {
             if planted!("watch-skips-hand-over") && revision.number() == slice.head && slice.revisions.len() > 1 {
                 next = slice.head + 1;
                 break;
             }
-            let mut batches = Batches::new(revision, slice.view.as_ref());
-            for found in self.behind_index.matches(revision.events()) {
-                let interested = found.group.members().filter(|(w, ())| self.behind[w].next <= revision.number());
-                let mut interested = interested.peekable();
-                if interested.peek().is_none() {
-                    continue;
-                }
-                let batch = batches.get(&found.events, found.group.shape.prev_kv);
-                for (watcher, ()) in interested {
-                    bytes += batch.bytes;
-                    found_by_watcher.entry(watcher).or_default().push(batch.clone());
-                }
+            if !self.take_revision(revision, slice.view.as_ref(), &mut reading) {
+                break;
             }
             next = revision.number() + 1;
-            if bytes >= budget {
+            if reading.bytes >= self.slice_bytes() {
                 break;
             }
         }
-        for (watcher, batches) in found_by_watcher {
+        let is_stuck = reading.had_no_room && reading.found.is_empty();
+        // A watcher's revisions stand together, so that they can leave together.
+        for (watcher, batches) in reading.found {
             self.read.extend(batches.into_iter().map(|batch| Output::Events { watcher, batch }));
         }
         for behind in self.behind.values_mut() {
@@ -332,6 +393,61 @@ impl Session {
         if next > slice.head {
             self.hand_over(next);
         }
+        !is_stuck
+    }
+
+    /// Gives a revision to those behind who lack it; false if for some of them there is no more room.
+    fn take_revision(&mut self, revision: &kv::Revision, view: Option<&kv::State>, reading: &mut Reading) -> bool {
+        let events = Sorted::new(revision.events());
+        let ranges = self.behind_index.ranges();
+        let singles = self.behind_index.singles(&events, 0..events.len());
+        let mut batches = Batches::new(revision, view);
+        singles
+            .into_iter()
+            .chain(ranges.stab(&events))
+            .all(|found| self.take_group(&found, &events, revision, &mut batches, reading))
+    }
+
+    /// As [`Self::take_revision`], of one group.
+    fn take_group(
+        &mut self,
+        found: &Found<()>,
+        events: &Sorted<'_>,
+        revision: &kv::Revision,
+        batches: &mut Batches<'_>,
+        reading: &mut Reading,
+    ) -> bool {
+        let lacks = |behind: &Behind| behind.next <= revision.number();
+        let lacking = found.group.members().map(|member| member.id.1).filter(|w| lacks(&self.behind[w]));
+        let lacking: Vec<i64> = lacking.collect();
+        let places = if lacking.is_empty() { Vec::new() } else { found.places(events) };
+        if places.is_empty() {
+            return true;
+        }
+        let prev_kv = found.group.shape.prev_kv;
+        let batch = if let Some(shared) = batches.made(&places, prev_kv) {
+            shared
+        } else if reading.cost >= self.slice_bytes() as u64 {
+            return false;
+        } else {
+            // Room before it is made, and again when it is: only then previous versions are known.
+            let has_room = self.reserve(reading.cost + self.outbox.cost(bytes_of(revision, &places)));
+            let batch = has_room.then(|| batches.get(&places, prev_kv));
+            let Some(batch) = batch.filter(|b| self.reserve(reading.cost + self.outbox.cost(b.bytes))) else {
+                reading.had_no_room = true;
+                return false;
+            };
+            reading.cost += self.outbox.cost(batch.bytes);
+            batch
+        };
+        for watcher in lacking {
+            reading.bytes += batch.bytes;
+            reading.found.entry(watcher).or_default().push(batch.clone());
+            if let Some(behind) = self.behind.get_mut(&watcher) {
+                behind.next = revision.number() + 1;
+            }
+        }
+        true
     }
 
     /// Ends the watchers of what the caller may not see as users and roles are now.
@@ -343,10 +459,8 @@ impl Session {
             state.permit(&self.caller, wants(&at.shape)).err().map(|error| (*number, error))
         };
         let denied: Vec<(i64, Error)> = self.watchers.iter().filter_map(refused).collect();
-        for (watcher, error) in denied {
-            self.cancel(watcher);
-            self.read.push_back(Output::Denied { watcher, error });
-        }
+        self.end(&denied.iter().map(|(watcher, _)| *watcher).collect::<Vec<_>>());
+        self.read.extend(denied.into_iter().map(|(watcher, error)| Output::Denied { watcher, error }));
     }
 
     fn drop_compacted(&mut self, slice: &Slice) {
@@ -355,10 +469,9 @@ impl Session {
             b.next < slice.compacted || (b.generation != slice.generation && b.next <= slice.compacted)
         };
         let lost: Vec<i64> = self.behind.iter().filter(|(_, b)| is_lost(b)).map(|(w, _)| *w).collect();
-        for watcher in lost {
-            self.cancel(watcher);
-            self.read.push_back(Output::Compacted { watcher, compacted: slice.compacted });
-        }
+        self.end(&lost);
+        let compacted = slice.compacted;
+        self.read.extend(lost.into_iter().map(|watcher| Output::Compacted { watcher, compacted }));
         for behind in self.behind.values_mut() {
             behind.generation = slice.generation;
         }
@@ -366,19 +479,28 @@ impl Session {
 
     /// Those who have read all that the hub has given out so far go on with the hub.
     fn hand_over(&mut self, read_to: i64) {
-        let state = self.hub.state.lock();
-        if read_to < state.position {
-            // The hub is ahead; the next slice is short.
-            return;
+        while !self.behind.is_empty() {
+            let mut state = self.hub.state.lock();
+            if read_to < state.position {
+                // The hub is ahead; the next slice is short.
+                return;
+            }
+            let mut waiting = self.outbox.waiting.lock();
+            for _ in 0..WATCHERS_AT_ONCE {
+                let Some((watcher, Behind { next, .. })) = self.behind.pop_first() else { break };
+                let flow = waiting.flows.get_mut(&watcher).expect("a watcher that catches up has a flow");
+                (flow.next, flow.synced) = (next, true);
+                let of = self.watchers.get_mut(&watcher).expect("a watcher that catches up is there");
+                self.behind_index.remove(&of.shape, (0, watcher));
+                of.next = next;
+                of.shape = state.insert(&of.shape, next, (self.number, watcher), self.outbox.clone());
+            }
+            drop(waiting);
+            MutexGuard::unlock_fair(state);
         }
-        let mut waiting = self.outbox.waiting.lock();
-        for (watcher, behind) in std::mem::take(&mut self.behind) {
-            let flow = waiting.flows.get_mut(&watcher).expect("a watcher that catches up has a flow");
-            (flow.next, flow.synced) = (behind.next, true);
-            self.behind_index.remove(&self.watchers[&watcher].shape, (0, watcher));
+        if self.outbox.waiting.lock().behind.is_empty() {
+            self.read.push_back(Output::CaughtUp);
         }
-        drop(waiting);
-        self.read.push_back(Output::CaughtUp);
     }
 
     /// The revision up to which the hub has given out every event.
@@ -394,6 +516,11 @@ impl Session {
         let waiting = self.outbox.waiting.lock();
         let idle = self.read.is_empty() && self.behind.is_empty() && waiting.queue.is_empty();
         (idle && waiting.flows.values().all(|f| f.synced && f.next <= delivered + 1)).then_some(delivered)
+    }
+
+    /// Whether something waits that was read from the history.
+    pub fn has_read(&self) -> bool {
+        !self.read.is_empty()
     }
 
     /// As [`Self::progress`], of one watcher.
@@ -420,6 +547,12 @@ impl Session {
         self.hub.store.read(|s| s.kv.revision())
     }
 
+    /// Whether anything waits in the queue.
+    #[cfg(test)]
+    pub(super) fn outbox_is_filled(&self) -> bool {
+        !self.outbox.waiting.lock().queue.is_empty()
+    }
+
     /// Bytes in the queue.
     #[cfg(test)]
     pub(super) fn queued_bytes(&self) -> usize {
@@ -432,14 +565,46 @@ fn wants(shape: &Shape) -> Wants<'_> {
     Wants::Keys { key: &shape.key, range_end: &shape.range_end }
 }
 
+/// What was found in a slice of the history.
+#[derive(Default)]
+struct Reading {
+    found: BTreeMap<i64, Vec<Arc<Batch>>>,
+    /// As often as it is to be sent.
+    bytes: usize,
+    /// Of what is kept.
+    cost: u64,
+    had_no_room: bool,
+}
+
 impl Drop for Session {
     fn drop(&mut self) {
-        if self.watchers.is_empty() {
+        self.hub.state.lock().sessions.remove(&self.number);
+        let (hub, number) = (self.hub.clone(), self.number);
+        let mut watchers = std::mem::take(&mut self.watchers);
+        remove_some(&hub, number, &mut watchers);
+        if watchers.is_empty() {
             return;
         }
-        let mut state = self.hub.state.lock();
-        for (watcher, at) in &self.watchers {
-            state.index.remove(&at.shape, (self.number, *watcher));
+        // What is left, where others have their turns in between.
+        let rest = async move {
+            while !watchers.is_empty() {
+                remove_some(&hub, number, &mut watchers);
+                tokio::task::yield_now().await;
+            }
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(_) => drop(self.hub.env.spawn(rest)),
+            Err(_) => tracing::debug!("the last watchers end with the member"),
         }
+    }
+}
+
+/// Removes some watchers of a session that has ended.
+fn remove_some(hub: &Inner, session: u64, watchers: &mut HashMap<i64, Watcher>) {
+    // Not `drain`, which would drop the others too.
+    let some: Vec<(i64, Watcher)> = watchers.extract_if(|_, _| true).take(WATCHERS_AT_ONCE).collect();
+    let mut state = hub.state.lock();
+    for (number, watcher) in &some {
+        state.remove(&watcher.shape, watcher.next, (session, *number));
     }
 }

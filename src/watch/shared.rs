@@ -1,10 +1,12 @@
 //! What the hub and the sessions share: how far the hub is, who is told of what, and slices of the history.
 //!
-//! Invariants: the position only grows; what lies before it was given to every watcher that was synced at that time, or is in
-//! one of the queues; a watcher becomes synced only under the lock and only at or after the position.
-//! Locks, in this order: this one, the store's or a queue's.
+//! Invariants: the position only grows; what lies before it was given to every watcher that was synced at that time, or is being given
+//! to them; a watcher becomes synced only under the lock and only at or after the position. The hub finds the synced watchers alone, and
+//! of these only those that begin soon: what it does for a revision is paid for by those who read what it gives.
+//! Locks, in this order: this one, the store's or a queue's. Nothing is done for many watchers under this one: it is in slices.
 //! Absent: the task that moves the position (`hub`), and the consumers (`session`).
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -12,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::index::Index;
+use super::index::{Index, MemberId, Shape};
 use super::outbox::Outbox;
 use crate::env::Env;
 use crate::kv;
@@ -26,8 +28,12 @@ pub struct Options {
     pub stream_watchers_max: usize,
 }
 
-/// Events of a slice that are given out at once. More are a large deletion's.
-const SHORT_EVENTS: usize = 4096;
+/// Events that are put together where others wait. More are a large deletion's.
+pub(super) const SHORT_EVENTS: usize = 4096;
+/// Revisions given out at once; apply waits for as long as it takes to read them, some tens of microseconds.
+pub(super) const SLICE_REVISIONS_MAX: usize = 256;
+/// Watchers that are added, or removed, while others wait for the lock: some tenths of a millisecond.
+pub(super) const WATCHERS_AT_ONCE: usize = 256;
 
 pub(super) struct Inner {
     pub(super) env: Env,
@@ -45,13 +51,71 @@ pub(super) struct Inner {
     pub(super) closed: CancellationToken,
 }
 
+/// Watchers by number, which began later than others.
+pub(super) type Later = Vec<(i64, Arc<Outbox>)>;
+
 pub(super) struct State {
     /// The next revision to give out.
     pub(super) position: i64,
     /// The state that the position is of.
     pub(super) generation: u64,
-    /// Every watcher, synced or not: who is not ignores what it is given.
+    /// Synced watchers: all but those that begin later.
     pub(super) index: Index<Arc<Outbox>>,
+    /// Synced watchers that begin so far behind the position that no slice reaches them yet, by where they begin.
+    later: BTreeMap<(i64, MemberId), (Arc<Shape>, Arc<Outbox>)>,
+    /// All sessions that there are.
+    pub(super) sessions: HashMap<u64, Arc<Outbox>>,
+}
+
+impl State {
+    pub(super) fn new(position: i64, generation: u64) -> Self {
+        Self { position, generation, index: Index::default(), later: BTreeMap::new(), sessions: HashMap::new() }
+    }
+
+    /// Whether there is nobody to tell.
+    pub(super) fn is_idle(&self) -> bool {
+        self.index.is_empty() && self.later.is_empty()
+    }
+
+    /// Adds a synced watcher that wants revisions from `next` on. The shape that is returned may be shared with others.
+    pub(super) fn insert(&mut self, shape: &Arc<Shape>, next: i64, id: MemberId, outbox: Arc<Outbox>) -> Arc<Shape> {
+        if next < self.soon() {
+            return self.index.insert(shape, id, outbox);
+        }
+        self.later.insert((next, id), (shape.clone(), outbox));
+        shape.clone()
+    }
+
+    /// Removes a watcher, if it is there, that was added with this `next`.
+    pub(super) fn remove(&mut self, shape: &Shape, next: i64, id: MemberId) {
+        if self.later.remove(&(next, id)).is_none() {
+            self.index.remove(shape, id);
+        }
+    }
+
+    /// Moves watchers that begin soon to the others; true if some are left.
+    pub(super) fn admit(&mut self) -> bool {
+        let soon = self.soon();
+        for _ in 0..WATCHERS_AT_ONCE {
+            let Some(first) = self.later.first_entry().filter(|first| first.key().0 < soon) else { return false };
+            let ((_, id), (shape, outbox)) = first.remove_entry();
+            self.index.insert(&shape, id, outbox);
+        }
+        true
+    }
+
+    /// Takes out everybody who begins at `last` or before, to be told that the hub has no more for them.
+    pub(super) fn take_until(&mut self, last: i64) -> (Index<Arc<Outbox>>, Later) {
+        let rest = self.later.split_off(&(last + 1, (u64::MIN, i64::MIN)));
+        let later = std::mem::replace(&mut self.later, rest);
+        let later = later.into_iter().map(|((_, id), (_, outbox))| (id.1, outbox)).collect();
+        (std::mem::take(&mut self.index), later)
+    }
+
+    /// No slice that begins at the position reaches so far.
+    fn soon(&self) -> i64 {
+        self.position.saturating_add(SLICE_REVISIONS_MAX as i64)
+    }
 }
 
 /// Revisions read from the state, and what the state was then.

@@ -171,6 +171,7 @@ async fn disk_of_a_leader_that_was_put_back_leads_nobody_astray() {
         cluster.put(i % 3, &format!("old{i}"), "v").await;
     }
     let hash = put_back(&mut cluster, 1, true, 3).await;
+    cluster.wait_logged(1, &["ERROR", "holds less than it once acknowledged"]).await;
     cluster.wait_formed().await;
     assert_eq!(cluster.wait_same_hash(0..3).await, hash);
 }

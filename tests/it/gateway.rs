@@ -318,11 +318,18 @@ async fn page_in_a_browser_deletes_nothing_and_programs_go_on() {
     // The same call in gRPC's own form, which a page can build as well.
     let delete = [&[0, 0, 0, 0, 6][..], b"\x0a\x01\x00\x12\x01\x00"].concat();
     for service in ["KV/DeleteRange", "Lease/LeaseLeases", "Maintenance/Defragment"] {
-        let head = format!(
-            "POST /etcdserverpb.{service} HTTP/1.1\r\nHost: {host}\r\nContent-Type: text/plain\r\nTE: trailers"
-        );
-        let (code, answer) = browse(&cluster, &head, &delete).await;
-        assert_eq!(code, 415, "{service}: {answer}");
+        // And as a page of a name that was made to point here, which may name any type.
+        for (name, kind, expected) in [
+            (&host[..], "text/plain", 415),
+            ("rebound.example", "application/grpc", 505),
+            (&host[..], "application/grpc+proto", 505),
+        ] {
+            let head = format!(
+                "POST /etcdserverpb.{service} HTTP/1.1\r\nHost: {name}\r\nContent-Type: {kind}\r\nTE: trailers"
+            );
+            let (code, answer) = browse(&cluster, &head, &delete).await;
+            assert_eq!(code, expected, "{service}: {answer}");
+        }
     }
     assert_eq!(cluster.get(0, "k").await.as_deref(), Some("v"));
     let (code, answer) =

@@ -6,9 +6,10 @@
 use std::time::Duration;
 
 use prost::Message as _;
+use quorate::pb::etcd::range_request::SortTarget;
 use quorate::pb::etcd::watch_request::RequestUnion;
 use quorate::pb::etcd::{
-    PutRequest, RangeRequest, RequestOp, TxnRequest, WatchCreateRequest, WatchRequest, request_op,
+    CompactionRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, WatchCreateRequest, WatchRequest, request_op,
 };
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
@@ -169,4 +170,50 @@ async fn many_answers_of_everything_take_little() {
     let grown = cluster.peak_resident_bytes(0).saturating_sub(before);
     println!("{} MiB more at the most, for 16 answers of {} MiB at a time", grown / MIB, DATA_BYTES / MIB);
     assert!(grown < 48 * MIB, "{} MiB", grown / MIB);
+}
+
+/// Large answers of every kind whose clients take no more than a piece: what they would have to be told is overwritten and compacted, and
+/// they keep it from being given back. The member gives them up and says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_not_taken_is_given_up_when_it_keeps_too_much() {
+    let cluster = filled().await;
+    let endpoint = cluster.endpoint(0);
+    let stream = async |range: RangeRequest| {
+        let mut kv = cluster.kv(0).max_decoding_message_size(usize::MAX);
+        let mut stream = kv.range_stream(range).await.unwrap().into_inner();
+        stream.message().await.unwrap().expect("a first piece");
+        stream
+    };
+    let mut streams = vec![
+        stream(everything()).await,
+        stream(RangeRequest { sort_target: SortTarget::Mod.into(), ..everything() }).await,
+    ];
+    let mut raw = Raw::connect(&endpoint).await.unwrap();
+    raw.ask("/etcdserverpb.KV/Range", &everything().encode_to_vec()).await.unwrap();
+    let mut kv = cluster.kv(0);
+    let mut overwritten = 0;
+    wait_for("the streams to be given up", async || {
+        for part in 0..40 {
+            let key = format!("d/{part:03}/0000").into();
+            let put = PutRequest { key, value: vec![8; 200 << 10].into(), ..PutRequest::default() };
+            let revision = kv.put(put).await.unwrap().into_inner().header.unwrap().revision;
+            kv.compact(CompactionRequest { revision, physical: true }).await.unwrap();
+            overwritten += 200 << 10;
+        }
+        let text = cluster.log_text(0);
+        let given_up = text.lines().filter(|line| line.contains("given up")).count();
+        if given_up >= 3 { Ok(()) } else { Err(format!("{given_up} after {} MiB", overwritten >> 20)) }
+    })
+    .await;
+    for stream in &mut streams {
+        let end = loop {
+            match stream.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("a stream went on to its end"),
+                Err(status) => break status,
+            }
+        };
+        assert!(end.message().contains("given up"), "{end:?}");
+    }
+    drop(raw);
 }

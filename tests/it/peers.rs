@@ -1,5 +1,6 @@
 //! What reaches the peer port and is no member's: nothing of it may stop a member, cost an election, or keep a member out.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use quorate::pb::log::{Entry, Formation, LogId, Membership, Node, Reservation, Vote, entry, membership, node};
@@ -8,12 +9,14 @@ use quorate::pb::peer::{
     AbandonRequest, AcceptRequest, AppendRequest, Envelope, ForwardRequest, JoinRequest, LeasesRequest, ManageRequest,
     SnapshotChunk, SnapshotHead, TransferLeaderRequest, VoteRequest, WhoRequest, forward_request, manage_request,
 };
+use rustix::process::Signal;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio_stream::StreamExt as _;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::storage::oldest_segment;
 use crate::support::attack::Raw;
 use crate::support::cluster::{Cluster, wait_for};
 
@@ -288,10 +291,25 @@ async fn silent_connections_keep_no_member_out() {
     let leader = cluster.wait_formed().await;
     let before = cluster.status(leader).await.unwrap();
     let address = cluster.peer_address(leader);
-    let (mut silent, mut greeted) = (Vec::new(), Vec::new());
-    for _ in 0..600 {
-        silent.push(TcpStream::connect(&address).await.unwrap());
-        greeted.push(Raw::connect(&address).await.unwrap());
+    // More than there are places, and as soon as one is closed it is there again.
+    let mut strangers = tokio::task::JoinSet::new();
+    for i in 0..12 {
+        let address = address.clone();
+        strangers.spawn(async move {
+            let (mut silent, mut greeted) = (VecDeque::new(), VecDeque::new());
+            loop {
+                if i % 2 == 0 {
+                    silent.extend(TcpStream::connect(&address).await);
+                } else {
+                    greeted.extend(Raw::connect(&address).await);
+                }
+                if silent.len() + greeted.len() >= 100 {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    silent.pop_front();
+                    greeted.pop_front();
+                }
+            }
+        });
     }
     let back = (leader + 1) % 3;
     cluster.kill(back);
@@ -300,46 +318,61 @@ async fn silent_connections_keep_no_member_out() {
     cluster.put(back, "k", "v").await;
     let after = cluster.status(leader).await.unwrap();
     assert_eq!((after.leader, after.raft_term), (before.leader, before.raft_term), "an election was lost");
-    drop((silent, greeted));
+    strangers.shutdown().await;
 }
 
 /// The one place to receive a snapshot is for who sends one.
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_streams_hold_nothing_that_a_snapshot_needs() {
     let mut cluster = Cluster::new(3);
+    cluster.set("log.segment_bytes", "3MiB").set("log.bytes_max", "6MiB");
     cluster.set("log.entries_max", "50").set("log.entries_kept", "5");
     let leader = cluster.start_all().await;
     let late = (leader + 1) % 3;
     let (id, from, cluster_id) =
         (cluster.member_id(late).await, cluster.member_id(leader).await, cluster.cluster_id(0).await);
     cluster.kill(late);
-    for i in 0..200 {
-        cluster.put(leader, &format!("k{i}"), "v").await;
-    }
+    let others = [leader, (leader + 2) % 3];
+    // Until what it lacks is in no log any more.
+    wait_for("logs to be purged", async || {
+        for i in 0..20 {
+            cluster.put(leader, &format!("k{i}"), &"v".repeat(100 << 10)).await;
+        }
+        if others.iter().all(|&slot| oldest_segment(&cluster, slot) > 1) { Ok(()) } else { Err("they are not") }
+    })
+    .await;
+    // Nobody sends it a snapshot before the streams are there.
+    others.iter().for_each(|&slot| cluster.signal(slot, Signal::STOP));
     cluster.start_pod(late);
+    let head = SnapshotHead {
+        envelope: Some(Envelope { cluster_id, from, to: id }),
+        vote: Some(Vote { term: 1, member: from, committed: true }),
+        snapshot_id: format!("{:020}-{:020}", 1, 1),
+        file_bytes: 1 << 20,
+        meta: None,
+    };
     let mut open = Vec::new();
-    wait_for("the member to take calls", async || {
+    wait_for("the member to hold the streams", async || {
         let endpoint = Endpoint::from_shared(format!("http://{}", cluster.peer_address(late))).unwrap();
-        let mut client = PeerClient::new(endpoint.connect().await.map_err(|error| error.to_string())?);
+        let client = PeerClient::new(endpoint.connect().await.map_err(|error| error.to_string())?);
         for _ in 0..20 {
             // Nothing is said on some, and on others only whose they are.
-            let head = SnapshotHead {
-                envelope: Some(Envelope { cluster_id, from, to: id }),
-                vote: Some(Vote { term: 1, member: from, committed: true }),
-                snapshot_id: format!("{:020}-{:020}", 1, 1),
-                file_bytes: 1 << 20,
-                meta: None,
-            };
-            let first = SnapshotChunk { head: Some(head), ..SnapshotChunk::default() };
+            let first = SnapshotChunk { head: Some(head.clone()), ..SnapshotChunk::default() };
             let (mut one, mut other) = (client.clone(), client.clone());
             open.push(tokio::spawn(async move { one.snapshot(tokio_stream::pending()).await.map(drop) }));
             let started = tokio_stream::once(first).chain(tokio_stream::pending());
             open.push(tokio::spawn(async move { other.snapshot(started).await.map(drop) }));
         }
-        client.who(WhoRequest::default()).await.map(drop).map_err(|status| status.to_string())
+        client.clone().who(WhoRequest::default()).await.map_err(|status| status.to_string())?;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        // One that does not run Raft yet refuses them.
+        open.retain(|stream| !stream.is_finished());
+        if open.len() >= 20 { Ok(()) } else { Err(format!("{} are open", open.len())) }
     })
     .await;
+    others.iter().for_each(|&slot| cluster.signal(slot, Signal::CONT));
     cluster.wait_formed().await;
     cluster.wait_same_hash(0..3).await;
+    cluster.wait_logged(late, &["snapshot installed"]).await;
     open.iter().for_each(|stream| stream.abort());
 }

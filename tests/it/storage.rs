@@ -32,7 +32,7 @@ async fn delete_all(cluster: &Cluster, slot: u64) -> i64 {
 }
 
 /// The number of the oldest segment of the pod's log.
-fn oldest_segment(cluster: &Cluster, slot: u64) -> u32 {
+pub fn oldest_segment(cluster: &Cluster, slot: u64) -> u32 {
     let names = std::fs::read_dir(cluster.member_dir(slot).join("log")).unwrap();
     let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     names.filter_map(|name| name.strip_suffix(".log")?.parse().ok()).min().unwrap()

@@ -5,11 +5,13 @@ use std::io::Write as _;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message as _;
 use quorate::pb::etcd::{PutRequest, RangeRequest};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
@@ -22,18 +24,30 @@ use tonic_health::pb::health_client::HealthClient;
 use crate::support::attack::Raw;
 use crate::support::cluster::{Cluster, PATIENCE};
 
-/// A gRPC call over HTTP/1, so that every byte of it is ours: everything that was answered.
-async fn call(cluster: &Cluster, path: &str, headers: &str, body: &[u8]) -> String {
-    let mut stream = TcpStream::connect(cluster.endpoint(0)).await.unwrap();
-    let head = format!(
-        "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/grpc\r\nTE: trailers\r\nConnection: close\r\n\
-         {headers}Content-Length: {}\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(&[head.as_bytes(), body].concat()).await.unwrap();
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await.unwrap();
-    String::from_utf8_lossy(&answer).into_owned()
+/// A gRPC call whose body is ours to the byte: everything that was answered, as HTTP/1 would have it.
+async fn call(cluster: &Cluster, path: &str, headers: &[(&str, &str)], body: &[u8]) -> String {
+    let stream = TcpStream::connect(cluster.endpoint(0)).await.unwrap();
+    let (mut client, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let mut request = hyper::Request::post(format!("http://localhost{path}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let answer = client.send_request(request.body(Full::new(Bytes::copy_from_slice(body))).unwrap()).await.unwrap();
+    let text = |headers: &hyper::HeaderMap| {
+        let line = |(name, value): (&hyper::header::HeaderName, &hyper::header::HeaderValue)| {
+            format!("{name}: {}\r\n", String::from_utf8_lossy(value.as_bytes()))
+        };
+        headers.iter().map(line).collect::<String>()
+    };
+    let head = text(answer.headers());
+    let content = answer.into_body().collect().await.unwrap();
+    let trailers = content.trailers().map(text).unwrap_or_default();
+    connection.abort();
+    format!("{head}\r\n{}{trailers}", String::from_utf8_lossy(&content.to_bytes()))
 }
 
 fn framed(flag: u8, content: &[u8]) -> Vec<u8> {
@@ -54,7 +68,7 @@ fn put(key: &str, value: Vec<u8>) -> Vec<u8> {
 async fn gzipped_requests_are_taken_and_a_bomb_is_refused() {
     let cluster = Cluster::start(1).await;
     let path = "/etcdserverpb.KV/Put";
-    let coded = "grpc-encoding: gzip\r\n";
+    let coded = &[("grpc-encoding", "gzip")][..];
     call(&cluster, path, coded, &framed(1, &gzip(&put("coded", vec![b'a'; 100_000])))).await;
     call(&cluster, path, coded, &framed(0, &put("plain", b"b".to_vec()))).await;
     assert_eq!(cluster.get(0, "coded").await, Some("a".repeat(100_000)));
@@ -70,9 +84,9 @@ async fn gzipped_requests_are_taken_and_a_bomb_is_refused() {
         // A connection that ends early, and a client that counts wrongly.
         (coded, framed(1, &gzip(&put("cut", vec![b'a'; 1000])))[..20].to_vec(), 13, "Unexpected EOF"),
         (coded, framed(0, &put("cut", vec![b'a'; 1000]))[..500].to_vec(), 13, "Unexpected EOF"),
-        ("grpc-encoding: snappy\r\n", framed(1, b"x"), 12, "snappy"),
+        (&[("grpc-encoding", "snappy")][..], framed(1, b"x"), 12, "snappy"),
         (
-            "",
+            &[][..],
             // Its begin: who is refused by the head of a message is cut off while it still writes.
             framed(0, &put("large", vec![0; 3_000_000]))[..1000].to_vec(),
             8,
@@ -108,7 +122,7 @@ async fn methods_and_services_that_do_not_exist_are_refused_in_grpc_gos_words() 
         ("/etcdserverpb.Nope/Nope", "unknown service etcdserverpb.Nope"),
         ("/nope", "malformed method name: \"/nope\""),
     ] {
-        let answer = call(&cluster, path, "", &framed(0, b"")).await;
+        let answer = call(&cluster, path, &[], &framed(0, b"")).await;
         let answer = percent_encoding::percent_decode_str(&answer).decode_utf8_lossy().into_owned();
         assert!(
             answer.contains("grpc-status: 12\r\n") && answer.contains(&format!("grpc-message: {text}\r\n")),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::bolt::Bolt;
 use super::{Error, EtcdFile, is_one, load};
 use crate::env::sim::SimDisk;
-use crate::env::{Disk as _, File, OpenMode};
+use crate::env::{Asker, Disk as _, File, OpenMode};
 use crate::kv::{Loader, State};
 use crate::pb::etcd::{RangeRequest, RangeResponse};
 use crate::pb::log::AuthUser;
@@ -93,8 +93,8 @@ async fn users_come_with_their_passwords_and_roles() {
         for (name, password) in [("root", "secret"), ("alice", "of-alice")] {
             let AuthUser { name, password_hash: hash, since, .. } = user(name);
             let checked = Checked { name, since, hash };
-            assert_eq!(passwords.verify(1, &checked, password.into()).await, Ok(()));
-            assert!(passwords.verify(1, &checked, "another".into()).await.is_err());
+            assert_eq!(passwords.verify(Asker::MEMBER, &checked, password.into()).await, Ok(()));
+            assert!(passwords.verify(Asker::MEMBER, &checked, "another".into()).await.is_err());
         }
         let permissions = &auth.role("reader").unwrap().permissions;
         let facts: Vec<_> = permissions.iter().map(|p| (p.perm_type, &p.key[..], &p.range_end[..])).collect();

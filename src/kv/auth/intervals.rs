@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 /// Where an interval ends: before a key, or nowhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum End {
+pub(super) enum End {
     Before(Bytes),
     Open,
 }
@@ -34,7 +34,7 @@ impl End {
         }
     }
 
-    fn cmp(&self, other: &Self) -> Ordering {
+    pub(super) fn cmp(&self, other: &Self) -> Ordering {
         match (self, other) {
             (Self::Open, Self::Open) => Ordering::Equal,
             (Self::Open, _) => Ordering::Greater,
@@ -77,17 +77,20 @@ impl Intervals {
         })
     }
 
+    /// The end of the interval that this key lies in; `None`: it lies in none.
+    pub(super) fn end_of(&self, key: &[u8]) -> Option<&End> {
+        let after = self.0.partition_point(|(start, _)| &start[..] <= key);
+        after.checked_sub(1).map(|at| &self.0[at].1).filter(|end| end.is_beyond(key))
+    }
+
     /// Whether all keys of a range are in it. A range that has none, since it ends before it begins, is asked for like `key` alone, as in
     /// etcd: it reads and writes nothing, so nothing can be had by it.
     pub(super) fn cover(&self, key: &[u8], range_end: &[u8]) -> bool {
-        let after = self.0.partition_point(|(start, _)| &start[..] <= key);
-        let Some((_, end)) = after.checked_sub(1).map(|at| &self.0[at]) else { return false };
-        let reaches = match (range_end, end) {
+        self.end_of(key).is_some_and(|end| match (range_end, end) {
             ([], _) | (_, End::Open) => true,
             ([0], End::Before(_)) => false,
             (wanted, End::Before(end)) => &end[..] >= wanted,
-        };
-        reaches && end.is_beyond(key)
+        })
     }
 }
 

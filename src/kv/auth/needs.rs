@@ -1,8 +1,13 @@
 //! What a request needs: the rules of etcd 3.7, applied to who asks.
+//!
+//! Invariant: what a decision costs does not grow with the keys that it is about. Those of a lease are walked from one of the asker's
+//! intervals to the next, and the lease of many puts in one command is decided once.
 
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use super::{Access, Auth};
+use super::{Access, Auth, Reach};
 use crate::caller::{Caller, Who};
 use crate::error::Error;
 use crate::kv::State;
@@ -76,7 +81,7 @@ impl State {
         let Some(request) = &command.request else { return Ok(()) };
         match request {
             _ if who == Who::Internal => Ok(()),
-            Request::Put(r) => self.permit_put(who, r),
+            Request::Put(r) => self.permit_put(who, r, |_| false),
             Request::DeleteRange(r) => self.permit_delete(who, r),
             Request::Txn(r) => self.permit_txn(who, r),
             Request::LeaseGrant(_) => self.auth.check_user(who),
@@ -98,10 +103,13 @@ impl State {
         }
     }
 
-    fn permit_put(&self, who: Who<'_>, r: &PutRequest) -> Result<(), Error> {
+    /// `is_granted`: whether the same command was granted this lease already.
+    fn permit_put(&self, who: Who<'_>, r: &PutRequest, is_granted: impl FnOnce(i64) -> bool) -> Result<(), Error> {
         self.auth.check(who, &r.key, &[], Access::Write)?;
         // Who attaches a key to a lease could end it with the keys that are there already.
-        self.permit_lease(who, r.lease, Access::Write)?;
+        if r.lease != 0 && !is_granted(r.lease) {
+            self.permit_lease(who, r.lease, Access::Write)?;
+        }
         if r.prev_kv { self.auth.check(who, &r.key, &[], Access::Read) } else { Ok(()) }
     }
 
@@ -112,15 +120,20 @@ impl State {
 
     /// Of both branches, whichever is taken.
     fn permit_txn(&self, who: Who<'_>, r: &TxnRequest) -> Result<(), Error> {
+        self.permit_nested(who, r, &mut BTreeSet::new())
+    }
+
+    /// `leases`: those that were asked for; the first that is refused is the end.
+    fn permit_nested(&self, who: Who<'_>, r: &TxnRequest, leases: &mut BTreeSet<i64>) -> Result<(), Error> {
         for compare in &r.compare {
             self.auth.check(who, &compare.key, &compare.range_end, Access::Read)?;
         }
         let mut ops = r.success.iter().chain(&r.failure);
         ops.try_for_each(|RequestOp { request }| match request {
             Some(Op::RequestRange(r)) => self.auth.check(who, &r.key, &r.range_end, Access::Read),
-            Some(Op::RequestPut(r)) => self.permit_put(who, r),
+            Some(Op::RequestPut(r)) => self.permit_put(who, r, |lease| !leases.insert(lease)),
             Some(Op::RequestDeleteRange(r)) => self.permit_delete(who, r),
-            Some(Op::RequestTxn(r)) => self.permit_txn(who, r),
+            Some(Op::RequestTxn(r)) => self.permit_nested(who, r, leases),
             None => Ok(()),
         })
     }
@@ -130,7 +143,7 @@ impl State {
         if id == 0 || self.auth.check_root(who).is_ok() {
             return Ok(());
         }
-        self.lease_keys(id).try_for_each(|kv| self.auth.check(who, kv.key(), &[], access))
+        self.permit_attached(who, id..=id, access)
     }
 
     fn permit_all_leases(&self, who: Who<'_>) -> Result<(), Error> {
@@ -138,6 +151,22 @@ impl State {
         if self.auth.check_root(who).is_ok() {
             return Ok(());
         }
-        self.attached_keys().try_for_each(|kv| self.auth.check(who, kv.key(), &[], Access::Read))
+        self.permit_attached(who, i64::MIN..=i64::MAX, Access::Read)
+    }
+
+    /// Each key of these leases. Looks at one for each interval of the asker's that some lie in.
+    fn permit_attached(&self, who: Who<'_>, leases: RangeInclusive<i64>, access: Access) -> Result<(), Error> {
+        let (mut lease, mut from) = (*leases.start(), &[][..]);
+        while let Some(kv) = self.first_attached(lease, from).filter(|kv| kv.lease() <= *leases.end()) {
+            lease = kv.lease();
+            match self.auth.reach(who, kv.key(), access)? {
+                Reach::Before(end) => from = end,
+                Reach::All => {
+                    let Some(next) = lease.checked_add(1) else { break };
+                    (lease, from) = (next, &[]);
+                }
+            }
+        }
+        Ok(())
     }
 }

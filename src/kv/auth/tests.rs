@@ -9,6 +9,7 @@ use crate::pb::authpb::Permission;
 use crate::pb::etcd::compare::CompareTarget;
 use crate::pb::etcd::request_op::Request as Op;
 use crate::pb::etcd::*;
+use crate::pb::key_value::looks;
 use crate::pb::log::auth_change::Change as Asked;
 use crate::pb::log::{self, Answer, AuthChange, AuthEnable, Command, LeaseRevoke, UserPassword, command::Request};
 
@@ -494,4 +495,116 @@ fn users_and_roles_have_bounds_by_themselves_and_together() {
     // What takes less is done.
     world.make(Asked::UserDelete(AuthUserDeleteRequest { name: user(0).user }));
     world.make(Asked::UserAdd(user(0)));
+}
+
+/// A key of one or two letters.
+fn some_key(random: &mut fastrand::Rng) -> Bytes {
+    (0..random.usize(1..3)).map(|_| random.u8(b'a'..=b'e')).collect::<Vec<_>>().into()
+}
+
+/// Users of roles with any ranges, and keys of any leases.
+fn some_world(random: &mut fastrand::Rng) -> World {
+    let mut world = World(State::new());
+    let roles = ["r0", "r1", "r2", "r3"];
+    for role in roles {
+        world.add_role(role, &[]);
+        for _ in 0..random.usize(0..6) {
+            let key = some_key(random);
+            let range_end = match random.u8(..4) {
+                0 => Bytes::new(),
+                1 if random.u8(..3) == 0 => "\0".into(),
+                _ => some_key(random),
+            };
+            let perm = Some(Permission { perm_type: random.i32(0..3), key, range_end });
+            let granted = AuthRoleGrantPermissionRequest { name: role.into(), perm };
+            // A range that ends before it begins is none.
+            let _ = world.change(&Caller::Internal, Asked::RoleGrantPermission(granted));
+        }
+    }
+    world.add_user("root", &["root"]);
+    for user in ["u0", "u1", "u2"] {
+        let held: Vec<&str> = roles.into_iter().filter(|_| random.bool()).collect();
+        world.add_user(user, &held);
+    }
+    for id in [i64::MIN, -1, 1, 2, i64::MAX] {
+        world.lease(id);
+        for _ in 0..random.usize(0..5) {
+            let put = PutRequest { key: some_key(random), lease: id, ..PutRequest::default() };
+            world.ask(&Caller::Internal, Request::Put(put)).unwrap();
+        }
+    }
+    world.make(Asked::Enable(AuthEnable { token_key: Bytes::from_static(&KEY) }));
+    world
+}
+
+/// The rule itself: of each key by itself.
+fn each_key_is_permitted(state: &State, who: Who<'_>, ids: &[i64], access: Access) -> Result<(), Error> {
+    if state.auth.check_root(who).is_ok() {
+        return Ok(());
+    }
+    ids.iter().flat_map(|id| state.lease_keys(*id)).try_for_each(|kv| state.auth.check(who, kv.key(), &[], access))
+}
+
+#[test]
+fn leases_are_permitted_to_whom_each_of_their_keys_is() {
+    let seed = std::env::var("QUORATE_SEED").map_or_else(|_| fastrand::u64(..), |s| s.parse().unwrap());
+    println!("QUORATE_SEED={seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let (mut permitted, mut refused) = (0, 0);
+    for _ in 0..300 {
+        let world = some_world(&mut random);
+        let state = &world.0;
+        let user = |name: &str, since| Caller::User(Arc::new(Named::user(name, since)));
+        let mapped = |roles: Vec<String>| Caller::User(Arc::new(Named { roles: Some(roles), ..Named::user("pod", 0) }));
+        let some = ["r0", "r1", "r2", "r3", "none"].map(str::to_owned).into_iter().filter(|_| random.bool()).collect();
+        let mut callers = vec![Caller::Internal, Caller::Nobody, Caller::stranger(), user("nobody", 0), mapped(some)];
+        callers.extend(["root", "u0", "u1", "u2"].map(|name| world.as_user(name)));
+        let all: Vec<i64> = state.leases().iter().map(|(id, _)| id).collect();
+        for caller in callers {
+            let who = caller.who();
+            let user = state.auth.check_user(who);
+            let mut holds = |wants: Wants<'_>, expected: Result<(), Error>| {
+                assert_eq!(state.permit(&caller, wants), expected, "{wants:?} of {caller:?}");
+                if expected.is_ok() { permitted += 1 } else { refused += 1 }
+            };
+            let by_key =
+                |ids: &[i64], access| user.clone().and_then(|()| each_key_is_permitted(state, who, ids, access));
+            for id in all.iter().copied().chain([0, 7]) {
+                holds(Wants::LeaseKeys(id), by_key(&[id], Access::Read));
+                holds(Wants::LeaseLife(id), by_key(&[id], Access::Write));
+            }
+            holds(Wants::AllLeases, by_key(&all, Access::Read));
+            // Puts of many leases in one command, on both branches.
+            let ids: Vec<i64> = (0..random.usize(1..6)).map(|_| all[random.usize(..all.len())]).collect();
+            let put = |id: &i64| Op::RequestPut(PutRequest { key: "aa".into(), lease: *id, ..PutRequest::default() });
+            let (first, second) = ids.split_at(random.usize(..=ids.len()));
+            let puts = |ids: &[i64]| ids.iter().map(put).collect::<Vec<_>>();
+            let both = txn(&[], &puts(first), &puts(second));
+            let expected = state.auth.check(who, b"aa", &[], Access::Write);
+            holds(Wants::Txn(&both), expected.and_then(|()| each_key_is_permitted(state, who, &ids, Access::Write)));
+        }
+    }
+    assert!(permitted > 5000 && refused > 5000, "{permitted} {refused}");
+}
+
+#[test]
+fn who_may_do_what_with_a_lease_is_decided_without_a_look_at_each_of_its_keys() {
+    const KEYS: usize = 5000;
+    let mut world = World::new();
+    world.lease(1);
+    let put =
+        |n: usize| Op::RequestPut(PutRequest { key: format!("b{n:05}").into(), lease: 1, ..PutRequest::default() });
+    let all: Vec<Op> = (0..KEYS).map(put).collect();
+    world.ask(&Caller::Internal, Request::Txn(txn(&[], &all, &[]))).unwrap();
+    let mapped = Caller::User(Arc::new(Named { roles: Some(vec!["r".into(), "w".into()]), ..Named::user("pod", 0) }));
+    let puts = txn(&[], &[], &all[..1000]);
+    for caller in [world.as_user("writer"), mapped] {
+        // None of them is done; with a look at each key they were 5,000,000.
+        let begin = looks::so_far();
+        world.0.permit(&caller, Wants::Txn(&puts)).unwrap();
+        assert!(looks::so_far() - begin < 5000, "{} looks for puts that are not made", looks::so_far() - begin);
+        let begin = looks::so_far();
+        world.0.permit(&caller, Wants::LeaseLife(1)).unwrap();
+        assert!(looks::so_far() - begin < 200, "{} looks for a keep-alive", looks::so_far() - begin);
+    }
 }

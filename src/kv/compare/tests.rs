@@ -38,7 +38,7 @@ fn comparisons_together_say_what_they_say_one_by_one() {
     let (mut met, mut not) = (0, 0);
     for _ in 0..20_000 {
         let compares: Vec<_> = (0..random.usize(1..5)).map(|_| some_compare(&mut random)).collect();
-        let wanted = Wanted::of(compares.iter());
+        let wanted = Wanted::of(Asked::all(compares.iter()).into_iter());
         for _ in 0..10 {
             let value = vec![random.u8(b'a'..=b'c'); random.usize(..3)];
             let mut any = || random.i64(-2..=3);

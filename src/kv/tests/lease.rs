@@ -136,7 +136,8 @@ fn memory_of_leases_is_counted_and_given_back() {
     for id in 1..=1000 {
         grant(&mut state, id, 60).unwrap();
     }
-    assert!(state.bytes() >= empty + 1000 * 24);
+    // What each takes of the allocator: `kv::lease` says of what it consists.
+    assert!(state.bytes() >= empty + 1000 * 300, "{} bytes", state.bytes() - empty);
     for id in 1..=1000 {
         revoke(&mut state, id).unwrap();
     }

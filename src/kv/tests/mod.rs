@@ -2,6 +2,7 @@
 
 mod cost;
 mod facts;
+pub(crate) mod growth;
 mod lease;
 pub(crate) mod model;
 mod quota;

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::kv::history::cost;
 use crate::kv::tree::Sums;
-use crate::kv::versions::cost;
 use crate::kv::{ChangesFrom, Loader};
 use crate::pb::Fields;
 use crate::pb::etcd::compare::TargetUnion;

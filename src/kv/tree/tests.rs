@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::kv::compare::Asked;
 use crate::kv::compare::tests::some_compare;
 use crate::pb::Fields;
 use crate::pb::etcd::Compare;
@@ -162,7 +163,7 @@ fn comparisons_of_many_keys_say_what_they_say_of_each() {
             }
         }
         let compares: Vec<_> = (0..random.usize(1..4)).map(|_| some_compare(&mut random)).collect();
-        let Some(wanted) = Wanted::of(compares.iter()) else { continue };
+        let Some(wanted) = Wanted::of(Asked::all(compares.iter()).into_iter()) else { continue };
         let begin = random.usize(..=tree.len());
         let end = random.usize(begin..=tree.len());
         let expected = tree.iter_at(begin).take(end - begin).all(|item| wanted.is_met(&item.fields()));
@@ -199,7 +200,7 @@ fn comparisons_of_all_keys_look_at_few_once_they_were_asked() {
         compare(TargetUnion::Value("a".into()), CompareResult::Greater),
         compare(TargetUnion::Value("z".into()), CompareResult::NotEqual),
     ];
-    let wanted = Wanted::of(asked.iter()).unwrap();
+    let wanted = Wanted::of(Asked::all(asked.iter()).into_iter()).unwrap();
     assert!(tree.all(0..tree.len(), &wanted));
     for _ in 0..100 {
         let key = random.u32(..20_000);

@@ -59,11 +59,23 @@ fn some_txn(random: &mut fastrand::Rng, depth: usize) -> TxnResponse {
 
 /// Random answers, nested up to four deep.
 pub(crate) fn some_answer(random: &mut fastrand::Rng) -> LargeAnswer {
-    match random.u8(..3) {
+    match random.u8(..4) {
         0 => LargeAnswer::Range(some_range(random)),
         1 => LargeAnswer::DeleteRange(some_delete_range(random)),
+        2 => {
+            let (id, ttl, granted_ttl) = (random.i64(..), random.i64(-1..2), random.i64(0..2));
+            let header = some_header(random);
+            let answer = LeaseTimeToLiveResponse { header, id, ttl, granted_ttl, keys: Vec::new() };
+            LargeAnswer::TimeToLive(answer, some_versions(random))
+        }
         _ => LargeAnswer::Txn(some_txn(random, 4)),
     }
+}
+
+/// As the library has it.
+pub(crate) fn with_keys(answer: &LeaseTimeToLiveResponse, keys: &[KeyValue]) -> LeaseTimeToLiveResponse {
+    let keys = keys.iter().map(|kv| Bytes::copy_from_slice(kv.key())).collect();
+    LeaseTimeToLiveResponse { keys, ..answer.clone() }
 }
 
 #[test]
@@ -77,6 +89,7 @@ fn pieces_are_what_the_message_is_encoded_as() {
             LargeAnswer::Range(answer) => answer.encode_to_vec(),
             LargeAnswer::DeleteRange(answer) => answer.encode_to_vec(),
             LargeAnswer::Txn(answer) => answer.encode_to_vec(),
+            LargeAnswer::TimeToLive(answer, keys) => with_keys(answer, keys).encode_to_vec(),
         };
         assert_eq!(answer.encoded_len(), whole.len());
         let pieces: Vec<Bytes> = answer.in_grpc(whole.len()).collect();

@@ -1,6 +1,8 @@
 //! The hub on a real state, one fact a test; random histories beside a model in `model`.
 
+mod many;
 mod model;
+mod timing;
 
 use std::time::Duration;
 
@@ -37,9 +39,15 @@ const OPTIONS: Options = Options { stream_bytes_max: 16 << 10, stream_watchers_m
 
 impl Rig {
     fn new(options: Options) -> Self {
-        let env = Env::sim(1, Arc::new(SimDisk::new(1)), Arc::new(NoNet));
+        Self::with_account(options, Account::new(1 << 20, 1 << 20, 150))
+    }
+
+    fn with_account(options: Options, account: Account) -> Self {
+        Self::on(Env::sim(1, Arc::new(SimDisk::new(1)), Arc::new(NoNet)), options, account)
+    }
+
+    fn on(env: Env, options: Options, account: Account) -> Self {
         let store = Store::new(Applied::default(), false, 0);
-        let account = Account::new(1 << 20, 1 << 20, 150);
         let hub = Hub::start(&env, store.clone(), options, account);
         Self { env, store, hub, index: 0 }
     }

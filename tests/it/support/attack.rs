@@ -77,9 +77,14 @@ impl Raw {
 
     /// The beginning of a put of 1 MiB: so many bytes of it, and no more.
     pub async fn begin_put(&mut self, bytes: usize) -> io::Result<()> {
+        self.begin("/etcdserverpb.KV/Put", 1 << 20, bytes).await
+    }
+
+    /// The beginning of a call: so many bytes of a message that has `whole`.
+    pub async fn begin(&mut self, path: &str, whole: u32, bytes: usize) -> io::Result<()> {
         let id = self.id();
-        let mut out = frame(HEADERS, END_HEADERS, id, &block("/etcdserverpb.KV/Put"));
-        let begun = [&[0][..], &(1_u32 << 20).to_be_bytes(), &vec![0; bytes]].concat();
+        let mut out = frame(HEADERS, END_HEADERS, id, &block(path));
+        let begun = [&[0][..], &whole.to_be_bytes(), &vec![0; bytes]].concat();
         begun.chunks(16 << 10).for_each(|piece| out.extend(frame(DATA, 0, id, piece)));
         self.stream.write_all(&out).await
     }
