@@ -1,7 +1,7 @@
 //! Every kind of abuse that a client, or whoever reaches a port, can do, each at random over its kind.
 //!
 //! Owns what is sent. Invariant: nothing here touches the keys below `good/`, which the good clients own, so what they see is the
-//! server's doing. Absent: judgement (`main`), and how the peer port is spoken to (`peers`).
+//! server's doing. Absent: judgement (`main`), small requests that ask for much (`little`), and how the peer port is spoken to (`peers`).
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -24,8 +24,8 @@ use tokio::net::TcpStream;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::peers;
 use crate::support::attack::Raw;
+use crate::{little, peers};
 
 /// Longest that a hostile client waits for one answer.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -58,8 +58,21 @@ pub const KINDS: &[(&str, &str)] = &[
     ("churn", "values of a megabyte, overwritten and compacted"),
     ("leases", "leases by the thousand, and many keys that end at once"),
     ("nothing", "deletes and transactions that change nothing"),
-    ("browser", "what a page of a foreign origin may send without being asked"),
+    ("kept-values", "puts that keep values of a megabyte, many of one key at once"),
+    ("large-keys", "reads of keys alone, where keys have a megabyte"),
+    ("equal-values", "ranges sorted by large values that are told apart by their last byte"),
+    ("rewritten", "reads of the past of keys that were written many times since"),
+    ("scans", "elections whose line is the whole store"),
+    ("heavy", "transactions that look at every key, a thousand in flight on one connection"),
+    ("long-reads", "one long read on each of a thousand connections"),
+    ("watch-ends", "streams of 20,000 watchers that end at once"),
+    ("many-leases", "leases by the ten thousand that nobody renews"),
+    (
+        "browser",
+        "what a page of a foreign origin, or of a name that was made to point here, may send without being asked",
+    ),
     ("peer-silence", "a thousand silent connections to the peer port, and streams without a first message"),
+    ("peer-halves", "requests to the peer port that never end"),
     ("peer-calls", "every call of the peer service, with random members, terms and contents"),
     (
         "joiners",
@@ -120,30 +133,30 @@ pub struct Attack {
 }
 
 impl Attack {
-    fn goes_on(&self) -> bool {
+    pub fn goes_on(&self) -> bool {
         Instant::now() < self.until
     }
 
-    fn endpoint(&mut self) -> String {
+    pub fn endpoint(&mut self) -> String {
         self.clients[self.random.usize(..self.clients.len())].clone()
     }
 
     /// A connection of its own to a random member.
-    fn channel(&mut self) -> Channel {
+    pub fn channel(&mut self) -> Channel {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.endpoint())).expect("it is an address");
         endpoint.connect_timeout(Duration::from_secs(2)).connect_lazy()
     }
 
-    fn kv(&mut self) -> KvClient<Channel> {
+    pub fn kv(&mut self) -> KvClient<Channel> {
         KvClient::new(self.channel()).max_decoding_message_size(usize::MAX).max_encoding_message_size(usize::MAX)
     }
 
-    fn key(&mut self) -> Bytes {
+    pub fn key(&mut self) -> Bytes {
         format!("hostile/{:06}", self.random.u32(..1_000_000)).into()
     }
 
     /// Holds what it has opened for a while, and lets it go.
-    async fn hold<T>(&mut self, held: T) {
+    pub async fn hold<T>(&mut self, held: T) {
         let rest = Duration::from_millis(self.random.u64(500..3000));
         tokio::time::sleep(rest.min(self.until.saturating_duration_since(Instant::now()))).await;
         drop(held);
@@ -159,11 +172,11 @@ pub async fn answer<T>(call: impl Future<Output = Result<T, Status>>) -> Result<
     }
 }
 
-fn all() -> RangeRequest {
+pub fn all() -> RangeRequest {
     RangeRequest { key: FILLED.into(), range_end: "hostile/fill0".into(), ..Default::default() }
 }
 
-fn op(request: request_op::Request) -> RequestOp {
+pub fn op(request: request_op::Request) -> RequestOp {
     RequestOp { request: Some(request) }
 }
 
@@ -197,7 +210,9 @@ async fn step(kind: &str, attack: &mut Attack, tally: &mut Tally) {
         "leases" => leases(attack, tally).await,
         "nothing" => nothing(attack, tally).await,
         "browser" => browser(attack, tally).await,
-        "poison" | "peer-silence" | "peer-calls" | "joiners" => peers::step(kind, attack, tally).await,
+        "poison" | "peer-silence" | "peer-halves" | "peer-calls" | "joiners" => peers::step(kind, attack, tally).await,
+        "kept-values" | "large-keys" | "equal-values" | "rewritten" | "scans" | "heavy" | "long-reads"
+        | "watch-ends" | "many-leases" => little::step(kind, attack, tally).await,
         _ => unreachable!("`main` checks the names"),
     }
 }
@@ -613,8 +628,13 @@ async fn nothing(attack: &mut Attack, tally: &mut Tally) {
     let mut kv: Vec<_> = (0..32).map(|_| attack.kv()).collect();
     let key = format!("hostile/none/{}", attack.random.u32(..));
     let doomed = DeleteRangeRequest { key: key.into(), ..Default::default() };
+    let success = vec![op(request_op::Request::RequestDeleteRange(doomed.clone())); attack.random.usize(0..100)];
+    let txn = TxnRequest { success, ..Default::default() };
     for _ in 0..20 {
         for outcome in join_all(kv.iter_mut().map(|kv| answer(kv.delete_range(doomed.clone())))).await {
+            tally.note(outcome);
+        }
+        for outcome in join_all(kv.iter_mut().map(|kv| answer(kv.txn(txn.clone())))).await {
             tally.note(outcome);
         }
         if !attack.goes_on() {
@@ -623,14 +643,32 @@ async fn nothing(attack: &mut Attack, tally: &mut Tally) {
     }
 }
 
-/// What a browser sends without asking anybody: simple requests from a page of another origin. None may change anything.
+/// What a browser sends without asking anybody: simple requests from a page of another origin, and any from one of a name that was made to
+/// point here, gRPC's own form included. None may change anything.
 async fn browser(attack: &mut Attack, tally: &mut Tally) {
-    // "hostile/fill/" and what follows it, so that it shows if one is taken.
+    // "hostile/none/" and what follows it.
     let body = r#"{"key":"aG9zdGlsZS9ub25lLw==","range_end":"aG9zdGlsZS9ub25lMA=="}"#;
-    let origin = [("Origin", "http://evil.example"), ("Sec-Fetch-Site", "cross-site")];
-    for content_type in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"] {
+    let doomed =
+        DeleteRangeRequest { key: "hostile/none/".into(), range_end: "hostile/none0".into(), ..Default::default() };
+    let call =
+        [&[0, 0, 0, 0][..], &[prost::Message::encoded_len(&doomed) as u8], &prost::Message::encode_to_vec(&doomed)];
+    let call = String::from_utf8(call.concat()).expect("it is text");
+    for _ in 0..10 {
+        let foreign = attack.random.bool();
+        let kinds = match foreign {
+            true => &["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"][..],
+            false => &["application/json", "application/grpc", "application/grpc+proto", "text/plain"],
+        };
+        let kind = attack.random.choice(kinds).expect("there are some");
+        let headers = match foreign {
+            true => [("Origin", "http://evil.example"), ("Sec-Fetch-Site", "cross-site")],
+            false => [("Origin", "http://rebound.example"), ("Sec-Fetch-Site", "same-origin")],
+        };
+        let (path, body) = match attack.random.bool() {
+            true => ("/v3/kv/deleterange", body),
+            false => ("/etcdserverpb.KV/DeleteRange", &call[..]),
+        };
         let endpoint = attack.endpoint();
-        let outcome = post(&endpoint, "/v3/kv/deleterange", content_type, &origin, body).await;
-        tally.note(outcome);
+        tally.note(post(&endpoint, path, kind, &headers, body).await);
     }
 }

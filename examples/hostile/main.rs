@@ -19,6 +19,7 @@ mod support;
 
 mod good;
 mod kinds;
+mod little;
 mod peers;
 
 use std::path::PathBuf;
@@ -41,7 +42,7 @@ const MEMBERS: u64 = 3;
 const MIB: f64 = (1 << 20) as f64;
 /// A hostile process does so many kinds at once.
 const AT_ONCE: usize = 3;
-/// And goes on to other kinds after so long.
+/// And goes on to other kinds after so long, or earlier, so that all have had a turn in the time that there is.
 const TURN: Duration = Duration::from_secs(8);
 /// After the attack, what was acknowledged must be readable from each member in this time.
 const RECOVERY_PATIENCE: Duration = Duration::from_secs(40);
@@ -101,6 +102,11 @@ enum Part {
         kinds: String,
         #[arg(long)]
         attack_seed: u64,
+        /// Which of `processes` it is: the kinds are dealt out among them
+        #[arg(long)]
+        process: u64,
+        #[arg(long)]
+        processes: u64,
         #[arg(long)]
         millis: u64,
     },
@@ -139,11 +145,12 @@ fn main() -> anyhow::Result<()> {
             burn(*cpu_micros, Duration::from_millis(*millis));
             Ok(())
         }
-        Some(Part::Attack { clients, peers, kinds, attack_seed, millis }) => {
+        Some(Part::Attack { clients, peers, kinds, attack_seed, process, processes, millis }) => {
             let split = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
-            let until = Instant::now() + Duration::from_millis(*millis);
+            let duration = Duration::from_millis(*millis);
+            let deck = Deck::new(split(kinds), *attack_seed, (*process as usize, *processes as usize));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(attack(split(clients), split(peers), &split(kinds), *attack_seed, until));
+            runtime.block_on(attack(split(clients), split(peers), deck, duration));
             Ok(())
         }
         None => tokio::runtime::Runtime::new()?.block_on(judge(&args)),
@@ -166,15 +173,49 @@ fn burn(micros: u64, duration: Duration) {
     }
 }
 
+/// Kinds in random order, dealt out among the processes, again and again: each has its turn as often as any other.
+struct Deck {
+    kinds: Vec<String>,
+    seed: u64,
+    /// Which process, of how many.
+    process: (usize, usize),
+    hand: Vec<String>,
+}
+
+impl Deck {
+    fn new(kinds: Vec<String>, seed: u64, process: (usize, usize)) -> Self {
+        Self { kinds, seed, process, hand: Vec::new() }
+    }
+
+    /// For so long each kind is done at a time, if all are to be done once.
+    fn turn(&self, duration: Duration) -> Duration {
+        let turns = self.kinds.len().div_ceil(AT_ONCE * self.process.1) as u32;
+        TURN.min(duration / turns.max(1))
+    }
+
+    fn deal(&mut self) -> Vec<String> {
+        while self.hand.len() < AT_ONCE {
+            let mut all = self.kinds.clone();
+            fastrand::Rng::with_seed(self.seed).shuffle(&mut all);
+            self.seed += 1;
+            let (process, processes) = self.process;
+            let own: Vec<String> = all.into_iter().skip(process).step_by(processes).collect();
+            // Fewer kinds than processes: all do the same.
+            self.hand.extend(if own.is_empty() { self.kinds.clone() } else { own });
+        }
+        self.hand.drain(..AT_ONCE).collect()
+    }
+}
+
 /// A hostile process: several kinds at once, others after a while. Prints what it was told.
-async fn attack(clients: Vec<String>, peers: Vec<String>, kinds: &[String], seed: u64, until: Instant) {
-    let mut random = fastrand::Rng::with_seed(seed);
+async fn attack(clients: Vec<String>, peers: Vec<String>, mut deck: Deck, duration: Duration) {
+    let mut random = fastrand::Rng::with_seed(deck.seed.wrapping_mul(1000).wrapping_add(deck.process.0 as u64));
     let mut tally = Tally::default();
     let begun = Instant::now();
+    let (until, turn) = (begun + duration, deck.turn(duration));
     while Instant::now() < until {
-        let turn_ends = (Instant::now() + TURN).min(until);
-        let chosen: Vec<String> =
-            (0..AT_ONCE.min(kinds.len())).map(|_| random.choice(kinds).expect("some kind is wanted").clone()).collect();
+        let turn_ends = (Instant::now() + turn).min(until);
+        let chosen = deck.deal();
         println!("turn {} {}", begun.elapsed().as_millis(), chosen.join(", "));
         let turns = chosen.into_iter().map(|kind| {
             let mut attack = Attack {
@@ -266,7 +307,7 @@ impl Load<'_> {
             Load::Attack { kinds, seed } => (0..args.hostile)
                 .map(|i| {
                     let (clients, peers, kinds) = (servers.endpoints().join(","), peers.join(","), kinds.join(","));
-                    let seed = (seed * 1000 + i).to_string();
+                    let (seed, i, processes) = (seed.to_string(), i.to_string(), args.hostile.to_string());
                     process(&[
                         "attack",
                         "--clients",
@@ -277,6 +318,10 @@ impl Load<'_> {
                         &kinds,
                         "--attack-seed",
                         &seed,
+                        "--process",
+                        &i,
+                        "--processes",
+                        &processes,
                     ])
                 })
                 .collect(),

@@ -18,10 +18,12 @@ use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::kinds::{Attack, Tally, answer, nested};
+use crate::support::attack::Raw;
 
 pub async fn step(kind: &str, attack: &mut Attack, tally: &mut Tally) {
     match kind {
         "peer-silence" => silence(attack).await,
+        "peer-halves" => halves(attack).await,
         "joiners" => joiners(attack, tally).await,
         "poison" => poison(attack, tally).await,
         _ => calls(attack, tally).await,
@@ -69,6 +71,25 @@ async fn silence(attack: &mut Attack) {
     tokio::time::sleep(Duration::from_secs(3)).await;
     streams.iter().for_each(tokio::task::JoinHandle::abort);
     drop(held);
+}
+
+/// Calls of which a part is sent and no more, as many as a connection takes.
+async fn halves(attack: &mut Attack) {
+    let mut held = Vec::new();
+    for _ in 0..attack.random.usize(1..20) {
+        let address = attack.peers[attack.random.usize(..attack.peers.len())].clone();
+        let Ok(mut raw) = Raw::connect(&address).await else { break };
+        for _ in 0..attack.random.usize(1..200) {
+            let path = attack.random.choice(["Who", "Join", "Vote", "Append", "Forward"]).unwrap_or("Who");
+            let path = format!("/quorate.peer.v1.Peer/{path}");
+            let begun = raw.begin(&path, 1 << 20, attack.random.usize(..60_000));
+            if !matches!(tokio::time::timeout(Duration::from_millis(200), begun).await, Ok(Ok(()))) {
+                break;
+            }
+        }
+        held.push(raw);
+    }
+    attack.hold(held).await;
 }
 
 fn false_node(attack: &mut Attack, kind: node::Kind) -> Node {
