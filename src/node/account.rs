@@ -111,7 +111,7 @@ impl Client {
     }
 
     /// For all connections of its host together. It follows from the address, so a host that comes back after it was forgotten has the same; who
-    /// has an address of IPv6 has the 2^64 beside it, too. Where it comes from is not known: as [`Self::number`].
+    /// has an address of IPv6 has the 2^64 beside it, too. Where it comes from is not known: a number of the connection.
     pub fn host_number(&self) -> u64 {
         let number = match self.address() {
             Some(IpAddr::V4(address)) => u64::from(address.to_bits()),
