@@ -129,9 +129,11 @@ async fn rewritten(attack: &mut Attack, tally: &mut Tally) {
     let keys = attack.random.usize(100..4000);
     let mut first = 0;
     for round in 0..20 {
-        let puts = (0..keys).map(|i| put(format!("{prefix}{i:05}"), vec![round]));
-        let Some(done) = tally.note(answer(attack.kv().txn(in_txn(puts))).await) else { return };
-        first = if round == 0 { done.into_inner().header.map_or(0, |header| header.revision) } else { first };
+        for start in (0..keys).step_by(100) {
+            let puts = (start..keys.min(start + 100)).map(|i| put(format!("{prefix}{i:05}"), vec![round]));
+            let Some(done) = tally.note(answer(attack.kv().txn(in_txn(puts))).await) else { return };
+            first = if round == 0 { done.into_inner().header.map_or(0, |header| header.revision) } else { first };
+        }
         if !attack.goes_on() {
             return;
         }

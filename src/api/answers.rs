@@ -256,20 +256,24 @@ impl<M: prost::Message> Made<M> {
 
 impl Api {
     /// The answer of a read; `make` reads it, again if it had to wait for room. `own`: how many bytes it may have if its versions are
-    /// not the store's, as of keys alone.
+    /// not the store's, as of keys alone. `versions`: how many are found for it at most, if that is many: so long as it waits for its turn to be
+    /// read it takes what these take, and what finds no room is not read in vain.
     pub(super) async fn read_answer<M: prost::Message + Default, F: Future<Output = Result<Made<M>, Error>>>(
         &self,
         node: &Node,
         own: Option<u64>,
+        versions: u64,
         make: impl Fn() -> F,
         large: fn(M) -> LargeAnswer,
     ) -> Result<Response<M>, Error> {
-        let copied = match own.filter(|bytes| *bytes > COPIED_BYTES_MAX) {
-            Some(bytes) => Some(Box::pin(self.take_copied(node, bytes)).await?),
-            None => None,
+        let ahead =
+            own.filter(|bytes| *bytes > COPIED_BYTES_MAX).unwrap_or(0).max(versions.saturating_mul(VERSION_BYTES));
+        let ahead = match ahead {
+            0 => None,
+            bytes => Some(Box::pin(self.take_ahead(node, bytes)).await?),
         };
         let made = make().await?;
-        drop(copied);
+        drop(ahead);
         if made.bytes < LARGE_BYTES {
             return Ok(Response::new(made.answer));
         }
@@ -292,9 +296,9 @@ impl Api {
         Ok(self.placed(node, (answer, bytes), node.freed_bytes(), kept))
     }
 
-    /// What an answer that copies so many bytes at most is charged with until it is made. They may be many times those that it has, and no
-    /// answer is refused for that; so those that may be the largest are made one after the other.
-    async fn take_copied(&self, node: &Node, bytes: u64) -> Result<Taken, Error> {
+    /// What an answer is charged with until it is made, of which so many bytes at most are copied or found. They may be many times those
+    /// that it has, and no answer is refused for that; so those that may be the largest are made one after the other.
+    async fn take_ahead(&self, node: &Node, bytes: u64) -> Result<Taken, Error> {
         let pool = &self.shared.account.answers;
         pool.take_in_time(node.client(), bytes.min(pool.max() / 2), node.options().request_timeout).await
     }

@@ -10,7 +10,7 @@ use super::{Api, complete, confirm, header_now, mismatched, wrong_first};
 use crate::caller::Caller;
 use crate::env::{Instant, Pool, planted};
 use crate::error::Error;
-use crate::kv::{self, State, Wants, validate};
+use crate::kv::{self, Cost, State, Wants, validate};
 use crate::metrics::{RequestKind, metrics};
 use crate::node::Node;
 use crate::pb::etcd::kv_server::Kv;
@@ -88,14 +88,16 @@ impl Api {
             };
             reading.await?
         };
-        let own = match range.keys_only {
-            true if !range.range_end.is_empty() => {
-                Some(node.look(caller, Wants::range(&range), |state| state.range_cost(&range).bytes)?)
-            }
-            true => Some(0),
-            false => None,
+        let (own, versions) = if range.range_end.is_empty() {
+            (range.keys_only.then_some(0), 0)
+        } else {
+            node.look(caller, Wants::range(&range), |state| {
+                let is_long = state.is_long_range(&range);
+                let cost = if is_long || range.keys_only { state.range_cost(&range) } else { Cost::default() };
+                (range.keys_only.then_some(cost.bytes), if is_long { cost.keys } else { 0 })
+            })?
         };
-        let answer = self.read_answer(&node, own, make, LargeAnswer::Range).await?;
+        let answer = self.read_answer(&node, own, versions, make, LargeAnswer::Range).await?;
         slow.ended("the read");
         slow.read_keys(answer.get_ref().count);
         Ok(answer)
@@ -124,15 +126,16 @@ impl Api {
             let (asked, node) = (asked.clone(), reader.clone());
             reader.long(Pool::Reads, move || made(state.read_txn(&asked), &node)).await?
         };
-        let own = if has_keys_only(&txn) {
+        let (own, versions) = if !has_intervals(&txn) && !has_keys_only(&txn) {
+            (None, 0)
+        } else {
             let state = node.view(caller, Wants::Txn(&txn))?;
             let cost = state.txn_cost(&txn);
             state.check_cost(cost, limits.request_cost_max)?;
-            Some(cost.bytes)
-        } else {
-            None
+            let own = has_keys_only(&txn).then_some(cost.bytes);
+            (own, if cost.is_long_to_read() { cost.keys } else { 0 })
         };
-        Ok(self.read_answer(node, own, make, LargeAnswer::Txn).await?)
+        Ok(self.read_answer(node, own, versions, make, LargeAnswer::Txn).await?)
     }
 }
 
@@ -290,6 +293,16 @@ fn first_keys(txn: &TxnRequest) -> (Bytes, Bytes) {
 /// As etcd counts a read.
 fn is_success<T>(answer: &Result<Response<T>, Status>) -> bool {
     answer.as_ref().err().is_none_or(|status| status.message().ends_with("required revision has been compacted"))
+}
+
+/// True if some read or comparison of the transaction is about more than one key.
+fn has_intervals(txn: &TxnRequest) -> bool {
+    let in_ops = txn.success.iter().chain(&txn.failure).any(|op| match &op.request {
+        Some(request_op::Request::RequestRange(range)) => !range.range_end.is_empty(),
+        Some(request_op::Request::RequestTxn(inner)) => has_intervals(inner),
+        _ => false,
+    });
+    in_ops || txn.compare.iter().any(|compare| !compare.range_end.is_empty())
 }
 
 /// True if some read of the transaction asks for keys alone.
