@@ -3,7 +3,8 @@
 //! A connection counts as a member's once a call on it was checked (`raft/guard`). When all places are taken, the oldest connection
 //! that is nobody's yet is closed for the new one: so those who connect and say nothing, or nothing that is a member's, keep no
 //! member out, however many they are. What such connections have sent, and the streams that they have opened, is counted, since all of it
-//! may be held for them: when it is too much together, the one that has sent most is closed.
+//! may be held for them: when it is too much together, the oldest of them go here, too. (A member that has just connected may have sent
+//! most: a large append, which is checked as soon as it is whole.)
 //! Invariants: at most `max` connections; what all that are nobody's yet have sent is bounded; a member's is never closed for another.
 //! Absent: what is asked on them (`api/peer`), and what members hold, who are trusted.
 
@@ -72,10 +73,12 @@ impl Places {
         }
         self.unproved_bytes = self.taken.values().map(|(proof, _)| proof.unproved_bytes()).sum();
         while self.unproved_bytes > max {
-            let most = self.taken.iter().max_by_key(|(_, (proof, _))| proof.unproved_bytes()).map(|(id, _)| *id);
-            let Some((proof, close)) = most.and_then(|id| self.taken.remove(&id)) else { return };
-            self.unproved_bytes -= proof.unproved_bytes().min(self.unproved_bytes);
-            close.cancel();
+            let mut by_age = self.taken.iter().map(|(id, (proof, _))| (*id, proof.unproved_bytes()));
+            let Some((oldest, bytes)) = by_age.find(|(_, bytes)| *bytes > 0) else { return };
+            self.unproved_bytes = self.unproved_bytes.saturating_sub(bytes);
+            if let Some((_, close)) = self.taken.remove(&oldest) {
+                close.cancel();
+            }
         }
     }
 }
@@ -234,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn who_sends_most_is_closed_first() {
+    fn of_strangers_that_send_too_much_the_oldest_are_closed() {
         let mut places = Places::default();
         let taken: Vec<_> = (0..4).map(|_| places.take(10).unwrap()).collect();
         for ((_, proof, _), bytes) in taken.iter().zip([10, 500, 300, 100]) {
@@ -242,9 +245,10 @@ mod tests {
         }
         places.count(&taken[0].1, 100, 1000);
         let closed = || taken.iter().map(|(_, _, close)| close.is_cancelled()).collect::<Vec<_>>();
-        assert_eq!(closed(), [false, true, false, false]);
-        taken[2].1.give();
-        places.count(&taken[0].1, 795, 1000);
-        assert_eq!(closed(), [true, true, false, false], "what a member sent does not count");
+        assert_eq!(closed(), [true, false, false, false]);
+        taken[1].1.give();
+        // A member's large message, before it is known whose it is.
+        places.count(&taken[3].1, 800, 1000);
+        assert_eq!(closed(), [true, false, true, false], "what a member sent does not count");
     }
 }

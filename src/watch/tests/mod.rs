@@ -2,7 +2,6 @@
 
 mod many;
 mod model;
-mod timing;
 
 use std::time::Duration;
 
