@@ -51,6 +51,7 @@ impl Share {
     }
 }
 
+#[derive(Debug)]
 pub struct Rota<T> {
     /// By host; none is empty.
     hosts: BTreeMap<u64, OfHost<T>>,
@@ -59,6 +60,7 @@ pub struct Rota<T> {
     last: u64,
 }
 
+#[derive(Debug)]
 struct OfHost<T> {
     /// By connection; none is empty.
     waiting: BTreeMap<u64, VecDeque<T>>,
@@ -97,10 +99,31 @@ impl<T> Rota<T> {
     }
 
     pub fn push(&mut self, asker: Asker, item: T) {
-        let host = self.hosts.entry(asker.host).or_default();
-        host.waiting.entry(asker.connection).or_default().push_back(item);
-        host.len += 1;
+        self.own(asker).push_back(item);
+    }
+
+    /// Where one more of this asker's goes.
+    fn own(&mut self, asker: Asker) -> &mut VecDeque<T> {
         self.len += 1;
+        let host = self.hosts.entry(asker.host).or_default();
+        host.len += 1;
+        host.waiting.entry(asker.connection).or_default()
+    }
+
+    /// Takes back what was not to be had, as the first of its asker's own. Its turn is over.
+    pub fn push_front(&mut self, asker: Asker, item: T) {
+        self.own(asker).push_front(item);
+    }
+
+    /// Keeps only what is `wanted`.
+    pub fn retain(&mut self, wanted: impl Fn(&T) -> bool) {
+        for host in self.hosts.values_mut() {
+            host.waiting.values_mut().for_each(|own| own.retain(&wanted));
+            host.waiting.retain(|_, own| !own.is_empty());
+            host.len = host.waiting.values().map(VecDeque::len).sum();
+        }
+        self.hosts.retain(|_, host| host.len > 0);
+        self.len = self.hosts.values().map(|host| host.len).sum();
     }
 
     /// The next in turn.
@@ -207,6 +230,34 @@ mod tests {
                 };
                 assert_eq!((rota.share(asker), rota.len()), (share, share.all));
             }
+        }
+    }
+
+    #[test]
+    fn what_is_put_back_comes_first_of_its_askers_own_and_what_is_not_wanted_does_not_come() {
+        let mut random = random();
+        for _ in 0..200 {
+            let mut rota = Rota::default();
+            for item in 0..random.usize(1..200) {
+                let asker = some_asker(&mut random, 5);
+                rota.push(asker, (asker, item));
+                if random.bool()
+                    && let Some((asker, item)) = rota.pop()
+                {
+                    rota.push_front(asker, (asker, item));
+                }
+            }
+            let before = rota.len();
+            rota.retain(|(_, item)| item % 3 > 0);
+            let left = rota.len();
+            let mut last: HashMap<Asker, usize> = HashMap::new();
+            let mut came = 0;
+            while let Some((asker, item)) = rota.pop() {
+                assert!(item % 3 > 0 && last.insert(asker, item).is_none_or(|last| last < item), "{item} of {asker:?}");
+                came += 1;
+            }
+            assert!(came == left && left <= before, "{came} of {left} of {before}");
+            assert!(rota.is_empty() && rota.hosts.is_empty());
         }
     }
 

@@ -6,17 +6,20 @@
 //! host twice that (dynamic thresholds: Choudhury and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998). So those who take
 //! too much soon have equal shares, a client of many connections gets no more than one that has few, and who takes little finds room.
 //!
-//! Invariants: what is taken of a pool is at most its size; nobody who holds nothing is refused while a quarter is free.
-//! Absent: what a thing is worth in bytes; who takes it knows.
+//! Who waits for what does not fit gets it by turns of hosts, as soon as it fits, from whoever gives back: nobody else is woken.
+//! Invariants: what is taken of a pool is at most its size; nobody who holds nothing is refused while a quarter is free; what is given
+//! back looks at a bounded number of those who wait. Absent: what a thing is worth in bytes; who takes it knows.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
-use crate::env::{Asker, timeout};
+use crate::env::rota::{Asker, Rota};
+use crate::env::timeout;
 use crate::error::Error;
 use crate::secure::{Certificate, Presented};
 
@@ -38,6 +41,9 @@ const KINDS: usize = Kind::Watchers as usize + 1;
 
 /// A host may have so many times what it leaves free: often many clients stand behind one address.
 const HOST_FACTOR: u64 = 2;
+
+/// So many of those who wait are looked at in vain for what is given back; the next look goes on behind them.
+const LOOKS_MAX: usize = 64;
 
 /// What somebody has of each pool.
 #[derive(Debug, Default)]
@@ -150,14 +156,25 @@ pub struct Pool {
     kind: Kind,
     max: u64,
     taken: AtomicU64,
-    /// Those who wait until something is given back.
-    waiting: AtomicUsize,
-    freed: Notify,
+    /// Those who wait until something is given back: how many, and in whose turns.
+    waits: AtomicUsize,
+    waiting: Mutex<Rota<Waiter>>,
+}
+
+/// Somebody who waits until `more` fits.
+#[derive(Debug)]
+struct Waiter {
+    client: Client,
+    /// What it had when it began to wait.
+    own: u64,
+    more: u64,
+    granted: oneshot::Sender<Taken>,
 }
 
 impl Pool {
     pub fn new(kind: Kind, max: u64) -> Arc<Self> {
-        Arc::new(Self { kind, max, taken: AtomicU64::new(0), waiting: AtomicUsize::new(0), freed: Notify::new() })
+        let (taken, waits, waiting) = (AtomicU64::new(0), AtomicUsize::new(0), Mutex::default());
+        Arc::new(Self { kind, max, taken, waits, waiting })
     }
 
     /// What all have of it.
@@ -195,36 +212,80 @@ impl Pool {
     /// Counts `amount` more for `client`, whose `own` this enlarges; false if it does not fit. Counted it is in any case.
     fn count(&self, client: &Client, own: u64, amount: u64) -> bool {
         let one = own + amount;
-        let all = self.taken.fetch_add(amount, Ordering::Relaxed) + amount;
-        let [of_connection, of_host] = client
-            .counts(self.kind)
-            .map(|count| count.map(|count| count.fetch_add(amount, Ordering::Relaxed) + amount));
+        // In one order with what `uncount` gives back, so that who begins to wait sees that, or is seen there.
+        let all = self.taken.fetch_add(amount, Ordering::AcqRel) + amount;
+        let [of_connection, of_host] =
+            client.counts(self.kind).map(|count| count.map(|count| count.fetch_add(amount, Ordering::AcqRel) + amount));
         let free = (self.max - self.max / 4).saturating_add(one).saturating_sub(all);
         let host_fits = of_host.is_none_or(|has| has == one || has <= free.saturating_mul(HOST_FACTOR));
         let has_nothing_else = of_connection.or(of_host).is_none_or(|has| has == one);
         if has_nothing_else {
             all <= if host_fits { self.max } else { self.max - self.max / 8 }
         } else {
-            host_fits && of_connection.is_none_or(|has| has <= free)
+            // It may have had more when it began to wait than it has now.
+            all <= self.max && host_fits && of_connection.is_none_or(|has| has <= free)
         }
     }
 
     /// Takes a count back that was not given, which is nothing new to those who wait.
     fn uncount(&self, client: &Client, amount: u64) {
-        self.taken.fetch_sub(amount, Ordering::Relaxed);
+        self.taken.fetch_sub(amount, Ordering::AcqRel);
         for count in client.counts(self.kind).into_iter().flatten() {
-            count.fetch_sub(amount, Ordering::Relaxed);
+            count.fetch_sub(amount, Ordering::AcqRel);
         }
     }
 
-    fn give_back(&self, client: &Client, amount: u64) {
+    fn give_back(self: &Arc<Self>, client: &Client, amount: u64) {
         if amount == 0 {
             return;
         }
         self.uncount(client, amount);
-        if self.waiting.load(Ordering::Relaxed) > 0 {
-            self.freed.notify_waiters();
+        if self.waits.load(Ordering::Acquire) > 0 {
+            self.grant();
         }
+    }
+
+    /// Gives those who wait what fits, by turns.
+    fn grant(self: &Arc<Self>) {
+        let (mut looks, mut not_wanted) = (0, Vec::new());
+        let mut waiting = self.waiting.lock();
+        let mut in_vain = Vec::new();
+        while looks < LOOKS_MAX
+            && let Some(waiter) = waiting.pop()
+        {
+            let Waiter { client, own, more, granted } = &waiter;
+            if granted.is_closed() {
+                continue;
+            }
+            if self.count(client, *own, *more) {
+                let taken = Taken { pool: self.clone(), client: client.clone(), amount: AtomicU64::new(*more) };
+                not_wanted.extend(waiter.granted.send(taken).err());
+            } else {
+                self.uncount(client, *more);
+                looks += 1;
+                in_vain.push(waiter);
+            }
+        }
+        for waiter in in_vain.into_iter().rev() {
+            waiting.push_front(waiter.client.asker(), waiter);
+        }
+        drop(waiting);
+        // Which is given back, and looks for others again.
+        drop(not_wanted);
+    }
+
+    /// Has `client`, which has `own` already, wait for `more`; what fits already comes at once.
+    fn wait(self: &Arc<Self>, client: &Client, own: u64, more: u64) -> oneshot::Receiver<Taken> {
+        let (granted, rx) = oneshot::channel();
+        let mut waiting = self.waiting.lock();
+        // Those who have gone are kept no longer than as many wait.
+        if waiting.len() > 2 * self.waits.load(Ordering::Relaxed) {
+            waiting.retain(|waiter| !waiter.granted.is_closed());
+        }
+        waiting.push(client.asker(), Waiter { client: client.clone(), own, more, granted });
+        drop(waiting);
+        self.grant();
+        rx
     }
 }
 
@@ -251,14 +312,14 @@ struct Waits<'a>(&'a Pool);
 
 impl<'a> Waits<'a> {
     fn begin(pool: &'a Pool) -> Self {
-        pool.waiting.fetch_add(1, Ordering::Relaxed);
+        pool.waits.fetch_add(1, Ordering::AcqRel);
         Self(pool)
     }
 }
 
 impl Drop for Waits<'_> {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.0.waits.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -291,20 +352,17 @@ impl Taken {
             return Err(Error::TooManyRequests);
         }
         let waits = Waits::begin(&self.pool);
-        let grown = timeout(patience, async {
-            loop {
-                let mut freed = std::pin::pin!(self.pool.freed.notified());
-                // From here on nothing that is given back is missed.
-                freed.as_mut().enable();
-                match self.grow(more) {
-                    Ok(()) => return,
-                    Err(_) => freed.await,
-                }
-            }
-        });
-        let grown = grown.await.map_err(|_| Error::TooManyRequests);
+        let granted = self.pool.wait(&self.client, self.amount(), more);
+        let granted = timeout(patience, granted).await;
         drop(waits);
-        grown
+        match granted {
+            Ok(Ok(granted)) => {
+                self.amount.fetch_add(granted.amount.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+                Ok(())
+            }
+            // Nobody may have looked at it for a while.
+            _ => self.grow(more),
+        }
     }
 
     /// Gives so much of it back.
@@ -464,5 +522,80 @@ mod tests {
         crate::env::sleep(Duration::from_secs(30)).await;
         drop(held);
         assert_eq!(waiting.await.unwrap().unwrap().amount(), 300);
+    }
+
+    /// Random clients that wait, and leave, while random amounts are given back.
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_has_turns_by_hosts_and_what_is_given_back_is_given_to_whom_it_fits() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        for _ in 0..50 {
+            let pool = Pool::new(Kind::Answers, 100_000);
+            let own = pool.take(&Client::default(), 100_000).unwrap();
+            let hosts: Vec<Host> = (1..5).map(|n| Host::at([10, 0, 0, n].into())).collect();
+            let (told, mut given) = tokio::sync::mpsc::unbounded_channel();
+            let mut tasks = Vec::new();
+            for _ in 0..random.usize(50..400) {
+                // The first host asks for the most, over many connections.
+                let host = if random.u8(..4) > 0 { 0 } else { random.usize(1..hosts.len()) };
+                let (client, more) = (Client::new(Some(&hosts[host])), random.u64(1..200));
+                let (pool, told) = (pool.clone(), told.clone());
+                tasks.push(tokio::spawn(async move {
+                    let taken = pool.take_in_time(&client, more, Duration::from_secs(60)).await.unwrap();
+                    let _ = told.send((host, taken));
+                }));
+            }
+            crate::env::sleep(Duration::from_millis(1)).await;
+            let mut waiting = tasks.len();
+            for task in &tasks {
+                if random.u8(..10) == 0 {
+                    task.abort();
+                    waiting -= 1;
+                }
+            }
+            crate::env::sleep(Duration::from_millis(1)).await;
+            assert_eq!(pool.waits.load(Ordering::Relaxed), waiting, "who has left does not wait");
+            let mut held = Vec::new();
+            while own.amount() > 0 {
+                own.shrink(random.u64(1..1000).min(own.amount()));
+                crate::env::sleep(Duration::from_millis(1)).await;
+                let before = held.len();
+                while let Ok((_, taken)) = given.try_recv() {
+                    held.push(taken);
+                }
+                waiting -= held.len() - before;
+                assert!(pool.taken() <= pool.max());
+                // The last eighth is not for hosts that have something.
+                let is_full = pool.max() - pool.taken() < pool.max() / 8 + 200;
+                assert!(waiting == 0 || is_full || held.len() > before, "what fits is given");
+            }
+            assert_eq!(waiting, 0, "all who waited");
+            drop(held);
+            assert_eq!((pool.taken(), pool.waits.load(Ordering::Relaxed)), (0, 0));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_waits_with_a_thousand_answers_does_not_delay_another_that_waits_with_one() {
+        let pool = Pool::new(Kind::Answers, 10_000);
+        let own = pool.take(&Client::default(), 10_000).unwrap();
+        let (greedy, modest) = (Host::at([10, 0, 0, 1].into()), Host::at([10, 0, 0, 2].into()));
+        let (told, mut given) = tokio::sync::mpsc::unbounded_channel();
+        for n in 0..=1000 {
+            let client = Client::new(Some(if n < 1000 { &greedy } else { &modest }));
+            let (pool, told) = (pool.clone(), told.clone());
+            tokio::spawn(async move {
+                let taken = pool.take_in_time(&client, 100, Duration::from_secs(60)).await;
+                let _ = told.send((n, taken));
+            });
+            crate::env::sleep(Duration::from_millis(1)).await;
+        }
+        own.shrink(200);
+        crate::env::sleep(Duration::from_millis(1)).await;
+        let given: Vec<_> = std::iter::from_fn(|| given.try_recv().ok()).collect();
+        let of_modest = given.iter().filter(|(n, _)| *n == 1000).count();
+        assert_eq!((given.len(), of_modest), (2, 1), "one of each, and nobody else is woken");
+        assert!(given.iter().all(|(_, taken)| taken.is_ok()));
     }
 }

@@ -7,6 +7,9 @@
 //! member forwards has the turns of that member's client, whose mark is in its number; a member's own commands have turns of their
 //! own.
 //!
+//! A new leader proposes nothing before it has applied an entry of its own term, and so all that earlier leaders have left in the log:
+//! what that adds it does not know before, nor what a command would copy of it.
+//!
 //! A command that takes milliseconds to apply is heavy: it goes behind all others that wait, alone, and one at a time, since what is
 //! behind it in the log waits for it. These, too, go by turns, and few of a client may wait. So whoever sends many of them waits for
 //! himself, and the others for one of them at most.
@@ -26,7 +29,7 @@ use super::lanes::{Lanes, TURN};
 use super::places::Place;
 use super::rates::Rates;
 use super::space::Judge;
-use super::{Node, admit, more_of_a_burst};
+use super::{Node, Route, admit, more_of_a_burst};
 use crate::env::rota::{Asker, Rota};
 use crate::env::{Instant, sleep_until};
 use crate::error::Error;
@@ -334,6 +337,8 @@ pub(super) struct Proposer {
     queue: mpsc::Receiver<Proposal>,
     in_flight: Vec<InFlight>,
     batches_sent: u64,
+    /// The last term of this member's of which it has applied an entry.
+    settled: Option<u64>,
     rates: Rates,
     /// What a round had no room for.
     lanes: Lanes<Proposal>,
@@ -367,6 +372,7 @@ impl Proposer {
             queue,
             in_flight: Vec::new(),
             batches_sent: 0,
+            settled: None,
             rates: Rates::default(),
             lanes: Lanes::default(),
             heavy: Rota::default(),
@@ -409,9 +415,37 @@ impl Proposer {
             if in_flight.len() >= in_flight_max || !has_work {
                 continue;
             }
+            if self.settled != Some(self.node.term()) {
+                tokio::select! {
+                    () = self.settle() => {}
+                    () = shutdown.cancelled() => return,
+                }
+            }
             more_of_a_burst(&mut self.queue, &mut waiting, TAKE_MAX).await;
             for packed in self.pack(&mut waiting) {
                 in_flight.extend(self.submit(packed).await);
+            }
+        }
+    }
+
+    /// Returns when this member has applied an entry of the term that it leads in, or leads no longer: then Raft refuses what is proposed.
+    async fn settle(&mut self) {
+        let inner = &self.node.inner;
+        let (mut applied, mut route) = (inner.store.applied(), inner.route_changed.subscribe());
+        loop {
+            applied.borrow_and_update();
+            route.borrow_and_update();
+            let term = self.node.term();
+            if !matches!(*inner.route.read(), Route::Leader) {
+                return;
+            }
+            if inner.store.applied_term() == Some(term) {
+                self.settled = Some(term);
+                return;
+            }
+            tokio::select! {
+                _ = applied.changed() => {}
+                _ = route.changed() => {}
             }
         }
     }
@@ -510,6 +544,10 @@ impl Proposer {
             waiting.push(proposal);
         }
         self.pack(&mut waiting).into_iter().map(|packed| (packed.batch, packed.adds, packed.replies)).collect()
+    }
+
+    pub(super) async fn settle_of_test(&mut self) {
+        self.settle().await;
     }
 
     pub(super) fn note_of_test(&mut self, number: u64, batch: Bytes, adds: u64) {

@@ -365,6 +365,11 @@ impl Store {
         self.locked.read().digests.at(index)
     }
 
+    /// The term of the newest applied entry.
+    pub fn applied_term(&self) -> Option<u64> {
+        self.read(|s| s.log_id.as_ref().map(|id| **id.committed_leader_id()))
+    }
+
     /// Changes whenever something was applied or the state was replaced.
     pub fn applied(&self) -> watch::Receiver<Option<u64>> {
         self.applied_index.subscribe()

@@ -285,6 +285,12 @@ async fn a_healthy_cluster_under_load_writes_no_line() {
     let leader = cluster.wait_formed().await;
     wait_none(&cluster, 0..3).await;
     let all = [leader, (leader + 1) % 3, (leader + 2) % 3];
+    // The last line of a start. Members serve before.
+    wait_for("the cluster version to be raised", async || {
+        let raised = |slot: &u64| cluster.log_text(*slot).contains("cluster version raised");
+        if all.iter().any(raised) { Ok(()) } else { Err("it is not") }
+    })
+    .await;
     let term = async || cluster.status(leader).await.unwrap().raft_term;
     for _ in 0..3 {
         let (begun, before) = (term().await, lines_now(&cluster, &all));

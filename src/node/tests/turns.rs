@@ -9,6 +9,7 @@ use crate::pb::etcd::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::pb::etcd::request_op::Request as Op;
 use crate::pb::etcd::{Compare, PutRequest, RequestOp, TxnRequest};
 use crate::pb::log::command::Request;
+use crate::raft::tests::entry;
 
 /// A proposer whose batches the test applies.
 pub(super) struct Played {
@@ -83,15 +84,54 @@ impl Played {
         let (batch, adds, _) = self.in_flight.pop_front().unwrap();
         let commands = pb::log::Batch::decode(batch).unwrap().commands;
         let index = self.node.store().applied_index().map_or(0, |index| index + 1);
-        self.node.store().apply(crate::raft::tests::entry(TERM, index, commands), false).unwrap();
+        self.node.store().apply(entry(TERM, index, commands), false).unwrap();
         self.proposer.forget_of_test(self.number - self.in_flight.len() as u64 - 1);
         adds
+    }
+
+    /// Whether the proposer, of a member that leads in `term` or leads no more, would propose now.
+    async fn would_propose(&mut self, term: Option<u64>) -> bool {
+        if let Some(term) = term {
+            self.node.inner.term.store(term, Ordering::Relaxed);
+        }
+        *self.node.inner.route.write() = if term.is_some() { Route::Leader } else { Route::Unknown };
+        self.node.inner.route_changed.send_modify(|n| *n += 1);
+        tokio::time::timeout(Duration::from_secs(1), self.proposer.settle_of_test()).await.is_ok()
+    }
+
+    fn apply_of_term(&self, term: u64) {
+        let index = self.node.store().applied_index().map_or(0, |index| index + 1);
+        self.node.store().apply(entry(term, index, Vec::new()), false).unwrap();
     }
 
     /// How many were refused since the last call.
     pub(super) fn refused(&mut self) -> usize {
         std::iter::from_fn(|| self.told.1.try_recv().ok()).count()
     }
+}
+
+/// What these left it has not counted, nor can it know what a command would copy of that.
+#[tokio::test(start_paused = true)]
+async fn a_new_leader_proposes_nothing_before_it_has_applied_what_earlier_ones_left() {
+    let mut played = Played::start(None).await;
+    // The node finds out first that Raft knows no leader.
+    crate::env::sleep(Duration::from_millis(20)).await;
+    played.apply_of_term(1);
+    assert!(played.would_propose(Some(1)).await);
+    assert!(!played.would_propose(Some(3)).await);
+    played.apply_of_term(2);
+    assert!(!played.would_propose(Some(3)).await, "of the leader before");
+    assert!(played.would_propose(None).await, "Raft refuses it");
+    assert!(!played.would_propose(Some(3)).await);
+    let node = played.node.clone();
+    let applies = tokio::spawn(async move {
+        crate::env::sleep(Duration::from_millis(500)).await;
+        let index = node.store().applied_index().unwrap() + 1;
+        node.store().apply(entry(3, index, Vec::new()), false).unwrap();
+    });
+    assert!(played.would_propose(Some(3)).await, "as soon as it is applied");
+    applies.await.unwrap();
+    assert!(played.would_propose(Some(3)).await);
 }
 
 fn put_of(value: usize) -> PutRequest {
