@@ -20,11 +20,10 @@ use quorate::pb::etcd::{
     WatchCreateRequest, WatchRequest, alarm_request::AlarmAction, request_op, watch_request,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::support::attack::Raw;
+use crate::support::attack::{HOST, Raw, connect};
 use crate::{little, peers};
 
 /// Longest that a hostile client waits for one answer.
@@ -132,6 +131,12 @@ pub struct Attack {
     pub random: fastrand::Rng,
 }
 
+/// A connection to an address, of this process's host, once it is needed.
+pub fn lazy(address: &str) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("it is an address");
+    endpoint.connect_timeout(Duration::from_secs(2)).local_address(HOST.get().copied()).connect_lazy()
+}
+
 impl Attack {
     pub fn goes_on(&self) -> bool {
         Instant::now() < self.until
@@ -143,8 +148,8 @@ impl Attack {
 
     /// A connection of its own to a random member.
     pub fn channel(&mut self) -> Channel {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.endpoint())).expect("it is an address");
-        endpoint.connect_timeout(Duration::from_secs(2)).connect_lazy()
+        let endpoint = self.endpoint();
+        lazy(&endpoint)
     }
 
     pub fn kv(&mut self) -> KvClient<Channel> {
@@ -290,8 +295,7 @@ async fn alarms(attack: &mut Attack, tally: &mut Tally) {
     }
     let (mut members, mut leader) = (Vec::new(), 0);
     for slot in 0..attack.clients.len() {
-        let endpoint = format!("http://{}", attack.clients[slot]);
-        let channel = Endpoint::from_shared(endpoint).expect("it is an address").connect_lazy();
+        let channel = lazy(&attack.clients[slot]);
         if let Ok(status) = answer(MaintenanceClient::new(channel).status(StatusRequest {})).await {
             let status = status.into_inner();
             leader = status.leader;
@@ -413,7 +417,7 @@ pub async fn post(
     body: &str,
 ) -> Result<(u16, usize), String> {
     let exchange = async {
-        let mut stream = TcpStream::connect(endpoint).await?;
+        let mut stream = connect(endpoint).await?;
         let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         let head = format!(
             "POST {path} HTTP/1.1\r\nHost: {endpoint}\r\nConnection: close\r\nContent-Type: {content_type}\r\n{headers}\
@@ -506,7 +510,7 @@ async fn heads(attack: &mut Attack, tally: &mut Tally) {
     for _ in 0..100 {
         let endpoint = attack.endpoint();
         if attack.random.bool() {
-            let Ok(mut stream) = TcpStream::connect(&endpoint).await else { continue };
+            let Ok(mut stream) = connect(&endpoint).await else { continue };
             let _ = stream.write_all(b"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\n").await;
             for i in 0..attack.random.usize(1..2000) {
                 let line = format!("X-{i}: {}\r\n", "y".repeat(100));
@@ -555,7 +559,7 @@ async fn connections(attack: &mut Attack) {
     let mut held = Vec::new();
     for _ in 0..5000 {
         let endpoint = attack.endpoint();
-        match tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(&endpoint)).await {
+        match tokio::time::timeout(Duration::from_millis(200), connect(&endpoint)).await {
             Ok(Ok(stream)) => held.push(stream),
             _ => break,
         }

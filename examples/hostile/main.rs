@@ -5,7 +5,8 @@
 //!     cargo run --release --example hostile -- --seed 7 --duration 20m    # every kind at once, in random order, and a control run
 //!     cargo run --release --example hostile -- --each --duration 10s      # every kind alone
 //!
-//! Hostile clients are processes of their own. The control run has as many, each of which burns the processor time that the hostile
+//! Hostile clients are processes of their own, each with an address of its own, as is a host from which somebody attacks; the good clients
+//! have another one. The control run has as many, each of which burns the processor time that the hostile
 //! one has used and sends nothing: what the good clients suffer then is the machine's doing. `--program` names the server to try, such
 //! as one of another version. Ends with exit code 1 if a member ended, leadership changed, something acknowledged is missing, a good
 //! client was told something wrong, memory went over what settings and data allow, or the good clients' p99 rose by more than `--rise-max`.
@@ -22,6 +23,7 @@ mod kinds;
 mod little;
 mod peers;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -36,6 +38,7 @@ use quorate::pb::etcd::kv_client::KvClient;
 use quorate::pb::etcd::maintenance_client::MaintenanceClient;
 use quorate::pb::etcd::{HashKvRequest, PutRequest, RequestOp, TxnRequest, request_op};
 use servers::{Kind, Program, Servers, channel, cpu_micros, resident_bytes};
+use support::attack::HOST;
 use support::cluster::binary;
 
 const MEMBERS: u64 = 3;
@@ -84,6 +87,9 @@ struct Args {
     /// Most changes of the leader while the attack goes on
     #[arg(long, default_value_t = 0)]
     elections_max: u64,
+    /// Hostile and good clients share an address, as behind a NAT: places and turns then go by connections only
+    #[arg(long)]
+    one_host: bool,
     /// Only print what it did: no control run, and the exit code says nothing
     #[arg(long)]
     no_judgement: bool,
@@ -109,6 +115,8 @@ enum Part {
         processes: u64,
         #[arg(long)]
         millis: u64,
+        #[arg(long)]
+        one_host: bool,
     },
     /// A process of the control run
     #[command(hide = true)]
@@ -145,7 +153,10 @@ fn main() -> anyhow::Result<()> {
             burn(*cpu_micros, Duration::from_millis(*millis));
             Ok(())
         }
-        Some(Part::Attack { clients, peers, kinds, attack_seed, process, processes, millis }) => {
+        Some(Part::Attack { clients, peers, kinds, attack_seed, process, processes, millis, one_host }) => {
+            if !one_host {
+                let _ = HOST.set(IpAddr::from([127, 66, 0, 1 + *process as u8]));
+            }
             let split = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
             let duration = Duration::from_millis(*millis);
             let deck = Deck::new(split(kinds), *attack_seed, (*process as usize, *processes as usize));
@@ -308,7 +319,8 @@ impl Load<'_> {
                 .map(|i| {
                     let (clients, peers, kinds) = (servers.endpoints().join(","), peers.join(","), kinds.join(","));
                     let (seed, i, processes) = (seed.to_string(), i.to_string(), args.hostile.to_string());
-                    process(&[
+                    let one_host: &[&str] = if args.one_host { &["--one-host"] } else { &[] };
+                    let part = [
                         "attack",
                         "--clients",
                         &clients,
@@ -322,7 +334,8 @@ impl Load<'_> {
                         &i,
                         "--processes",
                         &processes,
-                    ])
+                    ];
+                    process(&[&part, one_host].concat())
                 })
                 .collect(),
             Load::Burn(micros) => {

@@ -14,11 +14,10 @@ use quorate::pb::peer::{
     AbandonRequest, AcceptRequest, AppendRequest, Envelope, ForwardRequest, JoinRequest, LeasesRequest, ManageRequest,
     SnapshotChunk, SnapshotHead, TransferLeaderRequest, VoteRequest, WhoRequest, WhoResponse, manage_request,
 };
-use tokio::net::TcpStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
-use crate::kinds::{Attack, Tally, answer, nested};
-use crate::support::attack::Raw;
+use crate::kinds::{Attack, Tally, answer, lazy, nested};
+use crate::support::attack::{Raw, connect};
 
 pub async fn step(kind: &str, attack: &mut Attack, tally: &mut Tally) {
     match kind {
@@ -32,8 +31,7 @@ pub async fn step(kind: &str, attack: &mut Attack, tally: &mut Tally) {
 
 async fn peer(attack: &mut Attack) -> Option<(PeerClient<Channel>, WhoResponse)> {
     let address = attack.peers[attack.random.usize(..attack.peers.len())].clone();
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?.connect_timeout(Duration::from_secs(2));
-    let mut client = PeerClient::new(endpoint.connect_lazy());
+    let mut client = PeerClient::new(lazy(&address));
     let who = answer(client.who(WhoRequest { nonce: attack.random.u64(..), ..WhoRequest::default() })).await.ok()?;
     Some((client, who.into_inner()))
 }
@@ -52,7 +50,7 @@ async fn silence(attack: &mut Attack) {
     let mut held = Vec::new();
     for _ in 0..1000 {
         let address = attack.peers[attack.random.usize(..attack.peers.len())].clone();
-        match tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(&address)).await {
+        match tokio::time::timeout(Duration::from_millis(200), connect(&address)).await {
             Ok(Ok(stream)) => held.push(stream),
             _ => break,
         }

@@ -273,12 +273,11 @@ impl Api {
             bytes => Some(Box::pin(self.take_ahead(node, bytes)).await?),
         };
         let made = make().await?;
-        drop(ahead);
         if made.bytes < LARGE_BYTES {
             return Ok(Response::new(made.answer));
         }
         // Apart: the small answers' futures are no larger for it.
-        Box::pin(self.large_answer(node, made, own.is_some(), make, large)).await
+        Box::pin(self.large_answer(node, made, ahead, own.is_some(), make, large)).await
     }
 
     /// An answer of so many bytes, in so many versions that are none of the store's; `make` copies it apart, once there is room for it.
@@ -303,10 +302,12 @@ impl Api {
         pool.take_in_time(node.client(), bytes.min(pool.max() / 2), node.options().request_timeout).await
     }
 
+    /// `ahead`: what was taken for it until it was made. Nobody gets that in between, so few answers are made twice.
     async fn large_answer<M: prost::Message + Default, F: Future<Output = Result<Made<M>, Error>>>(
         &self,
         node: &Node,
         made: Made<M>,
+        ahead: Option<Taken>,
         is_own: bool,
         make: impl Fn() -> F,
         large: fn(M) -> LargeAnswer,
@@ -315,10 +316,11 @@ impl Api {
         let (answer, bytes, freed) = (aside(made.answer), made.bytes, made.freed);
         let kept_bytes = self.kept_bytes(bytes, answer.rest.versions(), is_own)?;
         let pool = &self.shared.account.answers;
-        if let Ok(kept) = pool.take(node.client(), kept_bytes) {
-            return Ok(self.placed(node, (answer, bytes), freed, kept));
+        let taken = ahead.unwrap_or_else(|| pool.nothing(node.client()));
+        if taken.resize(kept_bytes).is_ok() {
+            return Ok(self.placed(node, (answer, bytes), freed, taken));
         }
-        drop(answer);
+        drop((answer, taken));
         let kept = pool.take_in_time(node.client(), kept_bytes, node.options().request_timeout).await?;
         let made = make().await?;
         Ok(self.placed(node, (aside(made.answer), made.bytes), made.freed, kept))

@@ -43,7 +43,7 @@ const KINDS: usize = Kind::Watchers as usize + 1;
 const HOST_FACTOR: u64 = 2;
 
 /// So many of those who wait are looked at in vain for what is given back; the next look goes on behind them.
-const LOOKS_MAX: usize = 64;
+const LOOKS_MAX: usize = 16;
 
 /// What somebody has of each pool.
 #[derive(Debug, Default)]
@@ -158,7 +158,14 @@ pub struct Pool {
     taken: AtomicU64,
     /// Those who wait until something is given back: how many, and in whose turns.
     waits: AtomicUsize,
-    waiting: Mutex<Rota<Waiter>>,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    rota: Rota<Waiter>,
+    /// None of them waits for less.
+    least: u64,
 }
 
 /// Somebody who waits until `more` fits.
@@ -169,6 +176,18 @@ struct Waiter {
     own: u64,
     more: u64,
     granted: oneshot::Sender<Taken>,
+}
+
+impl Waiter {
+    /// What it waits for, if it fits now.
+    fn taken_of(&self, pool: &Arc<Pool>) -> Option<Taken> {
+        let (client, amount) = (self.client.clone(), AtomicU64::new(self.more));
+        if pool.count(&client, self.own, self.more) {
+            return Some(Taken { pool: pool.clone(), client, amount });
+        }
+        pool.uncount(&client, self.more);
+        None
+    }
 }
 
 impl Pool {
@@ -247,45 +266,45 @@ impl Pool {
 
     /// Gives those who wait what fits, by turns.
     fn grant(self: &Arc<Self>) {
-        let (mut looks, mut not_wanted) = (0, Vec::new());
+        let (mut in_vain, mut not_wanted) = (Vec::new(), Vec::new());
         let mut waiting = self.waiting.lock();
-        let mut in_vain = Vec::new();
-        while looks < LOOKS_MAX
-            && let Some(waiter) = waiting.pop()
+        while in_vain.len() < LOOKS_MAX
+            && self.taken() + waiting.least <= self.max
+            && let Some(waiter) = waiting.rota.pop()
         {
-            let Waiter { client, own, more, granted } = &waiter;
-            if granted.is_closed() {
+            if waiter.granted.is_closed() {
                 continue;
             }
-            if self.count(client, *own, *more) {
-                let taken = Taken { pool: self.clone(), client: client.clone(), amount: AtomicU64::new(*more) };
-                not_wanted.extend(waiter.granted.send(taken).err());
-            } else {
-                self.uncount(client, *more);
-                looks += 1;
-                in_vain.push(waiter);
+            match waiter.taken_of(self) {
+                Some(taken) => not_wanted.extend(waiter.granted.send(taken).err()),
+                None => in_vain.push(waiter),
             }
         }
         for waiter in in_vain.into_iter().rev() {
-            waiting.push_front(waiter.client.asker(), waiter);
+            waiting.rota.push_front(waiter.client.asker(), waiter);
         }
         drop(waiting);
         // Which is given back, and looks for others again.
         drop(not_wanted);
     }
 
-    /// Has `client`, which has `own` already, wait for `more`; what fits already comes at once.
-    fn wait(self: &Arc<Self>, client: &Client, own: u64, more: u64) -> oneshot::Receiver<Taken> {
-        let (granted, rx) = oneshot::channel();
+    /// Has one wait who gets what it waits for by `granted`; at once, if it fits meanwhile.
+    fn wait(self: &Arc<Self>, waiter: Waiter) {
         let mut waiting = self.waiting.lock();
-        // Those who have gone are kept no longer than as many wait.
-        if waiting.len() > 2 * self.waits.load(Ordering::Relaxed) {
-            waiting.retain(|waiter| !waiter.granted.is_closed());
+        if let Some(taken) = waiter.taken_of(self) {
+            drop(waiting);
+            let _ = waiter.granted.send(taken);
+            return;
         }
-        waiting.push(client.asker(), Waiter { client: client.clone(), own, more, granted });
-        drop(waiting);
-        self.grant();
-        rx
+        // Those who have gone are kept no longer than as many wait.
+        if waiting.rota.len() > 2 * self.waits.load(Ordering::Relaxed) {
+            waiting.rota.retain(|waiter| !waiter.granted.is_closed());
+        }
+        if waiting.rota.is_empty() {
+            waiting.least = u64::MAX;
+        }
+        waiting.least = waiting.least.min(waiter.more);
+        waiting.rota.push(waiter.client.asker(), waiter);
     }
 }
 
@@ -352,8 +371,9 @@ impl Taken {
             return Err(Error::TooManyRequests);
         }
         let waits = Waits::begin(&self.pool);
-        let granted = self.pool.wait(&self.client, self.amount(), more);
-        let granted = timeout(patience, granted).await;
+        let (granted, rx) = oneshot::channel();
+        self.pool.wait(Waiter { client: self.client.clone(), own: self.amount(), more, granted });
+        let granted = timeout(patience, rx).await;
         drop(waits);
         match granted {
             Ok(Ok(granted)) => {
@@ -369,6 +389,17 @@ impl Taken {
     pub fn shrink(&self, less: u64) {
         self.amount.fetch_sub(less, Ordering::Relaxed);
         self.pool.give_back(&self.client, less);
+    }
+
+    /// So much in all, or `too many requests`, and then it is as large as before.
+    pub fn resize(&self, amount: u64) -> Result<(), Error> {
+        match amount.checked_sub(self.amount()) {
+            Some(more) => self.grow(more),
+            None => {
+                self.shrink(self.amount() - amount);
+                Ok(())
+            }
+        }
     }
 
     /// Gives all of it back.

@@ -9,16 +9,28 @@ use std::collections::{HashMap, VecDeque};
 
 use crate::env::rota::{Asker, Rota};
 
-/// What a turn comes to, in bytes: some hundred small puts, or one large one.
-pub(super) const TURN: usize = 64 << 10;
+/// What a turn comes to, in bytes: a few small puts, or one large one.
+pub(super) const TURN: usize = 16 << 10;
 
 pub(super) struct Lanes<T> {
     /// By asker, for each that has a turn to come or has one now.
-    lanes: HashMap<u64, VecDeque<T>>,
+    lanes: HashMap<u64, Lane<T>>,
     turns: Rota<u64>,
     /// Whose turn it is, and what it has come to.
     serving: Option<(u64, usize)>,
     len: usize,
+}
+
+struct Lane<T> {
+    /// Each with what it comes to, as far as that is known.
+    waiting: VecDeque<(usize, T)>,
+    amount: usize,
+}
+
+impl<T> Default for Lane<T> {
+    fn default() -> Self {
+        Self { waiting: VecDeque::new(), amount: 0 }
+    }
 }
 
 impl<T> Default for Lanes<T> {
@@ -36,13 +48,20 @@ impl<T> Lanes<T> {
         self.len == 0
     }
 
-    pub(super) fn push(&mut self, asker: u64, item: T) {
+    /// What all that waits of each asker comes to.
+    pub(super) fn amounts(&self) -> impl Iterator<Item = (u64, usize)> {
+        let waiting = self.lanes.iter().filter(|(_, lane)| !lane.waiting.is_empty());
+        waiting.map(|(asker, lane)| (*asker, lane.amount))
+    }
+
+    pub(super) fn push(&mut self, asker: u64, amount: usize, item: T) {
         let turns = &mut self.turns;
         let lane = self.lanes.entry(asker).or_insert_with(|| {
             turns.push(Asker::of_host(asker), asker);
-            VecDeque::new()
+            Lane::default()
         });
-        lane.push_back(item);
+        lane.waiting.push_back((amount, item));
+        lane.amount += amount;
         self.len += 1;
     }
 
@@ -53,13 +72,15 @@ impl<T> Lanes<T> {
                 Some(serving) => serving,
                 None => *self.serving.insert((self.turns.pop()?, 0)),
             };
-            let item = self.lanes.get_mut(&asker).filter(|_| spent < TURN).and_then(VecDeque::pop_front);
-            if item.is_some() {
+            if let Some(lane) = self.lanes.get_mut(&asker).filter(|_| spent < TURN)
+                && let Some((amount, item)) = lane.waiting.pop_front()
+            {
+                lane.amount -= amount;
                 self.len -= 1;
-                return item;
+                return Some(item);
             }
             self.serving = None;
-            if self.lanes.get(&asker).is_some_and(|lane| !lane.is_empty()) {
+            if self.lanes.get(&asker).is_some_and(|lane| !lane.waiting.is_empty()) {
                 self.turns.push(Asker::of_host(asker), asker);
             } else {
                 self.lanes.remove(&asker);
@@ -95,7 +116,7 @@ mod tests {
             for _ in 0..random.usize(1..3000) {
                 let asker = random.usize(..askers as usize);
                 if random.bool() {
-                    lanes.push(asker as u64, (asker, asked[asker]));
+                    lanes.push(asker as u64, sizes[asker], (asker, asked[asker]));
                     asked[asker] += 1;
                 } else if let Some((asker, item)) = lanes.pop() {
                     assert_eq!(item, given[asker], "in the order in which it was asked for");
@@ -112,6 +133,10 @@ mod tests {
                 for asker in (0..askers as usize).filter(|&asker| asked[asker] == given[asker]) {
                     passed[asker].fill(0);
                 }
+                let amounts: HashMap<u64, usize> = lanes.amounts().collect();
+                let wanted = (0..askers as usize).filter(|&asker| asked[asker] > given[asker]);
+                let wanted = wanted.map(|asker| (asker as u64, (asked[asker] - given[asker]) * sizes[asker]));
+                assert_eq!(amounts, wanted.collect());
                 assert_eq!(lanes.len(), asked.iter().sum::<usize>() - given.iter().sum::<usize>());
             }
             while lanes.pop().is_some() {}

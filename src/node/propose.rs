@@ -14,6 +14,7 @@
 //! behind it in the log waits for it. These, too, go by turns, and few of a client may wait. So whoever sends many of them waits for
 //! himself, and the others for one of them at most.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,6 +52,18 @@ const HEAVY_WAITING_MAX: usize = 32;
 /// What goes at once, unless one command alone is more: who comes then waits for no more, some ten milliseconds.
 const ROUND_BYTES_MAX: usize = 2 << 20;
 const ROUND_UNITS_MAX: u64 = 8192;
+/// What a command comes to at least, however little applying it costs: a member's clients are answered all together, and who comes then
+/// waits for that.
+const COMMAND_UNITS: u64 = 32;
+/// Rounds are a so-manieth of that while there are clients that ask for little beside such as ask for much: one has a part of what the other
+/// has, so that who asks for little waits for some milliseconds where all others wait for long in any case. Alone, or among their like,
+/// clients get more done in large rounds.
+const NARROW_PART: u64 = 8;
+const UNEVEN_PART: usize = 8;
+/// For so long after it was seen.
+const NARROW_FOR: Duration = Duration::from_secs(1);
+/// Where less than so many wait, nobody waits for long.
+const UNEVEN_COMMANDS_MIN: usize = 16;
 /// What is as much of a turn as a unit of cost.
 const UNIT_BYTES: usize = 64;
 /// Who asks if it is the member itself: as the `host_number` of nobody in particular.
@@ -119,6 +132,13 @@ pub(super) struct Proposal {
     /// What applying it comes to; of another member's, that is counted here.
     pub weight: Weight,
     pub reply: Reply,
+}
+
+impl Proposal {
+    /// What it is of a turn at least.
+    fn amount(&self) -> usize {
+        UNIT_BYTES * COMMAND_UNITS as usize + self.command.len()
+    }
 }
 
 /// In whose turns goes what another member has forwarded under this number. Of a member of an older version, whose numbers have no
@@ -221,13 +241,18 @@ struct Left {
 }
 
 impl Left {
+    fn of_round(is_narrow: bool) -> Self {
+        let part = if is_narrow { NARROW_PART } else { 1 };
+        Self { bytes: ROUND_BYTES_MAX / part as usize, units: ROUND_UNITS_MAX / part }
+    }
+
     fn is_none(&self) -> bool {
         self.bytes == 0 || self.units == 0
     }
 
     fn spend(&mut self, bytes: usize, units: u64) {
         self.bytes = self.bytes.saturating_sub(bytes);
-        self.units = self.units.saturating_sub(units);
+        self.units = self.units.saturating_sub(units.max(COMMAND_UNITS));
     }
 }
 
@@ -245,7 +270,7 @@ struct Round<'a> {
 }
 
 impl<'a> Round<'a> {
-    fn new(node: &'a Node, rates: &'a mut Rates, in_flight: &'a [InFlight]) -> Self {
+    fn new(node: &'a Node, rates: &'a mut Rates, in_flight: &'a [InFlight], left: Left) -> Self {
         Self {
             node,
             cluster_version: node.inner.store.read(|s| s.kv.cluster_version()),
@@ -254,7 +279,7 @@ impl<'a> Round<'a> {
             judge: Judge::new(node, in_flight.iter().map(|batch| batch.adds).fold(0, u64::saturating_add)),
             in_flight,
             batches: Batches::new(node.inner.options.batch_bytes_max),
-            left: Left { bytes: ROUND_BYTES_MAX, units: ROUND_UNITS_MAX },
+            left,
         }
     }
 
@@ -283,7 +308,7 @@ impl<'a> Round<'a> {
             }
             Err(error) => proposal.reply.send(Err(error)),
         }
-        bytes.saturating_add(UNIT_BYTES.saturating_mul(usize::try_from(units).unwrap_or(TURN)))
+        bytes.saturating_add(UNIT_BYTES.saturating_mul(usize::try_from(units.max(COMMAND_UNITS)).unwrap_or(TURN)))
     }
 
     /// The next heavy command whose asker still wants it and that is not refused.
@@ -345,6 +370,8 @@ pub(super) struct Proposer {
     /// Heavy commands that wait, each in its asker's turns; and whether one is in flight.
     heavy: Rota<Proposal>,
     heavy_in_flight: bool,
+    /// Until when rounds are narrow.
+    narrow_until: Option<Instant>,
 }
 
 /// A batch that was given to Raft and is not applied yet.
@@ -377,6 +404,7 @@ impl Proposer {
             lanes: Lanes::default(),
             heavy: Rota::default(),
             heavy_in_flight: false,
+            narrow_until: None,
         }
     }
 
@@ -415,6 +443,9 @@ impl Proposer {
             if in_flight.len() >= in_flight_max || !has_work {
                 continue;
             }
+            if is_crowded && self.others_in_flight(in_flight.len()) > 0 && self.is_narrow() {
+                continue;
+            }
             if self.settled != Some(self.node.term()) {
                 tokio::select! {
                     () = self.settle() => {}
@@ -450,6 +481,10 @@ impl Proposer {
         }
     }
 
+    fn is_narrow(&self) -> bool {
+        self.narrow_until.is_some_and(|until| Instant::now() < until)
+    }
+
     /// Batches in flight besides a heavy command.
     fn others_in_flight(&self, in_flight: usize) -> usize {
         in_flight - usize::from(self.heavy_in_flight)
@@ -458,13 +493,18 @@ impl Proposer {
     /// The next round: of what waits, so much as may go at once, in batches of bounded bytes and cost; a batch holds one command at least.
     /// The last one may be a heavy one.
     fn pack(&mut self, waiting: &mut Vec<Proposal>) -> Vec<Packed<Reply>> {
-        let mut round = Round::new(&self.node, &mut self.rates, &self.in_flight);
+        if is_uneven(waiting, &self.lanes) {
+            self.narrow_until = Some(Instant::now() + NARROW_FOR);
+        }
+        let is_narrow = self.is_narrow();
+        let left = Left::of_round(is_narrow);
+        let mut round = Round::new(&self.node, &mut self.rates, &self.in_flight, left);
         let (lanes, heavy) = (&mut self.lanes, &mut self.heavy);
-        let is_crowded = !lanes.is_empty();
+        let by_turns = is_narrow || !lanes.is_empty();
         for proposal in waiting.drain(..) {
             // Nearly always all of it may go, and then nobody need know whose it is.
-            if is_crowded || round.left.is_none() {
-                lanes.push(proposal.asker, proposal);
+            if by_turns || round.left.is_none() {
+                lanes.push(proposal.asker, proposal.amount(), proposal);
             } else {
                 round.take(proposal, heavy);
             }
@@ -472,7 +512,7 @@ impl Proposer {
         if !lanes.is_empty() {
             // Whoever comes behind many others has its turn with them.
             while let Ok(proposal) = self.queue.try_recv() {
-                lanes.push(proposal.asker, proposal);
+                lanes.push(proposal.asker, proposal.amount(), proposal);
             }
         }
         while !round.left.is_none()
@@ -505,6 +545,20 @@ impl Proposer {
             Done { number, is_heavy, replies, result, took: begin.elapsed() }
         })
     }
+}
+
+/// Whether somebody asks for little while another asks for much.
+fn is_uneven(waiting: &[Proposal], lanes: &Lanes<Proposal>) -> bool {
+    if waiting.len() + lanes.len() < UNEVEN_COMMANDS_MIN {
+        return false;
+    }
+    let mut askers: HashMap<u64, usize> = lanes.amounts().collect();
+    for proposal in waiting {
+        *askers.entry(proposal.asker).or_default() += proposal.amount();
+    }
+    askers.remove(&OWN);
+    let (least, most) = (askers.values().min(), askers.values().max());
+    least.zip(most).is_some_and(|(least, most)| least.saturating_mul(UNEVEN_PART) < *most)
 }
 
 fn is_much(waiting: &[Proposal]) -> bool {

@@ -24,7 +24,7 @@ use crate::storage::snapshot;
 
 pub(crate) const THIS: Member = Member { cluster_id: 7, member_id: 0x10000 };
 
-pub(super) fn sim() -> Env {
+pub(crate) fn sim() -> Env {
     Env::sim(1, Arc::new(SimDisk::new(1)), Arc::new(NoNet))
 }
 

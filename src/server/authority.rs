@@ -4,7 +4,7 @@
 //! `#initially=[...]` (etcd #13192). Go servers take that; the HTTP/2 library here refuses the request as malformed, and has
 //! no switch. Nothing here needs the authority, so what is not a valid one is made one on its way in.
 //!
-//! Owns a filter over the bytes of one connection: it counts the streams that the client resets at once, finds the HEADERS frames of HTTP/2 (RFC 9113) and in them the literal
+//! Owns a filter over the bytes of one connection: it counts frames, and the streams that the client resets at once, finds the HEADERS frames of HTTP/2 (RFC 9113) and in them the literal
 //! of `:authority` (HPACK, RFC 7541). Invariant: the new text has as many characters as the old one, so that both ends'
 //! dynamic tables stay alike, and no frame grows. Everything else passes as it is: HTTP/1, other frames, what is malformed,
 //! a header block whose authority lies in a CONTINUATION frame.
@@ -59,6 +59,7 @@ pub(crate) struct Filter {
     newest: u32,
     taken: u32,
     resets: usize,
+    frames: usize,
 }
 
 impl Filter {
@@ -81,6 +82,11 @@ impl Filter {
         std::mem::take(&mut self.resets)
     }
 
+    /// Frames that have arrived since this was asked last, and other pieces of bytes.
+    pub(crate) fn take_frames(&mut self) -> usize {
+        std::mem::take(&mut self.frames)
+    }
+
     /// Takes what has arrived, and gives what may go on; borrowed if that is the same.
     pub(crate) fn pass<'a>(&mut self, chunk: &'a [u8]) -> Cow<'a, [u8]> {
         let data = if self.held.is_empty() {
@@ -101,6 +107,7 @@ impl Filter {
                 copied = at + step;
             }
             at += step;
+            self.frames += 1;
         }
         self.held = data[at..].to_vec();
         match (out, data) {

@@ -24,6 +24,7 @@ use super::connection::{Connection, Kind, bounded};
 use super::health::Health;
 use super::listen::{Places, shown};
 use super::meter::Meter;
+use super::rounds::Rounds;
 use super::shortcut::Shortcut;
 use super::unary::Unary;
 use crate::api::Api;
@@ -181,7 +182,8 @@ impl Server {
         let budget = Budget::new(self.account.clone(), limits.receive_timeout, answer_patience, message_bytes_max);
         let (sockets, handed_on) = mpsc::channel(SOCKETS_WAITING_MAX);
         let (patience, account, tls) = (limits.receive_timeout, self.account.clone(), self.tls.client.clone());
-        let kind = Kind::Client { patience, account, tls, sockets };
+        let rounds = Rounds::new(&self.env);
+        let kind = Kind::Client { patience, account, tls, sockets, rounds };
         let descriptors = [pb::PUBLIC_DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET];
         let meter = Meter::new(&descriptors, self.audit.clone())?;
         let (routes, gateway) = self.client_routes(budget.clone(), meter.clone())?;

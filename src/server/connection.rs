@@ -4,7 +4,7 @@
 //! Invariants: a connection that has not sent HTTP/2's preface, or the whole head of an HTTP/1 request, in time is closed, and the
 //! handshake of TLS is part of that: those who dribble hold no place. At most `GATHERED_BYTES_MAX` wait here to be written. Who does not take what is written is read no
 //! further than `READ_AHEAD_BYTES`: else it could go on asking, and what it is answered would wait here. A host has a fair share of the
-//! places (`node::account`). A client may cancel as many calls at once as it likes, and not go on with that (`Resets`). A connection whose
+//! places (`node::account`). Where several hosts send much they are read by turns (`rounds`). A client may cancel as many calls at once as it likes, and not go on with that (`Resets`). A connection whose
 //! first request asks for WebSocket is handed on, from its first byte: the HTTP library's server cannot let go of one.
 //! Absent: what comes after that (HTTP/2's keep-alive, the time of a request in `budget`).
 
@@ -25,6 +25,7 @@ use tokio::task::coop;
 use tonic::transport::server::Connected;
 
 use super::authority::Filter;
+use super::rounds::{GREETING_UNITS, Reader, Rounds, others_first};
 use crate::env::net::{Accepted, Incoming};
 use crate::env::{Instant, Sleep, sleep};
 use crate::metrics::metrics;
@@ -39,6 +40,8 @@ const GATHERED_BYTES_MAX: usize = 16 << 10;
 const READ_AHEAD_BYTES: usize = 64 << 10;
 /// The head of a first request in HTTP/1 is looked at if it has at most so many bytes.
 const HEAD_BYTES_MAX: usize = 16 << 10;
+/// So many connections are accepted before everything else that is ready has its turn.
+const AT_ONCE_MAX: u32 = 8;
 /// What a connection takes by itself, in this process.
 const CONNECTION_BYTES: u64 = 24 << 10;
 
@@ -53,6 +56,7 @@ pub(super) enum Kind {
         tls: Option<Arc<secure::Port>>,
         /// Takes connections that are to be WebSockets.
         sockets: mpsc::Sender<Connection>,
+        rounds: Rounds,
     },
     Peer {
         patience: Duration,
@@ -183,15 +187,17 @@ pub(super) struct Connection {
     /// Read since then.
     read_ahead: usize,
     client: Client,
+    /// Its turns to be read, if it has to wait for them.
+    reader: Option<Reader>,
     _place: Vec<Taken>,
 }
 
 impl Connection {
     /// `place`: what was taken for it, where that is counted.
     pub(super) fn new(io: Io, kind: &Kind, client: Client, place: Vec<Taken>) -> Self {
-        let sockets = match kind {
-            Kind::Client { sockets, .. } => Some(sockets.clone()),
-            Kind::Peer { .. } => None,
+        let (sockets, reader) = match kind {
+            Kind::Client { sockets, rounds, .. } => (Some(sockets.clone()), Some(rounds.reader(client.host_number()))),
+            Kind::Peer { .. } => (None, None),
         };
         Self {
             io,
@@ -207,6 +213,7 @@ impl Connection {
             is_blocked: false,
             read_ahead: 0,
             client,
+            reader,
             _place: place,
         }
     }
@@ -241,6 +248,7 @@ impl Connection {
                     is_blocked: false,
                     read_ahead: 0,
                     client: self.client.clone(),
+                    reader: self.reader.take(),
                     _place: std::mem::take(&mut self._place),
                 };
                 // Where too many wait it is closed.
@@ -331,9 +339,15 @@ impl AsyncRead for Connection {
                 this.filter.all_taken();
                 return Poll::Pending;
             }
+            if this.reader.as_mut().is_some_and(|reader| reader.poll_turn(cx).is_pending()) {
+                this.filter.all_taken();
+                this.greeting.poll(cx)?;
+                return Poll::Pending;
+            }
             let begin = into.filled().len();
             let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, into) else {
                 this.filter.all_taken();
+                this.reader.iter_mut().for_each(Reader::pass);
                 this.greeting.poll(cx)?;
                 return Poll::Pending;
             };
@@ -351,7 +365,11 @@ impl AsyncRead for Connection {
                 continue;
             }
             this.read_ahead += arrived.len();
+            let of_greeting = if matches!(this.greeting, Greeting::Done) { 0 } else { GREETING_UNITS };
             let passed = this.filter.pass(arrived);
+            if let Some(reader) = &mut this.reader {
+                reader.spend(of_greeting + this.filter.take_frames(), arrived.len());
+            }
             this.greeting.take(arrived, this.filter.is_http2());
             this.resets.count(this.filter.take_resets())?;
             if this.sockets.is_some() && this.filter.is_http2() != Some(true) {
@@ -429,6 +447,17 @@ pub(super) fn bounded(
 ) -> impl futures_util::Stream<Item = io::Result<Connection>> {
     let places = Pool::new(account::Kind::Connections, max as u64);
     let mut hosts = Hosts::default();
+    let mut accepted_at_once = 0;
+    let incoming = incoming.then(move |accepted| {
+        accepted_at_once = (accepted_at_once + 1) % AT_ONCE_MAX;
+        async move {
+            // Setting one up takes a hundred microseconds, and a thousand may come together.
+            if accepted_at_once == 0 {
+                others_first().await;
+            }
+            accepted
+        }
+    });
     incoming.filter_map(move |accepted| {
         let connection = match accepted {
             Ok(Accepted { stream, from }) => {
@@ -479,7 +508,8 @@ mod tests {
         let (client, io) = tokio::io::duplex(4096);
         let account = Account::new(1 << 20, 1 << 20, 1);
         let (sockets, handed_on) = mpsc::channel(1);
-        let kind = Kind::Client { patience: PATIENCE, account, tls: None, sockets };
+        let rounds = Rounds::new(&crate::raft::tests::sim());
+        let kind = Kind::Client { patience: PATIENCE, account, tls: None, sockets, rounds };
         (client, Connection::new(Io::Plain(Box::new(io)), &kind, Client::new(None), Vec::new()), handed_on)
     }
 

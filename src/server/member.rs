@@ -238,7 +238,7 @@ impl Server {
         node.refresh_alarms();
         let interval = self.config.state.checkpoint_interval;
         let checkpointer = Checkpointer::new(env.clone(), paths.state, options, interval, recovered);
-        env.spawn_thread("checkpoint", checkpointer.run());
+        env.spawn_nicer_thread("checkpoint", checkpointer.run());
         let housekeeping = Housekeeping::new(node.clone(), log.clone(), self.housekeeping()?);
         env.spawn(housekeeping.run());
         let backups = (self.start_backup(env, &node, &log, snapshots), self.start_follower(env, &node));

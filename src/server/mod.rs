@@ -18,6 +18,7 @@ mod member;
 mod meter;
 mod peer_connection;
 pub mod restore;
+mod rounds;
 mod shortcut;
 mod stall;
 mod status;

@@ -211,11 +211,43 @@ async fn a_client_that_asks_for_much_delays_others_by_a_few_rounds() {
     }
 }
 
+/// One who asks for much fills rounds of its own; beside one who asks for little they are an eighth, and then large again.
+#[tokio::test(start_paused = true)]
+async fn rounds_are_narrow_while_somebody_asks_for_little_beside_who_asks_for_much() {
+    let mut played = Played::start(None).await;
+    let put = |asker, bytes| proposal(asker, Command::new(1, Request::Put(put_of(bytes))));
+    let ask_many = |played: &mut Played, asker, bytes| {
+        for _ in 0..300 {
+            played.ask(put(asker, bytes));
+        }
+    };
+    ask_many(&mut played, 1, 10);
+    assert_eq!(played.round().len(), 256, "alone");
+    // Two that are alike.
+    ask_many(&mut played, 2, 10);
+    assert_eq!(played.round().len(), 256);
+    while played.waits() {
+        played.round();
+    }
+    for bytes in [10, 20_000] {
+        ask_many(&mut played, 1, bytes);
+        let wanted = played.ask(put(2, 10));
+        let first = played.round();
+        assert!(first.len() <= 32 && first.contains(&wanted), "{} of {bytes} bytes go first", first.len());
+        assert!(played.round().len() <= 32, "the next one comes soon");
+        crate::env::sleep(Duration::from_secs(2)).await;
+        assert!(played.round().len() > 64, "and now nobody has come for a while");
+        while played.waits() {
+            played.round();
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn where_little_waits_it_goes_at_once_in_the_order_in_which_it_came() {
     let mut played = Played::start(None).await;
     let asked: Vec<u64> =
-        (0..3000).map(|n| played.ask(proposal(n % 7, Command::new(1, Request::Put(put_of(100)))))).collect();
+        (0..256).map(|n| played.ask(proposal(n % 7, Command::new(1, Request::Put(put_of(100)))))).collect();
     assert_eq!(played.round(), asked);
     assert!(!played.waits());
 }

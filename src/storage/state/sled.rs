@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{Each, Error, GROUP_BYTES, Key, Options, Records};
+use crate::env::threads::giving_way;
 use crate::env::{Env, File, OpenMode};
 
 const SEGMENT_BYTES: usize = 8 << 20;
@@ -141,7 +142,8 @@ impl Sled {
             .create_new(create);
         let mut tries = 0;
         let db = loop {
-            match guarded("open", || config.open()) {
+            // Its threads copy megabytes, seven at a time, and the priority of who opens it is theirs.
+            match guarded("open", || giving_way(|| config.open())) {
                 Err(Error::Io(e)) if tries < LOCK_TRIES && e.to_string().contains("could not acquire lock") => {
                     tries += 1;
                     self.env.block_for(LOCK_WAIT);

@@ -3,10 +3,12 @@
 //! Absent: judgement; the tests measure the server and the good clients meanwhile.
 
 use std::io;
+use std::net::IpAddr;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const DATA: u8 = 0;
@@ -17,6 +19,16 @@ const PING: u8 = 6;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
 const END_STREAM: u8 = 1;
+
+/// Where this process's connections come from; not set: where the system says.
+pub static HOST: OnceLock<IpAddr> = OnceLock::new();
+
+pub async fn connect(endpoint: &str) -> io::Result<TcpStream> {
+    let Some(host) = HOST.get() else { return TcpStream::connect(endpoint).await };
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((*host, 0).into())?;
+    socket.connect(endpoint.parse().map_err(io::Error::other)?).await
+}
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = (payload.len() as u32).to_be_bytes();
@@ -48,7 +60,7 @@ pub struct Raw {
 
 impl Raw {
     pub async fn connect(endpoint: &str) -> io::Result<Self> {
-        let mut stream = TcpStream::connect(endpoint).await?;
+        let mut stream = connect(endpoint).await?;
         stream.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await?;
         Ok(Self { stream, next: 1 })
     }
