@@ -55,15 +55,12 @@ const ROUND_UNITS_MAX: u64 = 8192;
 /// What a command comes to at least, however little applying it costs: a member's clients are answered all together, and who comes then
 /// waits for that.
 const COMMAND_UNITS: u64 = 32;
-/// Rounds are a so-manieth of that while there are clients that ask for little beside such as ask for much: one has a part of what the other
-/// has, so that who asks for little waits for some milliseconds where all others wait for long in any case. Alone, or among their like,
-/// clients get more done in large rounds.
-const NARROW_PART: u64 = 8;
+/// Where more waits than a round takes, rounds are a so-manieth of that for a while if somebody among those who wait asks for a small part of
+/// what another one asks for: who asks for little then waits for some milliseconds, where all others wait for long in any case. Alone, or
+/// among their like, clients get more done in large rounds.
+const NARROW_PART: u64 = 4;
 const UNEVEN_PART: usize = 8;
-/// For so long after it was seen.
 const NARROW_FOR: Duration = Duration::from_secs(1);
-/// Where less than so many wait, nobody waits for long.
-const UNEVEN_COMMANDS_MIN: usize = 16;
 /// What is as much of a turn as a unit of cost.
 const UNIT_BYTES: usize = 64;
 /// Who asks if it is the member itself: as the `host_number` of nobody in particular.
@@ -493,7 +490,7 @@ impl Proposer {
     /// The next round: of what waits, so much as may go at once, in batches of bounded bytes and cost; a batch holds one command at least.
     /// The last one may be a heavy one.
     fn pack(&mut self, waiting: &mut Vec<Proposal>) -> Vec<Packed<Reply>> {
-        if is_uneven(waiting, &self.lanes) {
+        if !self.lanes.is_empty() && is_uneven(waiting, &self.lanes) {
             self.narrow_until = Some(Instant::now() + NARROW_FOR);
         }
         let is_narrow = self.is_narrow();
@@ -549,9 +546,6 @@ impl Proposer {
 
 /// Whether somebody asks for little while another asks for much.
 fn is_uneven(waiting: &[Proposal], lanes: &Lanes<Proposal>) -> bool {
-    if waiting.len() + lanes.len() < UNEVEN_COMMANDS_MIN {
-        return false;
-    }
     let mut askers: HashMap<u64, usize> = lanes.amounts().collect();
     for proposal in waiting {
         *askers.entry(proposal.asker).or_default() += proposal.amount();

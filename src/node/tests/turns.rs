@@ -211,32 +211,38 @@ async fn a_client_that_asks_for_much_delays_others_by_a_few_rounds() {
     }
 }
 
-/// One who asks for much fills rounds of its own; beside one who asks for little they are an eighth, and then large again.
+/// Beside one who asks for little the rounds of one who asks for much are a quarter; alone, or beside his like, they are whole.
 #[tokio::test(start_paused = true)]
 async fn rounds_are_narrow_while_somebody_asks_for_little_beside_who_asks_for_much() {
     let mut played = Played::start(None).await;
     let put = |asker, bytes| proposal(asker, Command::new(1, Request::Put(put_of(bytes))));
-    let ask_many = |played: &mut Played, asker, bytes| {
-        for _ in 0..300 {
+    let ask_many = |played: &mut Played, asker, count, bytes| {
+        for _ in 0..count {
             played.ask(put(asker, bytes));
         }
     };
-    ask_many(&mut played, 1, 10);
-    assert_eq!(played.round().len(), 256, "alone");
-    // Two that are alike.
-    ask_many(&mut played, 2, 10);
+    ask_many(&mut played, 1, 600, 10);
     assert_eq!(played.round().len(), 256);
+    assert_eq!(played.round().len(), 256, "alone");
+    ask_many(&mut played, 1, 300, 10);
+    ask_many(&mut played, 2, 300, 10);
+    assert_eq!(played.round().len(), 256);
+    assert_eq!(played.round().len(), 256, "two that are alike");
     while played.waits() {
         played.round();
     }
-    for bytes in [10, 20_000] {
-        ask_many(&mut played, 1, bytes);
+    ask_many(&mut played, 1, 200, 10);
+    played.ask(put(2, 10));
+    assert_eq!(played.round().len(), 201, "there is room for all");
+    for (bytes, narrow, wide) in [(10, 64, 256), (100_000, 6, 21)] {
+        ask_many(&mut played, 1, 900, bytes);
+        assert_eq!(played.round().len(), wide);
         let wanted = played.ask(put(2, 10));
         let first = played.round();
-        assert!(first.len() <= 32 && first.contains(&wanted), "{} of {bytes} bytes go first", first.len());
-        assert!(played.round().len() <= 32, "the next one comes soon");
+        assert!(first.len() <= narrow + 1 && first.contains(&wanted), "{} of {bytes} bytes go first", first.len());
+        assert!(played.round().len() <= narrow, "the next one comes soon");
         crate::env::sleep(Duration::from_secs(2)).await;
-        assert!(played.round().len() > 64, "and now nobody has come for a while");
+        assert_eq!(played.round().len(), wide, "and now nobody has come for a while");
         while played.waits() {
             played.round();
         }
