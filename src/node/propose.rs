@@ -467,8 +467,10 @@ impl Proposer {
             if !matches!(*inner.route.read(), Route::Leader) {
                 return;
             }
-            if inner.store.applied_term() == Some(term) {
-                self.settled = Some(term);
+            // Of a later one, if this member was elected again and has not been told yet: nobody would tell of that here.
+            let newest = inner.store.applied_term();
+            if newest >= Some(term) {
+                self.settled = newest;
                 return;
             }
             tokio::select! {

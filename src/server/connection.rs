@@ -345,9 +345,10 @@ impl AsyncRead for Connection {
                 return Poll::Pending;
             }
             let begin = into.filled().len();
+            let of_greeting = if matches!(this.greeting, Greeting::Done) { 0 } else { GREETING_UNITS };
             let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, into) else {
                 this.filter.all_taken();
-                this.reader.iter_mut().for_each(Reader::pass);
+                this.reader.iter_mut().for_each(|reader| reader.pass(of_greeting));
                 this.greeting.poll(cx)?;
                 return Poll::Pending;
             };
@@ -365,7 +366,6 @@ impl AsyncRead for Connection {
                 continue;
             }
             this.read_ahead += arrived.len();
-            let of_greeting = if matches!(this.greeting, Greeting::Done) { 0 } else { GREETING_UNITS };
             let passed = this.filter.pass(arrived);
             if let Some(reader) = &mut this.reader {
                 reader.spend(of_greeting + this.filter.take_frames(), arrived.len());

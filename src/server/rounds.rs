@@ -5,7 +5,8 @@
 //! it comes from: so of a host so much is read in a *round* as takes a millisecond or two, and then its connections wait, in their order,
 //! until everything has had a turn that was ready when that began to matter. A host that has been alone for a while does not wait.
 //! Invariants: in each round every host for which a connection waits is read of; of a host the connections are read in the order in which
-//! they began to wait; no round passes [`UNITS_MAX`] by more than one read. Absent: what a host may have of memory and places
+//! they began to wait, and those that have gone hold nobody up; while others are about a host passes [`UNITS_MAX`] in no round by more than one
+//! read. Absent: what a host may have of memory and places
 //! (`node::account`), and turns of longer work (`api::turns`, `env::threads`, `node::lanes`).
 
 use std::collections::{HashMap, VecDeque};
@@ -25,8 +26,8 @@ use crate::env::{Env, Instant};
 const UNITS_MAX: usize = 32;
 /// What is read costs as one request for each of so many bytes.
 const UNIT_BYTES: usize = 1024;
-/// Setting up a connection, above all of TLS.
-pub(super) const GREETING_UNITS: usize = 4;
+/// A look at a connection that has not said yet what it is, since that may be a handshake of TLS: a millisecond.
+pub(super) const GREETING_UNITS: usize = 8;
 /// A host is alone when no other has been read of for so long.
 const ALONE_AFTER: Duration = Duration::from_secs(1);
 /// So many hosts are kept in mind.
@@ -76,9 +77,13 @@ impl Turn {
 impl State {
     /// Lets the connection that has waited longest of a host have its turn.
     fn call_next(&mut self, host: u64) {
-        if let Some(turn) = self.hosts.get_mut(&host).and_then(|host| host.waiting.pop_front()) {
+        let Some(of_host) = self.hosts.get_mut(&host) else { return };
+        while let Some(turn) = of_host.waiting.pop_front() {
             self.waiting -= 1;
-            turn.come();
+            // Else its connection has gone.
+            if Arc::strong_count(&turn) > 1 {
+                return turn.come();
+            }
         }
     }
 
@@ -201,10 +206,10 @@ impl Reader {
         }
     }
 
-    /// Nothing is there to be read.
-    pub(super) fn pass(&mut self) {
-        if self.is_called {
-            self.spend(0, 0);
+    /// Nothing was there to be read, and finding that out came to so many units.
+    pub(super) fn pass(&mut self, units: usize) {
+        if self.is_called || units > 0 {
+            self.spend(units, 0);
         }
     }
 }
@@ -223,7 +228,7 @@ mod tests {
             seen.lock().push(reader.host);
             if n % 3 == 0 {
                 poll_fn(|cx| reader.poll_turn(cx)).await;
-                reader.pass();
+                reader.pass(0);
             }
         }
     }
@@ -289,7 +294,25 @@ mod tests {
         let mut last = rounds.reader(1);
         assert!(!now(&mut last).await);
         drop(gone);
-        timeout(Duration::from_secs(1), poll_fn(|cx| last.poll_turn(cx))).await.expect("its turn");
+        rounds.0.state.lock().next_round();
+        assert!(now(&mut last).await, "its turn comes in the next round");
         assert_eq!(rounds.0.state.lock().waiting, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn handshakes_take_turns_though_nothing_comes_of_them_yet() {
+        let rounds = Rounds::new(&sim());
+        let now = async |reader: &mut Reader| poll_fn(|cx| Poll::Ready(reader.poll_turn(cx).is_ready())).await;
+        assert!(now(&mut rounds.reader(1)).await && now(&mut rounds.reader(2)).await);
+        let mut shaking: Vec<Reader> = (0..100).map(|_| rounds.reader(1)).collect();
+        let mut had_turns = 0;
+        for reader in &mut shaking {
+            if now(reader).await {
+                reader.pass(GREETING_UNITS);
+                had_turns += 1;
+            }
+        }
+        assert_eq!(had_turns, UNITS_MAX / GREETING_UNITS);
+        assert!(now(&mut rounds.reader(2)).await, "another host does not wait");
     }
 }
